@@ -1,0 +1,74 @@
+# One small Makefile. `make demo` and `make test` do all set-up themselves: virtual environment, torch, the package.
+#   PYTHON  interpreter (3.10 or newer) the environment is made with
+#   TORCH   what pip installs as torch: the CPU build where no NVIDIA card answers, PyPI's own wheel where one does
+#   EXTRAS  extras of the package to install, such as EXTRAS=dev,train,eval
+PYTHON ?= python3
+GPU := $(shell nvidia-smi -L 2> /dev/null | head -n 1)
+TORCH ?= torch==2.13.0 $(if $(GPU),,--extra-index-url https://download.pytorch.org/whl/cpu --retries 2 --timeout 20)
+EXTRAS ?= dev
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+STAMP := $(VENV)/.installed-$(EXTRAS)
+PYTEST = $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install format format-check lint type pytest test check test-slow test-gpu demo smoke docs clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Make .venv and install torch, the package (editable) and its extras into it
+
+# The stamp is newer than the list of dependencies exactly when the environment is up to date.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("gpa needs Python 3.10 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	@$(PIP) --version > /dev/null 2>&1 || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); } \
+	  || { rm -rf $(VENV); echo "no venv: on Debian and Ubuntu run  sudo apt install python3-venv"; exit 1; }
+	@echo "installing $(TORCH) (the first time this downloads a few hundred MB)"
+	@$(PIP) install $(TORCH)
+	@echo "installing gpa-audio[$(EXTRAS)]"
+	@$(PIP) install --editable ".[$(EXTRAS)]"
+	@touch $@
+
+format: $(STAMP)  ## Rewrite the sources in the house format
+	$(BIN)/ruff format gpa tests
+	$(BIN)/ruff check --fix gpa tests
+
+format-check: $(STAMP)  ## Check the format
+	$(BIN)/ruff format --check gpa tests
+
+lint: $(STAMP)  ## Check style, complexity and size limits
+	$(BIN)/ruff check gpa tests
+
+type: $(STAMP)  ## Check types
+	$(BIN)/mypy
+
+pytest: $(STAMP)  ## Run the tests: on a CPU, without network
+	$(PYTEST)
+
+test: format-check lint type pytest  ## Everything CI checks
+
+check: test  ## Same as test
+
+test-slow: $(STAMP)  ## Run the tests that take over five seconds each
+	$(PYTEST) -m "slow and not gpu and not network"
+
+test-gpu: $(STAMP)  ## Run the tests that need an accelerator
+	$(PYTEST) -m gpu
+
+demo: $(STAMP)  ## Speak, transcribe and convert a voice with the shipped model
+	$(BIN)/python -m gpa demo
+
+smoke: $(STAMP)  ## Check this machine and the installed command
+	$(BIN)/gpa --help > /dev/null
+	$(BIN)/gpa doctor
+
+docs: $(STAMP)  ## Check the documentation against the code
+	$(PYTEST) tests/test_docs.py
+
+clean:  ## Remove builds, caches and demo output; keep .venv and runs
+	rm -rf build dist *.egg-info demo_out .mypy_cache .ruff_cache .pytest_cache
+	find gpa tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,8 @@
+"""`python -m gpa` is the command `gpa`."""
+
+import sys
+
+from gpa.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,334 @@
+"""Sound in and out: the one front end every path, byte string, stream, array and upload goes through.
+
+Knows files, rates, channels and loudness; knows nothing about tokens or models, and needs no torch.
+Shapes: S samples, C channels. Waveforms are float32 (S,), mono, full scale +-1, unless stated otherwise.
+"""
+
+import io
+import os
+import re
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+
+from gpa.errors import AudioError, AudioWarning
+
+AudioLike = str | os.PathLike[str] | bytes | BinaryIO | tuple[np.ndarray, int] | np.ndarray
+
+SAMPLE_RATE = 16000  # Hz, of every published tokenizer
+MIN_SECONDS = 0.04  # two 20 ms frames: less gives no token at all
+REFERENCE_SECONDS = 3.0  # shorter references are tiled and carry little of a voice
+MAX_CHANNELS = 8  # a longer axis of a 2-D array is taken for time
+END_SLACK = 0.1  # seconds; manifests round their segment ends
+
+_SILENCE = 1e-3  # RMS of the loudest 20 ms, -60 dB: below any usable recording
+_CLIP_LEVEL, _CLIP_SHARE = (
+    0.999,
+    1e-3,
+)  # peak-normalised speech has a handful of such samples, clipped speech many
+_RATES = (1000, 768000)  # Hz; outside them a "rate" is a mistake, often a swapped argument
+FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+_BLOCK = 1 << 14  # libvorbis may overflow its stack when handed minutes of sound at once
+
+# What people hand in instead of audio, by the first bytes, with what to do about it.
+_FOREIGN = (
+    (b"version https://git-lfs", 0, "a Git-LFS pointer, not the audio itself", "run  git lfs pull"),
+    (b"ftyp", 4, "an MP4/M4A container", "convert it:  ffmpeg -i IN -ac 1 OUT.wav"),
+    (b"\x1aE\xdf\xa3", 0, "a WebM/Matroska container", "convert it:  ffmpeg -i IN -ac 1 OUT.wav"),
+    (b"<", 0, "a web page or XML", "download the file itself"),
+    (b"{", 0, "JSON text", "give the audio file it names"),
+)
+
+
+def load(
+    source: AudioLike,
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    rate: int | None = None,
+    begin: float = 0.0,
+    end: float | None = None,
+) -> np.ndarray:
+    """Return any kind of audio as float32 (S,) at `sample_rate`: channels averaged, resampled by soxr VHQ.
+
+    `source` is a path, encoded bytes, a binary stream (read from where it stands), `(array, rate)`, or an
+    array with `rate=`. Arrays are (S,), (S, C) or (C, S) with C <= 8; integers are scaled by their range.
+    `begin` and `end` are seconds of the source. The same sound gives the same samples whichever way it comes.
+    Raises AudioError naming the source and the remedy. Source: specification 2.2 step 1, section 11 rule 7.
+    """
+    target = _checked_rate(sample_rate, "sample_rate")
+    samples, true_rate, name = load_raw(source, rate=rate, begin=begin, end=end)
+    mono = samples.mean(axis=1)  # (S, C) -> (S,)
+    if true_rate != target:
+        mono = soxr.resample(mono, true_rate, target, quality="VHQ")
+    return mono.astype(np.float32)
+
+
+def load_raw(
+    source: AudioLike, *, rate: int | None = None, begin: float = 0.0, end: float | None = None
+) -> tuple[np.ndarray, int, str]:
+    """Return (samples float64 (S, C), true rate in Hz, name for messages); arguments as for `load`."""
+    if isinstance(source, tuple) or hasattr(source, "__array__"):
+        samples, true_rate, name = _from_array(source, rate)
+        start, stop = _span(len(samples), true_rate, begin, end, name)
+        samples = samples[start:stop]
+    elif rate is not None:
+        raise AudioError(
+            "rate= is for bare arrays; files, bytes and streams carry their own rate: leave it out"
+        )
+    else:
+        data, name = _open(source)
+        samples, true_rate = _decode(data, name, begin, end)
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{name} contains NaN or infinite samples: export it again")
+    return samples, true_rate, name
+
+
+def _from_array(source: Any, rate: int | None) -> tuple[np.ndarray, int, str]:
+    """Return a given array as float64 (S, C)."""
+    if isinstance(source, tuple):
+        if len(source) != 2 or not hasattr(source[0], "__array__"):
+            raise AudioError("a tuple must be (array, rate), in this order")
+        if rate is not None:
+            raise AudioError("the rate was given twice: pass (array, rate), or the array and rate=")
+        source, rate = source
+    if rate is None:
+        raise AudioError("an array has no sample rate of its own: pass rate= in Hz")
+    rate = _checked_rate(rate, "rate")
+    try:
+        array = np.asarray(source)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, or one that needs gradients
+        raise AudioError(
+            f"{type(source).__name__} cannot become a numpy array ({error}): detach it"
+        ) from error
+    name = f"the given array, {array.dtype} {array.shape},"
+    return _full_scale(_time_first(array, name), name), rate, name
+
+
+def _time_first(array: np.ndarray, name: str) -> np.ndarray:
+    """Return (S, C), whichever axis holds the channels."""
+    if array.ndim == 1:
+        return array[:, None]
+    if array.ndim == 2 and min(array.shape) <= MAX_CHANNELS:
+        return array.T if array.shape[0] < array.shape[1] else array
+    raise AudioError(f"{name} is not one clip: give (S,) or (S, C) with at most {MAX_CHANNELS} channels")
+
+
+def _full_scale(array: np.ndarray, name: str) -> np.ndarray:
+    """Return float64 with integers scaled to +-1 by the range of their type, unsigned ones centred."""
+    if array.dtype.kind == "f":
+        return array.astype(np.float64)
+    # No audio has 64-bit integers: they are int16 after a careless sum, and scaling would silence them.
+    if array.dtype.kind not in "iu" or array.dtype.itemsize > 4:
+        raise AudioError(f"{name} has no known full scale: convert it to float32 in +-1, or to int16")
+    half = 2.0 ** (8 * array.dtype.itemsize - 1)
+    offset = half if array.dtype.kind == "u" else 0.0
+    return (array.astype(np.float64) - offset) / half
+
+
+def _open(source: Any) -> tuple[Any, str]:
+    """Return what soundfile can open, and a name for messages; refuse what clearly is not audio."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data, name = bytes(source), f"the given bytes ({len(source)})"
+    elif hasattr(source, "read"):
+        label = getattr(source, "name", None)
+        name = label if isinstance(label, str) and label else "the given stream"
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise AudioError(f"{name} is open in text mode: open it with 'rb'")
+    elif isinstance(source, (str, os.PathLike)):
+        return _open_path(Path(os.fsdecode(source)))
+    else:
+        raise AudioError(
+            f"{type(source).__name__} is not audio: give a path, bytes, a stream, or an array with rate="
+        )
+    _refuse_foreign(data[:64], name)
+    return io.BytesIO(data), name
+
+
+def _open_path(path: Path) -> tuple[str, str]:
+    """Return a readable audio path twice: to open, and as its name in messages."""
+    if path.is_dir():
+        raise AudioError(f"{path} is a folder: give one audio file in it")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise AudioError(f"{path} does not exist: check the path (working folder {Path.cwd()})") from None
+    except (OSError, ValueError) as error:  # no permission; a null byte in the name
+        raise AudioError(f"{path} cannot be opened ({error}): check its name and permissions") from error
+    _refuse_foreign(head, str(path))
+    return str(path), str(path)
+
+
+def _refuse_foreign(head: bytes, name: str) -> None:
+    if not head:
+        raise AudioError(f"{name} is empty: record or download it again; a stream already read needs seek(0)")
+    for magic, offset, what, remedy in _FOREIGN:
+        if head[offset : offset + len(magic)] == magic:
+            raise AudioError(f"{name} is {what}: {remedy}")
+
+
+def _decode(data: Any, name: str, begin: float, end: float | None) -> tuple[np.ndarray, int]:
+    """Return the wanted span as float64 (S, C), and its rate; a file cut short is refused, not shortened."""
+    try:
+        with soundfile.SoundFile(data) as file:
+            if _cut_short(file.extra_info):
+                raise AudioError(f"{name} is truncated: copy or download it again")
+            start, stop = _span(file.frames, file.samplerate, begin, end, name)
+            exact = file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE")
+            skip = (
+                0 if exact else start
+            )  # lossy streams seek only nearly, so they are decoded from the beginning
+            file.seek(start - skip)
+            samples = file.read(stop - start + skip, dtype="float64", always_2d=True)[skip:]
+            # An MP3 states its length in whole frames or as an estimate, all other formats exactly.
+            if len(samples) < (stop - start) * (0.95 if file.format == "MPEG" else 1.0):
+                raise AudioError(f"{name} is truncated: copy or download it again")
+            return samples, file.samplerate
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(
+            f"{name} is not readable audio, or is truncated ({str(error).strip()}): "
+            "fetch it again, or convert it:  ffmpeg -i IN -ac 1 OUT.wav"
+        ) from error
+
+
+def _cut_short(info: str) -> bool:
+    """Whether libsndfile's log says that the file ends before its header does."""
+    if "Junk after the last page" in info:
+        return True  # Ogg cut inside a page; a live recording stopped between two pages is whole
+    for stated, found in re.findall(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", info, re.MULTILINE):
+        # Writers into a pipe cannot know the size and state 0 or about 2 or 4 GiB: that is no cut.
+        if int(found) < int(stated) < 0x7FFFF000:
+            return True
+    return False
+
+
+def _span(frames: int, rate: int, begin: float, end: float | None, name: str) -> tuple[int, int]:
+    """Return the first and the last-plus-one sample of `begin..end` seconds of a clip, both inside it."""
+    length = frames / rate
+    last = length if end is None else end
+    if frames == 0:
+        raise AudioError(f"{name} is empty: record or download it again")
+    if not 0 <= begin < last <= length + END_SLACK:
+        raise AudioError(f"{name} has {length:.2f} s of sound: begin={begin}, end={end} is no span of it")
+    start, stop = round(begin * rate), min(round(last * rate), frames)
+    if stop - start < MIN_SECONDS * rate:
+        seconds = max(stop - start, 0) / rate
+        raise AudioError(
+            f"{name} is {1000 * seconds:.0f} ms long: at least {1000 * MIN_SECONDS:.0f} ms are needed"
+        )
+    return start, stop
+
+
+def _checked_rate(rate: Any, what: str) -> int:
+    number = isinstance(rate, (int, float, np.number))
+    if not number or not _RATES[0] <= rate <= _RATES[1] or rate != int(rate):
+        raise AudioError(f"{what}={rate!r} is no sample rate: give whole Hz, such as 16000")
+    return int(rate)
+
+
+def _as_wave(wav: np.ndarray, what: str) -> np.ndarray:
+    """Return `wav` as float64 (S,) or raise: the functions below take what `load` returns, nothing looser."""
+    array = np.asarray(wav)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind != "f":
+        raise AudioError(
+            f"{what} needs a float waveform (S,), got {array.dtype} {array.shape}: use gpa.audio.load"
+        )
+    if not np.isfinite(array).all():
+        raise AudioError(f"{what} got NaN or infinite samples")
+    return array.astype(np.float64)
+
+
+def check_speech(wav: np.ndarray, sample_rate: int, *, name: str = "the audio", stacklevel: int = 2) -> None:
+    """Warn (AudioWarning) when float32 (S,) is silent, or clipped in more than one sample of a thousand."""
+    x = _as_wave(wav, "check_speech")
+    frame = max(1, min(len(x), round(0.02 * sample_rate)))
+    power = np.square(x[: len(x) // frame * frame]).reshape(-1, frame).mean(axis=1)  # (S,) -> (frames,)
+    if power.max() < _SILENCE**2:
+        message = f"{name} is silent (loudest 20 ms below -60 dB): check the microphone or the channel"
+        warnings.warn(message, AudioWarning, stacklevel=stacklevel)
+    share = float(np.mean(np.abs(x) >= _CLIP_LEVEL))
+    if share > _CLIP_SHARE:
+        message = (
+            f"{name} is clipped ({100 * share:.1f} % of its samples at full scale): lower the recording level"
+        )
+        warnings.warn(message, AudioWarning, stacklevel=stacklevel)
+
+
+def check_reference(wav: np.ndarray, sample_rate: int, *, name: str = "the reference") -> None:
+    """Warn (AudioWarning) when a voice reference, float32 (S,), is silent, clipped, or under 3 s."""
+    check_speech(wav, sample_rate, name=name, stacklevel=3)
+    seconds = len(wav) / sample_rate
+    if seconds < REFERENCE_SECONDS:
+        message = (
+            f"{name} is only {seconds:.1f} s long: a voice needs {REFERENCE_SECONDS:.0f} to 6 s of speech"
+        )
+        warnings.warn(message, AudioWarning, stacklevel=2)
+
+
+def normalise_loudness(wav: np.ndarray) -> np.ndarray:
+    """Return float32 (S,) at the loudness from which global (speaker) tokens are taken.
+
+    The level is the mean of the 90th to 99th percentile of the samples above 0.01; it is moved to 0.2 by a
+    gain within 0.1..10, and the peak kept within 1. Quiet clips are first raised to a peak of 0.1. Computed
+    in float64, since another rounding moves tokens. Source: specification 2.2 step 2.
+    """
+    x = _as_wave(wav, "normalise_loudness")
+    levels = np.sort(np.abs(x))
+    if levels[-1] < 0.1:
+        x = x / max(levels[-1], 1e-3) * 0.1
+    levels = levels[levels > 0.01]  # of the clip as it came: the trained models saw quiet clips so
+    n = len(levels)
+    if n <= 10:
+        return x.astype(np.float32)
+    level = levels[int(0.9 * n) : int(0.99 * n)].mean()
+    x = x * np.clip(0.2 / level, 0.1, 10.0)
+    return (x / max(1.0, np.abs(x).max())).astype(np.float32)
+
+
+def reference_clip(wav: np.ndarray, n_samples: int) -> np.ndarray:
+    """Return the first `n_samples` of float (S,), first tiled where shorter (specification 2.2 step 3)."""
+    if n_samples <= 0 or wav.ndim != 1 or len(wav) == 0:
+        raise AudioError(
+            f"reference_clip needs a waveform (S,) and a length, got {wav.shape} and {n_samples}"
+        )
+    return np.tile(wav, -(-n_samples // len(wav)))[:n_samples]
+
+
+def save(path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int) -> None:
+    """Write float (S,) as 16-bit WAV or, by suffix, FLAC or Ogg Vorbis; values beyond +-1 are clipped.
+
+    Missing folders are made. The file appears whole or not at all: it is written under a temporary name
+    beside its own, then renamed. Raises AudioError for another suffix, an unfit waveform, or a refused place.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise AudioError(f"{path}: cannot write '{path.suffix}' files, use one of {', '.join(FORMATS)}")
+    samples = np.clip(_as_wave(wav, "save"), -1.0, 1.0)
+    rate = _checked_rate(sample_rate, "sample_rate")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(temporary, samples, rate, *FORMATS[path.suffix.lower()])
+        os.replace(temporary, path)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise AudioError(
+            f"{path} cannot be written ({error}): check the folder, its permissions and space"
+        ) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def _write(path: Path, samples: np.ndarray, rate: int, container: str, subtype: str) -> None:
+    if subtype == "PCM_16":
+        # libsndfile would scale by 32767 but reads by 32768; with one factor saved samples return unchanged.
+        samples = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+    with soundfile.SoundFile(path, "w", rate, 1, subtype, format=container) as file:
+        for start in range(0, len(samples), _BLOCK):
+            file.write(samples[start : start + _BLOCK])

@@ -1,0 +1,337 @@
+"""The command `gpa`: which commands and options there are, and how errors and warnings look.
+
+What a command does is in `gpa.commands`. The result of a command alone goes to stdout, everything said about
+it to stderr. Exit codes are those of `gpa.errors`, 2 for wrong usage, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gpa
+from gpa import commands
+from gpa.errors import AudioWarning, GPAError
+
+INTERRUPTED, BROKEN_PIPE, FAILED = 130, 141, 1  # the first two as a shell reports signals 2 and 13
+
+ABOUT = """speech from text, text from speech, speech in another voice: one small model
+
+examples:
+  gpa tts "Good morning." -o morning.wav      speak a sentence
+  gpa asr morning.wav                         write down what is said
+  gpa voice me.wav -o me.json                 keep a voice: 3 to 6 seconds of clear speech
+  gpa vc morning.wav --voice me.json          say the same in that voice
+"""
+EPILOG = """`gpa COMMAND --help` explains a command, with examples.
+exit codes: 0 done, 2 usage, 3 audio, 4 checkpoint, 5 text or prompt, 6 nothing generated,
+            7 optional package missing, 130 interrupted, 1 anything else"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; SystemExit only for --help, --version and wrong usage."""
+    args, rest = _parser().parse_known_args(argv)
+    if rest and args.run is not commands.train:  # `gpa train` hands its arguments on
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
+    with _talk_on_stderr(args.verbose):
+        try:
+            code = int(args.run(args) or 0)
+            sys.stdout.flush()
+            return code
+        except GPAError as error:
+            commands.say(f"error: {error}")
+            return error.exit_code
+        except KeyboardInterrupt:
+            commands.say("interrupted")
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader of our output has gone, as in `gpa asr *.wav | head -1`
+            with contextlib.suppress(OSError, ValueError):  # Python flushes stdout once more on its way out
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except OSError as error:  # a full disk, no permission, a folder where a file should be
+            commands.say(f"error: {error}")
+            return FAILED
+
+
+@contextlib.contextmanager
+def _talk_on_stderr(verbose: bool) -> Iterator[None]:
+    """Warnings and log records as lines on stderr; other libraries keep their small talk to themselves."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        commands.say(f"warning: {message}")
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("gpa: %(message)s"))
+    logger = logging.getLogger("gpa")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "" if sys.stderr.isatty() else "1")
+    try:
+        with warnings.catch_warnings():
+            if not verbose:
+                warnings.simplefilter("ignore")
+            warnings.simplefilter("always", AudioWarning)
+            warnings.showwarning = show  # catch_warnings restores it
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Version(argparse.Action):
+    """`--version`, looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"gpa {gpa.__version__}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpa", description=ABOUT, epilog=EPILOG, formatter_class=_Raw, allow_abbrev=False
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.set_defaults(verbose=False)
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _train):
+        add(sub)
+    return parser
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    """Keeps our line breaks, and options in one readable column."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+
+def _command(
+    sub: Any, name: str, run: Any, about: str, examples: str, **options: Any
+) -> argparse.ArgumentParser:
+    parser = sub.add_parser(
+        name,
+        help=about,
+        description=about,
+        epilog=f"examples:\n{examples}",
+        formatter_class=_Raw,
+        allow_abbrev=False,
+        **options,
+    )
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def _tts(sub: Any) -> None:
+    p = _command(
+        sub, "tts", commands.tts, "speak a text", """\
+  gpa tts "The rain has stopped." -o rain.wav
+  gpa tts "In my own voice." --voice me.wav --seed 7 -o mine.wav
+  echo "From a pipe." | gpa tts - -o - | aplay
+
+prints the path of the file written. `gpa info` lists the voices of a model.
+"""
+    )  # fmt: skip
+    p.add_argument("text", help="what to say; - reads it from standard input")
+    _voice_option(p)
+    _output(p, "out.wav")
+    _sampling(p)
+    _model(p)
+    _json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
+
+
+def _asr(sub: Any) -> None:
+    p = _command(
+        sub, "asr", commands.asr, "write down what is said", """\
+  gpa asr note.wav
+  gpa asr talks/*.flac > transcripts.tsv
+  gpa tts "Hello there." -o - | gpa asr -
+
+prints the transcript; of several files one line each, PATH<tab>TRANSCRIPT. a file that cannot be read
+is reported, the others are still transcribed, and the exit code says so.
+"""
+    )  # fmt: skip
+    p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, Opus or MP3; any rate; - reads standard input")
+    _sampling(p)
+    _model(p)
+    _json(p, "print one JSON object a file: path, text, tokens, finish_reason, timing, or error")
+
+
+def _vc(sub: Any) -> None:
+    p = _command(
+        sub, "vc", commands.vc, "say the same in another voice", """\
+  gpa vc speech.wav --voice me.json -o converted.wav
+  gpa vc speech.wav --voice other.wav --mode codec -o fast.wav
+
+prints the path of the file written.
+"""
+    )  # fmt: skip
+    p.add_argument("audio", help="what to convert; - reads standard input")
+    _voice_option(p)
+    p.add_argument(
+        "--mode",
+        choices=("lm", "codec"),
+        default="lm",
+        help="lm: the model speaks anew; codec: only the voice codes are exchanged, much faster (default lm)",
+    )
+    _output(p, "out.wav")
+    _sampling(p)
+    _model(p)
+    _json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
+
+
+def _voice(sub: Any) -> None:
+    p = _command(
+        sub, "voice", commands.voice, "keep the voice of a recording in a small file", """\
+  gpa voice me.wav -o me.json
+  gpa tts "It is me." --voice me.json -o me-too.wav
+
+a few integers, no audio. 3 to 6 seconds of one person in a quiet room are best. prints the path written.
+"""
+    )  # fmt: skip
+    p.add_argument("audio", help="the recording; - reads standard input")
+    p.add_argument("-o", "--output", type=Path, default=Path("voice.json"), help="default voice.json")
+    _model(p)
+
+
+def _info(sub: Any) -> None:
+    p = _command(
+        sub, "info", commands.info, "sizes, voices, licences and fingerprints of a model", """\
+  gpa info
+  gpa info path/to/checkpoint --json
+"""
+    )  # fmt: skip
+    _which(p)
+    p.add_argument("--offline", action="store_true", help="never use the network")
+    _json(p, "the same as one JSON object")
+
+
+def _verify(sub: Any) -> None:
+    p = _command(
+        sub, "verify", commands.verify, "recompute a checkpoint's recorded outputs, stage by stage", """\
+  gpa verify
+  gpa verify path/to/checkpoint --device cuda
+
+prints the largest error of each stage. exits with 1 if one is beyond its tolerance: this machine, or a newer
+library, then computes something else than the machine the checkpoint was made on.
+"""
+    )  # fmt: skip
+    _which(p)
+    _device(p)
+    _json(p, "print one JSON object with every stage")
+
+
+def _doctor(sub: Any) -> None:
+    p = _command(
+        sub, "doctor", commands.doctor, "try everything gpa needs on this machine", """\
+  gpa doctor
+  gpa doctor > report.txt       for a bug report
+"""
+    )  # fmt: skip
+    _json(p, "print one JSON object with every finding")
+
+
+def _demo(sub: Any) -> None:
+    p = _command(
+        sub, "demo", commands.demo, "speak, transcribe, convert and transcribe again, with pictures", """\
+  gpa demo
+  gpa demo --text "Any sentence you like." --out listen
+"""
+    )  # fmt: skip
+    p.add_argument("--text", help="the sentence (default: one of ours)")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo_out"),
+        help="folder for WAVs and the picture (default demo_out)",
+    )
+    p.add_argument("--voices", nargs=2, metavar=("FROM", "TO"), help="two voices (default: two shipped ones)")
+    p.add_argument("--seed", type=int, default=0, help="default 0: the same sound every time")
+    _model(p)
+
+
+def _train(sub: Any) -> None:
+    _command(
+        sub, "train", commands.train, "train from a recipe", """\
+  gpa train recipes/gpa/codec.yaml
+  gpa train recipes/gpa/codec.yaml train.steps=10 --run runs/try
+
+the same as `python -m gpa.train`; its own --help says more.
+""", add_help=False
+    )  # fmt: skip
+
+
+def _voice_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--voice",
+        metavar="V",
+        help="name of a shipped voice, a recording, or a JSON file of `gpa voice` (default: a shipped one)",
+    )
+
+
+def _output(p: argparse.ArgumentParser, default: str) -> None:
+    p.add_argument(
+        "-o",
+        "--output",
+        default=default,
+        help=f"WAV, or by suffix FLAC or Ogg; - writes WAV to stdout (default {default})",
+    )
+
+
+def _sampling(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group(
+        "generation", "whatever is not given takes the model's own default for the task"
+    )
+    group.add_argument("--seed", type=int, help="the same seed gives the same result")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest id")
+    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest ids")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest ids of total probability P"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="R", help="above 1 discourages generated ids"
+    )
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="most ids to generate")
+
+
+def _model(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--model",
+        metavar="M",
+        default=commands.DEFAULT_MODEL,
+        help=f"directory, owner/name, or shipped name (default {commands.DEFAULT_MODEL})",
+    )
+    _device(p)
+
+
+def _which(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "model",
+        nargs="?",
+        default=commands.DEFAULT_MODEL,
+        help=f"directory, owner/name, or shipped name (default {commands.DEFAULT_MODEL})",
+    )
+
+
+def _device(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    group.add_argument(
+        "--dtype", default="auto", help="of the language model: auto, float32, bfloat16, float16"
+    )
+    group.add_argument("--offline", action="store_true", help="never use the network")
+    group.add_argument("-v", "--verbose", action="store_true", help="say more, on stderr")
+
+
+def _json(p: argparse.ArgumentParser, about: str) -> None:
+    p.add_argument("--json", action="store_true", help=about)

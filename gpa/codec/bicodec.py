@@ -1,0 +1,254 @@
+"""BiCodec: audio <-> semantic ids (words, rhythm) + global ids (voice), for weights of any size.
+
+The published Spark-TTS/GPA weights and our gpa-mini codec are this one class; a config file decides sizes, feature
+encoder (wav2vec2 or Whisper), token rate and waveform decoder. Source: spec/gpa.md section 2. Knows audio and codes;
+ids of a language model's vocabulary never come here.
+
+    S samples at 16 kHz   T semantic ids of one clip   G global ids   C feature channels   B clips of equal length
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from gpa import audio as sound
+from gpa import hub
+from gpa.audio import AudioLike
+from gpa.codec.base import AudioTokens, CodecSpec
+from gpa.codec.bicodec_config import BackboneConfig, BiCodecConfig, MelConfig, QuantizerConfig, SpeakerConfig, WaveConfig
+from gpa.codec.bicodec_model import BiCodecModel
+from gpa.codec.features import FeatureEncoder, half_where_it_fits, load_features, save_features, state_digest
+from gpa.errors import CheckpointError, VocabError
+
+__all__ = [
+    "BackboneConfig",
+    "BiCodec",
+    "BiCodecConfig",
+    "BiCodecModel",
+    "MelConfig",
+    "QuantizerConfig",
+    "SpeakerConfig",
+    "WaveConfig",
+]
+
+WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
+WINDOW = 512  # semantic ids decoded at once: 10 s of the published model, about 0.3 GB
+BATCH = 8
+Ids = Sequence[int] | np.ndarray | Tensor
+# Constants of the mel that some files carry and others do not; ours are computed (spec 6.2).
+_RECOMPUTED = ("mel_transformer.*",)
+
+
+class BiCodec:
+    """A loaded BiCodec, ready to encode and decode; float32, because the nearest code moves with less."""
+
+    def __init__(self, model: BiCodecModel, features: FeatureEncoder, device: str | torch.device = "cpu") -> None:
+        config = model.config
+        if features.channels != config.encoder.input_channels:
+            raise CheckpointError(
+                f"the {config.features} encoder gives {features.channels} channels, the codec reads {config.encoder.input_channels}"
+            )
+        self.device = torch.device(device)
+        self.config = config
+        self.model = model.to(self.device, torch.float32).eval().requires_grad_(False)
+        self.features = features.to(self.device, torch.float32).eval().requires_grad_(False)
+        self.precision = torch.float32  # of the files, which saving keeps
+        self._global_fingerprint = ""
+        s, reach = config.speaker_encoder, model.context()
+        self._spec = CodecSpec(
+            name="bicodec",
+            sample_rate=config.sample_rate,
+            hop_length=config.latent_hop_length,
+            n_codebooks=1,
+            codebook_size=config.quantizer.codebook_size,
+            n_global=s.token_num,
+            global_size=int(np.prod(s.fsq_levels)),
+            context=(reach, reach),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        *,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        offline: bool = False,
+    ) -> BiCodec:
+        """Load a directory or repository: the published layout (config.yaml, wav2vec2 beside it) or ours (config.json).
+
+        Raises CheckpointError with a readable difference when a tensor is missing, unexpected or of another shape.
+        """
+        folder = hub.resolve(path, revision, offline)
+        published = (folder / "config.yaml").is_file()
+        config = BiCodecConfig.from_dict(_read_yaml(folder / "config.yaml") if published else _read_config(folder))
+        model = BiCodecModel(config)
+        state = hub.read_state(folder)
+        hub.load_strict(model, state, ignore=_RECOMPUTED, where=str(folder))
+        features = load_features(folder / (WAV2VEC2_FOLDER if published else "features"), config.features)
+        codec = cls(model, features, device)
+        codec.precision = next(t.dtype for t in state.values() if t.is_floating_point())
+        return codec
+
+    def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+        """Write config.json, model.safetensors and features/; `dtype` of the weights is that of the loaded files by default.
+
+        Half precision keeps values that it cannot hold in float32; loading computes in float32 either way.
+        """
+        from safetensors.torch import save_file
+
+        path, dtype = Path(path), dtype or self.precision
+        path.mkdir(parents=True, exist_ok=True)
+        state = half_where_it_fits(self.model.state_dict(), dtype)
+        save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+        text = json.dumps({"model_type": "bicodec", **self.config.to_dict()}, indent=2)
+        (path / "config.json").write_text(text + "\n", encoding="utf-8")
+        save_features(self.features, path / "features", dtype)
+
+    @property
+    def spec(self) -> CodecSpec:
+        """Rates and sizes."""
+        return self._spec
+
+    def fingerprint(self) -> str:
+        """SHA-256 over config and weights, the same in any file layout; changes with the precision of the weights."""
+        return state_digest(self.config.to_dict(), self.model.state_dict(), self.features.state_dict())
+
+    def global_fingerprint(self) -> str:
+        """SHA-256 over what gives global ids their meaning, rounded to half precision: a voice made before the
+        decoder was trained further, or before the weights were stored smaller, stays valid."""
+        if not self._global_fingerprint:
+            names = {n: t for n, t in self.model.state_dict().items() if n.startswith("speaker_encoder.")}
+            half = half_where_it_fits(names, torch.float16)
+            self._global_fingerprint = state_digest({}, {n: t.float() for n, t in half.items()})
+        return self._global_fingerprint
+
+    # Encoding ---------------------------------------------------------------------------------------------
+
+    def encode(self, audio: AudioLike, *, rate: int | None = None) -> AudioTokens:
+        """Both kinds of ids: codes (1, T) and global_ (G,). `rate` is that of a bare array."""
+        return self.encode_batch([audio], rate=rate)[0]
+
+    def encode_batch(self, audios: Sequence[AudioLike], *, rate: int | None = None) -> list[AudioTokens]:
+        """`encode` of several clips, equal to that of each alone."""
+        wavs = [self._load(audio, rate) for audio in audios]
+        semantic, global_ = self._semantic(wavs), self._global(wavs)
+        return [AudioTokens(codes[None], voice) for codes, voice in zip(semantic, global_, strict=True)]
+
+    def semantic_tokens(self, audio: AudioLike, *, rate: int | None = None) -> np.ndarray:
+        """Semantic ids (T,) int64 of one clip; AudioError if the audio cannot be used."""
+        return self._semantic([self._load(audio, rate)])[0]
+
+    def semantic_tokens_batch(self, audios: Sequence[AudioLike], *, rate: int | None = None) -> list[np.ndarray]:
+        """`semantic_tokens` of several clips; only clips of equal length share a batch, so padding never moves an id."""
+        return self._semantic([self._load(audio, rate) for audio in audios])
+
+    def global_tokens(self, audio: AudioLike, *, rate: int | None = None) -> np.ndarray:
+        """Global ids (G,) int64 of a reference voice; reads the first `ref_segment_duration` seconds, tiled if shorter."""
+        return self._global([self._load(audio, rate)])[0]
+
+    def reference_clip(self, wav: np.ndarray) -> np.ndarray:
+        """What the global path hears of a 16 kHz waveform (S,): spec 2.2 steps 2 and 3."""
+        c = self.config
+        samples = int(c.ref_segment_duration * c.sample_rate) // c.latent_hop_length * c.latent_hop_length
+        return sound.reference_clip(self._leveled(wav), samples)
+
+    def latents(self, wavs: np.ndarray) -> Tensor:
+        """Encoder output (B, D, T) before quantisation, of waveforms (B, S) of one length."""
+        if self.config.features == "whisper":
+            wavs = np.pad(wavs, ((0, 0), (0, -wavs.shape[1] % self.config.latent_hop_length)))
+        else:  # standardised by the encoder itself, so the loudness step only keeps the published order of operations
+            wavs = np.stack([self._leveled(wav) for wav in wavs])
+        with torch.inference_mode():
+            return self.model.latents(self.features(torch.from_numpy(wavs).to(self.device)))
+
+    def _leveled(self, wav: np.ndarray) -> np.ndarray:
+        return sound.normalise_loudness(wav) if self.config.volume_normalize else wav
+
+    def _load(self, audio: AudioLike, rate: int | None) -> np.ndarray:
+        return sound.load(audio, self.config.sample_rate, rate=rate)
+
+    def _semantic(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return _by_length(wavs, lambda batch: self.model.quantizer.encode(self.latents(batch)))
+
+    def _global(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        clips = [self.reference_clip(wav) for wav in wavs]
+        return _by_length(clips, lambda batch: self.model.encode_global(torch.from_numpy(batch).to(self.device)))
+
+    # Decoding ---------------------------------------------------------------------------------------------
+
+    def decode(self, semantic: Ids | AudioTokens, global_: Ids | None = None, *, window: int = WINDOW) -> np.ndarray:
+        """Waveform float32 (S,), `hop_length` samples per semantic id, as the network gives it (mean not removed).
+
+        `semantic` (T,) and `global_` (G,) are lists, arrays or tensors, leading axes of size 1 allowed; an
+        AudioTokens stands for both. Long input is decoded `window` ids at a time with the exact context on either
+        side, which equals decoding it whole. Raises VocabError for a code out of range.
+        """
+        if isinstance(semantic, AudioTokens):
+            semantic, global_ = semantic.codes, semantic.global_
+        codes = _flat(semantic, "semantic", self._spec.codebook_size)
+        voice = _flat([] if global_ is None else global_, "global", self._spec.global_size)
+        if len(voice) != self._spec.n_global:
+            raise VocabError(f"{len(voice)} global codes; this codec has {self._spec.n_global}")
+        parts = [self.decode_span(codes, voice, i, min(i + window, len(codes))) for i in range(0, len(codes), window)]
+        return np.concatenate(parts)
+
+    def decode_span(self, semantic: np.ndarray, global_: np.ndarray, begin: int, end: int) -> np.ndarray:
+        """Samples of ids `begin` to `end` of a clip (T,), equal to that part of the whole; streaming is built on it."""
+        reach, hop = self.model.context(), self._spec.hop_length
+        left, right = max(0, begin - reach), min(len(semantic), end + reach)
+        codes = torch.from_numpy(semantic[left:right])[None].to(self.device)
+        with torch.inference_mode():
+            wav = self.model.decode(codes, torch.from_numpy(global_)[None].to(self.device))[0]
+        return wav[(begin - left) * hop : (end - left) * hop].cpu().numpy()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: expected a mapping, found {type(tree).__name__}")
+    return tree
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = hub.read_json(folder / "config.json")
+    config.pop("model_type", None)
+    return config
+
+
+def _by_length(wavs: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor]) -> list[np.ndarray]:
+    """Apply `encode` (B, S) -> (B, N) to groups of clips of one length; results in the order of the clips."""
+    out: dict[int, np.ndarray] = {}
+    groups: dict[int, list[int]] = {}
+    for i, wav in enumerate(wavs):
+        groups.setdefault(len(wav), []).append(i)
+    for members in groups.values():
+        for start in range(0, len(members), BATCH):
+            chosen = members[start : start + BATCH]
+            with torch.inference_mode():
+                ids = encode(np.stack([wavs[i] for i in chosen])).cpu().numpy().astype(np.int64)
+            out.update(zip(chosen, ids, strict=True))
+    return [out[i] for i in range(len(wavs))]
+
+
+def _flat(ids: Ids, name: str, size: int) -> np.ndarray:
+    """Ids as int64 (N,), range-checked."""
+    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    if array.size == 0 or array.ndim == 0 or max(array.shape) != array.size or array.dtype.kind not in "iu":
+        raise VocabError(f"{name} codes must be one non-empty sequence of integers, got {array.dtype} {array.shape}")
+    array = array.reshape(-1).astype(np.int64)
+    if array.min() < 0 or array.max() >= size:
+        raise VocabError(f"{name} codes {array.min()} .. {array.max()} are outside 0 .. {size - 1}")
+    return array

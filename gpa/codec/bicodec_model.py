@@ -1,0 +1,131 @@
+"""The network of BiCodec at any size: features -> semantic ids, mel -> global ids, ids -> waveform.
+
+Knows tensors and codes only; audio, windows and files are the business of `gpa.codec.bicodec`. Source: spec/gpa.md
+sections 2.3 to 2.6. State names are the published ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
+
+from gpa.codec.bicodec_config import BackboneConfig, BiCodecConfig, QuantizerConfig, WaveConfig
+from gpa.codec.speaker import SpeakerEncoder
+from gpa.codec.waveform import ISTFTDecoder, WaveGenerator
+from gpa.errors import CheckpointError
+from gpa.nn.convnext import VocosBackbone, sampling_stages
+from gpa.nn.quantize import FactorizedVQ, SequenceFSQ
+
+
+class Encoder(nn.Module):
+    """Features (B, C, T) -> (B, D, T / ratio): Vocos backbone, downsampling stages, projection."""
+
+    def __init__(self, c: BackboneConfig) -> None:
+        super().__init__()
+        self.encoder = VocosBackbone(c.input_channels, c.vocos_dim, c.vocos_intermediate_dim, c.vocos_num_layers)
+        self.downsample = sampling_stages(c.vocos_dim, c.vocos_intermediate_dim, down=list(c.sample_ratios))
+        self.project = nn.Linear(c.vocos_dim, c.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(self.encoder(x))
+        return self.project(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Decoder(nn.Module):
+    """Latents (B, D, T) [+ speaker vector] -> (B, D', T * ratio): the prenet and the postnet."""
+
+    def __init__(self, c: BackboneConfig) -> None:
+        super().__init__()
+        self.linear_pre = nn.Linear(c.input_channels, c.vocos_dim)
+        self.downsample = sampling_stages(c.vocos_dim, c.vocos_intermediate_dim, up=list(c.sample_ratios))
+        self.vocos_backbone = VocosBackbone(c.vocos_dim, c.vocos_dim, c.vocos_intermediate_dim, c.vocos_num_layers, c.condition_dim)
+        self.linear = nn.Linear(c.vocos_dim, c.out_channels)
+        self.tanh = c.use_tanh_at_final
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        x = self.downsample(self.linear_pre(x.transpose(1, 2)).transpose(1, 2))
+        x = self.linear(self.vocos_backbone(x, cond).transpose(1, 2)).transpose(1, 2)
+        return torch.tanh(x) if self.tanh else x
+
+
+def _wave_decoder(c: WaveConfig) -> WaveGenerator | ISTFTDecoder:
+    if c.n_fft:
+        return ISTFTDecoder(c.input_channel, c.channels, c.hidden, c.layers, c.n_fft, c.hop_length)
+    return WaveGenerator(c.input_channel, c.channels, list(c.rates), list(c.kernel_sizes))
+
+
+def _quantizer(c: QuantizerConfig) -> FactorizedVQ | SequenceFSQ:
+    if not c.fsq_levels:
+        return FactorizedVQ(c.input_dim, c.codebook_size, c.codebook_dim)
+    if (math.prod(c.fsq_levels), len(c.fsq_levels)) != (c.codebook_size, c.codebook_dim):
+        raise CheckpointError(f"codec config: fsq_levels {c.fsq_levels} do not make {c.codebook_size} codes of {c.codebook_dim} dimensions")
+    return SequenceFSQ(c.input_dim, list(c.fsq_levels))
+
+
+class BiCodecModel(nn.Module):
+    """The network: features -> semantic ids, mel -> global ids, ids -> waveform. State names are the published ones."""
+
+    def __init__(self, config: BiCodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        s = config.speaker_encoder
+        self.encoder = Encoder(config.encoder)
+        self.quantizer = _quantizer(config.quantizer)
+        self.speaker_encoder = SpeakerEncoder(
+            n_mels=s.input_dim, out_dim=s.out_dim, latent_dim=s.latent_dim, token_num=s.token_num, levels=list(s.fsq_levels), channels=s.channels, normalise=s.normalise
+        )
+        self.prenet = Decoder(config.prenet)
+        if config.postnet:
+            self.postnet = Decoder(config.postnet)
+        self.decoder = _wave_decoder(config.decoder)
+        if config.standardise:
+            self.register_buffer("feature_mean", torch.zeros(config.encoder.input_channels, 1))
+            self.register_buffer("feature_scale", torch.ones(config.encoder.input_channels, 1))
+        m = config.mel_params
+        top = m.mel_fmax or m.sample_rate / 2
+        filters = mel_filter_bank(m.n_fft // 2 + 1, m.num_mels, m.mel_fmin, top, m.sample_rate, norm="slaney", mel_scale="slaney")
+        self.register_buffer("mel_filters", torch.from_numpy(filters).float(), persistent=False)  # (F, M)
+        self.register_buffer("mel_window", torch.hann_window(m.win_length), persistent=False)
+
+    def mel(self, wav: Tensor) -> Tensor:  # (B, S) -> (B, M, T)
+        """Mel of the reference clip: magnitude, Slaney, linear (or log, ours)."""
+        m = self.config.mel_params
+        spec = torch.stft(wav, m.n_fft, m.hop_length, m.win_length, self.mel_window, return_complex=True).abs()
+        mel = self.mel_filters.T @ spec
+        return torch.log(mel.clamp_min(1e-5)) if m.log else mel
+
+    def latents(self, features: Tensor) -> Tensor:  # (B, C, T) -> (B, D, T / r)
+        """Encoder output before quantisation."""
+        if self.config.standardise:
+            features = (features - self.feature_mean) * self.feature_scale
+        return self.encoder(features)
+
+    def encode_semantic(self, features: Tensor) -> Tensor:  # (B, C, T) -> (B, T / r)
+        """Semantic ids of encoder features."""
+        return self.quantizer.encode(self.latents(features))
+
+    def encode_global(self, reference: Tensor) -> Tensor:  # (B, S) -> (B, G)
+        """Global ids of reference clips."""
+        return self.speaker_encoder.encode(self.mel(reference))
+
+    def condition(self, z_q: Tensor, speaker: Tensor) -> Tensor:
+        """Prenet on quantised semantics with the speaker vector, which is also added to every frame."""
+        return self.prenet(z_q, speaker) + speaker[..., None]
+
+    def decode(self, semantic: Tensor, global_: Tensor) -> Tensor:  # (B, T), (B, G) -> (B, S)
+        """Waveform, exactly `latent_hop_length` samples per semantic id."""
+        speaker = self.speaker_encoder.decode(global_)
+        return self.decoder(self.condition(self.quantizer.decode(semantic), speaker))[:, 0]
+
+    def context(self) -> int:
+        """Semantic ids of left and of right context with which a window decodes exactly as in the whole (spec 2.6)."""
+        c, hop = self.config.prenet, self.config.latent_hop_length
+        reach, rate = 0.0, 1  # of the prenet, in ids; frames per id so far
+        for ratio in c.sample_ratios:
+            rate *= ratio
+            reach += (ratio > 1) + (3 + 2 * 3) / rate  # deconvolution, two-layer backbone
+        reach += (3 + 3 * c.vocos_num_layers) / rate
+        return (math.ceil(reach * hop) + self.decoder.reach() + hop - 1) // hop

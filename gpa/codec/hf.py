@@ -1,0 +1,259 @@
+"""EnCodec, Mimi and DAC of transformers as codecs with K codebooks; also EnCodec's original `.th` files.
+
+Nothing is fetched at import, and nothing at all with `offline=True` or a local directory. Audio is mono:
+channels are averaged on the way in; a model with several channels hears the same signal in each, and its
+output is averaged.
+
+    S samples   K codebooks in use   T frames
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    DacConfig,
+    DacModel,
+    EncodecConfig,
+    EncodecModel,
+    MimiConfig,
+    MimiModel,
+    PreTrainedModel,
+)
+
+from gpa import hub
+from gpa.audio import AudioLike, load
+from gpa.codec.base import AudioTokens, CodecSpec
+from gpa.errors import CheckpointError, UsageError, VocabError
+
+MODELS: dict[str, tuple[type, type]] = {
+    "dac": (DacConfig, DacModel),
+    "encodec": (EncodecConfig, EncodecModel),
+    "mimi": (MimiConfig, MimiModel),
+}
+
+
+class HFCodec:
+    """A transformers codec model behind the `TokenCodec` contract.
+
+    `n_codebooks` K keeps the first K residual codebooks, all by default; `bandwidth` (kbit/s, EnCodec only)
+    says the same as one of the model's target bandwidths. T = ceil(S / hop) frames: clips are padded with
+    zeros to whole frames, which for Mimi and DAC is what their own feature extractors do.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        n_codebooks: int | None = None,
+        bandwidth: float | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.kind: str = model.config.model_type
+        if self.kind not in MODELS:
+            raise CheckpointError(f"model_type {self.kind!r} is not one of {', '.join(MODELS)}")
+        _refuse_chunked(model.config)
+        self.device = torch.device(device)
+        untyped: Any = model  # the three classes share the names encode and decode, not their signatures
+        self.model = untyped.to(self.device).float().eval().requires_grad_(False)
+        k = _n_codebooks(model, n_codebooks, bandwidth)
+        c = model.config
+        self.spec = CodecSpec(self.kind, c.sampling_rate, _hop_length(c), k, c.codebook_size)
+        self._files: tuple[Path, ...] = ()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        *,
+        n_codebooks: int | None = None,
+        bandwidth: float | None = None,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        offline: bool = False,
+    ) -> HFCodec:
+        """Load a directory or repository in float32; CheckpointError where config or weights do not fit.
+
+        An original EnCodec file (`encodec_24khz-d7cc33bc.th`) is accepted as `path` as well.
+        """
+        folder = hub.resolve(path, revision, offline)
+        if folder.suffix == ".th":
+            model: PreTrainedModel = load_encodec_th(folder)
+        else:
+            model = _load_model(folder)
+        codec = cls(model, n_codebooks=n_codebooks, bandwidth=bandwidth, device=device)
+        config_file = () if folder.is_file() else (folder / "config.json",)
+        codec._files = (*config_file, *hub.weight_files(folder))
+        return codec
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the files this was loaded from; of nothing if it was built in memory."""
+        return hub.fingerprint_files(*self._files)
+
+    @torch.inference_mode()
+    def encode(self, audio: AudioLike, *, rate: int | None = None) -> AudioTokens:
+        """Codes (K, T) of one clip; `rate` is that of a bare array. AudioError if it cannot be used."""
+        wav = torch.from_numpy(load(audio, self.spec.sample_rate, rate=rate))
+        wav = torch.nn.functional.pad(wav, (0, -len(wav) % self.spec.hop_length)).to(self.device)
+        channels = getattr(self.model.config, "audio_channels", 1)
+        codes = self._codes(wav.expand(1, channels, -1))[0, : self.spec.n_codebooks]  # (K, T)
+        return AudioTokens(codes.cpu().numpy().astype(np.int64))
+
+    def _codes(self, wav: Tensor) -> Tensor:  # (1, channels, S)
+        """Codes (1, at least K, T)."""
+        k = self.spec.n_codebooks
+        if self.kind == "encodec":
+            return self.model.encode(wav, bandwidth=_enough_bandwidth(self.model, k)).audio_codes[0]
+        if self.kind == "mimi":
+            return self.model.encode(wav, num_quantizers=k).audio_codes
+        return self.model.encode(wav, n_quantizers=k).audio_codes
+
+    @torch.inference_mode()
+    def decode(self, tokens: AudioTokens) -> np.ndarray:
+        """Waveform (T * hop,) float32 of codes (K, T); VocabError if they are not codes of this codec.
+
+        DAC's odd strides return a few samples less than whole frames; they are filled with zeros at the end.
+        """
+        codes = _checked(tokens.codes, self.spec)
+        batch = torch.from_numpy(codes).to(self.device)[None]  # (1, K, T)
+        if self.kind == "encodec":
+            wav = self.model.decode(batch[None], [None]).audio_values
+        elif self.kind == "mimi":
+            wav = self.model.decode(batch).audio_values
+        else:
+            wav = self.model.decode(audio_codes=batch).audio_values
+        mono = wav.reshape(-1, wav.shape[-1]).mean(0)
+        n_samples = codes.shape[1] * self.spec.hop_length
+        mono = torch.nn.functional.pad(mono, (0, max(0, n_samples - len(mono))))[:n_samples]
+        return mono.float().cpu().numpy()
+
+
+def _load_model(folder: Path) -> PreTrainedModel:
+    """Model of a transformers directory, every weight accounted for."""
+    from safetensors import SafetensorError
+
+    config = hub.read_json(folder / "config.json")
+    kind = str(config.get("model_type"))
+    if kind not in MODELS:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type {kind!r} is not one of {', '.join(MODELS)}"
+        )
+    cls: Any = MODELS[kind][1]
+    try:
+        # The library renames the weight norms of older files, so it loads and its report is checked here.
+        model, report = cls.from_pretrained(
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded as {kind} ({error})") from error
+    wrong = {
+        key: report.get(key)
+        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if report.get(key)
+    }
+    if wrong:
+        lines = [
+            f"  {key} ({len(names)}): {', '.join(map(str, sorted(names)[:10]))}"
+            for key, names in wrong.items()
+        ]
+        raise CheckpointError("\n".join([f"{folder}: weights do not fit the model", *lines]))
+    return model
+
+
+def _refuse_chunked(config: Any) -> None:
+    """EnCodec's 48 kHz setting: overlapping chunks, each with a loudness that is no code: not (K, T)."""
+    for key in ("normalize", "chunk_length_s"):
+        if getattr(config, key, None):
+            raise CheckpointError(
+                f"{config.model_type}: {key} = {getattr(config, key)!r} is not implemented: its tokens "
+                "are more than codes. Use a model without it, such as facebook/encodec_24khz"
+            )
+
+
+def _hop_length(config: Any) -> int:
+    if config.model_type == "mimi":  # the frame rate includes the extra downsampling after the convolutions
+        return round(config.sampling_rate / config.frame_rate)
+    return int(config.hop_length)
+
+
+def _total_codebooks(model: Any) -> int:
+    """Codebooks that can be used; EnCodec's come from its largest target bandwidth, spec of the library."""
+    if model.config.model_type == "encodec":
+        return model.quantizer.get_num_quantizers_for_bandwidth(max(model.config.target_bandwidths))
+    return model.config.num_quantizers if model.config.model_type == "mimi" else model.config.n_codebooks
+
+
+def _n_codebooks(model: Any, n_codebooks: int | None, bandwidth: float | None) -> int:
+    total, config = _total_codebooks(model), model.config
+    if bandwidth is not None:
+        if config.model_type != "encodec" or n_codebooks is not None:
+            raise UsageError("bandwidth is for EnCodec, and instead of n_codebooks: give n_codebooks alone")
+        if bandwidth not in config.target_bandwidths:
+            raise UsageError(f"bandwidth {bandwidth} kbit/s: choose one of {list(config.target_bandwidths)}")
+        return model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
+    fewest = config.num_semantic_quantizers if config.model_type == "mimi" else 1
+    chosen = total if n_codebooks is None else n_codebooks
+    if not fewest <= chosen <= total:
+        raise UsageError(f"n_codebooks {chosen}: this {config.model_type} model allows {fewest} to {total}")
+    return chosen
+
+
+def _enough_bandwidth(model: Any, n_codebooks: int) -> float:
+    """Smallest target bandwidth with at least K codebooks; the first K of more are the same."""
+    count = model.quantizer.get_num_quantizers_for_bandwidth
+    return min(b for b in model.config.target_bandwidths if count(b) >= n_codebooks)
+
+
+def _checked(codes: np.ndarray, spec: CodecSpec) -> np.ndarray:
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or codes.shape[0] != spec.n_codebooks or codes.shape[1] == 0:
+        raise VocabError(
+            f"{spec.name}: codes of shape ({spec.n_codebooks}, T >= 1) are needed, got {codes.shape}"
+        )
+    if not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0 or codes.max() >= spec.codebook_size:
+        raise VocabError(f"{spec.name}: codes must be integers in 0..{spec.codebook_size - 1}")
+    return codes.astype(np.int64)
+
+
+# Names in facebookresearch/encodec -> names in transformers, applied in this order.
+_RENAMES: Sequence[tuple[str, str]] = (
+    (r"^(encoder|decoder)\.model\.", r"\1.layers."),
+    (r"\.(conv|convtr)\.\1\.", r".conv."),
+    (r"\.(conv|convtr)\.norm\.", r".norm."),
+    (r"^quantizer\.vq\.layers\.(\d+)\._codebook\.", r"quantizer.layers.\1.codebook."),
+    (r"\.weight_g$", r".parametrizations.weight.original0"),
+    (r"\.weight_v$", r".parametrizations.weight.original1"),
+)
+
+
+def rename_encodec(name: str) -> str:
+    """Tensor name of the original EnCodec code as transformers calls it; others pass unchanged."""
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def load_encodec_th(path: str | os.PathLike, config: EncodecConfig | None = None) -> EncodecModel:
+    """EnCodec from an original `.th` file (a pickled state dict, read without running code), strictly.
+
+    `config` defaults to the published 24 kHz model; the 48 kHz model, known by its two input channels, is
+    refused by name. Needs neither the `encodec` package nor torchaudio.
+    """
+    state = {rename_encodec(name): tensor for name, tensor in hub.read_state(path).items()}
+    first = state.get("encoder.layers.0.conv.parametrizations.weight.original1")
+    if config is None and first is not None and first.ndim == 3 and first.shape[1] == 2:
+        raise CheckpointError(f"{path}: the stereo 48 kHz EnCodec is not implemented; use the 24 kHz file")
+    model = EncodecModel(config or EncodecConfig())
+    hub.load_strict(model, state, where=str(path))
+    return model.eval()

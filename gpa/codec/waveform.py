@@ -1,0 +1,107 @@
+"""Waveform decoders, latents (B, C, T) -> wav (B, 1, S): the published DAC-style generator and a Vocos-style ISTFT head.
+
+Both are deterministic and non-causal; `context` is the reach of their convolutions, which exact streaming needs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpa.nn.convnext import VocosBackbone
+from gpa.nn.quantize import WeightNormConv1d
+
+
+class Snake(nn.Module):
+    """x + sin(alpha x)^2 / alpha."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.sin(self.alpha * x).pow(2) / (self.alpha + 1e-9)
+
+
+class ResidualUnit(nn.Module):
+    """Snake, dilated conv k7, Snake, conv k1, residual."""
+
+    def __init__(self, dim: int, dilation: int) -> None:
+        super().__init__()
+        wide = WeightNormConv1d(dim, dim, 7, dilation=dilation, padding=3 * dilation)
+        self.block = nn.Sequential(Snake(dim), wide, Snake(dim), WeightNormConv1d(dim, dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x)
+
+
+class UpsampleBlock(nn.Module):
+    """Snake, transposed conv, three residual units."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, rate: int) -> None:
+        super().__init__()
+        up = WeightNormConv1d(c_in, c_out, kernel, stride=rate, padding=(kernel - rate) // 2, transposed=True)
+        self.block = nn.Sequential(Snake(c_in), up, *(ResidualUnit(c_out, d) for d in (1, 3, 9)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class WaveGenerator(nn.Module):
+    """The published decoder (spec/gpa.md section 2.5): one upsampling block per rate, tanh at the end."""
+
+    def __init__(self, input_channel: int, channels: int, rates: list[int], kernel_sizes: list[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [WeightNormConv1d(input_channel, channels, 7, padding=3)]
+        for i, (rate, kernel) in enumerate(zip(rates, kernel_sizes, strict=True)):
+            layers.append(UpsampleBlock(channels // 2**i, channels // 2 ** (i + 1), kernel, rate))
+        last = channels // 2 ** len(rates)
+        self.model = nn.Sequential(*layers, Snake(last), WeightNormConv1d(last, 1, 7, padding=3), nn.Tanh())
+        self.hop = math.prod(rates)
+        self.rates, self.kernels = rates, kernel_sizes
+
+    def reach(self) -> int:
+        """Samples of output, on either side of its own hop, that one input frame can touch."""
+        reach, step = 3 * self.hop, self.hop  # first conv k7
+        for rate, kernel in zip(self.rates, self.kernels, strict=True):
+            step //= rate
+            reach += (kernel - rate) // 2 * step + 3 * (1 + 3 + 9) * step  # transposed conv, residual units
+        return reach + 3  # last conv k7
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class ISTFTDecoder(nn.Module):
+    """Vocos backbone predicting magnitude and phase of an STFT, then overlap-add: exactly `hop` samples per frame."""
+
+    window: Tensor
+
+    def __init__(self, input_channel: int, dim: int, hidden: int, layers: int, n_fft: int, hop: int) -> None:
+        super().__init__()
+        self.backbone = VocosBackbone(input_channel, dim, hidden, layers)
+        self.out = nn.Linear(dim, n_fft + 2)
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.n_fft, self.hop, self.layers = n_fft, hop, layers
+
+    def reach(self) -> int:
+        """As `WaveGenerator.reach`."""
+        return (3 + 3 * self.layers) * self.hop + (self.n_fft - self.hop) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        magnitude, phase = self.out(self.backbone(x).transpose(1, 2)).transpose(1, 2).float().chunk(2, 1)
+        magnitude = torch.exp(magnitude.clamp(max=6.0))
+        frames = torch.fft.irfft(torch.polar(magnitude, phase), self.n_fft, dim=1) * self.window[:, None]
+        return self._overlap_add(frames)[:, None]
+
+    def _overlap_add(self, frames: Tensor) -> Tensor:  # (B, N, T) -> (B, T * hop)
+        n_frames = frames.shape[-1]
+        length = (n_frames - 1) * self.hop + self.n_fft
+        fold = {"output_size": (1, length), "kernel_size": (1, self.n_fft), "stride": (1, self.hop)}
+        wav = F.fold(frames, **fold)[:, 0, 0]
+        power = F.fold((self.window**2)[None, :, None].expand(1, -1, n_frames), **fold)[:, 0, 0]
+        side = (self.n_fft - self.hop) // 2
+        return wav[:, side : length - side] / power[:, side : length - side].clamp_min(1e-3)

@@ -1,0 +1,217 @@
+"""What the commands of `gpa` do: translate arguments, call the API, print the result.
+
+Every function takes the parsed arguments and returns an exit code or None. Results go to stdout, talk goes to
+stderr. No model code here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gpa
+from gpa import audio
+from gpa.errors import GPAError, UsageError
+
+DEFAULT_MODEL = "gpa-mini"
+SAMPLING = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+
+
+def say(message: str) -> None:
+    """One remark on stderr."""
+    print(f"gpa: {message}", file=sys.stderr)
+
+
+def tts(args: argparse.Namespace) -> None:
+    """Speak a text into a file."""
+    _check_output(args)
+    text = _stdin_text() if args.text == "-" else args.text
+    model = _load(args)
+    began = time.perf_counter()
+    speech = model.tts(text, voice=_voice_of(args, model), **_sampling(args))
+    _deliver(args, speech, time.perf_counter() - began)
+
+
+def vc(args: argparse.Namespace) -> None:
+    """Say what a recording says in another voice, into a file."""
+    _check_output(args)
+    source = _sound(args.audio)
+    model = _load(args)
+    began = time.perf_counter()
+    speech = model.vc(source, voice=_voice_of(args, model), mode=args.mode, **_sampling(args))
+    _deliver(args, speech, time.perf_counter() - began)
+
+
+def asr(args: argparse.Namespace) -> int:
+    """Print transcripts; a bad file is reported, the others are done, and its exit code is returned."""
+    model = _load(args)
+    failed = 0
+    for path in _progress(args.audio):
+        try:
+            began = time.perf_counter()
+            transcript = model.asr(_sound(path), **_sampling(args))
+        except GPAError as error:
+            if len(args.audio) == 1:
+                raise
+            failed = failed or error.exit_code
+            say(f"error: {error}")
+            if args.json:
+                _print_json({"path": path, "error": str(error)})
+            continue
+        took = time.perf_counter() - began
+        if args.json:
+            _print_json({"path": path, **_fields(transcript, "text"), "took": round(took, 3)})
+        else:
+            line = " ".join(transcript.text.split())
+            print(line if len(args.audio) == 1 else f"{path}\t{line}", flush=True)
+    return failed
+
+
+def voice(args: argparse.Namespace) -> None:
+    """Write the voice of a recording to a JSON file."""
+    if args.output.suffix != ".json":
+        raise UsageError(f"{args.output}: a voice is a JSON file, give it the suffix .json")
+    reference = _sound(args.audio)
+    _load(args).voice(reference).save(args.output)
+    print(args.output)
+
+
+def info(args: argparse.Namespace) -> None:
+    """Describe a model."""
+    from gpa.models.gpa.inspection import describe
+
+    found = describe(args.model, offline=args.offline)
+    _print_json(found) if args.json else print("\n".join(_lines(found)))
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Compare a checkpoint with its recorded outputs."""
+    raise NotImplementedError
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Report on this machine; 1 if something gpa needs is broken."""
+    import dataclasses
+
+    from gpa import doctor as probes
+
+    checks = probes.diagnose()
+    if args.json:
+        _print_json({"ok": probes.healthy(checks), "checks": [dataclasses.asdict(check) for check in checks]})
+    else:
+        print(probes.report(checks))
+    return 0 if probes.healthy(checks) else 1
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Show all three tasks."""
+    from gpa.demo import run
+
+    run(_load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Hand everything after `gpa train` to gpa.train."""
+    from gpa.train.__main__ import main
+
+    main(args.rest)
+
+
+def _load(args: argparse.Namespace) -> Any:
+    return gpa.GPA.from_pretrained(args.model, device=args.device, dtype=args.dtype, offline=args.offline)
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The generation options that were given; the model decides about the others."""
+    return {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+
+
+def _voice_of(args: argparse.Namespace, model: Any) -> Any:
+    """The voice asked for, else the model's first."""
+    if args.voice is not None:
+        return args.voice
+    if not model.voices:
+        raise UsageError(
+            f"{args.model} comes with no voices: give --voice a recording or a JSON file of `gpa voice`"
+        )
+    return next(iter(model.voices))
+
+
+def _sound(path: str) -> Any:
+    return sys.stdin.buffer.read() if path == "-" else path
+
+
+def _stdin_text() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the text on standard input is not UTF-8: {error}") from error
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Refuse what could only fail after the work is done."""
+    if args.output == "-" and args.json:
+        raise UsageError("-o - and --json both want standard output: choose one")
+    if args.output == "-" and sys.stdout.isatty():
+        raise UsageError("-o - writes a WAV file to standard output: redirect it to a file or a pipe")
+    if args.output != "-" and Path(args.output).suffix.lower() not in audio.FORMATS:
+        raise UsageError(f"{args.output}: choose a name that ends in one of {', '.join(audio.FORMATS)}")
+
+
+def _deliver(args: argparse.Namespace, speech: Any, took: float) -> None:
+    """Write generated speech where it was asked for, and say so."""
+    seconds = len(speech.wav) / speech.sample_rate
+    if args.output == "-":
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # a WAV header states the length, which a pipe cannot add later
+            speech.save(Path(folder) / "out.wav")
+            sys.stdout.buffer.write((Path(folder) / "out.wav").read_bytes())
+            sys.stdout.buffer.flush()
+    else:
+        speech.save(args.output)
+    if args.json:
+        timing = {"seconds": round(seconds, 3), "took": round(took, 3), "rtf": round(took / seconds, 3)}
+        _print_json({"path": args.output, "sample_rate": speech.sample_rate, **_fields(speech), **timing})
+    elif args.output != "-":
+        print(args.output)
+    if speech.finish_reason != "stop":
+        say(f"warning: the speech may be incomplete (finish_reason {speech.finish_reason})")
+
+
+def _fields(result: Any, *more: str) -> dict[str, Any]:
+    names = (*more, "tokens", "finish_reason")
+    return {
+        name: [int(t) for t in result.tokens] if name == "tokens" else getattr(result, name) for name in names
+    }
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def _lines(tree: dict[str, Any], indent: str = "") -> list[str]:
+    """A nested description as aligned text."""
+    width = max((len(key) for key in tree), default=0)
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            lines.append(f"{indent}{key:<{width}}  {shown}")
+    return lines
+
+
+def _progress(items: list[str]) -> Any:
+    """A bar on stderr for many items on a terminal, nothing otherwise."""
+    if len(items) < 3 or not sys.stderr.isatty():
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, unit="file", dynamic_ncols=True)

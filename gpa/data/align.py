@@ -1,0 +1,74 @@
+"""When each letter is spoken: Viterbi alignment of a transcript to CTC posteriors, and from letters to text ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LETTERS = " abcdefghijklmnopqrstuvwxyz'"  # CTC classes 1..28; 0 is blank
+
+
+def letters_of(text: str) -> str:
+    """The part of a transcript that CTC spells: lower-case letters, apostrophes and single spaces."""
+    kept = "".join(c for c in text.lower().replace("-", " ") if c in LETTERS)
+    return " ".join(kept.split())
+
+
+def letter_targets(text: str) -> list[int]:
+    """CTC classes of a transcript."""
+    return [1 + LETTERS.index(c) for c in letters_of(text)]
+
+
+def align(log_probs: np.ndarray, targets: Sequence[int]) -> np.ndarray | None:
+    """First frame of each target on the best CTC path, (L,) int; None if the clip is too short for them.
+
+    `log_probs` (T, V) with the blank at 0.
+    """
+    n_frames, states = len(log_probs), 2 * len(targets) + 1
+    symbols = np.zeros(states, np.int64)
+    symbols[1::2] = targets
+    skip = np.zeros(states, bool)  # may be entered from two states back: a letter unlike the letter before
+    skip[3::2] = symbols[3::2] != symbols[1:-2:2]
+    score = np.full(states, -np.inf)
+    score[:2] = log_probs[0, symbols[:2]]
+    back = np.zeros((n_frames, states), np.int8)
+    for t in range(1, n_frames):
+        stay = score
+        step = np.concatenate([[-np.inf], score[:-1]])
+        jump = np.where(skip, np.concatenate([[-np.inf, -np.inf], score[:-2]]), -np.inf)
+        moves = np.stack([stay, step, jump])
+        back[t] = moves.argmax(0)
+        score = moves.max(0) + log_probs[t, symbols]
+    state = states - 1 if score[-1] >= score[-2] else states - 2
+    if not np.isfinite(score[state]):
+        return None
+    first = np.zeros(len(targets), np.int64)
+    for t in range(n_frames - 1, -1, -1):
+        if state % 2:
+            first[state // 2] = t
+        state -= back[t, state]
+    return first
+
+
+def piece_spans(pieces: Sequence[str], letters: str, first: Sequence[int], frames: int) -> np.ndarray:
+    """Frames [begin, end) of each text piece, (N, 2): from its first letter to the first letter of the next spelled piece.
+
+    `letters` is what was aligned, `first` its frames. A piece without letters (punctuation) lies between its neighbours.
+    """
+    starts, at = np.full(len(pieces), -1), 0
+    for n, piece in enumerate(pieces):
+        for c in piece.replace("▁", ""):
+            if c in LETTERS and c != " ":
+                while at < len(letters) and letters[at] != c:
+                    at += 1
+                if starts[n] < 0 and at < len(letters):
+                    starts[n] = first[at]
+                at += 1
+    begins, following = np.zeros(len(pieces), np.int64), frames
+    ends = np.zeros(len(pieces), np.int64)
+    for n in range(len(pieces) - 1, -1, -1):
+        ends[n] = following
+        begins[n] = starts[n] if starts[n] >= 0 else max(0, following - 2)
+        following = begins[n] if starts[n] >= 0 else following
+    return np.stack([begins, np.maximum(ends, begins + 1)], 1)

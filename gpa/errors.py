@@ -1,0 +1,59 @@
+"""Every error a user can meet, each with the exit code the command line returns for it.
+
+An error message says what is wrong, with the file, key or number concerned, and what to do next.
+"""
+
+
+class GPAError(Exception):
+    """Root of all errors raised on purpose by this package."""
+
+    exit_code = 1
+
+
+class UsageError(GPAError, ValueError):
+    """A command, option or argument that does not fit."""
+
+    exit_code = 2
+
+
+class AudioError(GPAError, ValueError):
+    """Audio that cannot be used; the message names the file and the fix."""
+
+    exit_code = 3
+
+
+class CheckpointError(GPAError):
+    """A checkpoint that is missing, incomplete, or does not match its tokenizer, codec or vocabulary."""
+
+    exit_code = 4
+
+
+class VocabError(GPAError):
+    """An id space with gaps, overlaps or missing names, or an id outside its range."""
+
+    exit_code = 4  # a checkpoint's vocabulary is part of the checkpoint
+
+
+class PromptError(GPAError, ValueError):
+    """A request that cannot become a prompt: unknown task, missing part, or too long."""
+
+    exit_code = 5
+
+
+class GenerationError(GPAError, RuntimeError):
+    """The model produced nothing usable."""
+
+    exit_code = 6
+
+
+class MissingExtraError(GPAError, ImportError):
+    """An optional dependency is absent; the message names the extra to install."""
+
+    exit_code = 7
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed: run  pip install 'gpa-audio[{extra}]'")
+
+
+class AudioWarning(UserWarning):
+    """Audio that can be used but probably should not: silence, clipping, a short reference."""

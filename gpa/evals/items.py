@@ -1,0 +1,175 @@
+"""What is tested: a deterministic choice of held-out clips, unseen sentences and conversion pairs.
+
+The choice is by hash of seed and name, so it depends on no random generator's version, and the first 20 items
+of a run over 50 are the items of a run over 20. Nothing from a training split is ever chosen to be spoken or
+recognised. Layout of the data folder: speech/manifest.jsonl and text/ (README of the data).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from gpa.errors import UsageError
+
+T = TypeVar("T")
+Row = dict[str, Any]  # one line of the manifest
+
+MIN_WORDS, MAX_WORDS = 4, 16
+REFERENCE_SECONDS = 3.0  # least length of a target clip
+
+
+class Sentence(NamedTuple):
+    """A text to be spoken and where it is from."""
+
+    id: str
+    text: str
+
+
+class Pair(NamedTuple):
+    """A conversion: `source` is to be said in the voice of `target`; both are rows of other speakers."""
+
+    source: Row
+    target: Row
+
+    @property
+    def id(self) -> str:
+        """Name of the pair in reports."""
+        return f"{self.source['id']}>{self.target['id']}"
+
+
+def data_root(given: str | os.PathLike[str] | None = None) -> Path:
+    """The data folder: the argument, else GPA_DATA; UsageError where it holds no speech/manifest.jsonl."""
+    root = given or os.environ.get("GPA_DATA")
+    if not root:
+        raise UsageError("no data folder: pass --data DIR or set GPA_DATA")
+    if not (Path(root) / "speech" / "manifest.jsonl").is_file():
+        raise UsageError(f"{root}: holds no speech/manifest.jsonl; recipes/data says how to get the corpora")
+    return Path(root)
+
+
+def read_manifest(root: Path) -> list[Row]:
+    """All rows of speech/manifest.jsonl."""
+    lines = (root / "speech" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def data_hash(root: Path) -> str:
+    """SHA-256 of the manifest and of the sentence lists: equal hashes, equal items."""
+    digest = hashlib.sha256()
+    for path in (root / "speech" / "manifest.jsonl", *sentence_files(root)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def pick(pool: Iterable[T], n: int, seed: int, name: Callable[[T], str]) -> list[T]:
+    """The first n of the pool in an order that only `seed` and the names decide; all where n is 0."""
+    ordered = sorted(pool, key=lambda item: hashlib.sha256(f"{seed}:{name(item)}".encode()).digest())
+    return ordered[:n] if n else ordered
+
+
+def is_training(row: Row) -> bool:
+    """Whether a row may have been trained on."""
+    return str(row["split"]).startswith("train")
+
+
+def dev_clips(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> list[Row]:
+    """n held-out clips with a transcript; UsageError for a training split or one without clips."""
+    if split.startswith("train"):
+        raise UsageError(f"split {split!r} was trained on; choose a dev split")
+    found = [row for row in rows if row["split"] == split and row.get("text") and not is_training(row)]
+    if not found:
+        raise UsageError(f"split {split!r} has no clips; there are {sorted({r['split'] for r in rows})}")
+    return pick(found, n, seed, _id)
+
+
+def pairs(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> list[Pair]:
+    """n conversions: held-out sources, each to a held-out clip (3 s or more) of another, drawn speaker."""
+    chosen = []
+    clips = dev_clips(rows, 0, seed, split)
+    for source in clips[: n or None]:
+        fits = [
+            row
+            for row in clips
+            if row["speaker"] != source["speaker"] and row["duration"] >= REFERENCE_SECONDS
+        ]
+        if not fits:
+            raise UsageError(f"split {split!r} has no second speaker with a clip of {REFERENCE_SECONDS} s")
+        draw = f"{seed}:{source['id']}:"
+        # Speakers first, as one of them may own half of the clips.
+        speaker = min({row["speaker"] for row in fits}, key=lambda s: _hash(draw + s))
+        target = min((r for r in fits if r["speaker"] == speaker), key=lambda r: _hash(draw + r["id"]))
+        chosen.append(Pair(source, target))
+    return chosen
+
+
+def enrolment(rows: Sequence[Row], speaker: str, without: Iterable[str], n: int = 4) -> list[Row]:
+    """Up to n clips of a speaker by which the judge knows its voice, others than `without` if it has."""
+    own = [row for row in rows if row["speaker"] == speaker and row["split"] != "train-synthetic"]
+    avoid = set(without)
+    others = [row for row in own if row["id"] not in avoid and not is_training(row)]
+    return pick(others or own, n, 0, _id)
+
+
+def sentence_files(root: Path) -> list[Path]:
+    """The sentence lists of the data folder that exist."""
+    names = ("ljspeech_sentences.tsv", "cmu_arctic.data")
+    return [root / "text" / name for name in names if (root / "text" / name).is_file()]
+
+
+def unseen_sentences(root: Path, seen: Iterable[str], n: int, seed: int) -> list[Sentence]:
+    """n sentences of 4 to 16 words that no `seen` text equals or contains.
+
+    Sentences with digits are left out: the judge's spelling of numbers would be measured, not the speech.
+    """
+    known = {text_key(text) for text in seen}
+    everything = "\n".join(sorted(known))
+    fresh: dict[str, Sentence] = {}
+    for item in _sentences(root):
+        key, words = text_key(item.text), len(item.text.split())
+        if MIN_WORDS <= words <= MAX_WORDS and key not in known and not re.search(r"\d", item.text):
+            fresh.setdefault(key, item)
+    if n > len(fresh):
+        raise UsageError(f"{root / 'text'} has {len(fresh)} unseen sentences of 4 to 16 words, not {n}")
+    chosen = pick(fresh.values(), 0, seed, _id)
+    kept = []
+    for item in chosen:  # the containment test is slow, so only until there are enough
+        if text_key(item.text) not in everything:
+            kept.append(item)
+        if n and len(kept) == n:
+            break
+    return kept
+
+
+def text_key(text: str) -> str:
+    """Letters and digits of a text in lower case, single spaces: what "the same sentence" means here."""
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower().replace("'", "")))
+
+
+def training_texts(rows: Iterable[Row]) -> list[str]:
+    """Every text that was trained on, machine transcripts included."""
+    texts = ((row.get("text"), row.get("text_whisper_tiny_en")) for row in rows if is_training(row))
+    return [text for both in texts for text in both if text]
+
+
+def _sentences(root: Path) -> Iterable[Sentence]:
+    for path in sentence_files(root):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if path.suffix == ".tsv":
+                name, _, text = line.partition("\t")
+                yield Sentence(name, text.strip())
+            elif match := re.match(r'\( (\S+) "(.*)" \)', line):
+                yield Sentence(match[1], match[2])
+
+
+def _id(item: Any) -> str:
+    return str(item["id"] if isinstance(item, dict) else item.id)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,80 @@
+"""gpa.json: what a checkpoint directory says about itself beyond its Hugging Face files.
+
+Prompt format, limits, sampling defaults and the fingerprints that tie tokenizer, vocabulary and codec to the
+language model. A directory without it is a published one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpa import hub
+from gpa.errors import CheckpointError
+from gpa.models.gpa.generation_gpa import Sampling
+
+FILE = "gpa.json"
+VERSION = 1
+GREEDY = Sampling()
+# Specification 4.4: the values of the reference's server. Recognition is greedy in every model (section 11 rule 5).
+SPOKEN = Sampling(temperature=0.2, repetition_penalty=1.2)
+
+
+def _defaults() -> dict[str, Sampling]:
+    return {"asr": GREEDY, "tts": SPOKEN, "vc": SPOKEN}
+
+
+@dataclass(frozen=True)
+class GPAConfig:
+    """Content of gpa.json.
+
+    `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. `about` is free text for
+    people: licence, training data, command.
+    """
+
+    name: str = "gpa"
+    format: str = "published"
+    max_audio_seconds: float = 30.0
+    max_text_chars: int = 200
+    sampling: Mapping[str, Sampling] = field(default_factory=_defaults)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> GPAConfig:
+        """From a checkpoint directory; the published settings where there is no gpa.json."""
+        path = folder / FILE
+        return cls.from_dict(hub.read_json(path), str(path)) if path.is_file() else cls(name=folder.name)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], where: str = FILE) -> GPAConfig:
+        """Typed content; CheckpointError for an unknown key, so that no setting is silently ignored."""
+        raw = dict(raw)
+        if (version := raw.pop("version", None)) != VERSION:
+            raise CheckpointError(f"{where}: version {version!r}; this release reads version {VERSION}")
+        unknown = sorted(set(raw) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise CheckpointError(f"{where}: unknown keys {unknown}")
+        try:
+            raw["sampling"] = _defaults() | {k: Sampling(**v) for k, v in raw.get("sampling", {}).items()}
+        except TypeError as error:
+            raise CheckpointError(f"{where}: sampling: {error}") from error
+        return cls(**raw)
+
+    def write(self, folder: Path) -> None:
+        """Write gpa.json, the inverse of `read`."""
+        tree = {"version": VERSION, **dataclasses.asdict(self)}
+        (folder / FILE).write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def check(self, found: Mapping[str, str], where: str) -> None:
+        """CheckpointError unless the fingerprints of what was loaded are the recorded ones."""
+        for part, expected in self.fingerprints.items():
+            if found.get(part, "") != expected:
+                raise CheckpointError(
+                    f"{where}: the {part} is not the one this model was made with (fingerprint "
+                    f"{found.get(part, 'none')[:12]}, {expected[:12]} expected); restore the original {part}"
+                )

@@ -1,0 +1,296 @@
+"""Training the language model on all three tasks: rows from `prompt.example`, next-token loss on the completion.
+
+With little data and compute the hard part is learning where to look. So one attention head is also shown it: the CTC
+alignment of the codec says which text ids belong to which frames, and `alignment` pulls the head's attention there.
+Inference is untouched; the network is transformers' own Qwen3.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+
+from gpa.data import tokens
+from gpa.data.align import letters_of, piece_spans
+from gpa.data.batches import BatchPlan
+from gpa.prompt import INSTRUCTIONS, InstructFormat
+from gpa.tasks import IGNORE
+from gpa.text import TextTokenizer
+from gpa.train.loop import Loss, TrainArgs
+from gpa.train.optim import OptimArgs
+from gpa.vocab import Vocab
+
+PUNCTUATION = str.maketrans("", "", ".,?!;:")
+
+
+@dataclass(frozen=True)
+class LMData:
+    """Where the ids are and how batches are cut; `share` is how often a clip serves each task per epoch."""
+
+    tokens: str
+    max_ids: int = 640
+    batch_ids: int = 4096
+    share_tts: float = 1.0
+    share_asr: float = 1.0
+    share_vc: float = 0.4
+    dev_rows: int = 64
+
+
+@dataclass(frozen=True)
+class LMWeights:
+    """Loss weights per task (each task's mean), and of the alignment loss until step `alignment_until`."""
+
+    tts: float = 1.0
+    asr: float = 1.0
+    vc: float = 0.5
+    alignment: float = 0.3
+    alignment_layer: int = 2
+
+
+@dataclass(frozen=True)
+class LMRecipe:
+    """A whole language-model recipe; `model` holds Qwen3Config fields, the vocabulary size comes from the tokenizer."""
+
+    data: LMData
+    model: dict[str, Any]
+    kind: str = "gpa"
+    codec: str = ""  # codec export whose code vectors start the semantic embeddings
+    init: str = ""  # a Hugging Face directory to start from
+    train: TrainArgs = field(default_factory=TrainArgs)
+    optim: OptimArgs = field(default_factory=OptimArgs)
+    weights: LMWeights = field(default_factory=LMWeights)
+
+
+@dataclass
+class Row:
+    """One supervised sequence; `look` (L, 2) is the span of positions an aligned head should watch, (0, 0) for none."""
+
+    task: str
+    ids: np.ndarray
+    labels: np.ndarray
+    look: np.ndarray
+
+
+@dataclass
+class LMBatch:
+    """Right-padded rows: ids and labels (B, L), task index (B,), look (B, L, 2)."""
+
+    ids: Tensor
+    labels: Tensor
+    task: Tensor
+    look: Tensor
+
+
+TASK_ORDER = ("tts", "asr", "vc")
+
+
+class RowBuilder:
+    """Clips to supervised rows, by the same `prompt` object that builds inference prompts."""
+
+    def __init__(self, clips: list[dict[str, Any]], fmt: InstructFormat, text: TextTokenizer) -> None:
+        self.clips, self.fmt, self.text = clips, fmt, text
+        self.by_speaker: dict[str, list[int]] = {}
+        for i, clip in enumerate(clips):
+            self.by_speaker.setdefault(clip["speaker"], []).append(i)
+
+    def length(self, task: str, i: int) -> int:
+        """About how many ids the row will have, instruction included."""
+        clip = self.clips[i]
+        semantic, text = len(clip["semantic"]), len(self.text.encode(clip["text"]))
+        voice = len(clip["global"])
+        return 20 + {"tts": voice + text + semantic, "asr": semantic + text, "vc": voice + 2 * semantic}[task]
+
+    def row(self, task: str, i: int, rng: np.random.Generator) -> Row:
+        """Clip i as a row of `task`, with a paraphrased instruction and another clip of the speaker as the voice."""
+        clip = self.clips[i]
+        options = INSTRUCTIONS[task]
+        instruction = options[0] if rng.random() < 0.5 else options[int(rng.integers(len(options)))]
+        if task == "asr":
+            source = clip["warped"] if "warped" in clip and rng.random() < 0.3 else clip["semantic"]
+            text = " ".join(clip["text"].translate(PUNCTUATION).split())
+            example = self.fmt.example("asr", semantic=source, target_text=text, instruction=instruction)
+            return self._row(task, example, self._spans(clip, text), reverse=True)
+        others = self.by_speaker[clip["speaker"]]
+        voice = self.clips[others[int(rng.integers(len(others)))]]["global"]
+        if task == "tts":
+            example = self.fmt.example("tts", global_=voice, text=clip["text"], target_semantic=clip["semantic"], instruction=instruction)
+            return self._row(task, example, self._spans(clip, clip["text"]), reverse=False)
+        source = clip["warped"] if "warped" in clip and rng.random() < 0.75 else clip["semantic"]
+        example = self.fmt.example("vc", global_=voice, semantic=source, target_semantic=clip["semantic"], instruction=instruction)
+        n = np.arange(len(source))
+        return self._row(task, example, np.stack([n, n + 1], 1), reverse=False)
+
+    def _spans(self, clip: dict[str, Any], text: str) -> np.ndarray | None:
+        if not clip.get("letters"):
+            return None
+        pieces = self.text.pieces(text)
+        return piece_spans(pieces, letters_of(clip["text"]), clip["letters"], len(clip["semantic"]))
+
+    def _row(self, task: str, example: Any, spans: np.ndarray | None, reverse: bool) -> Row:
+        ids, labels = np.array(example.input_ids), np.array(example.labels)
+        look = np.zeros((len(ids), 2), np.int64)
+        if spans is not None:
+            begin = int((labels != IGNORE).argmax())  # first supervised id; its prediction sits one before
+            content = self._content_start(task, ids)
+            if reverse:  # text piece n watches its frames, one frame of slack
+                target = content + np.stack([np.maximum(spans[:, 0] - 1, 0), spans[:, 1] + 1], 1)
+            else:  # frame t watches the pieces spoken around t
+                target = content + _frames_to_pieces(spans, int((labels != IGNORE).sum()) - 1)
+            n = min(len(target), len(ids) - begin)
+            look[begin - 1 : begin - 1 + n] = np.minimum(target[:n], begin)
+        return Row(task, ids, labels, look)
+
+    def _content_start(self, task: str, ids: np.ndarray) -> int:
+        opener = {"tts": "start_content", "asr": "start_semantic", "vc": "start_semantic"}[task]
+        return int((ids == self.fmt.vocab.control[opener]).argmax()) + 1
+
+
+def _frames_to_pieces(spans: np.ndarray, frames: int) -> np.ndarray:
+    """For each frame the pieces [first, last + 1) spoken within one frame before and two after it, (T, 2)."""
+    t = np.arange(frames)
+    first = np.searchsorted(spans[:, 1], t - 1, side="right").clip(max=len(spans) - 1)
+    last = (np.searchsorted(spans[:, 0], t + 2, side="right") - 1).clip(min=0)
+    return np.stack([np.minimum(first, last), last + 1], 1)
+
+
+class LMFamily:
+    """The language model for the training loop."""
+
+    def __init__(self, recipe: LMRecipe) -> None:
+        self.recipe = recipe
+        folder = Path(recipe.data.tokens)
+        self.text = TextTokenizer.from_file(folder)
+        self.vocab = Vocab.from_file(folder)
+        fmt = InstructFormat(self.vocab, self.text)
+        clips = tokens.read(folder)
+        train = [c for c in clips if c["split"].startswith("train")]
+        dev = [c for c in clips if c["split"] == "dev" and c["text"]]
+        self.train_rows, self.dev = RowBuilder(train, fmt, self.text), RowBuilder(dev, fmt, self.text)
+        self.items = self._items(train)
+        lengths = np.array([self.train_rows.length(task, i) for task, i, _ in self.items])
+        fits = lengths <= recipe.data.max_ids
+        self.items = [item for item, ok in zip(self.items, fits, strict=True) if ok]
+        weights = np.array([weight for _, _, weight in self.items])
+        self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
+
+    def _items(self, train: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
+        data = self.recipe.data
+        texts = [i for i, clip in enumerate(train) if clip["text"]]
+        items = [("tts", i, data.share_tts) for i in texts] + [("asr", i, data.share_asr) for i in texts]
+        return items + [("vc", i, data.share_vc) for i in range(len(train))]
+
+    def build(self) -> nn.Module:
+        if self.recipe.init:
+            return Qwen3ForCausalLM.from_pretrained(self.recipe.init, dtype=torch.float32)
+        control = self.vocab.control
+        config = Qwen3Config(vocab_size=self.vocab.size, bos_token_id=None, eos_token_id=self.vocab.stop, pad_token_id=control["pad"], **self.recipe.model)
+        model = Qwen3ForCausalLM(config)
+        if self.recipe.codec:
+            self._start_embeddings(model)
+        return model
+
+    def _start_embeddings(self, model: Qwen3ForCausalLM) -> None:
+        """Semantic ids start where the codec's code vectors are, so that ids which sound alike start alike."""
+        codec = tokens.load_codec_export(Path(self.recipe.codec))
+        block, width = self.vocab.semantic, model.config.hidden_size
+        with torch.no_grad():
+            vectors = codec.quantizer.decode(torch.arange(block.size)[None])[0].T  # (V, D)
+            vectors = (vectors - vectors.mean(0)) / vectors.std()
+            mix = torch.randn(vectors.shape[1], width) / vectors.shape[1] ** 0.5
+            rows = model.get_input_embeddings().weight[block.offset : block.offset + block.size]
+            rows.mul_(0.5).add_(vectors @ mix, alpha=model.config.initializer_range)
+
+    def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
+        return {"model": [p for p in module.parameters() if p.requires_grad]}
+
+    def batch(self, step: int) -> LMBatch:
+        rng = np.random.default_rng((self.recipe.train.seed, 2, step))
+        items = [self.items[i] for i in self.plan.batch(step)]
+        return self._collate([self.train_rows.row(task, i, rng) for task, i, _ in items])
+
+    def _collate(self, rows: list[Row]) -> LMBatch:
+        length = max(len(row.ids) for row in rows)
+        ids = np.full((len(rows), length), self.vocab.control["pad"])
+        labels = np.full((len(rows), length), IGNORE)
+        look = np.zeros((len(rows), length, 2), np.int64)
+        for n, row in enumerate(rows):
+            ids[n, : len(row.ids)], labels[n, : len(row.ids)], look[n, : len(row.ids)] = row.ids, row.labels, row.look
+        task = torch.tensor([TASK_ORDER.index(row.task) for row in rows])
+        return LMBatch(torch.from_numpy(ids), torch.from_numpy(labels), task, torch.from_numpy(look))
+
+    def losses(self, module: nn.Module, batch: LMBatch, step: int) -> Iterator[Loss]:
+        value, metrics = self._loss(module, batch)
+        yield Loss("model", value, metrics)
+
+    def _loss(self, module: nn.Module, batch: LMBatch) -> tuple[Tensor, dict[str, float]]:
+        assert isinstance(module, Qwen3ForCausalLM)
+        w = self.recipe.weights
+        # Right padding under causal attention is never seen by a real position, so no mask is needed.
+        out = module.model(batch.ids, use_cache=False, output_hidden_states=True)
+        targets = batch.labels[:, 1:]
+        at = targets != IGNORE
+        nll = F.cross_entropy(module.lm_head(out.last_hidden_state[:, :-1][at]), targets[at], reduction="none")
+        task = batch.task[:, None].expand_as(targets)[at]
+        total, metrics = nll.new_zeros(()), {}
+        for n, name in enumerate(TASK_ORDER):
+            if (mine := task == n).any():
+                mean = nll[mine].mean()
+                total = total + getattr(w, name) * mean * mine.float().mean() ** 0.5
+                metrics[name] = mean.item()
+        if w.alignment:
+            aligned = alignment_loss(module, out.hidden_states[w.alignment_layer], batch.look, w.alignment_layer)
+            total = total + w.alignment * aligned
+            metrics["alignment"] = aligned.item()
+        return total, metrics
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        sums: dict[str, list[float]] = {}
+        rng = np.random.default_rng(0)
+        rows = range(0, len(self.dev.clips), max(1, len(self.dev.clips) // self.recipe.data.dev_rows))
+        for i in rows:
+            for task in TASK_ORDER:
+                if self.dev.length(task, i) <= self.recipe.data.max_ids:
+                    _, metrics = self._loss(module, self._collate([self.dev.row(task, i, rng)]))
+                    sums.setdefault(task, []).append(metrics[task])
+                    sums.setdefault("alignment", []).append(metrics.get("alignment", 0.0))
+        return {name: float(np.mean(values)) for name, values in sums.items()}
+
+    def export(self, module: nn.Module, path: Path) -> None:
+        assert isinstance(module, Qwen3ForCausalLM)
+        module.save_pretrained(path)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(Path(self.recipe.data.tokens) / name, path / name)
+
+
+def alignment_loss(model: Qwen3ForCausalLM, hidden: Tensor, look: Tensor, layer: int) -> Tensor:
+    """-log of the attention that head 0 of `layer` gives to the spans `look` (B, L, 2); rows of (0, 0) are left out.
+
+    `hidden` (B, L, D) is the layer's input. Queries and keys are computed once more, as the library's attention does.
+    """
+    block = model.model.layers[layer]
+    attention, width = block.self_attn, block.self_attn.head_dim
+    x = block.input_layernorm(hidden)
+    shape = (*x.shape[:2], 1, width)
+    q = attention.q_norm(F.linear(x, attention.q_proj.weight[:width]).view(shape)).transpose(1, 2)
+    k = attention.k_norm(F.linear(x, attention.k_proj.weight[:width]).view(shape)).transpose(1, 2)
+    positions = torch.arange(x.shape[1])[None]
+    q, k = apply_rotary_pos_emb(q, k, *model.model.rotary_emb(x, positions))
+    scores = (q @ k.transpose(2, 3))[:, 0] * attention.scaling  # (B, L, L)
+    key = torch.arange(x.shape[1])
+    scores = scores.masked_fill(key[None, :] > key[:, None], float("-inf"))
+    wanted = (key >= look[..., :1]) & (key < look[..., 1:])  # (B, L, L)
+    rows = wanted.any(-1)
+    if not rows.any():
+        return scores.new_zeros(())
+    inside = scores[rows].masked_fill(~wanted[rows], float("-inf")).logsumexp(-1)
+    return (scores[rows].logsumexp(-1) - inside).mean()

@@ -1,0 +1,249 @@
+"""Training a small BiCodec: recognition (CTC), reconstruction and, late, adversarial losses on one encoder and decoder.
+
+The semantic ids must serve recognition and synthesis alike: the quantised latents are asked for letters by a linear CTC
+head and for sound by the decoder, while the voice is only to be had from the global ids of another stretch of the clip.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
+from gpa.codec.discriminators import Discriminators
+from gpa.codec.features import FRAME
+from gpa.codec.losses import LetterHead, MelDistance, discriminator_loss, feature_matching, generator_loss
+from gpa.data.align import LETTERS, letter_targets
+from gpa.data.batches import BatchPlan
+from gpa.data.features import FeatureCache
+from gpa.nn.quantize import FactorizedVQ
+from gpa.train.loop import Loss, TrainArgs
+from gpa.train.optim import OptimArgs
+
+@dataclass(frozen=True)
+class CodecData:
+    """Where the feature cache is and how batches are cut."""
+
+    cache: str
+    train: tuple[str, ...] = ("train", "train-notext", "train-synthetic")
+    dev: tuple[str, ...] = ("dev",)
+    dev_clips: int = 48
+    max_frames: int = 1000
+    batch_frames: int = 4200
+    crops: int = 14
+    crop_ids: int = 32  # ids decoded per crop
+    reference_frames: int = 150  # 50/s
+
+
+@dataclass(frozen=True)
+class CodecWeights:
+    """Loss weights; `adversarial_from` is the step at which discriminators join (negative: never)."""
+
+    mel: float = 1.0
+    ctc: float = 1.0
+    vq: float = 1.0
+    speaker: float = 0.5
+    adversarial: float = 0.1
+    matching: float = 0.2
+    adversarial_from: int = -1
+
+
+@dataclass(frozen=True)
+class CodecRecipe:
+    """A whole codec recipe. `freeze_ids` trains the decoder only, so that ids already extracted stay valid."""
+
+    data: CodecData
+    model: dict[str, Any] = field(default_factory=dict)  # BiCodecConfig; empty: that of `init`
+    kind: str = "codec"
+    init: str = ""  # an exported codec folder to start from
+    freeze_ids: bool = False
+    train: TrainArgs = field(default_factory=TrainArgs)
+    optim: OptimArgs = field(default_factory=OptimArgs)
+    weights: CodecWeights = field(default_factory=CodecWeights)
+
+
+class CodecModule(nn.Module):
+    """The codec with its training-only heads."""
+
+    def __init__(self, config: BiCodecConfig, speakers: int, discriminators: bool) -> None:
+        super().__init__()
+        self.codec = BiCodecModel(config)
+        self.letters = LetterHead(config.quantizer.input_dim)
+        self.speakers = nn.Linear(config.speaker_encoder.out_dim, speakers)
+        self.mel_distance = MelDistance(config.sample_rate)
+        self.discriminators = Discriminators() if discriminators else None
+
+
+@dataclass
+class CodecBatch:
+    """Features (B, C, T) of whole clips, and for the first rows: crop (R, n) of ids and its wav, a reference wav, the speaker."""
+
+    features: Tensor
+    frames: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+    crop: Tensor
+    wav: Tensor
+    reference: Tensor
+    speaker: Tensor
+
+
+class CodecFamily:
+    """The codec for the training loop."""
+
+    def __init__(self, recipe: CodecRecipe) -> None:
+        self.recipe = recipe
+        model = recipe.model or json.loads((Path(recipe.init) / "config.json").read_text())
+        self.config = BiCodecConfig.from_dict(model)
+        self.cache = FeatureCache(recipe.data.cache)
+        self.ratio = self.config.latent_hop_length // FRAME
+        least = max(recipe.data.crop_ids * self.ratio, 50)
+        fits = [i for i in range(len(self.cache)) if least <= self.cache.rows[i]["frames"] <= recipe.data.max_frames]
+        split = {i: self.cache.rows[i]["split"] for i in fits}
+        self.rows = [i for i in fits if split[i] in recipe.data.train]
+        self.dev_rows = [i for i in fits if split[i] in recipe.data.dev]
+        self.dev_rows = self.dev_rows[:: max(1, len(self.dev_rows) // recipe.data.dev_clips)]
+        self.speaker_names = sorted({self.cache.rows[i]["speaker"] for i in self.rows})
+        lengths = np.array([self.cache.rows[i]["frames"] for i in self.rows])
+        self.plan = BatchPlan(lengths, recipe.data.batch_frames, recipe.train.seed)
+
+    def build(self) -> nn.Module:
+        module = CodecModule(self.config, len(self.speaker_names), self.recipe.weights.adversarial_from >= 0)
+        if self.recipe.init:
+            from safetensors.torch import load_file
+
+            folder = Path(self.recipe.init)
+            module.codec.load_state_dict(load_file(folder / "model.safetensors"))
+            heads = torch.load(folder / "heads.pt", weights_only=True)
+            module.letters.load_state_dict(heads["letters"])
+            module.speakers.load_state_dict(heads["speakers"])
+            return module
+        if self.config.standardise:
+            self._measure_features(module.codec)
+        if isinstance(module.codec.quantizer, FactorizedVQ):
+            latents = [module.codec.latents(torch.from_numpy(self.cache.features(i)).T[None])[0].T for i in self._some_clips()]
+            module.codec.quantizer.start(torch.cat(latents))
+        return module
+
+    def _some_clips(self) -> list[int]:
+        rng = np.random.default_rng(self.recipe.train.seed)
+        return [int(i) for i in rng.choice(self.rows, min(64, len(self.rows)), replace=False)]
+
+    def _measure_features(self, codec: BiCodecModel) -> None:
+        """Whisper's states hold a few huge constant channels; centred and scaled, every channel can be heard."""
+        x = np.concatenate([self.cache.features(i) for i in self._some_clips()])
+        codec.feature_mean.copy_(torch.from_numpy(x.mean(0))[:, None])
+        codec.feature_scale.copy_(torch.from_numpy(1 / x.std(0).clip(1e-3))[:, None])
+
+    def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
+        assert isinstance(module, CodecModule)
+        codec = module.codec
+        if self.recipe.freeze_ids:
+            trained = [*codec.prenet.parameters(), *codec.decoder.parameters()]
+        else:
+            trained = [*codec.parameters(), *module.letters.parameters(), *module.speakers.parameters()]
+        groups = {"generator": trained}
+        if module.discriminators is not None:
+            groups["discriminator"] = list(module.discriminators.parameters())
+        return groups
+
+    def batch(self, step: int) -> CodecBatch:
+        rng = np.random.default_rng((self.recipe.train.seed, 1, step))
+        rows = rng.permutation([self.rows[i] for i in self.plan.batch(step)])
+        return self._collate(list(np.resize(rows, max(2, len(rows)))), rng)  # batch norm needs two
+
+    def _collate(self, rows: list[int], rng: np.random.Generator) -> CodecBatch:
+        data, cache = self.recipe.data, self.cache
+        longest = max(cache.rows[i]["frames"] for i in rows)
+        features = np.zeros((len(rows), longest, self.config.encoder.input_channels), np.float32)
+        targets = [letter_targets(cache.rows[i].get("text") or "") for i in rows]
+        crops, wavs, references = [], [], []
+        span, ref = data.crop_ids * self.ratio, data.reference_frames
+        for n, i in enumerate(rows):
+            frames = cache.rows[i]["frames"]
+            features[n, :frames] = cache.features(i)
+            if n < data.crops:
+                begin = int(rng.integers(0, frames // self.ratio - data.crop_ids + 1))
+                crops.append(np.arange(begin, begin + data.crop_ids))
+                wavs.append(cache.wav(i, begin * self.ratio, begin * self.ratio + span))
+                at = int(rng.integers(0, max(1, frames - ref)))
+                references.append(np.resize(cache.wav(i, at, min(frames, at + ref)), ref * FRAME))
+        names = [cache.rows[i]["speaker"] for i in rows[: data.crops]]
+        return CodecBatch(
+            features=torch.from_numpy(features).transpose(1, 2),
+            frames=torch.tensor([cache.rows[i]["frames"] for i in rows]),
+            targets=torch.tensor([c for t in targets for c in t]),
+            target_lengths=torch.tensor([len(t) for t in targets]),
+            crop=torch.from_numpy(np.stack(crops)),
+            wav=torch.from_numpy(np.stack(wavs)),
+            reference=torch.from_numpy(np.stack(references)),
+            speaker=torch.tensor([self.speaker_names.index(s) if s in self.speaker_names else -1 for s in names]),
+        )
+
+    def losses(self, module: nn.Module, batch: CodecBatch, step: int) -> Iterator[Loss]:
+        assert isinstance(module, CodecModule)
+        w = self.recipe.weights
+        if self.recipe.freeze_ids:
+            module.codec.speaker_encoder.eval(), module.codec.quantizer.eval()
+        loss, metrics, wav = self._reconstruct(module, batch)
+        critic = module.discriminators
+        if critic is None or step < w.adversarial_from:
+            yield Loss("generator", loss, metrics)
+            return
+        with torch.no_grad():
+            _, real_features = critic(batch.wav)
+        scores, features = critic(wav)
+        adversarial, matching = generator_loss(scores), feature_matching(real_features, features)
+        metrics |= {"adversarial": adversarial.item(), "matching": matching.item()}
+        yield Loss("generator", loss + w.adversarial * adversarial + w.matching * matching, metrics)
+        real, fake = critic(batch.wav)[0], critic(wav.detach())[0]
+        value = discriminator_loss(real, fake)
+        yield Loss("discriminator", value, {"discriminator": value.item()})
+
+    def _reconstruct(self, module: CodecModule, batch: CodecBatch) -> tuple[Tensor, dict[str, float], Tensor]:
+        w, codec = self.recipe.weights, module.codec
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recipe.freeze_ids):
+            z_q, codes, vq = codec.quantizer(codec.latents(batch.features))
+            speaker, _ = codec.speaker_encoder(codec.mel(batch.reference))
+            ctc = self._ctc(module, z_q, batch)
+            known = batch.speaker >= 0
+            speaker_loss = F.cross_entropy(module.speakers(speaker)[known], batch.speaker[known]) if known.any() else vq.new_zeros(())
+        rows = torch.arange(len(batch.crop))[:, None]
+        crop = z_q.transpose(1, 2)[rows, batch.crop].transpose(1, 2)  # (R, D, n)
+        wav = codec.decoder(codec.condition(crop, speaker))[:, 0]
+        mel = module.mel_distance(wav, batch.wav)
+        metrics = {"mel": mel.item(), "ctc": ctc.item(), "vq": vq.item(), "speaker": speaker_loss.item(), "used_codes": float(codes.unique().numel())}
+        if self.recipe.freeze_ids:
+            return w.mel * mel, metrics, wav
+        return w.mel * mel + w.ctc * ctc + w.vq * vq + w.speaker * speaker_loss, metrics, wav
+
+    def _ctc(self, module: CodecModule, z_q: Tensor, batch: CodecBatch) -> Tensor:
+        logits = module.letters(z_q).log_softmax(-1).transpose(0, 1)  # (T, B, V)
+        losses = F.ctc_loss(logits, batch.targets, batch.frames // self.ratio, batch.target_lengths, reduction="none", zero_infinity=True)
+        return losses.sum() / batch.target_lengths.sum().clamp_min(1)
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, CodecModule)
+        totals: dict[str, list[float]] = {}
+        rng = np.random.default_rng(0)
+        for i in self.dev_rows:
+            _, metrics, _ = self._reconstruct(module, self._collate([i], rng))
+            for key in ("mel", "ctc"):
+                totals.setdefault(key, []).append(metrics[key])
+        return {key: float(np.mean(values)) for key, values in totals.items()}
+
+    def export(self, module: nn.Module, path: Path) -> None:
+        assert isinstance(module, CodecModule)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file(module.codec.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
+        (path / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
+        torch.save({"letters": module.letters.state_dict(), "speakers": module.speakers.state_dict()}, path / "heads.pt")

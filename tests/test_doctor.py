@@ -1,0 +1,94 @@
+"""`gpa doctor`: every probe really runs, and a broken part becomes a line with its remedy."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpa import audio, doctor
+from gpa.doctor import Check
+
+
+@pytest.fixture(scope="module")
+def checks() -> list[Check]:
+    return doctor.diagnose()
+
+
+def named(checks: list[Check], name: str) -> Check:
+    (found,) = [check for check in checks if check.name == name]
+    return found
+
+
+def test_everything_needed_works_on_this_machine(checks: list[Check]) -> None:
+    needed = ["python", *doctor.CORE, "cpu", "sdpa", "wav", "flac", "ogg", "resampling", "threads", "disk"]
+    for name in needed:
+        assert named(checks, name).ok is True, named(checks, name)
+    assert "float32" in named(checks, "cpu").detail
+
+
+def test_optional_parts_are_listed_and_never_a_problem(checks: list[Check]) -> None:
+    for extra in doctor.EXTRAS:
+        check = named(checks, f"[{extra}]")
+        assert check.ok in (True, None) and f"gpa-audio[{extra}]" in check.fix
+
+
+def test_extras_are_those_of_the_package(repo: Path) -> None:
+    text = (repo / "pyproject.toml").read_text(encoding="utf-8")
+    for extra, modules in doctor.EXTRAS.items():
+        block = text.split(f"\n{extra} = [")[1].split("]\n")[0].replace("-", "_")
+        assert all(module in block for module in modules), extra
+
+
+def test_report_is_plain_text_for_a_bug_report(checks: list[Check]) -> None:
+    text = doctor.report(checks)
+    assert text.isprintable() or set(text) - {"\n"} == {c for c in text if c.isprintable()}
+    assert str(Path.home()) not in text or str(Path.home()) == os.sep
+    for check in checks:
+        assert check.name in text
+    assert text.splitlines()[-1] == "No problems found." or "problem" in text.splitlines()[-1]
+
+
+def test_problems_come_with_their_remedy() -> None:
+    checks = [
+        Check("a", True, "fine", "unused"),
+        Check("b", False, "broken", "mend it"),
+        Check("c", None, "absent"),
+    ]
+    assert doctor.report(checks).splitlines() == [
+        "ok    a  fine",
+        "FAIL  b  broken",
+        "         -> mend it",
+        "-     c  absent",
+        "1 problem: b",
+    ]
+    assert not doctor.healthy(checks) and doctor.healthy(checks[::2])
+
+
+def test_a_broken_probe_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*arguments: object) -> None:
+        raise RuntimeError("driver\nmismatch")
+
+    monkeypatch.setattr(audio, "save", explode)
+    (check,) = doctor._guarded("audio files", doctor._audio_files)
+    assert check.ok is False and check.detail == "RuntimeError: driver mismatch" and check.fix
+
+
+def test_a_package_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_lower_bounds", lambda: {"torch": "99.1"})
+    check = named(list(doctor._packages()), "torch")
+    assert check.ok is False and "99.1 is needed" in check.detail and "torch>=99.1" in check.fix
+    assert doctor._numbers("2.13.0+cpu") == (2, 13, 0) and (2, 9) < doctor._numbers("2.13.0")
+
+
+def test_flash_attention_that_cannot_load_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A wheel built for another torch imports with an undefined symbol: that must be said, not raised."""
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    findings: Iterator[Check] = doctor._guarded("flash-attn", doctor._flash)
+    (check,) = findings
+    assert check.ok is False and "undefined symbol" in check.detail
