@@ -68,8 +68,12 @@ def _talk_on_stderr(verbose: bool) -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         commands.say(f"warning: {message}")
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("gpa: %(message)s"))
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+            commands.say(level + record.getMessage())
+
+    handler = Lines()
     logger = logging.getLogger("gpa")
     before = logger.level
     logger.addHandler(handler)
@@ -227,7 +231,7 @@ library, then computes something else than the machine the checkpoint was made o
 """
     )  # fmt: skip
     _which(p)
-    _device(p)
+    _device(p, "float32")  # what the outputs were recorded in
     _json(p, "print one JSON object with every stage")
 
 
@@ -323,11 +327,13 @@ def _which(p: argparse.ArgumentParser) -> None:
     )
 
 
-def _device(p: argparse.ArgumentParser) -> None:
+def _device(p: argparse.ArgumentParser, dtype: str = "auto") -> None:
     group = p.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     group.add_argument(
-        "--dtype", default="auto", help="of the language model: auto, float32, bfloat16, float16"
+        "--dtype",
+        default=dtype,
+        help=f"of the language model: auto, float32, bfloat16, float16 (default {dtype})",
     )
     group.add_argument("--offline", action="store_true", help="never use the network")
     group.add_argument("-v", "--verbose", action="store_true", help="say more, on stderr")

@@ -14,11 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gpa
 from gpa import audio
-from gpa.errors import GPAError, UsageError
+from gpa.errors import CheckpointError, GPAError, UsageError
 
 DEFAULT_MODEL = "gpa-mini"
+PUBLISHED_LICENCES = {  # docs/checkpoints.md has the details
+    "language_model": "Apache-2.0 in its repository; academic and personal use only, says its page",
+    "BiCodec": "CC BY-NC-SA 4.0 (Spark-TTS)",
+    "glm-4-voice-tokenizer": "its own, in the LICENSE file beside the weights",
+    "wav2vec2-large-xlsr-53": "Apache-2.0",
+}
 SAMPLING = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 
 
@@ -83,15 +88,34 @@ def voice(args: argparse.Namespace) -> None:
 
 def info(args: argparse.Namespace) -> None:
     """Describe a model."""
-    from gpa.models.gpa.inspection import describe
-
-    found = describe(args.model, offline=args.offline)
+    found = _load(args).info()
+    stated = {found["name"]: found["about"].get("licence", "not stated")}
+    # Published files say nothing about their licences.
+    found["licences"] = PUBLISHED_LICENCES if found["format"] == "published" else stated
     _print_json(found) if args.json else print("\n".join(_lines(found)))
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Compare a checkpoint with its recorded outputs."""
-    raise NotImplementedError
+    """Compare a checkpoint with its recorded outputs; 1 if a stage is beyond its tolerance."""
+    import dataclasses
+
+    model = _load(args)
+    from gpa.models.gpa import golden_gpa
+
+    stages = golden_gpa.verify(model)
+    good = all(stage.ok for stage in stages)
+    if args.json:
+        rows = [{**dataclasses.asdict(stage), "ok": stage.ok} for stage in stages]
+        _print_json({"ok": good, "path": str(model.path), "stages": rows})
+    else:
+        for stage in stages:
+            mark = "ok  " if stage.ok else "FAIL"
+            print(
+                f"{mark}  {stage.name:<14}  {stage.error:<8.2g}  of at most {stage.tolerance:<6g} "
+                f"{stage.unit}, {stage.items} items"
+            )
+        print("All stages agree." if good else "This is not what was recorded.")
+    return 0 if good else 1
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -123,7 +147,24 @@ def train(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    return gpa.GPA.from_pretrained(args.model, device=args.device, dtype=args.dtype, offline=args.offline)
+    if args.model == DEFAULT_MODEL and not Path(args.model).exists():
+        _check_shipped()
+    from gpa.models.gpa import GPA
+
+    device = getattr(args, "device", "cpu")  # `info` computes nothing
+    dtype = getattr(args, "dtype", "auto")
+    return GPA.from_pretrained(args.model, device=device, dtype=dtype, offline=args.offline)
+
+
+def _check_shipped() -> None:
+    """A checkout without its weights, or a broken wheel, should say so and not look for a repository."""
+    from gpa.models.gpa.files_gpa import SHIPPED
+
+    if not (SHIPPED / DEFAULT_MODEL / "config.json").is_file():
+        raise CheckpointError(
+            f"the shipped model {DEFAULT_MODEL} is missing from {SHIPPED}: install the package again or "
+            "fetch the whole repository; meanwhile give another with --model, or train one with recipes/gpa"
+        )
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -139,7 +180,7 @@ def _voice_of(args: argparse.Namespace, model: Any) -> Any:
         raise UsageError(
             f"{args.model} comes with no voices: give --voice a recording or a JSON file of `gpa voice`"
         )
-    return next(iter(model.voices))
+    return min(model.voices)
 
 
 def _sound(path: str) -> Any:
@@ -180,8 +221,6 @@ def _deliver(args: argparse.Namespace, speech: Any, took: float) -> None:
         _print_json({"path": args.output, "sample_rate": speech.sample_rate, **_fields(speech), **timing})
     elif args.output != "-":
         print(args.output)
-    if speech.finish_reason != "stop":
-        say(f"warning: the speech may be incomplete (finish_reason {speech.finish_reason})")
 
 
 def _fields(result: Any, *more: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""YAML plus dotted overrides -> typed dataclasses; an unknown key or a wrong type is an error that lists what is known."""
+"""YAML plus dotted overrides -> typed dataclasses; an unknown key is an error that lists the known ones."""
 
 from __future__ import annotations
 
@@ -20,54 +20,85 @@ def load_yaml(path: str | Path, overrides: list[str] | None = None) -> dict[str,
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such recipe; the shipped ones are in recipes/")
-    try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as e:
-        raise UsageError(f"{path}: not valid YAML: {e}") from e
+    tree = _parse(path.read_text(encoding="utf-8"), str(path))
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: expected a section of keys, got {tree!r:.80}")
     for item in overrides or []:
-        key, sep, value = item.partition("=")
-        if not sep:
-            raise UsageError(f"override '{item}' is not of the form key=value, e.g. optim.lr=3e-4")
-        node = tree
-        *parents, last = key.split(".")
-        for name in parents:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise UsageError(f"override '{item}': '{name}' is a value, not a section")
-        node[last] = yaml.safe_load(value)
+        _override(tree, item)
     return tree
 
 
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise UsageError(f"{where}: not valid YAML: {e}") from e
+
+
+def _override(tree: dict[str, Any], item: str) -> None:
+    key, sep, value = item.partition("=")
+    *parents, last = key.split(".")
+    if not sep or not all((*parents, last)):
+        raise UsageError(f"override '{item}' is not of the form key=value, e.g. optim.lr=3e-4")
+    node = tree
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise UsageError(f"override '{item}': '{name}' is a value, not a section")
+    node[last] = _parse(value, f"override '{item}'")
+
+
 def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
-    """Fill dataclass `cls` from a mapping, recursing into dataclass fields; UsageError for unknown, missing or mistyped keys."""
+    """Fill dataclass `cls` from a mapping, recursing into dataclass fields.
+
+    UsageError for unknown, missing or mistyped keys; `where` names the section in its message.
+    """
     if not isinstance(raw, dict):
         raise UsageError(f"{where or cls.__name__}: expected a section of keys, got {raw!r}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(raw) - set(fields))
+    unknown = sorted((key for key in raw if key not in fields), key=str)
     if unknown:
         raise UsageError(f"{where or 'recipe'}: unknown keys {unknown}; known: {sorted(fields)}")
-    missing = [n for n, f in fields.items() if n not in raw and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    missing = [n for n, f in fields.items() if n not in raw and _required(f)]
     if missing:
         raise UsageError(f"{where or 'recipe'}: missing keys {missing}")
-    return cls(**{name: _convert(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in raw.items()})
+    return cls(
+        **{name: _convert(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in raw.items()}
+    )
+
+
+def _required(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)  # type: ignore[arg-type]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, types.UnionType):  # `X | None`, the only union a recipe needs
+        return None if value is None else _convert(arguments[0], value, where)
+    if origin is tuple:  # `tuple[X, ...]`; a lone string would pass as its letters
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"{where}: expected a list, got {value!r}")
+        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{where}: expected a section of keys, got {value!r}")
+        return value
+    return _plain_value(hint, value, where)
+
+
+def _plain_value(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 3e-4 as a string
         except ValueError:
             raise UsageError(f"{where}: expected a number, got {value!r}") from None
-    if isinstance(hint, types.UnionType) and value is None:
-        return None
-    plain = {int: int, str: str, bool: bool, float: float}.get(hint)
-    if plain is not None and (not isinstance(value, plain) or (plain is int and isinstance(value, bool))):
-        raise UsageError(f"{where}: expected {plain.__name__}, got {value!r}")
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(value)
+    known = hint in (int, str, bool, float)
+    if known and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise UsageError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
 
 

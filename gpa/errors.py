@@ -46,6 +46,12 @@ class GenerationError(GPAError, RuntimeError):
     exit_code = 6
 
 
+class TrainingError(GPAError, RuntimeError):
+    """Training that cannot go on: a loss or gradient that is no longer a number."""
+
+    exit_code = 8
+
+
 class MissingExtraError(GPAError, ImportError):
     """An optional dependency is absent; the message names the extra to install."""
 

@@ -38,3 +38,11 @@ def wav_file(tmp_path: Path, second: np.ndarray) -> Path:
 def repo() -> Path:
     """The root of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny random model of our own kind, with voices anna and ben; read only."""
+    from tiny_model import write_tiny_model  # loads torch, which many tests do without
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))

@@ -1,10 +1,10 @@
 """BiCodec: audio <-> semantic ids (words, rhythm) + global ids (voice), for weights of any size.
 
-The published Spark-TTS/GPA weights and our gpa-mini codec are this one class; a config file decides sizes, feature
-encoder (wav2vec2 or Whisper), token rate and waveform decoder. Source: spec/gpa.md section 2. Knows audio and codes;
-ids of a language model's vocabulary never come here.
+The published Spark-TTS/GPA weights and our gpa-mini codec are this one class; a config file decides sizes,
+feature encoder (wav2vec2 or Whisper), token rate and waveform decoder. Source: spec/gpa.md section 2. Knows
+audio and codes; ids of a language model's vocabulary never come here.
 
-    S samples at 16 kHz   T semantic ids of one clip   G global ids   C feature channels   B clips of equal length
+    S samples at 16 kHz   T semantic ids   G global ids   C feature channels   B clips of equal length
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from gpa import audio as sound
 from gpa import hub
 from gpa.audio import AudioLike
 from gpa.codec.base import AudioTokens, CodecSpec
-from gpa.codec.bicodec_config import BackboneConfig, BiCodecConfig, MelConfig, QuantizerConfig, SpeakerConfig, WaveConfig
+from gpa.codec.bicodec_config import (
+    BackboneConfig,
+    BiCodecConfig,
+    MelConfig,
+    QuantizerConfig,
+    SpeakerConfig,
+    WaveConfig,
+)
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.features import FeatureEncoder, half_where_it_fits, load_features, save_features, state_digest
 from gpa.errors import CheckpointError, VocabError
@@ -51,11 +58,14 @@ _RECOMPUTED = ("mel_transformer.*",)
 class BiCodec:
     """A loaded BiCodec, ready to encode and decode; float32, because the nearest code moves with less."""
 
-    def __init__(self, model: BiCodecModel, features: FeatureEncoder, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, model: BiCodecModel, features: FeatureEncoder, device: str | torch.device = "cpu"
+    ) -> None:
         config = model.config
         if features.channels != config.encoder.input_channels:
             raise CheckpointError(
-                f"the {config.features} encoder gives {features.channels} channels, the codec reads {config.encoder.input_channels}"
+                f"the {config.features} encoder gives {features.channels} channels, the codec reads "
+                f"{config.encoder.input_channels}"
             )
         self.device = torch.device(device)
         self.config = config
@@ -84,13 +94,16 @@ class BiCodec:
         revision: str | None = None,
         offline: bool = False,
     ) -> BiCodec:
-        """Load a directory or repository: the published layout (config.yaml, wav2vec2 beside it) or ours (config.json).
+        """Load a directory or repository, of the published layout (config.yaml) or of ours (config.json).
 
-        Raises CheckpointError with a readable difference when a tensor is missing, unexpected or of another shape.
+        Raises CheckpointError with a readable difference when a tensor is missing, unexpected or of another
+        shape.
         """
         folder = hub.resolve(path, revision, offline)
         published = (folder / "config.yaml").is_file()
-        config = BiCodecConfig.from_dict(_read_yaml(folder / "config.yaml") if published else _read_config(folder))
+        config = BiCodecConfig.from_dict(
+            _read_yaml(folder / "config.yaml") if published else _read_config(folder)
+        )
         model = BiCodecModel(config)
         state = hub.read_state(folder)
         hub.load_strict(model, state, ignore=_RECOMPUTED, where=str(folder))
@@ -100,7 +113,7 @@ class BiCodec:
         return codec
 
     def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-        """Write config.json, model.safetensors and features/; `dtype` of the weights is that of the loaded files by default.
+        """Write config.json, model.safetensors and features/; `dtype` defaults to that of the loaded files.
 
         Half precision keeps values that it cannot hold in float32; loading computes in float32 either way.
         """
@@ -120,12 +133,14 @@ class BiCodec:
         return self._spec
 
     def fingerprint(self) -> str:
-        """SHA-256 over config and weights, the same in any file layout; changes with the precision of the weights."""
+        """SHA-256 over config and weights as loaded, whatever the file layout."""
         return state_digest(self.config.to_dict(), self.model.state_dict(), self.features.state_dict())
 
     def global_fingerprint(self) -> str:
-        """SHA-256 over what gives global ids their meaning, rounded to half precision: a voice made before the
-        decoder was trained further, or before the weights were stored smaller, stays valid."""
+        """SHA-256 over what gives global ids their meaning, rounded to half precision.
+
+        A voice made before the decoder was trained further, or the weights were stored smaller, stays valid.
+        """
         if not self._global_fingerprint:
             names = {n: t for n, t in self.model.state_dict().items() if n.startswith("speaker_encoder.")}
             half = half_where_it_fits(names, torch.float16)
@@ -148,12 +163,14 @@ class BiCodec:
         """Semantic ids (T,) int64 of one clip; AudioError if the audio cannot be used."""
         return self._semantic([self._load(audio, rate)])[0]
 
-    def semantic_tokens_batch(self, audios: Sequence[AudioLike], *, rate: int | None = None) -> list[np.ndarray]:
-        """`semantic_tokens` of several clips; only clips of equal length share a batch, so padding never moves an id."""
+    def semantic_tokens_batch(
+        self, audios: Sequence[AudioLike], *, rate: int | None = None
+    ) -> list[np.ndarray]:
+        """`semantic_tokens` of several clips, equal to those of each alone: nothing is padded."""
         return self._semantic([self._load(audio, rate) for audio in audios])
 
     def global_tokens(self, audio: AudioLike, *, rate: int | None = None) -> np.ndarray:
-        """Global ids (G,) int64 of a reference voice; reads the first `ref_segment_duration` seconds, tiled if shorter."""
+        """Global ids (G,) int64 of a voice: of its first `ref_segment_duration` seconds, tiled if shorter."""
         return self._global([self._load(audio, rate)])[0]
 
     def reference_clip(self, wav: np.ndarray) -> np.ndarray:
@@ -166,7 +183,7 @@ class BiCodec:
         """Encoder output (B, D, T) before quantisation, of waveforms (B, S) of one length."""
         if self.config.features == "whisper":
             wavs = np.pad(wavs, ((0, 0), (0, -wavs.shape[1] % self.config.latent_hop_length)))
-        else:  # standardised by the encoder itself, so the loudness step only keeps the published order of operations
+        else:  # wav2vec2 standardises again, so this only keeps the published order of operations
             wavs = np.stack([self._leveled(wav) for wav in wavs])
         with torch.inference_mode():
             return self.model.latents(self.features(torch.from_numpy(wavs).to(self.device)))
@@ -182,28 +199,36 @@ class BiCodec:
 
     def _global(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
         clips = [self.reference_clip(wav) for wav in wavs]
-        return _by_length(clips, lambda batch: self.model.encode_global(torch.from_numpy(batch).to(self.device)))
+        return _by_length(
+            clips, lambda batch: self.model.encode_global(torch.from_numpy(batch).to(self.device))
+        )
 
     # Decoding ---------------------------------------------------------------------------------------------
 
-    def decode(self, semantic: Ids | AudioTokens, global_: Ids | None = None, *, window: int = WINDOW) -> np.ndarray:
-        """Waveform float32 (S,), `hop_length` samples per semantic id, as the network gives it (mean not removed).
+    def decode(
+        self, semantic: Ids | AudioTokens, global_: Ids | None = None, *, window: int = WINDOW
+    ) -> np.ndarray:
+        """Waveform float32 (S,), `hop_length` samples per id, as the network gives it (mean not removed).
 
         `semantic` (T,) and `global_` (G,) are lists, arrays or tensors, leading axes of size 1 allowed; an
-        AudioTokens stands for both. Long input is decoded `window` ids at a time with the exact context on either
-        side, which equals decoding it whole. Raises VocabError for a code out of range.
+        AudioTokens stands for both. Long input is decoded `window` ids at a time with the exact context on
+        either side, which equals decoding it whole. Raises VocabError for a code out of range.
         """
         if isinstance(semantic, AudioTokens):
-            semantic, global_ = semantic.codes, semantic.global_
+            global_ = semantic.global_
+            semantic = semantic.codes
         codes = _flat(semantic, "semantic", self._spec.codebook_size)
         voice = _flat([] if global_ is None else global_, "global", self._spec.global_size)
         if len(voice) != self._spec.n_global:
             raise VocabError(f"{len(voice)} global codes; this codec has {self._spec.n_global}")
-        parts = [self.decode_span(codes, voice, i, min(i + window, len(codes))) for i in range(0, len(codes), window)]
+        parts = [
+            self.decode_span(codes, voice, i, min(i + window, len(codes)))
+            for i in range(0, len(codes), window)
+        ]
         return np.concatenate(parts)
 
     def decode_span(self, semantic: np.ndarray, global_: np.ndarray, begin: int, end: int) -> np.ndarray:
-        """Samples of ids `begin` to `end` of a clip (T,), equal to that part of the whole; streaming is built on it."""
+        """Samples of ids `begin` to `end` of a clip (T,), equal to that part of the whole."""
         reach, hop = self.model.context(), self._spec.hop_length
         left, right = max(0, begin - reach), min(len(semantic), end + reach)
         codes = torch.from_numpy(semantic[left:right])[None].to(self.device)
@@ -247,7 +272,9 @@ def _flat(ids: Ids, name: str, size: int) -> np.ndarray:
     """Ids as int64 (N,), range-checked."""
     array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     if array.size == 0 or array.ndim == 0 or max(array.shape) != array.size or array.dtype.kind not in "iu":
-        raise VocabError(f"{name} codes must be one non-empty sequence of integers, got {array.dtype} {array.shape}")
+        raise VocabError(
+            f"{name} codes must be one non-empty sequence of integers, got {array.dtype} {array.shape}"
+        )
     array = array.reshape(-1).astype(np.int64)
     if array.min() < 0 or array.max() >= size:
         raise VocabError(f"{name} codes {array.min()} .. {array.max()} are outside 0 .. {size - 1}")

@@ -1,4 +1,4 @@
-"""The sizes and switches of a BiCodec, typed; read from the published YAML or from our JSON (spec/gpa.md section 2.1)."""
+"""The sizes and switches of a BiCodec, typed: the published YAML (spec/gpa.md section 2.1) or our JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpa.errors import CheckpointError
 
 @dataclass(frozen=True)
 class MelConfig:
-    """Mel of the global path: magnitude STFT, Slaney scale and norm; `log` is ours, the published mel is linear."""
+    """Mel of the global path: magnitude STFT, Slaney scale and norm; `log` is ours, published is linear."""
 
     sample_rate: int = 16_000
     n_fft: int = 1024
@@ -65,7 +65,7 @@ class SpeakerConfig:
 
 @dataclass(frozen=True)
 class WaveConfig:
-    """Waveform decoder: `rates` and `kernel_sizes` make the published generator, `n_fft` the ISTFT decoder."""
+    """Waveform decoder: `rates` and `kernel_sizes` make the published one, `n_fft` the ISTFT decoder."""
 
     input_channel: int
     channels: int
@@ -86,7 +86,9 @@ class BiCodecConfig:
     speaker_encoder: SpeakerConfig
     prenet: BackboneConfig
     decoder: WaveConfig
-    postnet: BackboneConfig | None = None  # reconstructs features in published training; never used for inference
+    postnet: BackboneConfig | None = (
+        None  # reconstructs features in published training; never used for inference
+    )
     mel_params: MelConfig = field(default_factory=MelConfig)
     features: str = "wav2vec2"  # or "whisper"
     standardise: bool = False  # features are centred and scaled by statistics stored with the weights (ours)
@@ -120,7 +122,13 @@ class BiCodecConfig:
         return dataclasses.asdict(self)
 
 
-_IGNORED = {"commitment", "codebook_loss_weight", "use_l2_normlize", "threshold_ema_dead_code", "fsq_num_quantizers"}
+_IGNORED = {
+    "commitment",
+    "codebook_loss_weight",
+    "use_l2_normlize",
+    "threshold_ema_dead_code",
+    "fsq_num_quantizers",
+}
 
 
 def _section(cls: type, name: str) -> Any:
@@ -128,7 +136,9 @@ def _section(cls: type, name: str) -> Any:
 
     def read(raw: dict[str, Any]) -> Any:
         if raw.get("fsq_num_quantizers", 1) != 1:
-            raise CheckpointError(f"codec config: {name}.fsq_num_quantizers={raw['fsq_num_quantizers']} is not implemented, only 1")
+            raise CheckpointError(
+                f"codec config: {name}.fsq_num_quantizers={raw['fsq_num_quantizers']} is not implemented"
+            )
         unknown = set(raw) - known - _IGNORED
         if unknown:
             raise CheckpointError(f"codec config: unknown keys {sorted(unknown)} in {name}")

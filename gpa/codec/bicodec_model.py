@@ -1,7 +1,7 @@
 """The network of BiCodec at any size: features -> semantic ids, mel -> global ids, ids -> waveform.
 
-Knows tensors and codes only; audio, windows and files are the business of `gpa.codec.bicodec`. Source: spec/gpa.md
-sections 2.3 to 2.6. State names are the published ones.
+Knows tensors and codes only; audio, windows and files are the business of `gpa.codec.bicodec`. Source:
+spec/gpa.md sections 2.3 to 2.6. State names are the published ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Encoder(nn.Module):
 
     def __init__(self, c: BackboneConfig) -> None:
         super().__init__()
-        self.encoder = VocosBackbone(c.input_channels, c.vocos_dim, c.vocos_intermediate_dim, c.vocos_num_layers)
+        self.encoder = VocosBackbone(
+            c.input_channels, c.vocos_dim, c.vocos_intermediate_dim, c.vocos_num_layers
+        )
         self.downsample = sampling_stages(c.vocos_dim, c.vocos_intermediate_dim, down=list(c.sample_ratios))
         self.project = nn.Linear(c.vocos_dim, c.out_channels)
 
@@ -41,7 +43,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.linear_pre = nn.Linear(c.input_channels, c.vocos_dim)
         self.downsample = sampling_stages(c.vocos_dim, c.vocos_intermediate_dim, up=list(c.sample_ratios))
-        self.vocos_backbone = VocosBackbone(c.vocos_dim, c.vocos_dim, c.vocos_intermediate_dim, c.vocos_num_layers, c.condition_dim)
+        self.vocos_backbone = VocosBackbone(
+            c.vocos_dim, c.vocos_dim, c.vocos_intermediate_dim, c.vocos_num_layers, c.condition_dim
+        )
         self.linear = nn.Linear(c.vocos_dim, c.out_channels)
         self.tanh = c.use_tanh_at_final
 
@@ -61,12 +65,20 @@ def _quantizer(c: QuantizerConfig) -> FactorizedVQ | SequenceFSQ:
     if not c.fsq_levels:
         return FactorizedVQ(c.input_dim, c.codebook_size, c.codebook_dim)
     if (math.prod(c.fsq_levels), len(c.fsq_levels)) != (c.codebook_size, c.codebook_dim):
-        raise CheckpointError(f"codec config: fsq_levels {c.fsq_levels} do not make {c.codebook_size} codes of {c.codebook_dim} dimensions")
+        raise CheckpointError(
+            f"codec config: fsq_levels {c.fsq_levels} do not make {c.codebook_size} codes "
+            f"of {c.codebook_dim} dimensions"
+        )
     return SequenceFSQ(c.input_dim, list(c.fsq_levels))
 
 
 class BiCodecModel(nn.Module):
-    """The network: features -> semantic ids, mel -> global ids, ids -> waveform. State names are the published ones."""
+    """The network: features -> semantic ids, mel -> global ids, ids -> waveform. State names as published."""
+
+    mel_filters: Tensor
+    mel_window: Tensor
+    feature_mean: Tensor
+    feature_scale: Tensor
 
     def __init__(self, config: BiCodecConfig) -> None:
         super().__init__()
@@ -75,7 +87,13 @@ class BiCodecModel(nn.Module):
         self.encoder = Encoder(config.encoder)
         self.quantizer = _quantizer(config.quantizer)
         self.speaker_encoder = SpeakerEncoder(
-            n_mels=s.input_dim, out_dim=s.out_dim, latent_dim=s.latent_dim, token_num=s.token_num, levels=list(s.fsq_levels), channels=s.channels, normalise=s.normalise
+            n_mels=s.input_dim,
+            out_dim=s.out_dim,
+            latent_dim=s.latent_dim,
+            token_num=s.token_num,
+            levels=list(s.fsq_levels),
+            channels=s.channels,
+            normalise=s.normalise,
         )
         self.prenet = Decoder(config.prenet)
         if config.postnet:
@@ -86,14 +104,18 @@ class BiCodecModel(nn.Module):
             self.register_buffer("feature_scale", torch.ones(config.encoder.input_channels, 1))
         m = config.mel_params
         top = m.mel_fmax or m.sample_rate / 2
-        filters = mel_filter_bank(m.n_fft // 2 + 1, m.num_mels, m.mel_fmin, top, m.sample_rate, norm="slaney", mel_scale="slaney")
+        filters = mel_filter_bank(
+            m.n_fft // 2 + 1, m.num_mels, m.mel_fmin, top, m.sample_rate, norm="slaney", mel_scale="slaney"
+        )
         self.register_buffer("mel_filters", torch.from_numpy(filters).float(), persistent=False)  # (F, M)
         self.register_buffer("mel_window", torch.hann_window(m.win_length), persistent=False)
 
     def mel(self, wav: Tensor) -> Tensor:  # (B, S) -> (B, M, T)
         """Mel of the reference clip: magnitude, Slaney, linear (or log, ours)."""
         m = self.config.mel_params
-        spec = torch.stft(wav, m.n_fft, m.hop_length, m.win_length, self.mel_window, return_complex=True).abs()
+        spec = torch.stft(
+            wav, m.n_fft, m.hop_length, m.win_length, self.mel_window, return_complex=True
+        ).abs()
         mel = self.mel_filters.T @ spec
         return torch.log(mel.clamp_min(1e-5)) if m.log else mel
 
@@ -121,7 +143,7 @@ class BiCodecModel(nn.Module):
         return self.decoder(self.condition(self.quantizer.decode(semantic), speaker))[:, 0]
 
     def context(self) -> int:
-        """Semantic ids of left and of right context with which a window decodes exactly as in the whole (spec 2.6)."""
+        """Semantic ids of context, on either side, with which a window decodes as in the whole (spec 2.6)."""
         c, hop = self.config.prenet, self.config.latent_hop_length
         reach, rate = 0.0, 1  # of the prenet, in ids; frames per id so far
         for ratio in c.sample_ratios:

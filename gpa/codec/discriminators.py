@@ -1,4 +1,4 @@
-"""Multi-resolution STFT discriminators for codec training; small, since they are most of the cost of a step on CPU."""
+"""Multi-resolution STFT discriminators for codec training; small, as most of a step's cost on CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class STFTDiscriminator(nn.Module):
-    """2-D convolutions over the complex STFT, striding over frequency: wav (B, S) -> score map, inner features."""
+    """2-D convolutions over the complex STFT, striding over frequency: wav (B, S) -> scores, features."""
+
+    window: Tensor
 
     def __init__(self, n_fft: int, channels: int) -> None:
         super().__init__()
@@ -21,7 +23,9 @@ class STFTDiscriminator(nn.Module):
         self.post = weight_norm(nn.Conv2d(channels, 1, 3, 1, 1))
 
     def forward(self, wav: Tensor) -> tuple[Tensor, list[Tensor]]:
-        spec = torch.stft(wav, self.n_fft, self.n_fft // 4, window=self.window, normalized=True, return_complex=True)
+        spec = torch.stft(
+            wav, self.n_fft, self.n_fft // 4, window=self.window, normalized=True, return_complex=True
+        )
         x = torch.view_as_real(spec).permute(0, 3, 1, 2)  # (B, 2, F, T)
         features = []
         for conv in self.convs:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,14 @@ class Wav2Vec2Features(nn.Module):
 
 
 class WhisperFeatures(nn.Module):
-    """Layer-normalised states of a Whisper encoder, concatenated: an early tap (prosody) and the output (words).
+    """Layer-normalised states of a Whisper encoder, joined: an early tap (prosody) and the output (words).
 
     The clip keeps its own length (no padding to 30 s): positions are cut to the clip. `warp` stretches the
     frequency axis before the mel filters, which gives the same words in another, invented voice.
     """
 
+    filters: Tensor
+    window: Tensor
     max_samples = 480_000  # the encoder has 1500 positions of 20 ms
 
     def __init__(self, config: WhisperConfig, tap: int = 2) -> None:
@@ -71,13 +74,17 @@ class WhisperFeatures(nn.Module):
         self.encoder = WhisperEncoder(config)
         self.tap = tap
         self.channels = 2 * config.d_model
-        filters = mel_filter_bank(201, config.num_mel_bins, 0.0, 8000.0, 16_000, norm="slaney", mel_scale="slaney")
+        filters = mel_filter_bank(
+            201, config.num_mel_bins, 0.0, 8000.0, 16_000, norm="slaney", mel_scale="slaney"
+        )
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)  # (201, M)
         self.register_buffer("window", torch.hann_window(400), persistent=False)
 
     def log_mel(self, wav: Tensor, warp: float = 1.0) -> Tensor:
         """Whisper's log-mel (B, M, 2T) of wav (B, S), S a multiple of 320."""
-        spec = torch.stft(wav, 400, 160, window=self.window, return_complex=True)[..., :-1].abs() ** 2  # (B, 201, 2T)
+        spec = (
+            torch.stft(wav, 400, 160, window=self.window, return_complex=True)[..., :-1].abs() ** 2
+        )  # (B, 201, 2T)
         if warp != 1.0:
             position = (torch.arange(201, device=wav.device) / warp).clamp(max=200)
             low = position.floor().long().clamp(max=199)
@@ -122,24 +129,31 @@ def load_whisper_features(path: str | Path) -> WhisperFeatures:
 
 
 def load_wav2vec2_features(path: str | Path) -> Wav2Vec2Features:
-    """wav2vec2 from a plain transformers directory, pickle or safetensors, in float32 (spec/gpa.md section 6.2).
+    """wav2vec2 from a transformers directory, pickle or safetensors, in float32 (spec/gpa.md section 6.2).
 
-    Accepts the `wav2vec2.` prefix and both spellings of weight norm; layers after the last tap and the heads of
-    pre-training are left out.
+    Accepts the `wav2vec2.` prefix and both spellings of weight norm; layers after the last tap and the heads
+    of pre-training are left out.
     """
     path = Path(path)
     raw = hub.read_json(path / "config.json")
     for key, value in _WAV2VEC2_RULES.items():
         if raw.get(key, value) != value:
-            raise CheckpointError(f"{path / 'config.json'}: {key} = {raw[key]!r} is not implemented, only {value!r}")
+            raise CheckpointError(
+                f"{path / 'config.json'}: {key} = {raw[key]!r} is not implemented, only {value!r}"
+            )
     if raw.get("num_hidden_layers", 0) < max(Wav2Vec2Features.taps):
         raise CheckpointError(f"{path / 'config.json'}: fewer than {max(Wav2Vec2Features.taps)} layers")
     with torch.device("meta"):  # a gigabyte of initial values would be drawn only to be overwritten
         features = Wav2Vec2Features(Wav2Vec2Config(**raw))
     state = {_wav2vec2_name(name): tensor for name, tensor in hub.read_state(path).items()}
-    ignore = [*_PRETRAINING, *(f"encoder.layers.{i}.*" for i in range(max(features.taps), raw["num_hidden_layers"]))]
+    ignore = [
+        *_PRETRAINING,
+        *(f"encoder.layers.{i}.*" for i in range(max(features.taps), raw["num_hidden_layers"])),
+    ]
     hub.load_strict(features.model, state, ignore=ignore, optional=("masked_spec_embed",), where=str(path))
-    unused = getattr(features.model, "masked_spec_embed", None)  # of pre-training alone, and not in every file
+    unused = getattr(
+        features.model, "masked_spec_embed", None
+    )  # of pre-training alone, and not in every file
     if unused is not None and unused.is_meta:
         features.model.masked_spec_embed = nn.Parameter(torch.zeros(raw["hidden_size"]))
     return features.eval()
@@ -156,7 +170,10 @@ _PRETRAINING = ("quantizer.*", "project_hid.*", "project_q.*")
 
 def _wav2vec2_name(name: str) -> str:
     name = name.removeprefix("wav2vec2.")
-    old = {"conv.weight_g": "conv.parametrizations.weight.original0", "conv.weight_v": "conv.parametrizations.weight.original1"}
+    old = {
+        "conv.weight_g": "conv.parametrizations.weight.original0",
+        "conv.weight_v": "conv.parametrizations.weight.original1",
+    }
     for was, now in old.items():
         if name.endswith(was):
             return name.removesuffix(was) + now
@@ -165,7 +182,10 @@ def _wav2vec2_name(name: str) -> str:
 
 def load_features(path: str | Path, kind: str) -> FeatureEncoder:
     """The feature encoder of a codec; `kind` is "wav2vec2" or "whisper"."""
-    loaders = {"wav2vec2": load_wav2vec2_features, "whisper": load_whisper_features}
+    loaders: dict[str, Callable[[str | Path], FeatureEncoder]] = {
+        "wav2vec2": load_wav2vec2_features,
+        "whisper": load_whisper_features,
+    }
     if kind not in loaders:
         raise CheckpointError(f"codec config: features = {kind!r} is not implemented, only {sorted(loaders)}")
     return loaders[kind](path)
@@ -178,12 +198,16 @@ def save_features(features: FeatureEncoder, path: str | Path, dtype: torch.dtype
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     module = features.model if isinstance(features, Wav2Vec2Features) else features.encoder
-    save_file(half_where_it_fits(module.state_dict(), dtype), path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps(module.config.to_diff_dict(), indent=2) + "\n", encoding="utf-8")
+    save_file(
+        half_where_it_fits(module.state_dict(), dtype), path / "model.safetensors", metadata={"format": "pt"}
+    )
+    (path / "config.json").write_text(
+        json.dumps(module.config.to_diff_dict(), indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def half_where_it_fits(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The floating tensors of a state in `dtype`, contiguous, on the CPU; one that would overflow stays as it is."""
+    """The floating tensors of a state in `dtype`, on the CPU; one that would overflow stays as it is."""
     out = {}
     for name, tensor in state.items():
         smaller = tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -1,4 +1,4 @@
-"""Losses of codec training: letters (CTC head), multi-resolution log-mel distance, least-squares adversarial and feature matching."""
+"""Losses of codec training: letters, log-mel distance, least-squares adversarial and feature matching."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from transformers.audio_utils import mel_filter_bank
 class MelDistance(nn.Module):
     """Mean L1 distance of log-mels at several window lengths, wav (B, S) against wav (B, S)."""
 
-    def __init__(self, sample_rate: int = 16_000, windows: Sequence[int] = (256, 512, 1024, 2048), mels: Sequence[int] = (20, 40, 80, 120)) -> None:
+    def __init__(
+        self,
+        sample_rate: int = 16_000,
+        windows: Sequence[int] = (256, 512, 1024, 2048),
+        mels: Sequence[int] = (20, 40, 80, 120),
+    ) -> None:
         super().__init__()
         self.windows = tuple(windows)
         for n_fft, n_mels in zip(windows, mels, strict=True):
-            filters = mel_filter_bank(n_fft // 2 + 1, n_mels, 0.0, sample_rate / 2, sample_rate, norm="slaney", mel_scale="slaney")
+            filters = mel_filter_bank(
+                n_fft // 2 + 1, n_mels, 0.0, sample_rate / 2, sample_rate, norm="slaney", mel_scale="slaney"
+            )
             self.register_buffer(f"filters_{n_fft}", torch.from_numpy(filters).float().T, persistent=False)
             self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft), persistent=False)
 
@@ -40,22 +47,30 @@ def generator_loss(scores: Sequence[Tensor]) -> Tensor:
 
 def discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """Least squares: 1 for real, 0 for ours."""
-    return torch.stack([(1 - r).square().mean() + f.square().mean() for r, f in zip(real, fake, strict=True)]).mean()
+    return torch.stack(
+        [(1 - r).square().mean() + f.square().mean() for r, f in zip(real, fake, strict=True)]
+    ).mean()
 
 
 def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """L1 between the discriminators' inner features, relative to the size of the real ones."""
-    return torch.stack([(r - f).abs().mean() / r.abs().mean().clamp_min(1e-3) for r, f in zip(real, fake, strict=True)]).mean()
+    return torch.stack(
+        [(r - f).abs().mean() / r.abs().mean().clamp_min(1e-3) for r, f in zip(real, fake, strict=True)]
+    ).mean()
 
 
 class LetterHead(nn.Module):
-    """CTC letter scores of quantised latents, (B, D, T) -> (B, T, 29); not linear, since few FSQ dimensions span few linear classes."""
+    """CTC letter scores of quantised latents, (B, D, T) -> (B, T, 29).
+
+    Not linear, since few FSQ dimensions span few linear classes.
+    """
 
     def __init__(self, dim: int, classes: int = 29) -> None:
         super().__init__()
         self.mix = nn.Conv1d(dim, dim, 5, padding=2)
         self.out = nn.Linear(dim, classes)
-        nn.init.constant_(self.out.bias[:1].detach(), 3.0)  # start on the all-blank plateau instead of sliding there
+        # Start on the all-blank plateau instead of sliding there.
+        nn.init.constant_(self.out.bias[:1].detach(), 3.0)
 
     def forward(self, z_q: Tensor) -> Tensor:
         return self.out(F.gelu(self.mix(z_q)).transpose(1, 2))

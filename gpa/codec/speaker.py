@@ -1,6 +1,7 @@
 """The global path of BiCodec: reference mel -> ECAPA-TDNN -> perceiver -> FSQ -> speaker ids and vector.
 
-Source: spec/gpa.md section 2.4. Parameter names follow the published weights; knows no audio files and no vocabulary.
+Source: spec/gpa.md section 2.4. Parameter names follow the published weights; knows no audio files and no
+vocabulary.
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ class ConvReluBN(nn.Module):
 
 
 class Res2(nn.Module):
-    """Res2 convolution: `scale` channel groups; each conv after the first also sees the previous output, the last group passes."""
+    """Res2 convolution: `scale` channel groups; each conv after the first also sees the previous output,
+    the last group passes.
+    """
 
     def __init__(self, channels: int, dilation: int, scale: int = 8) -> None:
         super().__init__()
         width = channels // scale
-        self.convs = nn.ModuleList(nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation) for _ in range(scale - 1))
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation) for _ in range(scale - 1)
+        )
         self.bns = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(scale - 1))
         self.scale = scale
 
@@ -63,7 +68,12 @@ class SERes2Block(nn.Module):
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        parts = (ConvReluBN(channels, channels), Res2(channels, dilation), ConvReluBN(channels, channels), SqueezeExcite(channels))
+        parts = (
+            ConvReluBN(channels, channels),
+            Res2(channels, dilation),
+            ConvReluBN(channels, channels),
+            SqueezeExcite(channels),
+        )
         self.se_res2block = nn.Sequential(*parts)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,7 +135,9 @@ class PerceiverAttention(nn.Module):
 
     def forward(self, latents: Tensor, context: Tensor) -> Tensor:  # (B, G, D), (B, T, D)
         keys, values = self.to_kv(torch.cat([latents, context], 1)).chunk(2, -1)
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), keys, values))
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), keys, values)
+        )
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -157,7 +169,12 @@ class Perceiver(nn.Module):
         self.proj_context = nn.Linear(context_dim, dim)
         self.latents = nn.Parameter(torch.randn(latents, dim))
         self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(dim), nn.Sequential(nn.Linear(dim, 2 * inner), GEGLU(), nn.Linear(inner, dim))])
+            nn.ModuleList(
+                [
+                    PerceiverAttention(dim),
+                    nn.Sequential(nn.Linear(dim, 2 * inner), GEGLU(), nn.Linear(inner, dim)),
+                ]
+            )
             for _ in range(depth)
         )
         self.norm = RMSScale(dim)
@@ -165,7 +182,8 @@ class Perceiver(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         context = self.proj_context(context)
         x = self.latents.expand(len(context), -1, -1)
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, feed_forward = layer.children()
             x = attention(x, context) + x
             x = feed_forward(x) + x
         return self.norm(x)
@@ -174,7 +192,17 @@ class Perceiver(nn.Module):
 class SpeakerEncoder(nn.Module):
     """mel (B, M, T) -> ids (B, G); ids -> speaker vector (B, D)."""
 
-    def __init__(self, *, n_mels: int, out_dim: int, latent_dim: int, token_num: int, levels: list[int], channels: int = 512, normalise: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        n_mels: int,
+        out_dim: int,
+        latent_dim: int,
+        token_num: int,
+        levels: list[int],
+        channels: int = 512,
+        normalise: bool = False,
+    ) -> None:
         super().__init__()
         self.speaker_encoder = ECAPA(n_mels, out_dim, channels)
         self.perceiver_sampler = Perceiver(3 * channels, latent_dim, token_num)

@@ -1,6 +1,7 @@
-"""Waveform decoders, latents (B, C, T) -> wav (B, 1, S): the published DAC-style generator and a Vocos-style ISTFT head.
+"""Waveform decoders, latents (B, C, T) -> wav (B, 1, S): the published DAC-style one, a Vocos-style ISTFT.
 
-Both are deterministic and non-causal; `context` is the reach of their convolutions, which exact streaming needs.
+Both are deterministic and non-causal; `context` is the reach of their convolutions, which exact streaming
+needs.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class WaveGenerator(nn.Module):
 
 
 class ISTFTDecoder(nn.Module):
-    """Vocos backbone predicting magnitude and phase of an STFT, then overlap-add: exactly `hop` samples per frame."""
+    """Vocos backbone, magnitude and phase of an STFT, overlap-add: exactly `hop` samples per frame."""
 
     window: Tensor
 

@@ -1,11 +1,13 @@
-"""When each letter is spoken: Viterbi alignment of a transcript to CTC posteriors, and from letters to text ids."""
+"""When each letter is spoken: Viterbi alignment of a transcript to CTC posteriors, letters to text ids."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"  # CTC classes 1..28; 0 is blank
 
 
@@ -23,8 +25,12 @@ def letter_targets(text: str) -> list[int]:
 def align(log_probs: np.ndarray, targets: Sequence[int]) -> np.ndarray | None:
     """First frame of each target on the best CTC path, (L,) int; None if the clip is too short for them.
 
-    `log_probs` (T, V) with the blank at 0.
+    `log_probs` (T, V) with the blank at 0. Of paths equally good, the one that moves on last.
     """
+    if not len(targets):  # a transcript of marks alone
+        return np.zeros(0, np.int64)
+    if not len(log_probs):
+        return None
     n_frames, states = len(log_probs), 2 * len(targets) + 1
     symbols = np.zeros(states, np.int64)
     symbols[1::2] = targets
@@ -51,20 +57,26 @@ def align(log_probs: np.ndarray, targets: Sequence[int]) -> np.ndarray | None:
     return first
 
 
-def piece_spans(pieces: Sequence[str], letters: str, first: Sequence[int], frames: int) -> np.ndarray:
-    """Frames [begin, end) of each text piece, (N, 2): from its first letter to the first letter of the next spelled piece.
+def _spelling(piece: str) -> str:
+    """The letters of a piece; a byte piece such as <0x71> has those of its character."""
+    if byte := _BYTE.fullmatch(piece):
+        piece = chr(int(byte[1], 16))
+    return "".join(c for c in piece if c in LETTERS[1:])
 
-    `letters` is what was aligned, `first` its frames. A piece without letters (punctuation) lies between its neighbours.
+
+def piece_spans(pieces: Sequence[str], letters: str, first: Sequence[int], frames: int) -> np.ndarray:
+    """Frames [begin, end) of each text piece, (N, 2): from its first letter to the next spelled piece's.
+
+    `letters` is what was aligned, `first` its frames. A piece without letters (punctuation) lies between
+    its neighbours.
     """
     starts, at = np.full(len(pieces), -1), 0
     for n, piece in enumerate(pieces):
-        for c in piece.replace("▁", ""):
-            if c in LETTERS and c != " ":
-                while at < len(letters) and letters[at] != c:
-                    at += 1
-                if starts[n] < 0 and at < len(letters):
-                    starts[n] = first[at]
-                at += 1
+        for c in _spelling(piece):
+            found = letters.find(c, at)
+            if found >= 0:
+                starts[n] = first[found] if starts[n] < 0 else starts[n]
+                at = found + 1
     begins, following = np.zeros(len(pieces), np.int64), frames
     ends = np.zeros(len(pieces), np.int64)
     for n in range(len(pieces) - 1, -1, -1):

@@ -1,6 +1,7 @@
 """The codec's training cache: one clip's feature-encoder output and waveform, in two flat files.
 
-Written once by `write` (resumable per clip), read at random by `FeatureCache`. Rows are the manifest's, in its order.
+Written once by `write` (resumable per clip), read at random by `FeatureCache`. Rows are the manifest's, in
+its order.
 """
 
 from __future__ import annotations
@@ -17,40 +18,81 @@ from tqdm import tqdm
 
 from gpa import audio
 from gpa.codec.features import FRAME, WhisperFeatures, load_whisper_features
+from gpa.errors import CheckpointError
 
 FEATURES, AUDIO, INDEX = "features.f16", "audio.i16", "index.jsonl"
+COMMAND = "python -m gpa.data.features MANIFEST --encoder DIR -o CACHE"
 
 
 def write(rows: list[dict[str, Any]], root: Path, features: WhisperFeatures, out: Path) -> None:
-    """Append the clips that `out` does not hold yet; a partial last clip of a killed run is overwritten."""
+    """Append the clips that `out` does not hold yet; a partial last clip of a killed run is overwritten.
+
+    CheckpointError if `out` holds clips of another manifest.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in (out / INDEX).read_text().splitlines() if line.endswith("}")] if (out / INDEX).exists() else []
+    done = _written(out, rows)
     frames = sum(row["frames"] for row in done)
-    with (out / FEATURES).open("ab") as f, (out / AUDIO).open("ab") as a, (out / INDEX).open("w") as index:
+    bar = tqdm(rows[len(done) :], initial=len(done), total=len(rows), desc="features", dynamic_ncols=True)
+    with (out / FEATURES).open("ab") as f, (out / AUDIO).open("ab") as a, (out / INDEX).open("a") as index:
         f.truncate(frames * features.channels * 2)
         a.truncate(frames * FRAME * 2)
-        index.writelines(json.dumps(row) + "\n" for row in done)
-        for row in tqdm(rows[len(done) :], initial=len(done), total=len(rows), desc="features", dynamic_ncols=True):
+        for row in bar:
             wav = audio.load(root / row["path"])
             wav = np.pad(wav, (0, -len(wav) % (2 * FRAME)))
             with torch.inference_mode():
                 states = features(torch.from_numpy(wav)[None])[0].T  # (T, C)
             f.write(states.half().numpy().tobytes())
             a.write((wav.clip(-1, 1) * 32767).astype(np.int16).tobytes())
-            f.flush(), a.flush()
+            f.flush()
+            a.flush()
             index.write(json.dumps({**row, "frames": len(states), "offset": frames}) + "\n")
             index.flush()
             frames += len(states)
 
 
+def _written(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Clips that an earlier run finished; a line that a kill cut short is removed from the index."""
+    index = out / INDEX
+    if not index.exists():
+        return []
+    done = read_lines(index)
+    if [row["path"] for row in done] != [row["path"] for row in rows[: len(done)]]:
+        raise CheckpointError(f"{index}: holds clips of another manifest; write to a new folder")
+    partial = index.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in done), encoding="utf-8")
+    partial.replace(index)  # at once: a kill here loses no clip
+    return done
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, without a last line that a kill cut short."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 class FeatureCache:
-    """Random access by row number: `features(i)` (T, C) float32, `wav(i)` (T * 320,) float32, `rows[i]` the manifest row."""
+    """Random access by row number: `features(i)` (T, C) float32, `wav(i)` (T * 320,) float32, `rows[i]` the
+    row.
+
+    CheckpointError for a folder that is not a cache, or one whose writing was cut short.
+    """
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in (path / INDEX).read_text().splitlines()]
+        absent = [name for name in (INDEX, FEATURES, AUDIO) if not (path / name).is_file()]
+        if absent:
+            raise CheckpointError(
+                f"{path}: no feature cache ({', '.join(absent)} missing); make it: {COMMAND}"
+            )
+        self.rows = read_lines(path / INDEX)
         frames = sum(row["frames"] for row in self.rows)
-        # Read whole (0.37 GB an hour): random access through a memory map stalled for a minute at a time where pages were reclaimed.
+        sizes = [(path / name).stat().st_size for name in (FEATURES, AUDIO)]
+        if not frames or sizes[1] != frames * FRAME * 2 or sizes[0] % (frames * 2):
+            raise CheckpointError(
+                f"{path}: the cache is incomplete; finish it by the same command: {COMMAND}"
+            )
+        # Read whole (0.37 GB an hour): random access through a memory map stalled for a minute at a time
+        # where pages were reclaimed.
         self._features = np.fromfile(path / FEATURES, np.float16).reshape(frames, -1)
         self._audio = np.fromfile(path / AUDIO, np.int16)
 
@@ -77,8 +119,17 @@ class FeatureCache:
 def main(argv: list[str] | None = None) -> None:
     """`python -m gpa.data.features MANIFEST --encoder DIR -o CACHE`."""
     parser = argparse.ArgumentParser(prog="python -m gpa.data.features", description=write.__doc__)
-    parser.add_argument("manifest", type=Path, help="JSONL: path, text, speaker, split, ... per clip; paths relative to its folder")
-    parser.add_argument("--encoder", type=Path, required=True, help="folder of a Whisper encoder (config.json, model.safetensors)")
+    parser.add_argument(
+        "manifest",
+        type=Path,
+        help="JSONL: path, text, speaker, split, ... per clip; paths relative to its folder",
+    )
+    parser.add_argument(
+        "--encoder",
+        type=Path,
+        required=True,
+        help="folder of a Whisper encoder (config.json, model.safetensors)",
+    )
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     rows = [json.loads(line) for line in args.manifest.read_text().splitlines()]

@@ -1,6 +1,8 @@
-"""The language model's training data: every clip as ids, its letters' times, and a second reading in an invented voice.
+"""The language model's training data: every clip as ids, its letters' times, and a second reading in an
+invented voice.
 
-Written once from a feature cache and a trained codec; one JSON object per clip. Whoever trains needs neither audio nor codec.
+Written once from a feature cache and a trained codec; one JSON object per clip. Whoever trains needs
+neither audio nor codec.
 """
 
 from __future__ import annotations
@@ -13,24 +15,48 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from torch import Tensor
 from tqdm import tqdm
 
-from gpa import audio
+from gpa import audio, hub
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
 from gpa.codec.features import WhisperFeatures, load_whisper_features
 from gpa.codec.losses import LetterHead
 from gpa.data.align import align, letter_targets
-from gpa.data.features import FeatureCache
+from gpa.data.features import FeatureCache, read_lines
+from gpa.errors import CheckpointError
 from gpa.text import build_tokenizer_json, normalise_text, train_sentencepiece
 
-WARPS = ((0.84, 0.93), (1.08, 1.2))  # stretches of the frequency axis that make another voice of the same words
+COMMAND = "python -m gpa.data.tokens CACHE --codec EXPORT --encoder DIR -o TOKENS"
+WARPS = (
+    (0.84, 0.93),
+    (1.08, 1.2),
+)  # stretches of the frequency axis that make another voice of the same words
+
+
+def _trained(path: Path, name: str) -> Path:
+    if not (path / name).is_file():
+        raise CheckpointError(
+            f"{path}: no codec export ({name} missing); a finished run leaves it in its export folder: "
+            "python -m gpa.train recipes/gpa/codec.yaml --run runs/codec"
+        )
+    return path / name
+
+
+def read_codec_config(path: Path) -> BiCodecConfig:
+    """Sizes of a codec export; CheckpointError naming the command that makes one if there is none."""
+    return BiCodecConfig.from_dict(hub.read_json(_trained(path, "config.json")))
+
+
+def read_codec_heads(path: Path) -> dict[str, dict[str, Tensor]]:
+    """States of the training-only heads of a codec export, by name: letters, speakers."""
+    return torch.load(_trained(path, "heads.pt"), map_location="cpu", weights_only=True)
 
 
 def load_codec_export(path: Path) -> BiCodecModel:
-    """The network of a codec export, for inference."""
-    codec = BiCodecModel(BiCodecConfig.from_dict(json.loads((path / "config.json").read_text())))
-    codec.load_state_dict(load_file(path / "model.safetensors"))
+    """The network of a codec export, for inference; CheckpointError if there is none or it does not fit."""
+    codec = BiCodecModel(read_codec_config(path))
+    hub.load_strict(codec, hub.read_state(_trained(path, "model.safetensors")), where=str(path))
     return codec.eval()
 
 
@@ -41,13 +67,13 @@ class Extractor:
         self.codec = load_codec_export(export)
         self.config = self.codec.config
         self.letters = LetterHead(self.config.quantizer.input_dim)
-        self.letters.load_state_dict(torch.load(export / "heads.pt", weights_only=True)["letters"])
+        hub.load_strict(self.letters, read_codec_heads(export)["letters"], where=str(export / "heads.pt"))
         self.whisper: WhisperFeatures = load_whisper_features(encoder)
         self.seed = seed
 
     @torch.inference_mode()
     def row(self, cache: FeatureCache, i: int) -> dict[str, Any]:
-        """Ids of clip i; letter times where it has a transcript; `warped` ids on every second clip."""
+        """Ids of clip i; letter times where it has a transcript; `warped` ids on every third clip."""
         meta, wav = cache.rows[i], cache.wav(i)
         codes = self.codec.encode_semantic(torch.from_numpy(cache.features(i)).T[None])[0]
         reference = audio.reference_clip(wav, int(self.config.ref_segment_duration * self.config.sample_rate))
@@ -61,13 +87,15 @@ class Extractor:
         }
         if row["text"]:
             row["letters"] = self._letter_frames(codes, row["text"])
-        if i % 2 == 0:
+        if i % 3 == 0:
             rng = np.random.default_rng((self.seed, i))
             warp = float(rng.uniform(*WARPS[int(rng.integers(2))]))
-            row["warped"] = self.codec.encode_semantic(self.whisper(torch.from_numpy(wav)[None], warp))[0].tolist()
+            row["warped"] = self.codec.encode_semantic(self.whisper(torch.from_numpy(wav)[None], warp))[
+                0
+            ].tolist()
         return row
 
-    def _letter_frames(self, codes: torch.Tensor, text: str) -> list[int] | None:
+    def _letter_frames(self, codes: Tensor, text: str) -> list[int] | None:
         latents = self.codec.quantizer.decode(codes[None])
         log_probs = self.letters(latents)[0].log_softmax(-1).numpy()
         first = align(log_probs, letter_targets(text))
@@ -80,22 +108,33 @@ def texts(rows: list[dict[str, Any]], extra: list[Path]) -> Iterator[str]:
         if row["split"].startswith("train") and row.get("text"):
             yield normalise_text(row["text"])
     for path in extra:
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             yield normalise_text(line.split("\t")[-1])
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All rows of a token folder."""
-    return [json.loads(line) for line in (path / "tokens.jsonl").read_text().splitlines()]
+    """All rows of a token folder; CheckpointError naming the command that makes one if there is none."""
+    found = path / "tokens.jsonl"
+    if not found.is_file():
+        unfinished = found.with_name(found.name + ".partial").is_file()
+        state = "not finished, run again" if unfinished else "no tokens there, make them"
+        raise CheckpointError(f"{path}: {state}: {COMMAND}")
+    return read_lines(found)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m gpa.data.tokens CACHE --codec EXPORT --encoder DIR -o DIR`."""
+    """`python -m gpa.data.tokens CACHE --codec EXPORT --encoder DIR -o TOKENS`."""
     parser = argparse.ArgumentParser(prog="python -m gpa.data.tokens", description=__doc__)
     parser.add_argument("cache", type=Path, help="feature cache of gpa.data.features")
     parser.add_argument("--codec", type=Path, required=True, help="codec export of gpa.train")
     parser.add_argument("--encoder", type=Path, required=True, help="Whisper encoder folder")
-    parser.add_argument("--text", type=Path, nargs="*", default=[], help="more text for the text tokenizer, one sentence a line")
+    parser.add_argument(
+        "--text",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="more text for the text tokenizer, one sentence a line",
+    )
     parser.add_argument("--vocab-size", type=int, default=512)
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
@@ -103,15 +142,23 @@ def main(argv: list[str] | None = None) -> None:
     cache = FeatureCache(args.cache)
     extractor = Extractor(args.codec, args.encoder)
     train_sentencepiece(texts(cache.rows, args.text), args.out / "spm.model", args.vocab_size)
-    speaker = extractor.config.speaker_encoder
-    build_tokenizer_json(args.out / "spm.model", extractor.config.quantizer.codebook_size, int(np.prod(speaker.fsq_levels)), args.out)
-    partial = args.out / "tokens.jsonl.partial"
-    done = [line for line in partial.read_text().splitlines(True) if line.endswith("}\n")] if partial.exists() else []
-    with partial.open("w") as file:
-        file.writelines(done)
-        for i in tqdm(range(len(done), len(cache)), initial=len(done), total=len(cache), desc="ids", dynamic_ncols=True):
+    values = int(np.prod(extractor.config.speaker_encoder.fsq_levels))
+    build_tokenizer_json(args.out / "spm.model", extractor.config.quantizer.codebook_size, values, args.out)
+    _write(extractor, cache, args.out / "tokens.jsonl")
+
+
+def _write(extractor: Extractor, cache: FeatureCache, path: Path) -> None:
+    """All rows to `path`, which appears when it is complete; a killed run goes on where it was."""
+    partial = path.with_name(path.name + ".partial")
+    done = read_lines(partial) if partial.exists() else []
+    todo = tqdm(
+        range(len(done), len(cache)), initial=len(done), total=len(cache), desc="ids", dynamic_ncols=True
+    )
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in done)
+        for i in todo:
             file.write(json.dumps(extractor.row(cache, i)) + "\n")
-    partial.rename(args.out / "tokens.jsonl")
+    partial.replace(path)
 
 
 if __name__ == "__main__":

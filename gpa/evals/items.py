@@ -134,15 +134,14 @@ def unseen_sentences(root: Path, seen: Iterable[str], n: int, seed: int) -> list
         key, words = text_key(item.text), len(item.text.split())
         if MIN_WORDS <= words <= MAX_WORDS and key not in known and not re.search(r"\d", item.text):
             fresh.setdefault(key, item)
-    if n > len(fresh):
-        raise UsageError(f"{root / 'text'} has {len(fresh)} unseen sentences of 4 to 16 words, not {n}")
-    chosen = pick(fresh.values(), 0, seed, _id)
-    kept = []
-    for item in chosen:  # the containment test is slow, so only until there are enough
-        if text_key(item.text) not in everything:
-            kept.append(item)
+    kept: list[Sentence] = []
+    for item in pick(fresh.values(), 0, seed, _id):
         if n and len(kept) == n:
             break
+        if text_key(item.text) not in everything:  # the slow test, so only until there are enough
+            kept.append(item)
+    if len(kept) < n:
+        raise UsageError(f"{root / 'text'} has {len(kept)} unseen sentences of 4 to 16 words, not {n}")
     return kept
 
 

@@ -1,6 +1,7 @@
 """ConvNeXt blocks and the Vocos backbone, plain or conditioned on a speaker vector (AdaLN).
 
-Shapes: x (B, C, T) between modules, (B, T, C) inside the norms; cond (B, D). Parameter names follow the published BiCodec.
+Shapes: x (B, C, T) between modules, (B, T, C) inside the norms; cond (B, D). Parameter names follow the
+published BiCodec.
 """
 
 from __future__ import annotations
@@ -73,13 +74,17 @@ class VocosBackbone(nn.Module):
 
 
 class SamplingBlock(nn.Module):
-    """Change the frame rate by `down` or `up`; three summed branches, so a ratio of 1 multiplies by 3 (as published)."""
+    """Change the frame rate by `down` or `up`; three summed branches, so a ratio of 1 multiplies by 3 (as
+    published).
+    """
 
     def __init__(self, dim: int, down: int = 1, up: int = 1) -> None:
         super().__init__()
         self.down, self.up = down, up
         if up > 1:
-            self.deconv = nn.ConvTranspose1d(dim, dim, 2 * up, up, padding=up // 2 + up % 2, output_padding=up % 2)
+            self.deconv = nn.ConvTranspose1d(
+                dim, dim, 2 * up, up, padding=up // 2 + up % 2, output_padding=up % 2
+            )
         if down > 1:
             self.conv = nn.Conv1d(dim, dim, 2 * down, down, padding=down // 2 + down % 2)
 
@@ -96,7 +101,11 @@ class SamplingBlock(nn.Module):
         return conv + pooled + F.avg_pool1d(x, self.down)
 
 
-def sampling_stages(dim: int, hidden: int, down: list[int] | None = None, up: list[int] | None = None) -> nn.Sequential:
-    """One SamplingBlock plus a two-layer Vocos backbone per ratio, in order; give the `down` or the `up` ratios."""
+def sampling_stages(
+    dim: int, hidden: int, down: list[int] | None = None, up: list[int] | None = None
+) -> nn.Sequential:
+    """One SamplingBlock plus a two-layer Vocos backbone per ratio, in order; give the `down` or the `up`
+    ratios.
+    """
     blocks = [SamplingBlock(dim, down=r) for r in down or []] + [SamplingBlock(dim, up=r) for r in up or []]
     return nn.Sequential(*(nn.Sequential(block, VocosBackbone(dim, dim, hidden, 2)) for block in blocks))

@@ -34,7 +34,7 @@ def _works(name: str) -> bool:
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device, stored: torch.dtype) -> torch.dtype:
-    """The precision asked for, or for "auto" bfloat16 where weights are stored so and the device has it natively.
+    """The precision asked for; "auto" is bfloat16 where weights are stored so and the device has it natively.
 
     Everything else computes in float32: float16 overflows in models trained in bfloat16, and on a CPU half
     precision is slower.

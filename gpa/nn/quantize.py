@@ -13,9 +13,21 @@ from torch import Tensor, nn
 
 
 class WeightNormConv1d(nn.Module):
-    """Conv1d (or its transpose) in the old weight-norm form: w = g * v / |v|, the norm over all dims but the first."""
+    """Conv1d (or its transpose) in the old weight-norm form: w = g * v / |v|, the norm over all dims but
+    the first.
+    """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, padding: int = 0, dilation: int = 1, transposed: bool = False) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        transposed: bool = False,
+    ) -> None:
         super().__init__()
         make = nn.ConvTranspose1d if transposed else nn.Conv1d
         conv = make(c_in, c_out, kernel, stride=stride, padding=padding, dilation=dilation)
@@ -31,12 +43,16 @@ class WeightNormConv1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.transposed:
-            return F.conv_transpose1d(x, self.weight(), self.bias, self.stride, self.padding, dilation=self.dilation)
+            return F.conv_transpose1d(
+                x, self.weight(), self.bias, self.stride, self.padding, dilation=self.dilation
+            )
         return F.conv1d(x, self.weight(), self.bias, self.stride, self.padding, self.dilation)
 
 
 class FactorizedVQ(nn.Module):
     """Nearest codebook row on the unit sphere of a small space; decoding reads the raw rows."""
+
+    cluster_size: Tensor
 
     def __init__(self, dim: int, codebook_size: int, codebook_dim: int, decay: float = 0.99) -> None:
         super().__init__()
@@ -72,7 +88,9 @@ class FactorizedVQ(nn.Module):
         self.cluster_size.fill_(1.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training pass: quantised features with a straight-through gradient, codes (B, T), codebook + commitment loss."""
+        """Training pass: quantised features with a straight-through gradient, codes (B, T), codebook +
+        commitment loss.
+        """
         z = self.in_project(x)
         codes = self.nearest(z)
         q = self.codebook(codes).transpose(1, 2)
@@ -102,14 +120,18 @@ class FSQ(nn.Module):
     basis: Tensor
 
     def __init__(self, dim: int, levels: list[int], normalise: int = 0) -> None:
-        """`normalise` vectors in a row share one batch norm before rounding (ours); 0 for none, as published."""
+        """`normalise` vectors in a row share one batch norm before rounding (ours); 0 for none, as
+        published.
+        """
         super().__init__()
         self.project_in = nn.Linear(dim, len(levels))
-        # Without it a young encoder drifts into one cell and stays there (measured: 1 code in use after 40 steps).
+        # Without it a young encoder drifts into one cell and stays there (1 code in use after 40 steps).
         self.norm = nn.BatchNorm1d(normalise * len(levels), affine=False) if normalise else None
         self.project_out = nn.Linear(len(levels), dim)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.register_buffer("basis", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False)
+        self.register_buffer(
+            "basis", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False
+        )
 
     @property
     def codebook_size(self) -> int:
@@ -136,18 +158,21 @@ class FSQ(nn.Module):
         return self.project_out((digits - half) / half)
 
     def forward(self, x: Tensor, dither: float = 0.0) -> Tensor:  # (B, T, D) -> (B, T, D)
-        """Training pass: quantised vectors with a straight-through gradient; a share `dither` of the clips gets
-        uniform noise of one step instead of rounding, whose gradient is true."""
+        """Training pass: quantised vectors with a straight-through gradient; a share `dither` of the clips
+        gets uniform noise of one step instead of rounding, whose gradient is true.
+        """
         z = self._bounded(x)
         rounded = z + (z.round() - z).detach()
         if self.training and dither > 0:
-            noisy = torch.rand(len(z), *[1] * (z.ndim - 1)) < dither
+            noisy = torch.rand(len(z), *[1] * (z.ndim - 1), device=z.device) < dither
             rounded = torch.where(noisy, z + torch.rand_like(z) - 0.5, rounded)
         return self.project_out(rounded / (self.levels // 2))
 
 
 class SequenceFSQ(nn.Module):
-    """FSQ of (B, D, T) features behind the interface of `FactorizedVQ`: nothing to collapse, no codebook loss."""
+    """FSQ of (B, D, T) features behind the interface of `FactorizedVQ`: nothing to collapse, no codebook
+    loss.
+    """
 
     def __init__(self, dim: int, levels: list[int]) -> None:
         super().__init__()
@@ -162,5 +187,5 @@ class SequenceFSQ(nn.Module):
         return self.fsq.decode(codes).transpose(1, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training pass: quantised features with a straight-through gradient, codes (B, T), a loss of zero."""
+        """Training pass: quantised features with a straight-through gradient, codes (B, T), a loss of 0."""
         return self.fsq(x.transpose(1, 2), dither=0.5).transpose(1, 2), self.encode(x), x.new_zeros(())

@@ -1,4 +1,6 @@
-"""`python -m gpa.train RECIPE [key=value ...] [--run DIR]`: parse the recipe, choose the family, call the loop."""
+"""`python -m gpa.train RECIPE [key=value ...] [--run DIR]`: parse the recipe, choose the family, call the
+loop.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gpa import config
-from gpa.errors import UsageError
+from gpa.errors import GPAError, UsageError
+from gpa.train import checkpoint
 from gpa.train.loop import Family, train
+
+log = logging.getLogger(__name__)
+KINDS = ("codec", "gpa")
 
 
 def _family(tree: dict[str, Any]) -> tuple[Family, Any]:
@@ -24,24 +30,37 @@ def _family(tree: dict[str, Any]) -> tuple[Family, Any]:
 
         lm = config.build(LMRecipe, tree)
         return LMFamily(lm), lm
-    raise UsageError(f"recipe kind {kind!r}: choose one of codec, gpa")
+    raise UsageError(f"recipe kind {kind!r}: choose one of {', '.join(KINDS)}")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(prog="gpa train", description="Train from a recipe; an interrupted run resumes by the same command.")
+    """Entry point of `gpa train` and `python -m gpa.train`; raises GPAError."""
+    parser = argparse.ArgumentParser(
+        prog="gpa train", description="Train from a recipe; an interrupted run resumes by the same command."
+    )
     parser.add_argument("recipe", type=Path, help="a YAML file of recipes/")
-    parser.add_argument("overrides", nargs="*", help="recipe keys to change, e.g. optim.lr=3e-4 train.steps=10")
+    parser.add_argument(
+        "overrides", nargs="*", help="recipe keys to change, e.g. optim.lr=3e-4 train.steps=10"
+    )
     parser.add_argument("--run", type=Path, help="run folder (default runs/<recipe name>)")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("gpa.train").setLevel(logging.INFO)  # what is trained and where belongs to the result
     tree = config.load_yaml(args.recipe, args.overrides)
     family, recipe = _family(tree)
     run = args.run or Path("runs") / args.recipe.stem
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.yaml").write_text(config.dump(recipe))
+    checkpoint.claim(run, recipe)
     train(family, recipe.train, recipe.optim, run)
 
 
+def _command() -> int:
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    try:
+        main()
+    except GPAError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(_command())

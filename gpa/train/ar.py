@@ -1,8 +1,9 @@
-"""Training the language model on all three tasks: rows from `prompt.example`, next-token loss on the completion.
+"""Training the language model on all three tasks: rows from `prompt.example`, next-token loss on the
+completion.
 
-With little data and compute the hard part is learning where to look. So one attention head is also shown it: the CTC
-alignment of the codec says which text ids belong to which frames, and `alignment` pulls the head's attention there.
-Inference is untouched; the network is transformers' own Qwen3.
+With little data and compute the hard part is learning where to look. So one attention head is also shown
+it: the CTC alignment of the codec says which text ids belong to which frames, and `alignment` pulls the
+head's attention there. Inference is untouched; the network is transformers' own Qwen3.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
-from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from gpa.data import tokens
 from gpa.data.align import letters_of, piece_spans
 from gpa.data.batches import BatchPlan
+from gpa.errors import CheckpointError, UsageError
+from gpa.models.gpa.backbone import Backbone, alignment_loss, load_backbone, new_backbone
 from gpa.prompt import INSTRUCTIONS, InstructFormat
 from gpa.tasks import IGNORE
 from gpa.text import TextTokenizer
@@ -48,7 +49,9 @@ class LMData:
 
 @dataclass(frozen=True)
 class LMWeights:
-    """Loss weights per task (each task's mean), and of the alignment loss until step `alignment_until`."""
+    """Loss weights per task (each task's mean) and of the alignment loss, on the input of
+    `alignment_layer`.
+    """
 
     tts: float = 1.0
     asr: float = 1.0
@@ -59,7 +62,9 @@ class LMWeights:
 
 @dataclass(frozen=True)
 class LMRecipe:
-    """A whole language-model recipe; `model` holds Qwen3Config fields, the vocabulary size comes from the tokenizer."""
+    """A whole language-model recipe; `model` holds Qwen3Config fields, the vocabulary size comes from the
+    tokenizer.
+    """
 
     data: LMData
     model: dict[str, Any]
@@ -73,7 +78,9 @@ class LMRecipe:
 
 @dataclass
 class Row:
-    """One supervised sequence; `look` (L, 2) is the span of positions an aligned head should watch, (0, 0) for none."""
+    """One supervised sequence; `look` (L, 2) is the span of positions an aligned head should watch, (0, 0)
+    for none.
+    """
 
     task: str
     ids: np.ndarray
@@ -111,7 +118,9 @@ class RowBuilder:
         return 20 + {"tts": voice + text + semantic, "asr": semantic + text, "vc": voice + 2 * semantic}[task]
 
     def row(self, task: str, i: int, rng: np.random.Generator) -> Row:
-        """Clip i as a row of `task`, with a paraphrased instruction and another clip of the speaker as the voice."""
+        """Clip i as a row of `task`, with a paraphrased instruction and another clip of the speaker as the
+        voice.
+        """
         clip = self.clips[i]
         options = INSTRUCTIONS[task]
         instruction = options[0] if rng.random() < 0.5 else options[int(rng.integers(len(options)))]
@@ -123,10 +132,18 @@ class RowBuilder:
         others = self.by_speaker[clip["speaker"]]
         voice = self.clips[others[int(rng.integers(len(others)))]]["global"]
         if task == "tts":
-            example = self.fmt.example("tts", global_=voice, text=clip["text"], target_semantic=clip["semantic"], instruction=instruction)
+            example = self.fmt.example(
+                "tts",
+                global_=voice,
+                text=clip["text"],
+                target_semantic=clip["semantic"],
+                instruction=instruction,
+            )
             return self._row(task, example, self._spans(clip, clip["text"]), reverse=False)
         source = clip["warped"] if "warped" in clip and rng.random() < 0.75 else clip["semantic"]
-        example = self.fmt.example("vc", global_=voice, semantic=source, target_semantic=clip["semantic"], instruction=instruction)
+        example = self.fmt.example(
+            "vc", global_=voice, semantic=source, target_semantic=clip["semantic"], instruction=instruction
+        )
         n = np.arange(len(source))
         return self._row(task, example, np.stack([n, n + 1], 1), reverse=False)
 
@@ -179,6 +196,10 @@ class LMFamily:
         self.items = self._items(train)
         lengths = np.array([self.train_rows.length(task, i) for task, i, _ in self.items])
         fits = lengths <= recipe.data.max_ids
+        if not fits.any():
+            raise UsageError(
+                f"{folder}: none of {len(train)} training clips fits data.max_ids={recipe.data.max_ids}"
+            )
         self.items = [item for item, ok in zip(self.items, fits, strict=True) if ok]
         weights = np.array([weight for _, _, weight in self.items])
         self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
@@ -191,23 +212,32 @@ class LMFamily:
 
     def build(self) -> nn.Module:
         if self.recipe.init:
-            return Qwen3ForCausalLM.from_pretrained(self.recipe.init, dtype=torch.float32)
-        control = self.vocab.control
-        config = Qwen3Config(vocab_size=self.vocab.size, bos_token_id=None, eos_token_id=self.vocab.stop, pad_token_id=control["pad"], **self.recipe.model)
-        model = Qwen3ForCausalLM(config)
+            model = load_backbone(self.recipe.init)
+            if model.config.vocab_size != self.vocab.size:
+                raise CheckpointError(
+                    f"{self.recipe.init}: {model.config.vocab_size} ids, "
+                    f"{self.recipe.data.tokens} has {self.vocab.size}"
+                )
+            return model
+        model = new_backbone(self.recipe.model, self.vocab)
         if self.recipe.codec:
             self._start_embeddings(model)
         return model
 
-    def _start_embeddings(self, model: Qwen3ForCausalLM) -> None:
-        """Semantic ids start where the codec's code vectors are, so that ids which sound alike start alike."""
+    def _start_embeddings(self, model: Backbone) -> None:
+        """Semantic ids start where the codec's code vectors are: ids which sound alike start alike."""
         codec = tokens.load_codec_export(Path(self.recipe.codec))
         block, width = self.vocab.semantic, model.config.hidden_size
+        if codec.config.quantizer.codebook_size != block.size:
+            raise CheckpointError(
+                f"{self.recipe.codec}: {codec.config.quantizer.codebook_size} codes, "
+                f"{self.recipe.data.tokens} was made with {block.size}"
+            )
         with torch.no_grad():
             vectors = codec.quantizer.decode(torch.arange(block.size)[None])[0].T  # (V, D)
             vectors = (vectors - vectors.mean(0)) / vectors.std()
             mix = torch.randn(vectors.shape[1], width) / vectors.shape[1] ** 0.5
-            rows = model.get_input_embeddings().weight[block.offset : block.offset + block.size]
+            rows = model.model.embed_tokens.weight[block.offset : block.offset + block.size]
             rows.mul_(0.5).add_(vectors @ mix, alpha=model.config.initializer_range)
 
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -224,7 +254,11 @@ class LMFamily:
         labels = np.full((len(rows), length), IGNORE)
         look = np.zeros((len(rows), length, 2), np.int64)
         for n, row in enumerate(rows):
-            ids[n, : len(row.ids)], labels[n, : len(row.ids)], look[n, : len(row.ids)] = row.ids, row.labels, row.look
+            ids[n, : len(row.ids)], labels[n, : len(row.ids)], look[n, : len(row.ids)] = (
+                row.ids,
+                row.labels,
+                row.look,
+            )
         task = torch.tensor([TASK_ORDER.index(row.task) for row in rows])
         return LMBatch(torch.from_numpy(ids), torch.from_numpy(labels), task, torch.from_numpy(look))
 
@@ -233,13 +267,15 @@ class LMFamily:
         yield Loss("model", value, metrics)
 
     def _loss(self, module: nn.Module, batch: LMBatch) -> tuple[Tensor, dict[str, float]]:
-        assert isinstance(module, Qwen3ForCausalLM)
+        assert isinstance(module, Backbone)
         w = self.recipe.weights
         # Right padding under causal attention is never seen by a real position, so no mask is needed.
         out = module.model(batch.ids, use_cache=False, output_hidden_states=True)
         targets = batch.labels[:, 1:]
         at = targets != IGNORE
-        nll = F.cross_entropy(module.lm_head(out.last_hidden_state[:, :-1][at]), targets[at], reduction="none")
+        nll = F.cross_entropy(
+            module.lm_head(out.last_hidden_state[:, :-1][at]), targets[at], reduction="none"
+        )
         task = batch.task[:, None].expand_as(targets)[at]
         total, metrics = nll.new_zeros(()), {}
         for n, name in enumerate(TASK_ORDER):
@@ -248,7 +284,9 @@ class LMFamily:
                 total = total + getattr(w, name) * mean * mine.float().mean() ** 0.5
                 metrics[name] = mean.item()
         if w.alignment:
-            aligned = alignment_loss(module, out.hidden_states[w.alignment_layer], batch.look, w.alignment_layer)
+            aligned = alignment_loss(
+                module, out.hidden_states[w.alignment_layer], batch.look, w.alignment_layer
+            )
             total = total + w.alignment * aligned
             metrics["alignment"] = aligned.item()
         return total, metrics
@@ -266,31 +304,7 @@ class LMFamily:
         return {name: float(np.mean(values)) for name, values in sums.items()}
 
     def export(self, module: nn.Module, path: Path) -> None:
-        assert isinstance(module, Qwen3ForCausalLM)
+        assert isinstance(module, Backbone)
         module.save_pretrained(path)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(Path(self.recipe.data.tokens) / name, path / name)
-
-
-def alignment_loss(model: Qwen3ForCausalLM, hidden: Tensor, look: Tensor, layer: int) -> Tensor:
-    """-log of the attention that head 0 of `layer` gives to the spans `look` (B, L, 2); rows of (0, 0) are left out.
-
-    `hidden` (B, L, D) is the layer's input. Queries and keys are computed once more, as the library's attention does.
-    """
-    block = model.model.layers[layer]
-    attention, width = block.self_attn, block.self_attn.head_dim
-    x = block.input_layernorm(hidden)
-    shape = (*x.shape[:2], 1, width)
-    q = attention.q_norm(F.linear(x, attention.q_proj.weight[:width]).view(shape)).transpose(1, 2)
-    k = attention.k_norm(F.linear(x, attention.k_proj.weight[:width]).view(shape)).transpose(1, 2)
-    positions = torch.arange(x.shape[1])[None]
-    q, k = apply_rotary_pos_emb(q, k, *model.model.rotary_emb(x, positions))
-    scores = (q @ k.transpose(2, 3))[:, 0] * attention.scaling  # (B, L, L)
-    key = torch.arange(x.shape[1])
-    scores = scores.masked_fill(key[None, :] > key[:, None], float("-inf"))
-    wanted = (key >= look[..., :1]) & (key < look[..., 1:])  # (B, L, L)
-    rows = wanted.any(-1)
-    if not rows.any():
-        return scores.new_zeros(())
-    inside = scores[rows].masked_fill(~wanted[rows], float("-inf")).logsumexp(-1)
-    return (scores[rows].logsumexp(-1) - inside).mean()

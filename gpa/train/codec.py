@@ -1,7 +1,9 @@
-"""Training a small BiCodec: recognition (CTC), reconstruction and, late, adversarial losses on one encoder and decoder.
+"""Training a small BiCodec: recognition (CTC), reconstruction and, late, adversarial losses on one encoder
+and decoder.
 
-The semantic ids must serve recognition and synthesis alike: the quantised latents are asked for letters by a linear CTC
-head and for sound by the decoder, while the voice is only to be had from the global ids of another stretch of the clip.
+The semantic ids must serve recognition and synthesis alike: the quantised latents are asked for letters by
+a linear CTC head and for sound by the decoder, while the voice is only to be had from the global ids of
+another stretch of the clip.
 """
 
 from __future__ import annotations
@@ -18,16 +20,20 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gpa import hub
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
 from gpa.codec.discriminators import Discriminators
 from gpa.codec.features import FRAME
 from gpa.codec.losses import LetterHead, MelDistance, discriminator_loss, feature_matching, generator_loss
-from gpa.data.align import LETTERS, letter_targets
+from gpa.data import tokens
+from gpa.data.align import letter_targets
 from gpa.data.batches import BatchPlan
 from gpa.data.features import FeatureCache
+from gpa.errors import CheckpointError, UsageError
 from gpa.nn.quantize import FactorizedVQ
 from gpa.train.loop import Loss, TrainArgs
 from gpa.train.optim import OptimArgs
+
 
 @dataclass(frozen=True)
 class CodecData:
@@ -36,7 +42,7 @@ class CodecData:
     cache: str
     train: tuple[str, ...] = ("train", "train-notext", "train-synthetic")
     dev: tuple[str, ...] = ("dev",)
-    dev_clips: int = 48
+    dev_clips: int = 24
     max_frames: int = 1000
     batch_frames: int = 4200
     crops: int = 14
@@ -59,7 +65,7 @@ class CodecWeights:
 
 @dataclass(frozen=True)
 class CodecRecipe:
-    """A whole codec recipe. `freeze_ids` trains the decoder only, so that ids already extracted stay valid."""
+    """A whole codec recipe; `freeze_ids` trains the decoder only: ids already extracted stay valid."""
 
     data: CodecData
     model: dict[str, Any] = field(default_factory=dict)  # BiCodecConfig; empty: that of `init`
@@ -85,12 +91,15 @@ class CodecModule(nn.Module):
 
 @dataclass
 class CodecBatch:
-    """Features (B, C, T) of whole clips, and for the first rows: crop (R, n) of ids and its wav, a reference wav, the speaker."""
+    """Features (B, C, T) of whole clips with their letters, and R crops: row of the clip, positions of the
+    ids (R, n), their wav, a reference wav from the same clip, the speaker's number (-1: not in training).
+    """
 
     features: Tensor
     frames: Tensor
     targets: Tensor
     target_lengths: Tensor
+    crop_row: Tensor
     crop: Tensor
     wav: Tensor
     reference: Tensor
@@ -102,12 +111,17 @@ class CodecFamily:
 
     def __init__(self, recipe: CodecRecipe) -> None:
         self.recipe = recipe
-        model = recipe.model or json.loads((Path(recipe.init) / "config.json").read_text())
-        self.config = BiCodecConfig.from_dict(model)
+        if not recipe.model and not recipe.init:
+            raise UsageError(
+                "a codec recipe needs the sizes in `model`, or an export to go on from in `init`"
+            )
+        start = BiCodecConfig.from_dict(recipe.model) if recipe.model else None
+        self.config = start or tokens.read_codec_config(Path(recipe.init))
         self.cache = FeatureCache(recipe.data.cache)
         self.ratio = self.config.latent_hop_length // FRAME
         least = max(recipe.data.crop_ids * self.ratio, 50)
-        fits = [i for i in range(len(self.cache)) if least <= self.cache.rows[i]["frames"] <= recipe.data.max_frames]
+        most = recipe.data.max_frames
+        fits = [i for i, row in enumerate(self.cache.rows) if least <= row["frames"] <= most]
         split = {i: self.cache.rows[i]["split"] for i in fits}
         self.rows = [i for i in fits if split[i] in recipe.data.train]
         self.dev_rows = [i for i in fits if split[i] in recipe.data.dev]
@@ -119,30 +133,37 @@ class CodecFamily:
     def build(self) -> nn.Module:
         module = CodecModule(self.config, len(self.speaker_names), self.recipe.weights.adversarial_from >= 0)
         if self.recipe.init:
-            from safetensors.torch import load_file
-
-            folder = Path(self.recipe.init)
-            module.codec.load_state_dict(load_file(folder / "model.safetensors"))
-            heads = torch.load(folder / "heads.pt", weights_only=True)
-            module.letters.load_state_dict(heads["letters"])
-            module.speakers.load_state_dict(heads["speakers"])
+            self._start_from(module, Path(self.recipe.init))
             return module
         if self.config.standardise:
             self._measure_features(module.codec)
         if isinstance(module.codec.quantizer, FactorizedVQ):
-            latents = [module.codec.latents(torch.from_numpy(self.cache.features(i)).T[None])[0].T for i in self._some_clips()]
+            features = [torch.from_numpy(self.cache.features(i)).T[None] for i in self._some_clips()]
+            with torch.no_grad():
+                latents = [module.codec.latents(x)[0].T for x in features]
             module.codec.quantizer.start(torch.cat(latents))
         return module
+
+    def _start_from(self, module: CodecModule, export: Path) -> None:
+        codec, heads = tokens.load_codec_export(export), tokens.read_codec_heads(export)
+        if len(heads["speakers"]["bias"]) != len(self.speaker_names):
+            raise CheckpointError(
+                f"{export}: was trained on {len(heads['speakers']['bias'])} speakers, this recipe has "
+                f"{len(self.speaker_names)}; keep data.cache, data.train, data.max_frames and data.crop_ids"
+            )
+        hub.load_strict(module.codec, codec.state_dict(), where=str(export))
+        hub.load_strict(module.letters, heads["letters"], where=str(export / "heads.pt"))
+        hub.load_strict(module.speakers, heads["speakers"], where=str(export / "heads.pt"))
 
     def _some_clips(self) -> list[int]:
         rng = np.random.default_rng(self.recipe.train.seed)
         return [int(i) for i in rng.choice(self.rows, min(64, len(self.rows)), replace=False)]
 
     def _measure_features(self, codec: BiCodecModel) -> None:
-        """Whisper's states hold a few huge constant channels; centred and scaled, every channel can be heard."""
+        """Whisper's states hold a few huge constant channels; centred and scaled, every channel is heard."""
         x = np.concatenate([self.cache.features(i) for i in self._some_clips()])
-        codec.feature_mean.copy_(torch.from_numpy(x.mean(0))[:, None])
-        codec.feature_scale.copy_(torch.from_numpy(1 / x.std(0).clip(1e-3))[:, None])
+        codec.get_buffer("feature_mean").copy_(torch.from_numpy(x.mean(0))[:, None])
+        codec.get_buffer("feature_scale").copy_(torch.from_numpy(1 / x.std(0).clip(1e-3))[:, None])
 
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
         assert isinstance(module, CodecModule)
@@ -159,41 +180,48 @@ class CodecFamily:
     def batch(self, step: int) -> CodecBatch:
         rng = np.random.default_rng((self.recipe.train.seed, 1, step))
         rows = rng.permutation([self.rows[i] for i in self.plan.batch(step)])
-        return self._collate(list(np.resize(rows, max(2, len(rows)))), rng)  # batch norm needs two
+        return self._collate(list(rows), rng)
 
     def _collate(self, rows: list[int], rng: np.random.Generator) -> CodecBatch:
         data, cache = self.recipe.data, self.cache
         longest = max(cache.rows[i]["frames"] for i in rows)
         features = np.zeros((len(rows), longest, self.config.encoder.input_channels), np.float32)
-        targets = [letter_targets(cache.rows[i].get("text") or "") for i in rows]
-        crops, wavs, references = [], [], []
-        span, ref = data.crop_ids * self.ratio, data.reference_frames
         for n, i in enumerate(rows):
-            frames = cache.rows[i]["frames"]
-            features[n, :frames] = cache.features(i)
-            if n < data.crops:
-                begin = int(rng.integers(0, frames // self.ratio - data.crop_ids + 1))
-                crops.append(np.arange(begin, begin + data.crop_ids))
-                wavs.append(cache.wav(i, begin * self.ratio, begin * self.ratio + span))
-                at = int(rng.integers(0, max(1, frames - ref)))
-                references.append(np.resize(cache.wav(i, at, min(frames, at + ref)), ref * FRAME))
-        names = [cache.rows[i]["speaker"] for i in rows[: data.crops]]
+            features[n, : cache.rows[i]["frames"]] = cache.features(i)
+        targets = [letter_targets(cache.rows[i].get("text") or "") for i in rows]
+        # Always as many: batch norm must not see two clips.
+        crop_rows = np.resize(np.arange(len(rows)), data.crops)
+        crops, wavs, references = zip(*(self._crop(rows[n], rng) for n in crop_rows), strict=True)
+        names = [cache.rows[rows[n]]["speaker"] for n in crop_rows]
+        known = {name: number for number, name in enumerate(self.speaker_names)}
         return CodecBatch(
             features=torch.from_numpy(features).transpose(1, 2),
             frames=torch.tensor([cache.rows[i]["frames"] for i in rows]),
             targets=torch.tensor([c for t in targets for c in t]),
             target_lengths=torch.tensor([len(t) for t in targets]),
+            crop_row=torch.from_numpy(crop_rows),
             crop=torch.from_numpy(np.stack(crops)),
             wav=torch.from_numpy(np.stack(wavs)),
             reference=torch.from_numpy(np.stack(references)),
-            speaker=torch.tensor([self.speaker_names.index(s) if s in self.speaker_names else -1 for s in names]),
+            speaker=torch.tensor([known.get(name, -1) for name in names]),
         )
+
+    def _crop(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A random stretch of clip i: positions of its ids (n,), its samples; a reference from anywhere."""
+        data, frames = self.recipe.data, self.cache.rows[i]["frames"]
+        begin = int(rng.integers(0, frames // self.ratio - data.crop_ids + 1))
+        wav = self.cache.wav(i, begin * self.ratio, (begin + data.crop_ids) * self.ratio)
+        at = int(rng.integers(0, max(1, frames - data.reference_frames)))
+        reference = self.cache.wav(i, at, min(frames, at + data.reference_frames))
+        ids = np.arange(begin, begin + data.crop_ids)
+        return ids, wav, np.resize(reference, data.reference_frames * FRAME)
 
     def losses(self, module: nn.Module, batch: CodecBatch, step: int) -> Iterator[Loss]:
         assert isinstance(module, CodecModule)
         w = self.recipe.weights
         if self.recipe.freeze_ids:
-            module.codec.speaker_encoder.eval(), module.codec.quantizer.eval()
+            module.codec.speaker_encoder.eval()
+            module.codec.quantizer.eval()
         loss, metrics, wav = self._reconstruct(module, batch)
         critic = module.discriminators
         if critic is None or step < w.adversarial_from:
@@ -215,21 +243,33 @@ class CodecFamily:
             z_q, codes, vq = codec.quantizer(codec.latents(batch.features))
             speaker, _ = codec.speaker_encoder(codec.mel(batch.reference))
             ctc = self._ctc(module, z_q, batch)
-            known = batch.speaker >= 0
-            speaker_loss = F.cross_entropy(module.speakers(speaker)[known], batch.speaker[known]) if known.any() else vq.new_zeros(())
-        rows = torch.arange(len(batch.crop))[:, None]
-        crop = z_q.transpose(1, 2)[rows, batch.crop].transpose(1, 2)  # (R, D, n)
+            speaker_loss = self._speaker(module, speaker, batch)
+        crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
         wav = codec.decoder(codec.condition(crop, speaker))[:, 0]
         mel = module.mel_distance(wav, batch.wav)
-        metrics = {"mel": mel.item(), "ctc": ctc.item(), "vq": vq.item(), "speaker": speaker_loss.item(), "used_codes": float(codes.unique().numel())}
+        parts = {"mel": mel, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
+        metrics = {name: part.item() for name, part in parts.items()}
+        metrics["used_codes"] = float(codes.unique().numel())
         if self.recipe.freeze_ids:
             return w.mel * mel, metrics, wav
         return w.mel * mel + w.ctc * ctc + w.vq * vq + w.speaker * speaker_loss, metrics, wav
 
     def _ctc(self, module: CodecModule, z_q: Tensor, batch: CodecBatch) -> Tensor:
-        logits = module.letters(z_q).log_softmax(-1).transpose(0, 1)  # (T, B, V)
-        losses = F.ctc_loss(logits, batch.targets, batch.frames // self.ratio, batch.target_lengths, reduction="none", zero_infinity=True)
-        return losses.sum() / batch.target_lengths.sum().clamp_min(1)
+        """CTC loss per letter over the clips that have a transcript; the others would teach silence."""
+        known = batch.target_lengths > 0
+        if not known.any():
+            return z_q.new_zeros(())
+        logits = module.letters(z_q[known]).log_softmax(-1).transpose(0, 1)  # (T, B, V)
+        lengths, frames = batch.target_lengths[known], batch.frames[known] // self.ratio
+        losses = F.ctc_loss(logits, batch.targets, frames, lengths, reduction="none", zero_infinity=True)
+        return losses.sum() / lengths.sum()
+
+    def _speaker(self, module: CodecModule, speaker: Tensor, batch: CodecBatch) -> Tensor:
+        """Cross-entropy of the training speakers; a held-out clip's speaker may be unknown."""
+        known = batch.speaker >= 0
+        if not known.any():
+            return speaker.new_zeros(())
+        return F.cross_entropy(module.speakers(speaker)[known], batch.speaker[known])
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         assert isinstance(module, CodecModule)
@@ -246,4 +286,5 @@ class CodecFamily:
         path.mkdir(parents=True, exist_ok=True)
         save_file(module.codec.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
         (path / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
-        torch.save({"letters": module.letters.state_dict(), "speakers": module.speakers.state_dict()}, path / "heads.pt")
+        heads = {"letters": module.letters.state_dict(), "speakers": module.speakers.state_dict()}
+        torch.save(heads, path / "heads.pt")

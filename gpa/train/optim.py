@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, and the learning-rate schedule: linear warm-up, then cosine or constant."""
+"""AdamW with decay on matrices only, and the learning-rate schedule: linear warm-up, then a cosine."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class OptimArgs:
     beta2: float = 0.98
     weight_decay: float = 0.01
     clip: float = 1.0
+    skip_above: float = 0.0  # a step whose gradient norm exceeds this is not taken; 0: every step is
 
 
 def make_optimizer(params: list[nn.Parameter], args: OptimArgs) -> torch.optim.Optimizer:

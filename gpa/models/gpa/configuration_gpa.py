@@ -20,7 +20,7 @@ from gpa.models.gpa.generation_gpa import Sampling
 FILE = "gpa.json"
 VERSION = 1
 GREEDY = Sampling()
-# Specification 4.4: the values of the reference's server. Recognition is greedy in every model (section 11 rule 5).
+# Specification 4.4: the values of the reference's server. Recognition is greedy everywhere (section 11.5).
 SPOKEN = Sampling(temperature=0.2, repetition_penalty=1.2)
 
 
@@ -32,8 +32,8 @@ def _defaults() -> dict[str, Sampling]:
 class GPAConfig:
     """Content of gpa.json.
 
-    `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. `about` is free text for
-    people: licence, training data, command.
+    `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. `about` is free
+    text for people: licence, training data, command.
     """
 
     name: str = "gpa"
@@ -71,7 +71,10 @@ class GPAConfig:
         (folder / FILE).write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def check(self, found: Mapping[str, str], where: str) -> None:
-        """CheckpointError unless the fingerprints of what was loaded are the recorded ones."""
+        """CheckpointError unless what was loaded has the recorded fingerprints, every part."""
+        missing = sorted(set(found) - set(self.fingerprints))
+        if missing:
+            raise CheckpointError(f"{where}: {FILE} records no fingerprint of {', '.join(missing)}")
         for part, expected in self.fingerprints.items():
             if found.get(part, "") != expected:
                 raise CheckpointError(

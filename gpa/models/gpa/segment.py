@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 _SENTENCE = re.compile(r"(?<=[.!?;])[\"')\]]*\s+|(?<=[。！？；…])\s*")
-_CLAUSE = re.compile(r"(?<=[,:、，：—])\s*")
+_CLAUSE = re.compile(r"(?<=[,:])\s+|(?<=[、，：—])\s*")
 _WORD = re.compile(r"\s+")
 _FRAME = 0.02  # seconds; energy is looked at in frames of this length
 _TAIL = 0.5  # seconds; no piece is shorter
@@ -80,5 +80,5 @@ def speech_seconds(text: str) -> tuple[float, float]:
 
 
 def transcript_ids(seconds: float) -> int:
-    """The most text ids, control ids included, that speech of this length can need (byte-level text included)."""
+    """The most text ids, control ids included, that speech of this length can need, also as bytes."""
     return 16 + int(25 * seconds)

@@ -1,0 +1,64 @@
+"""How close recorded codes are to having won: the fair way to compare codes computed by different kernels.
+
+Rounding differs between machines, and where two codebook rows are almost equally near, so may the code. Each
+function returns the largest amount by which a recorded code loses to ours: 0 if all are equal, tiny for a
+near tie, infinite for another length. Source: spec/gpa.md sections 6.3 and 8.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpa import audio as sound
+from gpa.audio import AudioLike
+from gpa.codec.bicodec import BiCodec
+from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.nn.quantize import FSQ, FactorizedVQ
+
+
+@torch.inference_mode()
+def semantic_excess(codec: BiCodec, audio: AudioLike, codes: np.ndarray) -> float:
+    """For semantic codes (T,): squared distance on the unit sphere (VQ), or quantisation steps (FSQ)."""
+    wav = sound.load(audio, codec.spec.sample_rate)
+    latents, quantizer = codec.latents(wav[None]), codec.model.quantizer
+    if isinstance(quantizer, FactorizedVQ):
+        z = F.normalize(quantizer.in_project(latents)[0].T, dim=1)  # (T, d)
+        rows = F.normalize(quantizer.codebook.weight, dim=1)
+        return _distance_excess(2 - 2 * z @ rows.T, codes)
+    return _fsq_excess(quantizer.fsq, latents[0].T, codes)
+
+
+@torch.inference_mode()
+def global_excess(codec: BiCodec, audio: AudioLike, codes: np.ndarray) -> float:
+    """For global codes (G,), in quantisation steps."""
+    clip = codec.reference_clip(sound.load(audio, codec.spec.sample_rate))
+    speaker = codec.model.speaker_encoder
+    frames = speaker.speaker_encoder.frames(codec.model.mel(torch.from_numpy(clip)[None].to(codec.device)))
+    latents = speaker.perceiver_sampler(frames.transpose(1, 2))[0]  # (G, latent)
+    return _fsq_excess(speaker.quantizer, latents, codes)
+
+
+def glm_excess(glm: GLM4VoiceTokenizer, audio: AudioLike, codes: np.ndarray) -> float:
+    """For GLM codes (N,): the share of codes that differ, as this tokenizer's margins are wide."""
+    found = glm.tokens(audio)
+    return float(np.mean(found != codes)) if found.shape == codes.shape else math.inf
+
+
+def _distance_excess(distances: Tensor, codes: np.ndarray) -> float:  # (T, V)
+    if len(distances) != len(codes) or codes.min() < 0 or codes.max() >= distances.shape[1]:
+        return math.inf
+    chosen = distances.gather(1, torch.from_numpy(codes.astype(np.int64)).to(distances.device)[:, None])
+    return float((chosen[:, 0] - distances.amin(1)).max())
+
+
+def _fsq_excess(quantizer: FSQ, x: Tensor, codes: np.ndarray) -> float:  # (N, D)
+    if len(x) != len(codes) or codes.min() < 0 or codes.max() >= quantizer.codebook_size:
+        return math.inf
+    recorded = torch.from_numpy(codes.astype(np.int64)).to(x.device)
+    digits = recorded[:, None] // quantizer.basis % quantizer.levels - quantizer.levels // 2
+    return float(((quantizer._bounded(x) - digits).abs() - 0.5).clamp_min(0).max())

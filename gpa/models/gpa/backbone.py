@@ -1,0 +1,71 @@
+"""The network of a model trained here: transformers' own Qwen3, and what training adds to its loss.
+
+Inference and files are the library's; nothing here is needed to use a checkpoint.
+
+    B rows   L positions   D width   Dh head width
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+
+from gpa.errors import UsageError
+from gpa.vocab import Vocab
+
+Backbone = Qwen3ForCausalLM
+
+
+def new_backbone(sizes: dict[str, Any], vocab: Vocab) -> Backbone:
+    """A network with fresh weights; `sizes` are Qwen3Config fields, ids and vocabulary size come from
+    `vocab`.
+
+    UsageError for a size that Qwen3 does not have.
+    """
+    unknown = sorted(set(sizes) - set(Qwen3Config().to_dict()))
+    if unknown:
+        raise UsageError(f"model: unknown keys {unknown}; they are fields of transformers' Qwen3Config")
+    ids: dict[str, Any] = {
+        "bos_token_id": None,
+        "eos_token_id": vocab.stop,
+        "pad_token_id": vocab.control["pad"],
+    }
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocab.size, **ids, **sizes))
+
+
+def load_backbone(path: str | Path) -> Backbone:
+    """The float32 network of a Hugging Face directory."""
+    return Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def alignment_loss(model: Backbone, hidden: Tensor, look: Tensor, layer: int) -> Tensor:
+    """-log of the attention that head 0 of `layer` gives to the spans `look` (B, L, 2); rows of (0, 0) are
+    left out.
+
+    `hidden` (B, L, D) is the layer's input. Queries and keys are computed once more, as the library's
+    attention does.
+    """
+    block = model.model.layers[layer]
+    attention, width = block.self_attn, block.self_attn.head_dim
+    x = block.input_layernorm(hidden)
+    shape = (*x.shape[:2], 1, width)
+    q = attention.q_norm(F.linear(x, attention.q_proj.weight[:width]).view(shape)).transpose(
+        1, 2
+    )  # (B, 1, L, Dh)
+    k = attention.k_norm(F.linear(x, attention.k_proj.weight[:width]).view(shape)).transpose(1, 2)
+    key = torch.arange(x.shape[1], device=x.device)
+    q, k = apply_rotary_pos_emb(q, k, *model.model.rotary_emb(x, key[None]))
+    scores = (q @ k.transpose(2, 3))[:, 0] * attention.scaling  # (B, L, L)
+    scores = scores.masked_fill(key[None, :] > key[:, None], float("-inf"))
+    wanted = (key >= look[..., :1]) & (key < look[..., 1:])  # (B, L, L)
+    rows = wanted.any(-1)
+    if not rows.any():
+        return scores.new_zeros(())
+    inside = scores[rows].masked_fill(~wanted[rows], float("-inf")).logsumexp(-1)
+    return (scores[rows].logsumexp(-1) - inside).mean()

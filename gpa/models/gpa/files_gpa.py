@@ -1,0 +1,184 @@
+"""Checkpoint directories: where the parts are in the published layout and in ours, and how ours is written.
+
+Knows files, tensor names and fingerprints; nothing about prompts or generation. Source: spec/gpa.md section
+6.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+from gpa import hub
+from gpa.codec.bicodec import BiCodec
+from gpa.codec.features import half_where_it_fits
+from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.errors import CheckpointError, UsageError
+from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.models.gpa.outputs_gpa import Voice
+
+SHIPPED = Path(__file__).resolve().parents[2] / "assets"
+NESTED = "gpa_0_3b"  # the folder that the first published revision keeps everything in
+PUBLISHED_CODEC, CODEC, GLM, VOICES = "BiCodec", "codec", "glm-4-voice-tokenizer", "voices"
+# The text side as transformers reads it, copied verbatim.
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/gpa.json"))
+
+
+def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: bool = False) -> Path:
+    """The checkpoint directory behind a path, a shipped name or a repository id."""
+    name = os.fspath(path_or_repo)
+    if not Path(name).expanduser().exists() and name in shipped():
+        return SHIPPED / name
+    folder = hub.resolve(path_or_repo, revision, offline)
+    for candidate in (folder, folder / NESTED):
+        if (candidate / "config.json").is_file():
+            return candidate
+    known = f"; shipped models: {', '.join(shipped())}" if shipped() else ""
+    raise CheckpointError(
+        f"{folder}: no checkpoint here (neither config.json nor {NESTED}/config.json){known}"
+    )
+
+
+def load_lm(folder: Path) -> tuple[Qwen3ForCausalLM, torch.dtype]:
+    """The language model in float32 on the CPU, and the precision of its file. Remote code is never run."""
+    path = folder / "config.json"
+    raw = hub.read_json(path)
+    if raw.get("model_type") != "qwen3":
+        raise CheckpointError(
+            f"{path}: model_type {raw.get('model_type')!r} is not implemented, only 'qwen3'"
+        )
+    raw.pop("auto_map", None)  # points at bundled copies of the same classes
+    config = Qwen3Config.from_dict(raw)
+    with torch.device("meta"):
+        lm = Qwen3ForCausalLM(config)
+    state = hub.read_state(folder)
+    tied = bool(config.tie_word_embeddings)
+    embedding = state.get("model.embed_tokens.weight")
+    if (
+        tied
+        and embedding is not None
+        and "lm_head.weight" in state
+        and not torch.equal(state["lm_head.weight"], embedding)
+    ):
+        raise CheckpointError(
+            f"{folder}: lm_head.weight differs from the embedding although config.json ties them"
+        )
+    optional = ("lm_head.weight",) if tied else ()
+    hub.load_strict(lm, state, optional=optional, where=str(folder))
+    lm.tie_weights()
+    lm.model.rotary_emb = Qwen3RotaryEmbedding(config)  # has buffers that no file holds
+    return lm.eval().requires_grad_(False), next(iter(state.values())).dtype
+
+
+def load_parts(folder: Path, device: torch.device) -> tuple[BiCodec, GLM4VoiceTokenizer | None]:
+    """The codec and, where the checkpoint has one, the GLM tokenizer."""
+    path = folder / (CODEC if (folder / CODEC).is_dir() else PUBLISHED_CODEC)
+    if not path.is_dir():
+        raise CheckpointError(f"{folder}: no codec, neither {CODEC}/ nor {PUBLISHED_CODEC}/")
+    glm = GLM4VoiceTokenizer.from_pretrained(folder / GLM, device=device) if (folder / GLM).is_dir() else None
+    return BiCodec.from_pretrained(path, device=device), glm
+
+
+def load_voices(folder: Path) -> dict[str, Voice]:
+    """Shipped voices by name."""
+    return {path.stem: Voice.load(path) for path in sorted((folder / VOICES).glob("*.json"))}
+
+
+def read_text_files(folder: Path) -> dict[str, bytes]:
+    """The files of the text side, to be written unchanged; CheckpointError without a tokenizer.json."""
+    found = {name: (folder / name).read_bytes() for name in TEXT_FILES if (folder / name).is_file()}
+    if "tokenizer.json" not in found:
+        raise CheckpointError(f"{folder}: no tokenizer.json")
+    return found
+
+
+def save_lm(lm: Qwen3ForCausalLM, folder: Path, dtype: torch.dtype) -> None:
+    """Write config.json, generation_config.json and model.safetensors as transformers does."""
+    state = half_where_it_fits(lm.state_dict(), dtype)
+    if lm.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = Qwen3Config.from_dict(lm.config.to_dict())
+    config.dtype, config.architectures = dtype, ["Qwen3ForCausalLM"]
+    config.save_pretrained(folder)
+    lm.generation_config.save_pretrained(folder)
+
+
+def _save_glm(glm: GLM4VoiceTokenizer, folder: Path) -> None:
+    folder.mkdir()
+    for file in glm._files:
+        if file.suffix == ".json" and "index" not in file.name:
+            shutil.copyfile(file, folder / file.name)
+    save_file(glm.model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_checkpoint(
+    out: str | os.PathLike,
+    *,
+    lm: Qwen3ForCausalLM,
+    codec: BiCodec,
+    glm: GLM4VoiceTokenizer | None,
+    text_files: Mapping[str, bytes],
+    voices: Mapping[str, Voice],
+    config: GPAConfig,
+    fingerprints: Mapping[str, str],
+    dtypes: tuple[torch.dtype, torch.dtype | None],
+    overwrite: bool = False,
+) -> Path:
+    """Write a whole checkpoint directory under a temporary name, then rename it: never half of one.
+
+    `dtypes` are the precisions of the language model's and of the codec's weights. An existing directory is
+    refused unless it is empty or `overwrite`, which keeps a README.md there.
+    """
+    out = Path(out)
+    if out.exists() and not (overwrite or (out.is_dir() and not any(out.iterdir()))):
+        raise UsageError(f"{out} exists and is not empty: choose another directory, or overwrite=True")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    try:
+        save_lm(lm, temporary, dtypes[0])
+        for name, content in text_files.items():
+            (temporary / name).write_bytes(content)
+        codec.save_pretrained(temporary / CODEC, dtypes[1])
+        found = {**fingerprints, "codec": BiCodec.from_pretrained(temporary / CODEC).fingerprint()}
+        if glm is not None:
+            _save_glm(glm, temporary / GLM)
+            found["glm"] = GLM4VoiceTokenizer.from_pretrained(temporary / GLM).fingerprint()
+        for name, voice in voices.items():
+            voice.save(temporary / VOICES / f"{name}.json")
+        replace(config, fingerprints=found).write(temporary)
+        _swap(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _swap(new: Path, out: Path) -> None:
+    if out.exists():
+        if (out / "README.md").is_file():
+            shutil.copyfile(out / "README.md", new / "README.md")
+        shutil.rmtree(out)
+    os.replace(new, out)

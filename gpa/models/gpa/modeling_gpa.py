@@ -1,0 +1,389 @@
+"""GPA: one decoder-only transformer over audio and text ids that recognises, speaks and converts voices.
+
+The network is transformers' plain Qwen3. Inputs become ids in processing_gpa.py, the loop over ids is in
+generation_gpa.py; this file is the public class that joins them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen3ForCausalLM
+
+from gpa.audio import AudioLike
+from gpa.codec.bicodec import BiCodec
+from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.errors import GenerationError, UsageError
+from gpa.models.gpa import files_gpa as files
+from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
+from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
+from gpa.models.gpa.processing_gpa import GPAProcessor
+from gpa.models.gpa.segment import transcript_ids
+from gpa.nn.device import pick_device, pick_dtype
+from gpa.prompt import Format, canonical_task
+from gpa.vocab import Vocab
+
+logger = logging.getLogger(__name__)
+
+SEED_STEP = 1_000_003  # between the seeds of the parts of one request
+_WORST = ("stop", "length", "loop")
+
+
+class GPA:
+    """A loaded model: `tts`, `asr`, `vc`, `voice`; below them `prompt`, `generate` and `codec`."""
+
+    def __init__(
+        self,
+        lm: Qwen3ForCausalLM,
+        codec: BiCodec,
+        tokenizer: str | os.PathLike,
+        *,
+        glm: GLM4VoiceTokenizer | None = None,
+        config: GPAConfig | None = None,
+        voices: Mapping[str, Voice] | None = None,
+        path: Path | None = None,
+    ) -> None:
+        """Join loaded parts; `tokenizer` is a directory. CheckpointError if they do not belong together."""
+        self.config = config or GPAConfig()
+        c = lm.config
+        sizes = {"vocab_size": c.vocab_size, "context": c.max_position_embeddings}
+        self.processor = GPAProcessor(tokenizer, codec, glm, self.config, **sizes)
+        self.lm = lm.eval()
+        self.path = path
+        self.precision = next(lm.parameters()).dtype  # of the files, which saving keeps
+        for name, voice in (voices or {}).items():
+            self.add_voice(name, voice)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        offline: bool = False,
+    ) -> GPA:
+        """Load a directory, a repository id or a shipped name.
+
+        It may hold a published checkpoint (at its root or in gpa_0_3b/) or what `save_pretrained` wrote.
+
+        `dtype` is that of the language model; the codec computes in float32. Nothing is downloaded for a
+        local path. Raises CheckpointError for missing, unexpected or mismatched parts.
+        """
+        folder = files.find(path_or_repo, revision, offline)
+        config = GPAConfig.read(folder)
+        chosen = pick_device(device)
+        lm, stored = files.load_lm(folder)
+        codec, glm = files.load_parts(folder, chosen)
+        model = cls(lm, codec, folder, glm=glm, config=config, path=folder)
+        if (folder / "gpa.json").is_file():
+            config.check(model.processor.fingerprints(), str(folder))
+        for name, voice in files.load_voices(folder).items():
+            model.add_voice(name, voice)
+        lm.to(chosen, pick_dtype(dtype, chosen, stored))  # type: ignore[arg-type]
+        model.precision = stored
+        return model
+
+    def save_pretrained(
+        self,
+        path: str | os.PathLike,
+        *,
+        dtype: torch.dtype | None = None,
+        codec_dtype: torch.dtype | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write a plain Hugging Face directory that needs nothing from outside: AutoModelForCausalLM and
+        AutoTokenizer load it without this package; codec/, voices/ and gpa.json lie beside their files.
+
+        Precisions default to those of the loaded files. An existing directory is refused unless `overwrite`.
+        """
+        return files.write_checkpoint(
+            path,
+            lm=self.lm,
+            codec=self.codec,
+            glm=self.processor.glm,
+            text_files=self.processor.text_files,
+            voices=self.voices,
+            config=self.config,
+            fingerprints=self.processor.text_fingerprints(),
+            dtypes=(dtype or self.precision, codec_dtype),
+            overwrite=overwrite,
+        )
+
+    @property
+    def codec(self) -> BiCodec:
+        """The codec: `semantic_tokens`, `global_tokens`, `decode`."""
+        return self.processor.codec
+
+    @property
+    def voices(self) -> dict[str, Voice]:
+        """Shipped voices by name."""
+        return self.processor.voices
+
+    @property
+    def glm(self) -> GLM4VoiceTokenizer | None:
+        """The GLM tokenizer of a published checkpoint."""
+        return self.processor.glm
+
+    @property
+    def vocab(self) -> Vocab:
+        """The id space."""
+        return self.processor.vocab
+
+    @property
+    def format(self) -> Format:
+        """The prompt format."""
+        return self.processor.format
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return self.lm.device
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of everything spoken."""
+        return self.codec.spec.sample_rate
+
+    def info(self) -> dict[str, Any]:
+        """Path, format, sizes, limits, voices and fingerprints, ready for JSON."""
+        c, spec, p = self.lm.config, self.codec.spec, self.processor
+        modules = {"language_model": self.lm, "codec": self.codec.model, "features": self.codec.features}
+        modules |= {"glm_tokenizer": p.glm.model} if p.glm else {}
+        return {
+            "name": self.config.name,
+            "path": str(self.path) if self.path else None,
+            "format": self.config.format,
+            "parameters": {n: sum(x.numel() for x in module.parameters()) for n, module in modules.items()},
+            "language_model": {
+                "layers": c.num_hidden_layers,
+                "hidden_size": c.hidden_size,
+                "heads": c.num_attention_heads,
+                "key_value_heads": c.num_key_value_heads,
+                "intermediate_size": c.intermediate_size,
+                "vocab_size": c.vocab_size,
+                "context": c.max_position_embeddings,
+                "dtype": str(self.lm.dtype).removeprefix("torch."),
+                "device": str(self.device),
+            },
+            "vocabulary": {block.name: [block.offset, block.size] for block in p.vocab.blocks},
+            "codec": {
+                "sample_rate": spec.sample_rate,
+                "semantic_rate": spec.frame_rate,
+                "semantic_codes": spec.codebook_size,
+                "global_tokens": spec.n_global,
+                "global_codes": spec.global_size,
+                "context": list(spec.context or ()),
+                "features": self.codec.config.features,
+            },
+            "max_audio_seconds": self.config.max_audio_seconds,
+            "max_text_chars": self.config.max_text_chars,
+            "voices": sorted(self.voices),
+            "about": dict(self.config.about),
+            "fingerprints": p.fingerprints(),
+        }
+
+    def voice(self, reference: AudioLike, *, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
+        """The voice of a recording, 3 to 6 s of clear speech; AudioWarning if short, silent or clipped."""
+        return self.processor.voice(reference, name, about)
+
+    def add_voice(self, name: str, voice: Voice) -> None:
+        """Make a voice available by name; `save_pretrained` ships it."""
+        self.voices[name] = self.processor.checked(voice)
+
+    def resolve_voice(self, voice: VoiceLike) -> Voice:
+        """A Voice from itself, a shipped name, a JSON path, or any audio; UsageError lists the choices."""
+        return self.processor.resolve_voice(voice)
+
+    def prompt(
+        self,
+        task: str,
+        *,
+        audio: AudioLike | None = None,
+        text: str | None = None,
+        source: AudioLike | None = None,
+        voice: VoiceLike | None = None,
+        instruction: str | None = None,
+    ) -> list[int]:
+        """The exact ids the model sees: asr takes `audio`, tts `text` and `voice`, vc `source` and `voice`.
+
+        PromptError names a missing or superfluous input, and the numbers of a prompt that exceeds the
+        context.
+        """
+        given = {"audio": audio, "text": text, "source": source, "voice": voice}
+        return self.processor.prompt(task, given, instruction)
+
+    def generate(
+        self,
+        ids: list[int],
+        *,
+        task: str,
+        constrained: bool = True,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+    ) -> list[int]:
+        """New ids after a prompt, the stop id included if it was reached; temperature 0 is greedy.
+
+        `constrained` allows only ids that a completion of the task may hold, and ends loops; without it any
+        id may come. Unset values are this model's defaults for the task; without `max_new_tokens` the length
+        follows from the prompt.
+        """
+        task = canonical_task(task)
+        sampling = self._sampling(task, temperature, top_k, top_p, repetition_penalty)
+        budget = _budget(max_new_tokens, self.processor.budget_of(ids))
+        rules = self.processor.rules(task, budget)
+        if not constrained:
+            rules = Rules(budget, rules.stop)
+        return generate(self.lm, ids, rules, sampling, seed=seed).ids
+
+    def _sampling(
+        self,
+        task: str,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        penalty: float | None,
+    ) -> Sampling:
+        changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": penalty}
+        return self.config.sampling[task].updated(**changes)
+
+    # Tasks ------------------------------------------------------------------------------------------------
+
+    def tts(
+        self,
+        text: str,
+        *,
+        voice: VoiceLike = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+        pause: float = 0.2,
+    ) -> Speech:
+        """Speak a text of any length in a voice; a long text is spoken in parts, `pause` seconds apart.
+
+        `max_new_tokens` bounds each of them. PromptError for text that says nothing, GenerationError for no
+        speech.
+        """
+        sampling = self._sampling("tts", temperature, top_k, top_p, repetition_penalty)
+        codes = self.resolve_voice(voice).codes
+        pieces = self.processor.text_parts(text, codes)
+        made = []
+        for i, piece in enumerate(pieces):
+            least, most = self.processor.spoken_ids(piece)
+            rules = self.processor.rules("tts", _budget(max_new_tokens, most), least)
+            ids = self.processor.build("tts", text=piece, voice=codes)
+            made.append(self._spoken(generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP)))
+        silence = np.zeros(int(pause * self.sample_rate), np.float32)
+        wavs: list[np.ndarray] = []
+        for tokens, _ in made:
+            wavs += [silence] * bool(wavs) + [self.codec.decode(tokens, codes)]
+        return self._speech(np.concatenate(wavs), np.concatenate([t for t, _ in made]), [r for _, r in made])
+
+    def vc(
+        self,
+        source: AudioLike,
+        *,
+        voice: VoiceLike = None,
+        mode: str = "lm",
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+    ) -> Speech:
+        """Say what `source` says in another voice.
+
+        Mode "lm" generates it anew; "codec" keeps the source's semantic codes and only swaps the speaker's:
+        fast, exact in timing, and the baseline.
+        """
+        if mode not in ("lm", "codec"):
+            raise UsageError(f"mode {mode!r}: choose lm or codec")
+        sampling = self._sampling("vc", temperature, top_k, top_p, repetition_penalty)
+        codes = self.resolve_voice(voice).codes
+        wav = self.processor.hear(source, "the source")
+        if mode == "codec":
+            tokens = self.codec.semantic_tokens((wav, self.sample_rate))
+            return self._speech(self.codec.decode(tokens, codes), tokens, ["stop"])
+        made = []
+        for i, part in enumerate(self.processor.audio_parts(wav, "vc")):
+            ids = self.processor.build("vc", wav=part, voice=codes)
+            n_source = int(len(part) / self.codec.spec.hop_length)
+            most = _budget(max_new_tokens, self.processor.converted_ids(n_source))
+            rules = self.processor.rules(
+                "vc", most, n_source // 4, loop=not self.processor.is_monotonous(ids)
+            )
+            made.append(self._spoken(generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP)))
+        tokens = np.concatenate([t for t, _ in made])
+        return self._speech(self.codec.decode(tokens, codes), tokens, [r for _, r in made])
+
+    def asr(
+        self,
+        audio: AudioLike,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+    ) -> Transcript:
+        """Write down what is said in audio of any length; a long one is cut at its quietest points.
+
+        Greedy by default. `max_new_tokens` bounds each part. GenerationError if nothing was recognised.
+        """
+        sampling = self._sampling("asr", temperature, top_k, top_p, repetition_penalty)
+        wav = self.processor.hear(audio, "the audio")
+        texts, tokens, reasons = [], [], []
+        for i, part in enumerate(self.processor.audio_parts(wav, "asr")):
+            ids = self.processor.build("asr", wav=part)
+            most = _budget(max_new_tokens, transcript_ids(len(part) / self.sample_rate))
+            done = generate(
+                self.lm, ids, self.processor.rules("asr", most), sampling, seed=seed + i * SEED_STEP
+            )
+            text_ids = [t for t in done.ids[: done.kept] if t in self.processor.vocab.text]
+            texts.append(self.processor.text_tokenizer.decode(text_ids).strip())
+            tokens += text_ids
+            reasons.append(done.finish_reason)
+        text = " ".join(t for t in texts if t)
+        if not text:
+            raise GenerationError("no words were recognised: is there speech in the audio?")
+        return Transcript(text, np.array(tokens, np.int64), max(reasons, key=_WORST.index))
+
+    def _spoken(self, done: Completion) -> tuple[np.ndarray, str]:
+        """Semantic codes of a completion, a loop's repetitions cut off."""
+        tokens = self.processor.vocab.semantic.codes(
+            i for i in done.ids[: done.kept] if i in self.processor.vocab.semantic
+        )
+        if not tokens:
+            raise GenerationError("the model produced no speech: try another seed, or a longer text")
+        return np.array(tokens, np.int64), done.finish_reason
+
+    def _speech(self, wav: np.ndarray, tokens: np.ndarray, reasons: list[str]) -> Speech:
+        reason = max(reasons, key=_WORST.index)
+        if reason != "stop":
+            logger.warning("speech ended by %s, not by the model", reason)
+        return Speech(wav, self.sample_rate, tokens, reason)
+
+
+def _budget(max_new_tokens: int | None, otherwise: int) -> int:
+    if max_new_tokens is None:
+        return otherwise
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={max_new_tokens!r}: a positive whole number is needed")
+    return max_new_tokens

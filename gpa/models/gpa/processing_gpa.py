@@ -1,0 +1,249 @@
+"""Between people's inputs and the network's ids: voices, audio and text to prompts, limits and budgets.
+
+Holds codec, tokenizers, id space and prompt format, all checked against each other. Knows no network: of the
+language model only the size of its vocabulary and of its context.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpa import audio as sound
+from gpa import hub
+from gpa.audio import AudioLike
+from gpa.codec.bicodec import BiCodec
+from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.errors import CheckpointError, PromptError, UsageError
+from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.models.gpa.files_gpa import GLM, read_text_files
+from gpa.models.gpa.generation_gpa import LoopDetector, Rules
+from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
+from gpa.models.gpa.segment import speech_seconds, split_audio, split_text, transcript_ids
+from gpa.prompt import canonical_task, get_format
+from gpa.text import TextTokenizer, normalise_text
+from gpa.vocab import Vocab
+
+# What `prompt` takes for each task.
+INPUTS = {"asr": ("audio",), "tts": ("text", "voice"), "vc": ("source", "voice")}
+LOOP_SECONDS = 4.0  # of speech that only repeats: endless silence or a stuck word
+LOOP_TEXT_IDS = 32
+
+
+class GPAProcessor:
+    """Inputs to ids and ids to outputs, for one checkpoint."""
+
+    def __init__(
+        self,
+        tokenizer: str | os.PathLike,
+        codec: BiCodec,
+        glm: GLM4VoiceTokenizer | None,
+        config: GPAConfig,
+        *,
+        vocab_size: int,
+        context: int,
+    ) -> None:
+        """`tokenizer` is a directory; CheckpointError if the parts do not belong together."""
+        folder = Path(tokenizer)
+        self.codec, self.glm, self.config, self.context = codec, glm, config, context
+        self.text_files = read_text_files(folder)
+        self.text_tokenizer = TextTokenizer.from_file(folder)
+        self.vocab = Vocab.from_file(folder, glm_size=glm.codebook_size if glm else None, size=vocab_size)
+        self.format = get_format(config.format, self.vocab, self.text_tokenizer)
+        self.voices: dict[str, Voice] = {}
+        self._tokenizer_fingerprint = hub.fingerprint_files(folder / "tokenizer.json")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        spec, vocab = self.codec.spec, self.vocab
+        pairs = {
+            "semantic codes": (vocab.semantic.size, spec.codebook_size),
+            "global codes": (vocab.global_.size, spec.global_size),
+        }
+        for what, (ids, codes) in pairs.items():
+            if ids != codes:
+                raise CheckpointError(
+                    f"the vocabulary has {ids} {what}, the codec {codes}: they do not match"
+                )
+        if self.config.format == "published" and self.glm is None:
+            raise CheckpointError(f"a published checkpoint needs its {GLM}/ folder, which is not there")
+
+    def text_fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the text tokenizer and of the id space."""
+        return {"tokenizer": self._tokenizer_fingerprint, "vocabulary": self.vocab.fingerprint()}
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of every part that has to match the language model."""
+        found = self.text_fingerprints() | {"codec": self.codec.fingerprint()}
+        return found | ({"glm": self.glm.fingerprint()} if self.glm else {})
+
+    # Voices -----------------------------------------------------------------------------------------------
+
+    def voice(self, reference: AudioLike, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
+        """The voice of a recording; see `GPA.voice`."""
+        wav = sound.load(reference, self.codec.spec.sample_rate)
+        sound.check_reference(wav, self.codec.spec.sample_rate, name=_label(reference, "the reference"))
+        codes = self.codec.global_tokens((wav, self.codec.spec.sample_rate))
+        return Voice(tuple(codes.tolist()), self.codec.global_fingerprint(), name, dict(about or {}))
+
+    def checked(self, voice: Voice) -> Voice:
+        """The voice, if it is one of this codec's; CheckpointError otherwise."""
+        spec = self.codec.spec
+        what = f"voice {voice.name!r}" if voice.name else "the voice"
+        if len(voice.codes) != spec.n_global or not all(0 <= c < spec.global_size for c in voice.codes):
+            raise CheckpointError(
+                f"{what} does not have {spec.n_global} codes below {spec.global_size}: it is another codec's"
+            )
+        if voice.codec and voice.codec != self.codec.global_fingerprint():
+            raise CheckpointError(
+                f"{what} was made with another codec: make it again from the recording, with  gpa voice"
+            )
+        return voice
+
+    def resolve_voice(self, voice: VoiceLike) -> Voice:
+        """A Voice from itself, a shipped name, a JSON path, or any audio."""
+        if isinstance(voice, Voice):
+            return self.checked(voice)
+        if isinstance(voice, str) and voice in self.voices:
+            return self.voices[voice]
+        if isinstance(voice, (str, os.PathLike)):
+            path = Path(voice)
+            if not path.exists():
+                raise UsageError(f"no voice and no file {str(voice)!r}: {self._voice_help()}")
+            if path.suffix.lower() == ".json":
+                return self.checked(Voice.load(path))
+        if voice is None:
+            raise UsageError(f"a voice is needed: {self._voice_help()}")
+        return self.voice(voice)
+
+    def _voice_help(self) -> str:
+        if not self.voices:
+            return "this model ships no voices; give a recording of 3 to 6 s, or a JSON made with  gpa voice"
+        return f"choose {', '.join(sorted(self.voices))}, or give a recording or a voice JSON"
+
+    # Prompts ----------------------------------------------------------------------------------------------
+
+    def prompt(self, task: str, given: Mapping[str, Any], instruction: str | None = None) -> list[int]:
+        """The ids for named inputs, None where not given; see `GPA.prompt`."""
+        task = canonical_task(task)
+        for name, value in given.items():
+            if (value is not None) != (name in INPUTS[task]):
+                state = "is missing" if value is None else "is not taken"
+                raise PromptError(f"{task}: {name} {state}; it takes {', '.join(INPUTS[task])}")
+        voice, heard = given.get("voice"), given.get("audio" if task == "asr" else "source")
+        codes = None if voice is None else self.resolve_voice(voice).codes
+        wav = None if heard is None else sound.load(heard, self.codec.spec.sample_rate)
+        return self.build(task, wav=wav, text=given.get("text"), voice=codes, instruction=instruction)
+
+    def build(
+        self,
+        task: str,
+        *,
+        wav: np.ndarray | None = None,
+        text: str | None = None,
+        voice: Sequence[int] | None = None,
+        instruction: str | None = None,
+    ) -> list[int]:
+        """The prompt for a waveform (S,), a text, a voice's codes; PromptError if it exceeds the context."""
+        semantic = glm = None
+        if wav is not None:
+            clip = (wav, self.codec.spec.sample_rate)
+            semantic = self.codec.semantic_tokens(clip).tolist()
+            if self.glm and "glm" in self.format.layouts[task].blocks:
+                glm = self.glm.tokens(clip).tolist()
+        ids = self.format.build(
+            task, text=text, semantic=semantic, global_=voice, glm=glm, instruction=instruction
+        )
+        if len(ids) >= self.context:
+            raise PromptError(
+                f"the {task} prompt has {len(ids)} ids, the model's context {self.context}: shorten the input"
+            )
+        return ids
+
+    def hear(self, audio: AudioLike, name: str) -> np.ndarray:
+        """A waveform (S,) to transcribe or convert; AudioWarning if it is silent or clipped."""
+        wav = sound.load(audio, self.codec.spec.sample_rate)
+        sound.check_speech(wav, self.codec.spec.sample_rate, name=_label(audio, name), stacklevel=4)
+        return wav
+
+    # Limits and budgets -----------------------------------------------------------------------------------
+
+    def text_parts(self, text: str, voice: Sequence[int]) -> list[str]:
+        """Text in parts that one pass can speak; PromptError if there is nothing to say."""
+        spoken = normalise_text(text) if self.config.format == "instruct" else text
+        if not spoken.strip():
+            raise PromptError(f"there is nothing to say in {text!r}")
+        return [p for part in split_text(spoken, self.config.max_text_chars) for p in self._fit(part, voice)]
+
+    def _fit(self, text: str, voice: Sequence[int]) -> list[str]:
+        """The text in pieces whose prompt and speech fit the context."""
+        needed = len(self.format.build("tts", text=text, global_=voice)) + self.spoken_ids(text)[1]
+        if needed <= self.context:
+            return [text]
+        halves = split_text(text, len(text) // 2 + 1)
+        if len(text) < 16 or len(halves) < 2:
+            raise PromptError(
+                f"speaking {text!r} may take {needed} ids, the model's context is {self.context}"
+            )
+        return [piece for half in halves for piece in self._fit(half, voice)]
+
+    def audio_parts(self, wav: np.ndarray, task: str) -> list[np.ndarray]:
+        """A waveform in parts that one pass can take: the model's limit, or less if the context is short."""
+        rate = self.codec.spec.frame_rate
+        glm = self.glm.spec.frame_rate if self.glm else 0.0
+        per_second = rate + glm + 25 if task == "asr" else 2.25 * rate
+        fixed = (
+            self.codec.spec.n_global + rate + 48
+        )  # speaker, slack of the budget, delimiters and instruction
+        seconds = min(self.config.max_audio_seconds, (self.context - fixed) / per_second)
+        if seconds < 1:
+            raise PromptError(f"the model's context of {self.context} ids does not hold one second of audio")
+        return split_audio(wav, self.codec.spec.sample_rate, seconds)
+
+    def spoken_ids(self, text: str) -> tuple[int, int]:
+        """The least and the most semantic ids that speaking the text can take."""
+        least, most = (seconds * self.codec.spec.frame_rate for seconds in speech_seconds(text))
+        return max(1, int(least)), int(most)
+
+    def converted_ids(self, n_source: int) -> int:
+        """The most ids that a conversion of so many source ids may have."""
+        return int(1.25 * n_source + self.codec.spec.frame_rate)
+
+    def budget_of(self, ids: Sequence[int]) -> int:
+        """A length budget read off a prompt; the rest of the context for one of no usual form."""
+        room = max(1, self.context - len(ids))
+        try:
+            parsed = self.format.parse(ids)
+        except PromptError:
+            return room
+        if parsed.output == "content" and parsed.semantic:
+            return min(room, transcript_ids(len(parsed.semantic) / self.codec.spec.frame_rate))
+        if parsed.semantic:
+            return min(room, self.converted_ids(len(parsed.semantic)))
+        return min(room, self.spoken_ids(parsed.text)[1]) if parsed.text else room
+
+    def rules(self, task: str, max_new: int, min_new: int = 0, *, loop: bool = True) -> Rules:
+        """What a completion of the task may look like."""
+        text = task == "asr"
+        limit = LOOP_TEXT_IDS if text else int(LOOP_SECONDS * self.codec.spec.frame_rate)
+        return Rules(
+            max_new=max_new,
+            stop=self.format.stop_ids(task),
+            legal=self.format.legal_ids(task),
+            closers=frozenset({self.vocab.control["end_content"]}) if text else frozenset(),
+            min_new=min(min_new, max_new - 1),
+            loop=limit if loop else None,
+        )
+
+    def is_monotonous(self, ids: Sequence[int]) -> bool:
+        """Whether a source repeats itself (silence, say), so that its copy would be taken for a loop."""
+        detector = LoopDetector(int(LOOP_SECONDS * self.codec.spec.frame_rate))
+        return any([detector.add(i) for i in ids if i in self.vocab.semantic])
+
+
+def _label(audio: AudioLike, otherwise: str) -> str:
+    return str(audio) if isinstance(audio, (str, os.PathLike)) else otherwise

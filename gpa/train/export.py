@@ -1,0 +1,118 @@
+"""From what training leaves behind to a checkpoint directory that people load.
+
+    python -m gpa.train.export --lm runs/mini/export --codec runs/codec/export --features WHISPER --out DIR \\
+        [--settings export.yaml] [--voice NAME=REF.wav ...] [--golden CLIP.wav=TEXT ...]
+
+The settings file holds keys of gpa.json (name, max_audio_seconds, max_text_chars, sampling, about).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpa import hub
+from gpa.audio import AudioLike
+from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
+from gpa.codec.features import load_features
+from gpa.config import load_yaml
+from gpa.errors import UsageError
+from gpa.models.gpa import GPA
+from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
+from gpa.models.gpa.files_gpa import load_lm
+from gpa.models.gpa.golden_gpa import record
+
+logger = logging.getLogger(__name__)
+
+
+def load_trained_codec(codec: str | Path, features: str | Path) -> BiCodec:
+    """The codec of a training export (config.json, model.safetensors) with the feature encoder it was trained on."""
+    codec = Path(codec)
+    config = BiCodecConfig.from_dict(hub.read_json(codec / "config.json"))
+    model = BiCodecModel(config)
+    hub.load_strict(model, hub.read_state(codec / "model.safetensors"), where=str(codec))
+    return BiCodec(model, load_features(features, config.features))
+
+
+def assemble(
+    lm: str | Path,
+    codec: BiCodec,
+    out: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    voices: Mapping[str, AudioLike] | None = None,
+    golden: Sequence[tuple[AudioLike, str]] = (),
+    dtype: torch.dtype = torch.float16,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint directory; returns it.
+
+    `lm` is a transformers directory of a trained Qwen3, `tokenizer` (default: the same) one with
+    tokenizer.json. `voices` are recordings by name. Voices and golden outputs are made by the checkpoint as
+    stored, in `dtype`, so they are what a user's computer gives. `golden` are (clip, text) pairs, two or
+    more, or none.
+    """
+    config = GPAConfig.from_dict({"version": VERSION, "format": "instruct", **(settings or {})}, "settings")
+    network, _ = load_lm(Path(lm))
+    model = GPA(network, codec, tokenizer or lm, config=config)
+    path = model.save_pretrained(out, dtype=dtype, codec_dtype=dtype, overwrite=overwrite)
+    stored = GPA.from_pretrained(path, device="cpu", dtype="float32")
+    for name, clip in (voices or {}).items():
+        stored.voice(clip, name=name).save(path / "voices" / f"{name}.json")
+    if golden:
+        record(stored, path, [clip for clip, _ in golden], [text for _, text in golden])
+    logger.info("wrote %s: %s parameters", path, stored.info()["parameters"])
+    return path
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gpa.train.export", description="Make a checkpoint directory."
+    )
+    parser.add_argument("--lm", type=Path, required=True, help="export folder of the language model's run")
+    parser.add_argument("--codec", type=Path, required=True, help="export folder of the codec's run")
+    parser.add_argument(
+        "--features", type=Path, required=True, help="directory of the codec's feature encoder"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="directory with tokenizer.json (default: that of --lm)"
+    )
+    parser.add_argument("--settings", type=Path, help="YAML with keys of gpa.json")
+    parser.add_argument("--voice", action="append", default=[], metavar="NAME=CLIP", help="a voice to ship")
+    parser.add_argument(
+        "--golden", action="append", default=[], metavar="CLIP=TEXT", help="outputs to record, two or more"
+    )
+    parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true", help="replace --out (a README.md there stays)")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    assemble(
+        args.lm,
+        load_trained_codec(args.codec, args.features),
+        args.out,
+        tokenizer=args.tokenizer,
+        settings=load_yaml(args.settings) if args.settings else None,
+        voices=dict(_pair(item, "--voice") for item in args.voice),
+        golden=[_pair(item, "--golden") for item in args.golden],
+        dtype=getattr(torch, args.dtype),
+        overwrite=args.overwrite,
+    )
+
+
+def _pair(item: str, option: str) -> tuple[str, str]:
+    left, sep, right = item.partition("=")
+    if not (sep and left and right):
+        raise UsageError(f"{option} {item!r}: two parts joined by '=' are needed")
+    return left, right
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Losses, discriminators and the ISTFT decoder of codec training."""
+
+import math
+
+import pytest
+import torch
+
+from conftest import speechlike
+from gpa.codec.discriminators import Discriminators
+from gpa.codec.losses import (
+    LetterHead,
+    MelDistance,
+    discriminator_loss,
+    feature_matching,
+    generator_loss,
+)
+from gpa.codec.speaker import SpeakerEncoder
+from gpa.codec.waveform import ISTFTDecoder
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def wav() -> torch.Tensor:
+    return torch.from_numpy(speechlike(0.4))[None]
+
+
+def test_mel_distance_is_zero_for_equal_and_grows_with_the_difference(wav: torch.Tensor) -> None:
+    distance = MelDistance()
+    assert distance(wav, wav) == 0
+    noise = torch.randn_like(wav)
+    near, far = (float(distance(wav + level * noise, wav)) for level in (1e-3, 1e-1))
+    assert 0 < near < far
+    assert distance(wav, 0.5 * wav) == pytest.approx(math.log(2), rel=0.2)  # half the amplitude, in nepers
+    assert float(distance(wav, wav + noise)) == pytest.approx(float(distance(wav + noise, wav)))
+
+
+def test_mel_distance_has_a_finite_gradient_even_in_silence(wav: torch.Tensor) -> None:
+    ours = torch.zeros_like(wav).requires_grad_()
+    MelDistance()(ours, wav).backward()
+    assert ours.grad is not None and ours.grad.isfinite().all()
+    ours = (0.1 * wav).requires_grad_()
+    MelDistance()(ours, wav).backward()
+    assert ours.grad is not None and ours.grad.abs().sum() > 0
+
+
+def test_mel_distance_stores_nothing() -> None:
+    assert MelDistance().state_dict() == {}
+
+
+def test_adversarial_losses_at_known_scores() -> None:
+    ones, zeros, halves = ([torch.full((2, 1, 3, 4), value)] * 2 for value in (1.0, 0.0, 0.5))
+    assert generator_loss(ones) == 0 and generator_loss(zeros) == 1 and generator_loss(halves) == 0.25
+    assert discriminator_loss(ones, zeros) == 0
+    assert discriminator_loss(zeros, ones) == 2
+    assert discriminator_loss(halves, halves) == 0.5
+
+
+def test_feature_matching_is_relative() -> None:
+    real = [torch.randn(2, 3, 4) for _ in range(3)]
+    assert feature_matching(real, real) == 0
+    once = feature_matching(real, [1.5 * r for r in real])
+    assert once == pytest.approx(0.5)
+    louder = feature_matching([10 * r for r in real], [15 * r for r in real])
+    assert louder == pytest.approx(float(once))
+
+
+def test_lists_of_different_length_are_an_error() -> None:
+    with pytest.raises(ValueError):
+        discriminator_loss([torch.ones(1)], [])
+
+
+def test_discriminators_give_a_score_map_per_window(wav: torch.Tensor) -> None:
+    critic = Discriminators(windows=(512, 256), channels=4)
+    scores, features = critic(wav.expand(2, -1))
+    assert len(scores) == 2 and all(s.shape[:2] == (2, 1) for s in scores)
+    assert len(features) == 8 and all(f.shape[:2] == (2, 4) for f in features)
+    frames = [1 + wav.shape[1] // (n // 4) for n in (512, 256)]
+    assert [s.shape[-1] for s in scores] == frames
+    alone = critic(wav)[0]
+    torch.testing.assert_close(alone[0], scores[0][:1])
+
+
+def test_discriminators_learn_to_tell(wav: torch.Tensor) -> None:
+    critic = Discriminators(windows=(512,), channels=4)
+    optimizer = torch.optim.Adam(critic.parameters(), 3e-3)
+    real, fake = wav[:, :4000], 0.3 * torch.randn(1, 4000)
+    losses = []
+    for _ in range(25):
+        loss = discriminator_loss(critic(real)[0], critic(fake)[0])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_letter_head_scores_every_frame_and_starts_at_blank() -> None:
+    head = LetterHead(16)
+    scores = head(torch.randn(2, 16, 11))
+    assert scores.shape == (2, 11, 29)
+    assert (scores.argmax(-1) == 0).all()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 50])
+@pytest.mark.parametrize(("n_fft", "hop"), [(1280, 320), (64, 16), (48, 16)])
+def test_istft_decoder_emits_exactly_a_hop_per_frame(frames: int, n_fft: int, hop: int) -> None:
+    decoder = ISTFTDecoder(8, 8, 16, 1, n_fft, hop)
+    wav = decoder(torch.randn(2, 8, frames))
+    assert wav.shape == (2, 1, hop * frames) and wav.isfinite().all()
+
+
+def test_istft_decoder_overlap_add_inverts_torch_stft() -> None:
+    decoder = ISTFTDecoder(8, 8, 16, 1, 64, 16)
+    signal = torch.randn(1, 16 * 20)
+    padded = torch.nn.functional.pad(signal, (24, 24))  # (n_fft - hop) / 2 on either side
+    frames = padded.unfold(1, 64, 16).transpose(1, 2) * decoder.window[:, None]  # (B, N, T)
+    wav = decoder._overlap_add(frames * decoder.window[:, None])
+    torch.testing.assert_close(wav, signal)
+
+
+def test_istft_decoder_reach_is_true() -> None:
+    """Beyond `reach` samples a change of one input frame is not heard."""
+    decoder = ISTFTDecoder(8, 8, 16, 2, 64, 16).eval()
+    x = torch.randn(1, 8, 60)
+    changed = x.clone()
+    changed[..., 30] += 1
+    moved = (decoder(x) != decoder(changed))[0, 0].nonzero().flatten()
+    assert 30 * 16 - moved.min() <= decoder.reach() and moved.max() - 31 * 16 < decoder.reach()
+    assert 30 * 16 - moved.min() > decoder.reach() - 2 * 16  # and it is not much too large
+
+
+def test_speaker_encoder_ids_and_vectors() -> None:
+    encoder = SpeakerEncoder(n_mels=20, out_dim=16, latent_dim=8, token_num=4, levels=[4, 4], channels=16)
+    encoder.eval()
+    mel = torch.randn(3, 20, 40)
+    ids = encoder.encode(mel)
+    vector, x_vector = encoder(mel)
+    assert ids.shape == (3, 4) and 0 <= ids.min() and ids.max() < 16
+    assert vector.shape == (3, 16) and x_vector.shape == (3, 16)
+    torch.testing.assert_close(encoder.decode(ids), vector)  # the training pass and the ids agree

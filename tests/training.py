@@ -1,0 +1,137 @@
+"""Training data and recipes of a few clips and a few thousand weights, for tests of the real loop."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import WhisperConfig
+
+from conftest import speechlike
+from gpa import audio
+from gpa.codec.features import WhisperFeatures, save_features
+from gpa.data.align import letter_targets
+from gpa.text import build_tokenizer_json, train_sentencepiece
+
+TEXTS = [
+    "hello world.",
+    "it's a test, yes!",
+    "a fox and a quiz",
+    "we shook hands.",
+    "glad to see you",
+    "zebra; vow: jack?",
+]
+MORE_TEXT = [
+    "the author of the danger trail, philip steels, et cetera.",
+    "will we ever forget it? it's a well-known question; who knows!",
+    "for the twentieth time that evening the two men shook hands.",
+    "lord, but i'm glad to see you again, jack: quiz, fox, zebra, vow.",
+]
+CODES, VALUES, GLOBAL_IDS = 27, 16, 4
+_VOCOS = {"vocos_dim": 16, "vocos_intermediate_dim": 32, "vocos_num_layers": 1, "out_channels": 16}
+CODEC: dict[str, Any] = {
+    "features": "whisper",
+    "standardise": True,
+    "volume_normalize": False,
+    "latent_hop_length": 640,
+    "ref_segment_duration": 1.0,
+    "encoder": {"input_channels": 16, "sample_ratios": [2], **_VOCOS},
+    "quantizer": {"input_dim": 16, "codebook_size": CODES, "codebook_dim": 3, "fsq_levels": [3, 3, 3]},
+    "speaker_encoder": {
+        "input_dim": 20,
+        "out_dim": 16,
+        "latent_dim": 8,
+        "token_num": GLOBAL_IDS,
+        "fsq_levels": [4, 4],
+        "channels": 16,
+        "normalise": True,
+    },
+    "prenet": {"input_channels": 16, "sample_ratios": [2], "condition_dim": 16, **_VOCOS},
+    "decoder": {
+        "input_channel": 16,
+        "channels": 16,
+        "hidden": 32,
+        "layers": 1,
+        "n_fft": 1280,
+        "hop_length": 320,
+    },
+    "mel_params": {"num_mels": 20, "log": True},
+}
+LM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+
+
+def write_encoder(folder: Path) -> Path:
+    """A Whisper encoder with random weights, 8 wide."""
+    sizes = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 80}
+    torch.manual_seed(0)
+    save_features(WhisperFeatures(WhisperConfig(d_model=8, **sizes)), folder, torch.float32)
+    return folder
+
+
+def write_manifest(folder: Path) -> Path:
+    """Six clips of a little over a second by two speakers: four to train, one without text, one held out."""
+    rows = []
+    for n, text in enumerate(TEXTS):
+        audio.save(folder / f"{n}.wav", speechlike(1.2 + 0.1 * n, seed=n), 16_000)
+        split = {3: "train-notext", 5: "dev"}.get(n, "train")
+        speaker = "ab"[n % 2]
+        spoken = "" if split == "train-notext" else text.upper()
+        rows.append({"id": str(n), "path": f"{n}.wav", "speaker": speaker, "text": spoken, "split": split})
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_tokens(folder: Path) -> Path:
+    """A token folder with random codes, two frames a letter, and the tokenizer of `MORE_TEXT`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train_sentencepiece([*TEXTS, *MORE_TEXT], folder / "spm.model", vocab_size=300)
+    build_tokenizer_json(folder / "spm.model", CODES, VALUES, folder)
+    draw, rows = np.random.default_rng(0), []
+    for n, text in enumerate(TEXTS):
+        letters = len(letter_targets(text))
+        row: dict[str, Any] = {"id": str(n), "speaker": "ab"[n % 2], "text": text}
+        row["split"] = "dev" if n == 5 else "train"
+        row["semantic"] = draw.integers(0, CODES, 2 * letters).tolist()
+        row["global"] = draw.integers(0, VALUES, GLOBAL_IDS).tolist()
+        row["letters"] = (2 * np.arange(letters)).tolist()
+        if n % 2 == 0:
+            row["warped"] = draw.integers(0, CODES, 2 * letters).tolist()
+        rows.append(row)
+    path = folder / "tokens.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def codec_tree(cache: Path, **changes: Any) -> dict[str, Any]:
+    """A codec recipe as a mapping."""
+    data = {"cache": str(cache), "dev_clips": 1, "batch_frames": 400, "crops": 4, "crop_ids": 8}
+    tree: dict[str, Any] = {"kind": "codec", "data": {**data, "reference_frames": 30}, "model": CODEC}
+    return {**tree, **_schedule(), **changes}
+
+
+def lm_tree(tokens: Path, **changes: Any) -> dict[str, Any]:
+    """A language-model recipe as a mapping."""
+    data = {"tokens": str(tokens), "batch_ids": 300, "dev_rows": 1}
+    return {"kind": "gpa", "data": data, "model": LM, **_schedule(), **changes}
+
+
+def _schedule() -> dict[str, Any]:
+    train = {"steps": 6, "save_every": 2, "eval_every": 3, "log_every": 1, "threads": 1}
+    return {"train": train, "optim": {"lr": 3e-3, "warmup": 2}}
+
+
+def write_recipe(path: Path, tree: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
