@@ -46,3 +46,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_model import write_tiny_model  # loads torch, which many tests do without
 
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the published checkpoint's replica, golden outputs included; read only."""
+    from published import write_replica
+
+    return write_replica(tmp_path_factory.mktemp("published-tiny"))

@@ -44,10 +44,10 @@ class Shell:
 def shell(
     capfd: pytest.CaptureFixture[str], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Shell:
-    """`gpa` on the tiny model, working in a folder that holds in.wav (one second) and ref.wav (four)."""
+    """`gpa` on the tiny model, working in a folder that holds in.wav (one second) and ref.wav (five)."""
     monkeypatch.chdir(tmp_path)
     soundfile.write("in.wav", speechlike(1.0), 16000)
-    soundfile.write("ref.wav", speechlike(4.0, seed=1), 22050)
+    soundfile.write("ref.wav", speechlike(5.0, rate=22050, seed=1), 22050)
     return Shell(capfd, tiny)
 
 

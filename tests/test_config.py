@@ -49,7 +49,7 @@ def test_build_fills_nested_sections_and_keeps_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{count: 1, cuont: 2}", r"recipe: unknown keys \['cuont'\]; known: \['count', 'free'"),
+        ("{count: 1, cuont: 2}", r"recipe: unknown keys \['cuont'\]; known: \['count', 'flag'"),
         ("{count: 1, inner: {rat: 2}}", r"inner: unknown keys \['rat'\]; known: \['names', 'rate'\]"),
         ("{count: 1, 5: 2, x: 3}", "unknown keys"),
         ("{flag: true}", r"recipe: missing keys \['count'\]"),

@@ -95,7 +95,7 @@ def test_discriminators_learn_to_tell(wav: torch.Tensor) -> None:
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_letter_head_scores_every_frame_and_starts_at_blank() -> None:

@@ -53,7 +53,7 @@ def align(log_probs: np.ndarray, targets: Sequence[int]) -> np.ndarray | None:
     for t in range(n_frames - 1, -1, -1):
         if state % 2:
             first[state // 2] = t
-        state -= back[t, state]
+        state -= int(back[t, state])
     return first
 
 

@@ -13,6 +13,7 @@ from gpa import config
 from gpa.errors import GPAError, UsageError
 from gpa.train import checkpoint
 from gpa.train.loop import Family, train
+from gpa.train.metrics import plot
 
 log = logging.getLogger(__name__)
 KINDS = ("codec", "gpa")
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     run = args.run or Path("runs") / args.recipe.stem
     checkpoint.claim(run, recipe)
     train(family, recipe.train, recipe.optim, run)
+    plot(run)
 
 
 def _command() -> int:

@@ -109,13 +109,19 @@ class RowBuilder:
         self.by_speaker: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             self.by_speaker.setdefault(clip["speaker"], []).append(i)
+        # At most ten control ids, and the longest instruction; 20 suffice for a tokenizer of 512 pieces.
+        longest = {task: max(len(text.encode(way)) for way in ways) for task, ways in INSTRUCTIONS.items()}
+        self.overhead = {task: max(20, 10 + length) for task, length in longest.items()}
 
     def length(self, task: str, i: int) -> int:
-        """About how many ids the row will have, instruction included."""
+        """Most ids that the row can have, whichever instruction it gets."""
         clip = self.clips[i]
         semantic, text = len(clip["semantic"]), len(self.text.encode(clip["text"]))
         voice = len(clip["global"])
-        return 20 + {"tts": voice + text + semantic, "asr": semantic + text, "vc": voice + 2 * semantic}[task]
+        return (
+            self.overhead[task]
+            + {"tts": voice + text + semantic, "asr": semantic + text, "vc": voice + 2 * semantic}[task]
+        )
 
     def row(self, task: str, i: int, rng: np.random.Generator) -> Row:
         """Clip i as a row of `task`, with a paraphrased instruction and another clip of the speaker as the

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_trained_codec(codec: str | Path, features: str | Path) -> BiCodec:
-    """The codec of a training export (config.json, model.safetensors) with the feature encoder it was trained on."""
+    """The codec of a training export (config.json, model.safetensors) with its feature encoder."""
     codec = Path(codec)
     config = BiCodecConfig.from_dict(hub.read_json(codec / "config.json"))
     model = BiCodecModel(config)

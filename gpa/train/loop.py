@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gpa.errors import TrainingError, UsageError
 from gpa.train import checkpoint
-from gpa.train.metrics import MetricsLog, plot
+from gpa.train.metrics import MetricsLog
 from gpa.train.optim import OptimArgs, learning_rate, make_optimizer
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,6 @@ def train(
             log.warning("stopped at step %d after max_seconds=%g", done, args.max_seconds)
             break
     family.export(module.eval(), run / "export")
-    plot(run)
     return module
 
 

@@ -1,0 +1,576 @@
+"""The training loop on a few real clips: it learns, resumes bit by bit, outlives kills, names mistakes."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+
+from gpa import config
+from gpa.data import features, tokens
+from gpa.data.features import FeatureCache
+from gpa.errors import CheckpointError, TrainingError, UsageError
+from gpa.train import checkpoint, metrics
+from gpa.train.__main__ import _family, main
+from gpa.train.ar import TASK_ORDER, LMBatch
+from gpa.train.codec import CodecFamily, CodecRecipe
+from gpa.train.loop import Family, Loss, TrainArgs, step_seed, train
+from gpa.train.optim import OptimArgs, learning_rate, make_optimizer
+from training import codec_tree, lm_tree, write_encoder, write_manifest, write_recipe, write_tokens
+
+pytest.importorskip("sentencepiece")
+KINDS = ("codec", "gpa")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The recipes here ask for one thread; other tests shall keep theirs."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with encoder, manifest, feature cache (made by its command) and token folder."""
+    root = tmp_path_factory.mktemp("data")
+    manifest, encoder = write_manifest(root), write_encoder(root / "encoder")
+    features.main([str(manifest), "--encoder", str(encoder), "-o", str(root / "cache")])
+    write_tokens(root / "tokens")
+    return root
+
+
+def tree_of(kind: str, data: Path, **changes: Any) -> dict[str, Any]:
+    return codec_tree(data / "cache", **changes) if kind == "codec" else lm_tree(data / "tokens", **changes)
+
+
+def go(tree: dict[str, Any], folder: Path, *overrides: str) -> Path:
+    """Train a recipe as the command does, but for the picture; returns the run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = folder / "run"
+    family, recipe = _family(config.load_yaml(write_recipe(folder / "recipe.yaml", tree), list(overrides)))
+    checkpoint.claim(run, recipe)
+    train(family, recipe.train, recipe.optim, run, progress=False)
+    return run
+
+
+def story(run: Path) -> list[dict[str, float]]:
+    """Return the metrics without wall-clock time."""
+    rows = metrics.read(run / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
+    return torch.load(newest, weights_only=True)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested states are equal bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One uninterrupted run of either family; read only."""
+    return {kind: go(tree_of(kind, data), tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+# The loop --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_leaves_what_it_should(kind: str, runs: dict[str, Path]) -> None:
+    run = runs[kind]
+    rows = story(run)
+    assert [row["step"] for row in rows] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert any(key.startswith("eval/") for key in rows[3])
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["step-00000004.pt", "step-00000006.pt"]  # the two newest, nothing partial
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["kind"] == kind
+    expected = {"codec": "heads.pt", "gpa": "tokenizer.json"}[kind]
+    assert {"config.json", "model.safetensors", expected} <= {p.name for p in (run / "export").iterdir()}
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Fragile:
+    """A family that fails at a step, as a power cut would."""
+
+    def __init__(self, family: Family, at: int) -> None:
+        self.family, self.at = family, at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.family, name)
+
+    def batch(self, step: int) -> Any:
+        if step == self.at:
+            raise Interrupted
+        return self.family.batch(step)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at", [1, 3, 4])  # before the first checkpoint, between two, right after one
+def test_resumed_is_uninterrupted(
+    kind: str, at: int, data: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    family, recipe = _family(tree_of(kind, data))
+    run = tmp_path / "run"
+    checkpoint.claim(run, recipe)
+    with pytest.raises(Interrupted):
+        train(Fragile(family, at), recipe.train, recipe.optim, run, progress=False)  # type: ignore[arg-type]
+    assert go(tree_of(kind, data), tmp_path) == run
+    assert story(run) == story(runs[kind])  # one story: no line twice, none of the lost steps
+    assert same(weights(run), weights(runs[kind]))
+    exported = [load_file(path / "export" / "model.safetensors") for path in (run, runs[kind])]
+    assert same(*exported)
+
+
+def test_the_command_trains_and_draws(data: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", tree_of("gpa", data))
+    main([str(recipe), "train.steps=1", "--run", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
+
+
+def test_random_numbers_of_a_step_depend_on_seed_and_step() -> None:
+    seeds = {step_seed(seed, step) for seed in range(3) for step in range(100)}
+    assert len(seeds) == 300 and max(seeds) < 2**32
+    assert [step_seed(0, 7), step_seed(1, 0)] == [
+        1369798745,
+        1835504127,
+    ]  # never to change: runs resume by them
+
+
+def test_time_goes_on_after_a_resume(data: Path, tmp_path: Path) -> None:
+    run = go(tree_of("gpa", data), tmp_path, "train.steps=2")
+    log = metrics.read(run / "metrics.jsonl")
+    first = max(row.get("seconds", 0.0) for row in log)
+    go(tree_of("gpa", data), tmp_path, "train.steps=4")
+    seconds = [row["seconds"] for row in metrics.read(run / "metrics.jsonl") if "seconds" in row]
+    assert seconds == sorted(seconds) and seconds[-1] > first > 0
+
+
+def test_max_seconds_stops_after_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    run = go(tree_of("gpa", data), tmp_path, "train.max_seconds=1e-6")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000001.pt"]
+    assert (run / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_process_resumes_bit_for_bit(kind: str, data: Path, tmp_path: Path) -> None:
+    """SIGKILL at a random moment, thrice, saves included; then the same command to the end."""
+    tree = tree_of(kind, data)
+    tree["train"] = {"steps": 60, "save_every": 3, "eval_every": 20, "log_every": 1, "threads": 1}
+    whole = go(tree, tmp_path / "whole")
+    recipe = write_recipe(tmp_path / "recipe.yaml", tree)
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "gpa.train", str(recipe), "--run", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    draw, killed = random.Random(kind), 0
+    for target in (7, 23, 41):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        while process.poll() is None and last_step(run) < target:
+            time.sleep(0.005)
+        time.sleep(draw.random() * 0.05)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert story(run) == story(whole)
+    assert same(weights(run), weights(whole))
+
+
+def last_step(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    rows = metrics.read(path) if path.exists() else []
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def has_conversion(batch: Any) -> bool:
+    return not isinstance(batch, LMBatch) or bool((batch.task == TASK_ORDER.index("vc")).any())
+
+
+@pytest.mark.parametrize(("kind", "name"), [("codec", "mel"), ("gpa", "vc")])
+def test_one_batch_can_be_overfitted(kind: str, name: str, data: Path, tmp_path: Path) -> None:
+    family, recipe = _family(tree_of(kind, data))
+
+    first = next(batch for step in range(9) if has_conversion(batch := family.batch(step)))
+
+    class OneBatch(Fragile):
+        def batch(self, step: int) -> Any:
+            return first
+
+    args = TrainArgs(steps=40, save_every=40, eval_every=40, log_every=1, threads=1)
+    optim = OptimArgs(lr=1e-2, warmup=4)
+    train(OneBatch(family, -1), args, optim, tmp_path, progress=False)  # type: ignore[arg-type]
+    values = [row[name] for row in story(tmp_path) if name in row]
+    assert len(values) == 40 and np.isfinite(values).all()
+    assert np.mean(values[-5:]) < 0.8 * values[0]
+
+
+# Checkpoints and metrics -----------------------------------------------------------------------------------
+
+
+def module_and_optimizers(value: float) -> tuple[nn.Module, dict[str, torch.optim.Optimizer]]:
+    module = nn.Linear(2, 2)
+    nn.init.constant_(module.weight, value)
+    return module, {"model": make_optimizer(list(module.parameters()), OptimArgs())}
+
+
+def test_a_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, *module_and_optimizers(float(step)))
+    folder = tmp_path / "checkpoints"
+    (folder / "step-00000009.partial").write_bytes(b"half a checkp")
+    (folder / "step-notes.pt").write_bytes(b"somebody's")
+    module, optimizers = module_and_optimizers(0.0)
+    assert checkpoint.restore(tmp_path, module, optimizers) == 3
+    assert (module.weight == 3).all()
+    assert sorted(path.name for path in folder.glob("step-0*.pt")) == ["step-00000002.pt", "step-00000003.pt"]
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, 1, *module_and_optimizers(1.0))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        checkpoint.save(tmp_path, 2, *module_and_optimizers(2.0))
+    assert checkpoint.restore(tmp_path, *module_and_optimizers(0.0)) == 1
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 1, *module_and_optimizers(1.0))
+    module, optimizers = module_and_optimizers(0.0)
+    with pytest.raises(CheckpointError, match="holds optimisers"):
+        checkpoint.restore(tmp_path, module, {"generator": optimizers["model"]})
+    with pytest.raises(CheckpointError, match="do not fit"):
+        checkpoint.restore(tmp_path, nn.Linear(3, 2), optimizers)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="step-00000001.pt: damaged .*delete it"):
+        checkpoint.restore(tmp_path, module, optimizers)
+    checkpoint.clear(tmp_path)
+    assert checkpoint.restore(tmp_path, module, optimizers) == 0
+
+
+def test_metrics_are_rewound_and_torn_lines_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = metrics.MetricsLog(path, 0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": 1 / step, "seconds": float(step)})
+    log.write(3, {})
+    with path.open("a") as file:
+        file.write('{"step": 4, "loss"')
+    again = metrics.MetricsLog(path, 2)
+    assert again.seconds == 2.0
+    again.write(3, {"loss": 0.5})
+    assert metrics.read(path) == [
+        {"step": 1, "loss": 1.0, "seconds": 1.0},
+        {"step": 2, "loss": 0.5, "seconds": 2.0},
+        {"step": 3, "loss": 0.5},
+    ]
+
+
+# What is refused, and what is said -------------------------------------------------------------------------
+
+
+def test_another_recipe_does_not_resume(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    run = go(tree_of("gpa", data), tmp_path, "train.steps=2")
+    before = (run / "recipe.yaml").read_text()
+    with pytest.raises(CheckpointError, match=r"another recipe: optim.lr \(was 0.003, is 0.1\), train.seed"):
+        go(tree_of("gpa", data), tmp_path, "optim.lr=0.1", "train.seed=1")
+    assert (run / "recipe.yaml").read_text() == before
+    free = (
+        "train.steps=3",
+        "train.save_every=1",
+        "train.eval_every=9",
+        "train.log_every=1",
+        "train.threads=2",
+    )
+    go(tree_of("gpa", data), tmp_path, *free, "train.max_seconds=900")
+    assert last_step(run) == 3
+
+
+def test_a_setting_newer_than_the_run_does_not_stop_it(tmp_path: Path, data: Path) -> None:
+    run = go(tree_of("gpa", data), tmp_path, "train.steps=1")
+    saved = yaml.safe_load((run / "recipe.yaml").read_text())
+    del saved["optim"]["skip_above"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(saved))
+    go(tree_of("gpa", data), tmp_path, "train.steps=2")
+    assert "skip_above" in (run / "recipe.yaml").read_text()
+
+
+def test_a_fresh_folder_takes_any_recipe(data: Path, tmp_path: Path) -> None:
+    _, recipe = _family(tree_of("gpa", data))
+    (tmp_path / "recipe.yaml").write_text(
+        "kind: other\n"
+    )  # a run that was stopped before its first checkpoint
+    checkpoint.claim(tmp_path, recipe)
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["kind"] == "gpa"
+
+
+def test_the_start_says_what_is_trained_and_where(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="gpa.train"):
+        run = go(tree_of("gpa", data), tmp_path, "train.steps=1")
+        go(tree_of("gpa", data), tmp_path, "train.steps=2")
+    count = sum(tensor.numel() for tensor in load_file(run / "export" / "model.safetensors").values())
+    assert f"{count:,} parameters" in caplog.text and str(run) in caplog.text
+    assert "step 0 to 1, a fresh run" in caplog.text and "step 1 to 2, resumed" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_with_its_step(value: float, tmp_path: Path) -> None:
+    class Diverging:
+        def build(self) -> nn.Module:
+            return nn.Linear(1, 1)
+
+        def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
+            return {"model": list(module.parameters())}
+
+        def batch(self, step: int) -> float:
+            return value if step == 3 else 1.0
+
+        def losses(self, module: nn.Module, batch: float, step: int) -> Iterator[Loss]:
+            yield Loss("model", module(torch.ones(1, 1)).square().sum() * batch, {"part": batch})
+
+        def evaluate(self, module: nn.Module) -> dict[str, float]:
+            return {}
+
+        def export(self, module: nn.Module, path: Path) -> None: ...
+
+    args = TrainArgs(steps=9, save_every=1, eval_every=9, log_every=1)
+    with pytest.raises(TrainingError, match=f"step 4: the model loss is {value:.4g}.*part.*optim.lr"):
+        train(Diverging(), args, OptimArgs(), tmp_path, progress=False)
+    assert checkpoint.restore(tmp_path, nn.Linear(1, 1), module_optimizer()) == 3
+
+
+def module_optimizer() -> dict[str, torch.optim.Optimizer]:
+    return {"model": make_optimizer(list(nn.Linear(1, 1).parameters()), OptimArgs())}
+
+
+def test_unusable_recipes_are_refused_by_name(data: Path, tmp_path: Path) -> None:
+    for change, message in [
+        ({"kind": "vocoder"}, "recipe kind 'vocoder': choose one of codec, gpa"),
+        ({"kind": None}, "recipe kind None"),
+        ({"model": {"hidden_sizes": 3}}, r"model: unknown keys \['hidden_sizes'\]"),
+        ({"train": {"steps": 0}}, "train.steps=0: at least 1"),
+        ({"train": {"seed": -1}}, "train.seed=-1"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            go({**tree_of("gpa", data), **change}, tmp_path)
+    with pytest.raises(UsageError, match="data.max_ids=5"):
+        go(tree_of("gpa", data), tmp_path, "data.max_ids=5")
+    with pytest.raises(UsageError, match="`init`"):
+        go({**tree_of("codec", data), "model": {}}, tmp_path)
+
+
+def test_missing_inputs_name_the_command_that_makes_them(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no feature cache.*python -m gpa.data.features MANIFEST"):
+        FeatureCache(tmp_path)
+    with pytest.raises(CheckpointError, match="python -m gpa.data.tokens CACHE"):
+        tokens.read(tmp_path)
+    with pytest.raises(CheckpointError, match="no codec export.*python -m gpa.train recipes/gpa/codec.yaml"):
+        tokens.load_codec_export(tmp_path)
+    with pytest.raises(CheckpointError, match="no codec export"):
+        go(tree_of("gpa", data, codec=str(tmp_path)), tmp_path / "gpa")
+    with pytest.raises(CheckpointError, match="no codec export"):
+        go(tree_of("codec", data, init=str(tmp_path), model={}), tmp_path / "codec")
+
+
+def test_the_command_returns_the_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpa.train", str(tmp_path / "absent.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == UsageError.exit_code
+    assert "no such recipe" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    args = OptimArgs(lr=1.0, lr_end=0.1, warmup=10)
+    rates = [learning_rate(args, step, 100) for step in range(120)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and rates[10] == pytest.approx(1.0)
+    assert rates[10:101] == sorted(rates[10:101], reverse=True)
+    assert rates[100] == rates[119] == pytest.approx(0.1)
+    assert rates[55] == pytest.approx(0.55)
+
+
+def test_only_matrices_are_decayed() -> None:
+    groups = make_optimizer(list(nn.Linear(3, 2).parameters()), OptimArgs(weight_decay=0.3)).param_groups
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.3), (1, 0.0)]
+
+
+# The feature cache -----------------------------------------------------------------------------------------
+
+
+def test_the_cache_holds_the_encoders_states_and_the_sound(data: Path) -> None:
+    from gpa import audio
+    from gpa.codec.features import load_whisper_features
+
+    cache, encoder = FeatureCache(data / "cache"), load_whisper_features(data / "encoder")
+    assert len(cache) == 6 and list(cache.select(("dev",))) == [5]
+    for i in (0, 4):
+        wav = audio.load(data / cache.rows[i]["path"])
+        held = cache.wav(i)
+        assert len(held) % 640 == 0 and np.abs(held[: len(wav)] - wav).max() < 1e-4
+        assert not held[len(wav) :].any()
+        with torch.inference_mode():
+            states = encoder(torch.from_numpy(np.pad(wav, (0, len(held) - len(wav))))[None])[0].T.numpy()
+        np.testing.assert_allclose(cache.features(i), states, atol=2e-3)
+        np.testing.assert_array_equal(cache.wav(i, 3, 5), held[960:1600])
+
+
+@pytest.mark.parametrize("cut", ["features.f16", "audio.i16", "index.jsonl"])
+def test_a_cut_cache_is_refused_and_finished_by_the_same_command(
+    cut: str, data: Path, tmp_path: Path
+) -> None:
+    command = [str(data / "manifest.jsonl"), "--encoder", str(data / "encoder"), "-o", str(tmp_path)]
+    whole = {
+        name: (data / "cache" / name).read_bytes() for name in ("features.f16", "audio.i16", "index.jsonl")
+    }
+    lines = whole["index.jsonl"].splitlines(keepends=True)
+    for name, content in whole.items():  # as a kill in the third clip leaves it
+        (tmp_path / name).write_bytes(content[: 3 * len(content) // 4] if name != "index.jsonl" else content)
+    (tmp_path / "index.jsonl").write_bytes(
+        b"".join(lines[:2]) + (lines[2][:30] if cut == "index.jsonl" else b"")
+    )
+    with pytest.raises(CheckpointError, match="incomplete"):
+        FeatureCache(tmp_path)
+    features.main(command)
+    assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
+
+
+def test_a_cache_of_another_manifest_is_refused(data: Path, tmp_path: Path) -> None:
+    rows = (data / "manifest.jsonl").read_text().splitlines()
+    other = data / "other.jsonl"
+    other.write_text("\n".join(rows[::-1]) + "\n")
+    for name in ("features.f16", "audio.i16", "index.jsonl"):
+        (tmp_path / name).write_bytes((data / "cache" / name).read_bytes())
+    with pytest.raises(CheckpointError, match="another manifest"):
+        features.main([str(other), "--encoder", str(data / "encoder"), "-o", str(tmp_path)])
+
+
+# The codec family ------------------------------------------------------------------------------------------
+
+
+def test_second_stage_leaves_the_ids_alone(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    """`freeze_ids`: after steps with discriminators, everything that makes ids is bit-identical."""
+    changes = {"init": str(runs["codec"] / "export"), "freeze_ids": True, "model": {}}
+    changes["weights"] = {"adversarial_from": 1}
+    run = go(tree_of("codec", data, **changes), tmp_path)
+    before, after = (load_file(path / "export" / "model.safetensors") for path in (runs["codec"], run))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and {name.split(".")[0] for name in moved} == {"prenet", "decoder"}
+    assert len(moved) > 0.9 * sum(name.split(".")[0] in ("prenet", "decoder") for name in before)
+    heads = [torch.load(path / "export" / "heads.pt", weights_only=True) for path in (runs["codec"], run)]
+    assert same(*heads)
+    rows = story(run)
+    assert "discriminator" not in rows[0] and rows[1]["discriminator"] > 0  # they join at step 1
+    codecs = [tokens.load_codec_export(path / "export") for path in (runs["codec"], run)]
+    cache = FeatureCache(data / "cache")
+    x = torch.from_numpy(cache.features(0)).T[None]
+    assert torch.equal(codecs[0].encode_semantic(x), codecs[1].encode_semantic(x))
+    wav = torch.from_numpy(cache.wav(0))[None, :16000]
+    assert torch.equal(codecs[0].encode_global(wav), codecs[1].encode_global(wav))
+
+
+def codec_family(data: Path, **changes: Any) -> CodecFamily:
+    return CodecFamily(config.build(CodecRecipe, tree_of("codec", data, **changes)))
+
+
+def test_codec_batches_pair_ids_with_their_sound(data: Path) -> None:
+    family = codec_family(data)
+    cache = family.cache
+    batch = family.batch(3)
+    again = codec_family(data).batch(3)
+    assert all(torch.equal(getattr(batch, name), getattr(again, name)) for name in vars(batch))
+    assert batch.crop.shape == (4, 8) and batch.wav.shape == (4, 8 * 640)
+    for n in range(4):
+        row = int(batch.crop_row[n])
+        found = [i for i in family.rows if batch.frames[row] == cache.rows[i]["frames"]]
+        begin = int(batch.crop[n, 0])
+        sounds = [cache.wav(i, 2 * begin, 2 * begin + 16) for i in found]
+        assert any(np.array_equal(batch.wav[n].numpy(), sound) for sound in sounds)
+
+
+def test_clips_without_text_teach_no_letters(data: Path) -> None:
+    family = codec_family(data)
+    torch.manual_seed(0)
+    module = family.build().eval()
+    rng = np.random.default_rng(0)
+    silent = [i for i in family.rows if not family.cache.rows[i]["text"]]
+    spoken = [i for i in family.rows if family.cache.rows[i]["text"]][:2]
+    assert len(silent) == 1
+    _, alone, _ = family._reconstruct(module, family._collate(silent, rng))  # type: ignore[arg-type]
+    assert alone["ctc"] == 0.0
+    _, two, _ = family._reconstruct(module, family._collate(spoken, rng))  # type: ignore[arg-type]
+    assert two["ctc"] > 0
+
+
+def test_other_speakers_are_named(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    changes = {"init": str(runs["codec"] / "export"), "model": {}}
+    tree = tree_of("codec", data, **changes)
+    tree["data"]["train"] = ["dev"]
+    with pytest.raises(CheckpointError, match="2 speakers, this recipe has 1; keep data.cache"):
+        go(tree, tmp_path)
+
+
+def test_tokens_are_made_of_an_export_and_trained_on(
+    data: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """The whole path: cache and codec export to a token folder by its command, then a step on it."""
+    from training import MORE_TEXT
+
+    text = tmp_path / "more.txt"
+    text.write_text("\n".join(MORE_TEXT) + "\n")
+    out, export = tmp_path / "tokens", runs["codec"] / "export"
+    command = [str(data / "cache"), "--codec", str(export), "--encoder", str(data / "encoder")]
+    command += ["--text", str(text), "--vocab-size", "300", "-o", str(out)]
+    tokens.main(command)
+    rows = tokens.read(out)
+    assert [row["id"] for row in rows] == [str(n) for n in range(6)]
+    cache = FeatureCache(data / "cache")
+    for i, row in enumerate(rows):
+        assert len(row["semantic"]) == cache.rows[i]["frames"] // 2 and len(row["global"]) == 4
+        assert ("letters" in row) == bool(row["text"])
+        assert len(row.get("warped", row["semantic"])) == len(row["semantic"])
+    assert 0 < sum("warped" in row for row in rows) < 6
+    first = (out / "tokens.jsonl").read_bytes()
+    lines = first.splitlines(keepends=True)
+    (out / "tokens.jsonl").unlink()
+    (out / "tokens.jsonl.partial").write_bytes(b"".join(lines[:2]) + lines[2][:40])
+    with pytest.raises(CheckpointError, match="not finished, run again"):
+        tokens.read(out)
+    tokens.main(command)
+    assert (out / "tokens.jsonl").read_bytes() == first
+    run = go(lm_tree(out, codec=str(export)), tmp_path, "train.steps=1")
+    assert json.loads((run / "export" / "config.json").read_text())["model_type"] == "qwen3"

@@ -1,0 +1,216 @@
+"""Rows, losses and learning of the language-model family."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+from gpa import config
+from gpa.data.align import letters_of, piece_spans
+from gpa.models.gpa.backbone import alignment_loss, new_backbone
+from gpa.prompt import INSTRUCTIONS
+from gpa.tasks import IGNORE
+from gpa.text import normalise_text
+from gpa.train.ar import PUNCTUATION, TASK_ORDER, LMBatch, LMFamily, LMRecipe, Row
+from gpa.train.loop import TrainArgs, train
+from gpa.train.optim import OptimArgs
+from training import lm_tree, write_tokens
+
+pytest.importorskip("sentencepiece")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokens(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="module")
+def family(folder: Path) -> LMFamily:
+    return LMFamily(config.build(LMRecipe, lm_tree(folder)))
+
+
+def rows_of(family: LMFamily, task: str, count: int = 40) -> list[tuple[int, Row]]:
+    rng = np.random.default_rng(0)
+    clips = range(len(family.train_rows.clips))
+    return [(i, family.train_rows.row(task, i, rng)) for i in clips for _ in range(count // len(clips))]
+
+
+@pytest.mark.parametrize("task", TASK_ORDER)
+def test_rows_are_inference_prompts_and_their_completions(family: LMFamily, task: str) -> None:
+    """The prefix without labels is what `build` gives at inference; labels cover the completion, no more."""
+    fmt = family.train_rows.fmt
+    seen = set()
+    for i, row in rows_of(family, task):
+        clip = family.train_rows.clips[i]
+        prompt = row.ids[row.labels == IGNORE].tolist()
+        assert (row.labels[: len(prompt)] == IGNORE).all()  # a prefix
+        parsed = fmt.parse(prompt)
+        assert parsed.task == task and parsed.target is None and not parsed.finished
+        fields = {"text": parsed.text, "semantic": parsed.semantic, "global_": parsed.global_}
+        assert fmt.build(task, instruction=parsed.instruction, **fields) == prompt  # type: ignore[arg-type]
+        seen.add(parsed.instruction)
+        if task == "asr":
+            words = clip["text"].translate(PUNCTUATION).split()
+            completion = fmt.completion(task, text=" ".join(words))
+            assert parsed.semantic in (clip["semantic"], clip.get("warped"))
+        else:
+            completion = fmt.completion(task, semantic=clip["semantic"])
+            voices = [c["global"] for c in family.train_rows.clips if c["speaker"] == clip["speaker"]]
+            assert parsed.global_ in voices
+        assert row.labels[len(prompt) :].tolist() == row.ids[len(prompt) :].tolist() == completion
+        assert completion[-1] == family.vocab.stop
+        if task == "tts":
+            assert parsed.text == normalise_text(clip["text"])
+    assert INSTRUCTIONS[task][0] in seen and len(seen) == len(INSTRUCTIONS[task])
+
+
+@pytest.mark.parametrize("task", TASK_ORDER)
+def test_lengths_are_not_less_than_the_rows(family: LMFamily, task: str) -> None:
+    for i, row in rows_of(family, task):
+        assert len(row.ids) <= family.train_rows.length(task, i)
+
+
+def test_conversion_hears_the_other_reading(family: LMFamily) -> None:
+    sources = [
+        family.train_rows.fmt.parse(row.ids.tolist()).semantic for i, row in rows_of(family, "vc") if i == 0
+    ]
+    clip = family.train_rows.clips[0]
+    assert {tuple(s or ()) for s in sources} == {tuple(clip["semantic"]), tuple(clip["warped"])}
+
+
+def piece_of(family: LMFamily, row: Row, position: int) -> str:
+    return family.text.decode([int(row.ids[position])])
+
+
+def test_speech_ids_look_at_the_pieces_spoken_then(family: LMFamily) -> None:
+    for i, row in rows_of(family, "tts"):
+        clip = family.train_rows.clips[i]
+        pieces = family.text.pieces(clip["text"])
+        spans = piece_spans(pieces, letters_of(clip["text"]), clip["letters"], len(clip["semantic"]))
+        begin = int((row.labels != IGNORE).argmax())
+        content = row.ids.tolist().index(family.vocab.control["start_content"]) + 1
+        for t in range(len(clip["semantic"])):
+            low, high = row.look[begin - 1 + t]  # the position that predicts frame t
+            assert content <= low < high <= content + len(pieces)
+            for n, (first, last) in enumerate(spans):
+                if first <= t < last:
+                    assert low <= content + n < high
+        assert not row.look[: begin - 1].any() and not row.look[begin - 1 + len(clip["semantic"]) :].any()
+
+
+def test_written_pieces_look_at_the_frames_where_they_are_spoken(family: LMFamily) -> None:
+    for i, row in rows_of(family, "asr"):
+        clip = family.train_rows.clips[i]
+        text = " ".join(clip["text"].translate(PUNCTUATION).split())
+        spans = piece_spans(
+            family.text.pieces(text), letters_of(text), clip["letters"], len(clip["semantic"])
+        )
+        begin = int((row.labels != IGNORE).argmax())
+        content = row.ids.tolist().index(family.vocab.control["start_semantic"]) + 1
+        got = row.look[begin - 1 : begin - 1 + len(spans)] - content
+        assert (got[:, 0] <= spans[:, 0]).all() and (got[:, 0] >= spans[:, 0] - 1).all()
+        assert (got[:, 1] >= np.minimum(spans[:, 1], len(clip["semantic"]))).all()
+        assert row.look.max() <= begin
+
+
+def test_a_batch_is_a_function_of_seed_and_step(family: LMFamily, folder: Path) -> None:
+    other = LMFamily(config.build(LMRecipe, lm_tree(folder)))
+    batches = {step: other.batch(step) for step in (5, 0, 3)}
+    for step in range(6):
+        batch = family.batch(step)
+        assert batch.ids.numel() <= 300
+        for name in vars(batch) if step in batches else ():
+            assert torch.equal(getattr(batch, name), getattr(batches[step], name))
+
+
+def test_padding_changes_no_loss(family: LMFamily) -> None:
+    torch.manual_seed(0)
+    module = family.build().eval()
+    rng = np.random.default_rng(0)
+    rows = [family.train_rows.row("tts", i, rng) for i in (0, 1)]
+    together = family._collate(rows)
+    with torch.no_grad():
+        logits = module(together.ids).logits
+        for n, row in enumerate(rows):
+            alone = module(torch.from_numpy(row.ids)[None]).logits[0]
+            torch.testing.assert_close(logits[n, : len(row.ids)], alone, atol=1e-5, rtol=1e-4)
+
+
+def slow_alignment(model: Qwen3ForCausalLM, batch: LMBatch, layer: int) -> float:
+    """Read the attention weights that the library computes, head 0, and sum them over each span."""
+    model.set_attn_implementation("eager")
+    attention = model(batch.ids, output_attentions=True, use_cache=False).attentions[layer][:, 0]
+    losses = []
+    for b, row in enumerate(batch.look.tolist()):
+        for position, (low, high) in enumerate(row):
+            if high > low:
+                losses.append(-attention[b, position, low:high].sum().log())
+    return float(torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_alignment_loss_is_the_librarys_attention(family: LMFamily, layer: int) -> None:
+    torch.manual_seed(1)
+    model = new_backbone({**lm_tree(Path())["model"], "initializer_range": 0.3}, family.vocab).eval()
+    rng = np.random.default_rng(0)
+    rows = [family.train_rows.row(task, i, rng) for task in TASK_ORDER for i in (0, 2)]
+    batch = family._collate(rows)
+    hidden = model.model(batch.ids, use_cache=False, output_hidden_states=True).hidden_states
+    with torch.no_grad():
+        fast = float(alignment_loss(model, hidden[layer], batch.look, layer))
+        assert fast == pytest.approx(slow_alignment(model, batch, layer), rel=1e-4)
+        assert alignment_loss(model, hidden[layer], torch.zeros_like(batch.look), layer) == 0
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(family: LMFamily) -> None:
+    torch.manual_seed(0)
+    module = family.build().eval()
+    rng = np.random.default_rng(0)
+    rows = [family.train_rows.row(task, 1, rng) for task in TASK_ORDER]
+    value, parts = family._loss(module, family._collate(rows))
+    counts = {row.task: int((row.labels != IGNORE).sum()) for row in rows}
+    weights = family.recipe.weights
+    expected = weights.alignment * parts["alignment"]
+    for row in rows:
+        logits = module(torch.from_numpy(row.ids)[None]).logits[0, :-1].log_softmax(-1)
+        labels = torch.from_numpy(row.labels[1:])
+        at = (labels != IGNORE).nonzero().flatten()
+        mean = float(-logits[at, labels[at]].detach().mean())
+        assert parts[row.task] == pytest.approx(mean, rel=1e-4)
+        share = counts[row.task] / sum(counts.values())
+        expected += getattr(weights, row.task) * mean * share**0.5
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_three_rows_are_learnt_and_generated(family: LMFamily, folder: Path, tmp_path: Path) -> None:
+    """One row of each task, learnt by heart, comes back by transformers' greedy generation."""
+    rng = np.random.default_rng(0)
+    rows = [family.train_rows.row(task, i, rng) for i, task in enumerate(TASK_ORDER)]
+
+    class Fixed(LMFamily):
+        def batch(self, step: int) -> Any:
+            return self._collate(rows)
+
+        def evaluate(self, module: torch.nn.Module) -> dict[str, float]:
+            return {}
+
+    tree = lm_tree(folder)
+    tree["model"] = {**tree["model"], "hidden_size": 64, "intermediate_size": 128}
+    args = TrainArgs(steps=250, save_every=250, eval_every=250, log_every=50, threads=1)
+    before = torch.get_num_threads()
+    recipe = config.build(LMRecipe, tree)
+    train(Fixed(recipe), args, OptimArgs(lr=5e-3, warmup=20), tmp_path, progress=False)
+    torch.set_num_threads(before)
+    model = Qwen3ForCausalLM.from_pretrained(tmp_path / "export").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    for row in rows:
+        prompt = torch.from_numpy(row.ids[row.labels == IGNORE])[None]
+        mask = torch.ones_like(prompt)
+        out = model.generate(prompt, attention_mask=mask, do_sample=False, max_new_tokens=80)  # type: ignore[operator]
+        completion = row.ids[row.labels != IGNORE].tolist()
+        assert out[0, prompt.shape[1] :].tolist() == completion, row.task
+        assert tokenizer.convert_ids_to_tokens(completion[-1]) == "<|im_end|>"
