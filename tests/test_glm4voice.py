@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import ASSETS, draw_weights
 from safetensors.torch import save_file
 
+from golden import ASSETS, draw_weights
 from gpa.codec import codec_kind, load_codec
 from gpa.codec.glm4voice import GLM4VoiceConfig, GLM4VoiceEncoder, GLM4VoiceTokenizer, block_mask
 from gpa.errors import AudioError, CheckpointError

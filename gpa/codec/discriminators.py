@@ -1,7 +1,7 @@
 """Log-mel discriminators for codec training, one per window length.
 
-They see what the mel distance sees and punish what it cannot: the blur of averaging over unknown pitch. On a CPU
-they cost a tenth of discriminators on the full complex STFT.
+They see what the mel distance sees and punish what it cannot: the blur of averaging over unknown pitch. On a
+CPU they cost a tenth of discriminators on the full complex STFT.
 """
 
 from __future__ import annotations
