@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gpa import config
+from gpa.codec import trained
 from gpa.data import features, tokens
 from gpa.data.features import FeatureCache
 from gpa.errors import CheckpointError, TrainingError, UsageError
@@ -108,7 +109,7 @@ def test_a_run_leaves_what_it_should(kind: str, runs: dict[str, Path]) -> None:
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert names == ["step-00000004.pt", "step-00000006.pt"]  # the two newest, nothing partial
     assert yaml.safe_load((run / "recipe.yaml").read_text())["kind"] == kind
-    expected = {"codec": "heads.pt", "gpa": "tokenizer.json"}[kind]
+    expected = {"codec": "heads.safetensors", "gpa": "tokenizer.json"}[kind]
     assert {"config.json", "model.safetensors", expected} <= {p.name for p in (run / "export").iterdir()}
 
 
@@ -401,7 +402,7 @@ def test_missing_inputs_name_the_command_that_makes_them(data: Path, tmp_path: P
     with pytest.raises(CheckpointError, match="python -m gpa.data.tokens CACHE"):
         tokens.read(tmp_path)
     with pytest.raises(CheckpointError, match="no codec export.*python -m gpa.train recipes/gpa/codec.yaml"):
-        tokens.load_codec_export(tmp_path)
+        trained.load_network(tmp_path)
     with pytest.raises(CheckpointError, match="no codec export"):
         go(tree_of("gpa", data, codec=str(tmp_path)), tmp_path / "gpa")
     with pytest.raises(CheckpointError, match="no codec export"):
@@ -491,11 +492,11 @@ def test_second_stage_leaves_the_ids_alone(data: Path, runs: dict[str, Path], tm
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and {name.split(".")[0] for name in moved} == {"prenet", "decoder"}
     assert len(moved) > 0.9 * sum(name.split(".")[0] in ("prenet", "decoder") for name in before)
-    heads = [torch.load(path / "export" / "heads.pt", weights_only=True) for path in (runs["codec"], run)]
+    heads = [trained.read_heads(path / "export") for path in (runs["codec"], run)]
     assert same(*heads)
     rows = story(run)
     assert "discriminator" not in rows[0] and rows[1]["discriminator"] > 0  # they join at step 1
-    codecs = [tokens.load_codec_export(path / "export") for path in (runs["codec"], run)]
+    codecs = [trained.load_network(path / "export") for path in (runs["codec"], run)]
     cache = FeatureCache(data / "cache")
     x = torch.from_numpy(cache.features(0)).T[None]
     assert torch.equal(codecs[0].encode_semantic(x), codecs[1].encode_semantic(x))

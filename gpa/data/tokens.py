@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpa import audio, hub
-from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
+from gpa.codec import trained
 from gpa.codec.features import WhisperFeatures, load_whisper_features
 from gpa.codec.losses import LetterHead
 from gpa.data.align import align, letter_targets
@@ -28,46 +28,20 @@ from gpa.errors import CheckpointError
 from gpa.text import build_tokenizer_json, normalise_text, train_sentencepiece
 
 COMMAND = "python -m gpa.data.tokens CACHE --codec EXPORT --encoder DIR -o TOKENS"
-WARPS = (
-    (0.84, 0.93),
-    (1.08, 1.2),
-)  # stretches of the frequency axis that make another voice of the same words
-
-
-def _trained(path: Path, name: str) -> Path:
-    if not (path / name).is_file():
-        raise CheckpointError(
-            f"{path}: no codec export ({name} missing); a finished run leaves it in its export folder: "
-            "python -m gpa.train recipes/gpa/codec.yaml --run runs/codec"
-        )
-    return path / name
-
-
-def read_codec_config(path: Path) -> BiCodecConfig:
-    """Sizes of a codec export; CheckpointError naming the command that makes one if there is none."""
-    return BiCodecConfig.from_dict(hub.read_json(_trained(path, "config.json")))
-
-
-def read_codec_heads(path: Path) -> dict[str, dict[str, Tensor]]:
-    """States of the training-only heads of a codec export, by name: letters, speakers."""
-    return torch.load(_trained(path, "heads.pt"), map_location="cpu", weights_only=True)
-
-
-def load_codec_export(path: Path) -> BiCodecModel:
-    """The network of a codec export, for inference; CheckpointError if there is none or it does not fit."""
-    codec = BiCodecModel(read_codec_config(path))
-    hub.load_strict(codec, hub.read_state(_trained(path, "model.safetensors")), where=str(path))
-    return codec.eval()
+# Stretches of the frequency axis that make another voice of the same words.
+WARPS = ((0.84, 0.93), (1.08, 1.2))
 
 
 class Extractor:
     """A trained codec with its CTC head: clip -> row of ids."""
 
     def __init__(self, export: Path, encoder: Path, seed: int = 0) -> None:
-        self.codec = load_codec_export(export)
+        self.codec = trained.load_network(export)
         self.config = self.codec.config
         self.letters = LetterHead(self.config.quantizer.input_dim)
-        hub.load_strict(self.letters, read_codec_heads(export)["letters"], where=str(export / "heads.pt"))
+        hub.load_strict(
+            self.letters, trained.read_heads(export)["letters"], where=str(export / trained.HEADS)
+        )
         self.whisper: WhisperFeatures = load_whisper_features(encoder)
         self.seed = seed
 
@@ -89,10 +63,8 @@ class Extractor:
             row["letters"] = self._letter_frames(codes, row["text"])
         if i % 3 == 0:
             rng = np.random.default_rng((self.seed, i))
-            warp = float(rng.uniform(*WARPS[int(rng.integers(2))]))
-            row["warped"] = self.codec.encode_semantic(self.whisper(torch.from_numpy(wav)[None], warp))[
-                0
-            ].tolist()
+            features = self.whisper(torch.from_numpy(wav)[None], float(rng.uniform(*WARPS[rng.integers(2)])))
+            row["warped"] = self.codec.encode_semantic(features)[0].tolist()
         return row
 
     def _letter_frames(self, codes: Tensor, text: str) -> list[int] | None:

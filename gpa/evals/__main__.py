@@ -48,9 +48,9 @@ def _codec(args: argparse.Namespace) -> Any:
     if not args.codec:
         return None
     if args.features:
-        from gpa.evals.export import codec_export
+        from gpa.codec import trained
 
-        return codec_export(Path(args.codec), args.features)
+        return trained.load(args.codec, args.features)
     from gpa.codec import load_codec
 
     return load_codec(args.codec)

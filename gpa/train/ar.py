@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpa.codec import trained
 from gpa.data import tokens
 from gpa.data.align import letters_of, piece_spans
 from gpa.data.batches import BatchPlan
@@ -232,7 +233,7 @@ class LMFamily:
 
     def _start_embeddings(self, model: Backbone) -> None:
         """Semantic ids start where the codec's code vectors are: ids which sound alike start alike."""
-        codec = tokens.load_codec_export(Path(self.recipe.codec))
+        codec = trained.load_network(Path(self.recipe.codec))
         block, width = self.vocab.semantic, model.config.hidden_size
         if codec.config.quantizer.codebook_size != block.size:
             raise CheckpointError(

@@ -8,7 +8,6 @@ another stretch of the clip.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpa import hub
+from gpa.codec import trained
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
 from gpa.codec.discriminators import Discriminators
 from gpa.codec.features import FRAME
 from gpa.codec.losses import LetterHead, MelDistance, discriminator_loss, feature_matching, generator_loss
-from gpa.data import tokens
 from gpa.data.align import letter_targets
 from gpa.data.batches import BatchPlan
 from gpa.data.features import FeatureCache
@@ -116,7 +114,7 @@ class CodecFamily:
                 "a codec recipe needs the sizes in `model`, or an export to go on from in `init`"
             )
         start = BiCodecConfig.from_dict(recipe.model) if recipe.model else None
-        self.config = start or tokens.read_codec_config(Path(recipe.init))
+        self.config = start or trained.read_config(Path(recipe.init))
         self.cache = FeatureCache(recipe.data.cache)
         self.ratio = self.config.latent_hop_length // FRAME
         least = max(recipe.data.crop_ids * self.ratio, 50)
@@ -145,15 +143,15 @@ class CodecFamily:
         return module
 
     def _start_from(self, module: CodecModule, export: Path) -> None:
-        codec, heads = tokens.load_codec_export(export), tokens.read_codec_heads(export)
+        codec, heads = trained.load_network(export), trained.read_heads(export)
         if len(heads["speakers"]["bias"]) != len(self.speaker_names):
             raise CheckpointError(
                 f"{export}: was trained on {len(heads['speakers']['bias'])} speakers, this recipe has "
                 f"{len(self.speaker_names)}; keep data.cache, data.train, data.max_frames and data.crop_ids"
             )
         hub.load_strict(module.codec, codec.state_dict(), where=str(export))
-        hub.load_strict(module.letters, heads["letters"], where=str(export / "heads.pt"))
-        hub.load_strict(module.speakers, heads["speakers"], where=str(export / "heads.pt"))
+        hub.load_strict(module.letters, heads["letters"], where=str(export / trained.HEADS))
+        hub.load_strict(module.speakers, heads["speakers"], where=str(export / trained.HEADS))
 
     def _some_clips(self) -> list[int]:
         rng = np.random.default_rng(self.recipe.train.seed)
@@ -283,8 +281,4 @@ class CodecFamily:
 
     def export(self, module: nn.Module, path: Path) -> None:
         assert isinstance(module, CodecModule)
-        path.mkdir(parents=True, exist_ok=True)
-        save_file(module.codec.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
-        (path / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
-        heads = {"letters": module.letters.state_dict(), "speakers": module.speakers.state_dict()}
-        torch.save(heads, path / "heads.pt")
+        trained.write(module.codec, {"letters": module.letters, "speakers": module.speakers}, path)

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 
-from gpa import hub
 from gpa.audio import AudioLike
-from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
-from gpa.codec.features import load_features
+from gpa.codec import trained
+from gpa.codec.bicodec import BiCodec
 from gpa.config import load_yaml
 from gpa.errors import UsageError
 from gpa.models.gpa import GPA
@@ -28,15 +27,6 @@ from gpa.models.gpa.files_gpa import load_lm
 from gpa.models.gpa.golden_gpa import record
 
 logger = logging.getLogger(__name__)
-
-
-def load_trained_codec(codec: str | Path, features: str | Path) -> BiCodec:
-    """The codec of a training export (config.json, model.safetensors) with its feature encoder."""
-    codec = Path(codec)
-    config = BiCodecConfig.from_dict(hub.read_json(codec / "config.json"))
-    model = BiCodecModel(config)
-    hub.load_strict(model, hub.read_state(codec / "model.safetensors"), where=str(codec))
-    return BiCodec(model, load_features(features, config.features))
 
 
 def assemble(
@@ -96,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     assemble(
         args.lm,
-        load_trained_codec(args.codec, args.features),
+        trained.load(args.codec, args.features),
         args.out,
         tokenizer=args.tokenizer,
         settings=load_yaml(args.settings) if args.settings else None,

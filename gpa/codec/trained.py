@@ -1,0 +1,76 @@
+"""What codec training leaves behind and the next step starts from.
+
+The one place that writes and reads such an export: config.json, model.safetensors, heads.safetensors.
+The feature encoder is not part of it, since training only sees its features; `load` is given its folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gpa import config, hub
+from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
+from gpa.codec.features import load_features
+from gpa.errors import CheckpointError
+
+HEADS = "heads.safetensors"
+
+
+def write(network: BiCodecModel, heads: Mapping[str, nn.Module], folder: Path) -> None:
+    """Write an export: the network, and the heads that only training uses, by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(network.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(network.config.to_dict(), indent=2), encoding="utf-8")
+    state = {f"{name}.{key}": t for name, head in heads.items() for key, t in head.state_dict().items()}
+    save_file(state, folder / HEADS, metadata={"format": "pt"})
+
+
+def read_config(path: Path) -> BiCodecConfig:
+    """Sizes of an export; CheckpointError naming the command that makes one if there is none."""
+    return BiCodecConfig.from_dict(hub.read_json(_found(path, "config.json")))
+
+
+def read_heads(path: Path) -> dict[str, dict[str, Tensor]]:
+    """States of the heads of an export, by name."""
+    heads: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in hub.read_state(_found(path, HEADS)).items():
+        name, _, inner = key.partition(".")
+        heads.setdefault(name, {})[inner] = tensor
+    return heads
+
+
+def load_network(path: Path) -> BiCodecModel:
+    """The network of an export folder, or of checkpoints/step-N.pt in a run folder, for inference.
+
+    CheckpointError if there is none or it does not fit.
+    """
+    if path.suffix == ".pt":
+        settings = BiCodecConfig.from_dict(config.load_yaml(path.parent.parent / "recipe.yaml")["model"])
+        module = torch.load(path, map_location="cpu", weights_only=True)["module"]
+        state = {k.removeprefix("codec."): v for k, v in module.items() if k.startswith("codec.")}
+    else:
+        settings, state = read_config(path), hub.read_state(_found(path, "model.safetensors"))
+    network = BiCodecModel(settings)
+    hub.load_strict(network, state, where=str(path))
+    return network.eval()
+
+
+def load(path: str | Path, features: str | Path) -> BiCodec:
+    """A whole codec from an export (or checkpoint) and the folder of the encoder it was trained on."""
+    network = load_network(Path(path))
+    return BiCodec(network, load_features(features, network.config.features))
+
+
+def _found(path: Path, name: str) -> Path:
+    if not (path / name).is_file():
+        raise CheckpointError(
+            f"{path}: no codec export ({name} missing); a finished run leaves it in its export folder: "
+            "python -m gpa.train recipes/gpa/codec.yaml --run runs/codec"
+        )
+    return path / name
