@@ -221,20 +221,18 @@ class BiCodec:
         voice = _flat([] if global_ is None else global_, "global", self._spec.global_size)
         if len(voice) != self._spec.n_global:
             raise VocabError(f"{len(voice)} global codes; this codec has {self._spec.n_global}")
-        parts = [
-            self.decode_span(codes, voice, i, min(i + window, len(codes)))
-            for i in range(0, len(codes), window)
-        ]
-        return np.concatenate(parts)
+        spans = range(0, len(codes), window)
+        with torch.inference_mode():
+            parts = [self._frames(codes, voice, i, min(i + window, len(codes))) for i in spans]
+            return self.model.render(torch.cat(parts, -1))[0].cpu().numpy()
 
-    def decode_span(self, semantic: np.ndarray, global_: np.ndarray, begin: int, end: int) -> np.ndarray:
-        """Samples of ids `begin` to `end` of a clip (T,), equal to that part of the whole."""
-        reach, hop = self.model.context(), self._spec.hop_length
+    def _frames(self, semantic: np.ndarray, global_: np.ndarray, begin: int, end: int) -> Tensor:
+        """Decoder frames of ids `begin` to `end` of a clip (T,), equal to that part of the whole."""
+        reach, n = self.model.context(), self.model.frames_per_id
         left, right = max(0, begin - reach), min(len(semantic), end + reach)
         codes = torch.from_numpy(semantic[left:right])[None].to(self.device)
-        with torch.inference_mode():
-            wav = self.model.decode(codes, torch.from_numpy(global_)[None].to(self.device))[0]
-        return wav[(begin - left) * hop : (end - left) * hop].cpu().numpy()
+        frames = self.model.frames(codes, torch.from_numpy(global_)[None].to(self.device))
+        return frames[..., (begin - left) * n : (end - left) * n]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -65,13 +65,15 @@ class SpeakerConfig:
 
 @dataclass(frozen=True)
 class WaveConfig:
-    """Waveform decoder: `rates` and `kernel_sizes` make the published one, `n_fft` the ISTFT decoder."""
+    """Waveform decoder: `rates` and `kernel_sizes` make the published one, `n_fft` the ISTFT decoder,
+    `bands` the source-filter decoder."""
 
     input_channel: int
     channels: int
     rates: tuple[int, ...] = ()
     kernel_sizes: tuple[int, ...] = ()
     n_fft: int = 0
+    bands: int = 0
     hop_length: int = 320
     hidden: int = 0
     layers: int = 0

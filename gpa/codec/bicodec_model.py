@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from gpa.codec.bicodec_config import BackboneConfig, BiCodecConfig, QuantizerConfig, WaveConfig
+from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.speaker import SpeakerEncoder
 from gpa.codec.waveform import ISTFTDecoder, WaveGenerator
 from gpa.errors import CheckpointError
@@ -55,7 +56,10 @@ class Decoder(nn.Module):
         return torch.tanh(x) if self.tanh else x
 
 
-def _wave_decoder(c: WaveConfig) -> WaveGenerator | ISTFTDecoder:
+def _wave_decoder(c: WaveConfig, sample_rate: int) -> WaveGenerator | ISTFTDecoder | HarmonicDecoder:
+    if c.bands:
+        sizes = (c.input_channel, c.channels, c.hidden, c.layers)
+        return HarmonicDecoder(*sizes, bands=c.bands, hop=c.hop_length, sample_rate=sample_rate)
     if c.n_fft:
         return ISTFTDecoder(c.input_channel, c.channels, c.hidden, c.layers, c.n_fft, c.hop_length)
     return WaveGenerator(c.input_channel, c.channels, list(c.rates), list(c.kernel_sizes))
@@ -98,7 +102,7 @@ class BiCodecModel(nn.Module):
         self.prenet = Decoder(config.prenet)
         if config.postnet:
             self.postnet = Decoder(config.postnet)
-        self.decoder = _wave_decoder(config.decoder)
+        self.decoder = _wave_decoder(config.decoder, config.sample_rate)
         if config.standardise:
             self.register_buffer("feature_mean", torch.zeros(config.encoder.input_channels, 1))
             self.register_buffer("feature_scale", torch.ones(config.encoder.input_channels, 1))
@@ -137,13 +141,26 @@ class BiCodecModel(nn.Module):
         """Prenet on quantised semantics with the speaker vector, which is also added to every frame."""
         return self.prenet(z_q, speaker) + speaker[..., None]
 
-    def decode(self, semantic: Tensor, global_: Tensor) -> Tensor:  # (B, T), (B, G) -> (B, S)
-        """Waveform, exactly `latent_hop_length` samples per semantic id."""
+    def frames(self, semantic: Tensor, global_: Tensor) -> Tensor:  # (B, T), (B, G) -> (B, C, T * n)
+        """What the decoder draws, by finite convolutions: samples, or what `render` makes them of."""
         speaker = self.speaker_encoder.decode(global_)
-        return self.decoder(self.condition(self.quantizer.decode(semantic), speaker))[:, 0]
+        return self.decoder(self.condition(self.quantizer.decode(semantic), speaker))
+
+    @property
+    def frames_per_id(self) -> int:
+        """n of `frames`."""
+        return self.config.latent_hop_length // self.decoder.hop * self.decoder.rate
+
+    def render(self, frames: Tensor) -> Tensor:  # (B, C, T * n) -> (B, S)
+        """Samples of a whole clip's frames, exactly `latent_hop_length` per semantic id."""
+        return self.decoder.render(frames)
+
+    def decode(self, semantic: Tensor, global_: Tensor) -> Tensor:  # (B, T), (B, G) -> (B, S)
+        """Waveform of a whole clip."""
+        return self.render(self.frames(semantic, global_))
 
     def context(self) -> int:
-        """Semantic ids of context, on either side, with which a window decodes as in the whole (spec 2.6)."""
+        """Ids of context, on either side, with which a window's `frames` equal the whole's (spec 2.6)."""
         c, hop = self.config.prenet, self.config.latent_hop_length
         reach, rate = 0.0, 1  # of the prenet, in ids; frames per id so far
         for ratio in c.sample_ratios:

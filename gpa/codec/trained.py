@@ -51,7 +51,9 @@ def load_network(path: Path) -> BiCodecModel:
     CheckpointError if there is none or it does not fit.
     """
     if path.suffix == ".pt":
-        settings = BiCodecConfig.from_dict(config.load_yaml(path.parent.parent / "recipe.yaml")["model"])
+        recipe = config.load_yaml(path.parent.parent / "recipe.yaml")
+        sizes = recipe.get("model")
+        settings = BiCodecConfig.from_dict(sizes) if sizes else read_config(Path(recipe["init"]))
         module = torch.load(path, map_location="cpu", weights_only=True)["module"]
         state = {k.removeprefix("codec."): v for k, v in module.items() if k.startswith("codec.")}
     else:

@@ -72,8 +72,17 @@ class WaveGenerator(nn.Module):
             reach += (kernel - rate) // 2 * step + 3 * (1 + 3 + 9) * step  # transposed conv, residual units
         return reach + 3  # last conv k7
 
+    @property
+    def rate(self) -> int:
+        """Output frames, here samples, per latent frame."""
+        return self.hop
+
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+    def render(self, frames: Tensor) -> Tensor:  # (B, 1, S) -> (B, S)
+        """The samples, which `forward` has made already."""
+        return frames[:, 0]
 
 
 class ISTFTDecoder(nn.Module):
@@ -91,6 +100,15 @@ class ISTFTDecoder(nn.Module):
     def reach(self) -> int:
         """As `WaveGenerator.reach`."""
         return (3 + 3 * self.layers) * self.hop + (self.n_fft - self.hop) // 2
+
+    @property
+    def rate(self) -> int:
+        """As `WaveGenerator.rate`."""
+        return self.hop
+
+    def render(self, frames: Tensor) -> Tensor:  # (B, 1, S) -> (B, S)
+        """As `WaveGenerator.render`."""
+        return frames[:, 0]
 
     def forward(self, x: Tensor) -> Tensor:
         magnitude, phase = self.out(self.backbone(x).transpose(1, 2)).transpose(1, 2).float().chunk(2, 1)

@@ -23,7 +23,9 @@ from gpa.codec import trained
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
 from gpa.codec.discriminators import Discriminators
 from gpa.codec.features import FRAME
+from gpa.codec.harmonic import CENTRE, HarmonicDecoder
 from gpa.codec.losses import LetterHead, MelDistance, discriminator_loss, feature_matching, generator_loss
+from gpa.codec.pitch import yin
 from gpa.data.align import letter_targets
 from gpa.data.batches import BatchPlan
 from gpa.data.features import FeatureCache
@@ -56,6 +58,7 @@ class CodecWeights:
     ctc: float = 1.0
     vq: float = 1.0
     speaker: float = 0.5
+    pitch: float = 0.5  # of decoders that predict it
     adversarial: float = 0.1
     matching: float = 0.2
     adversarial_from: int = -1
@@ -69,6 +72,7 @@ class CodecRecipe:
     model: dict[str, Any] = field(default_factory=dict)  # BiCodecConfig; empty: that of `init`
     kind: str = "codec"
     init: str = ""  # an exported codec folder to start from
+    decoder: dict[str, Any] = field(default_factory=dict)  # a new waveform decoder in place of that of `init`
     freeze_ids: bool = False
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
@@ -115,6 +119,8 @@ class CodecFamily:
             )
         start = BiCodecConfig.from_dict(recipe.model) if recipe.model else None
         self.config = start or trained.read_config(Path(recipe.init))
+        if recipe.decoder:
+            self.config = BiCodecConfig.from_dict({**self.config.to_dict(), "decoder": recipe.decoder})
         self.cache = FeatureCache(recipe.data.cache)
         self.ratio = self.config.latent_hop_length // FRAME
         least = max(recipe.data.crop_ids * self.ratio, 50)
@@ -149,7 +155,11 @@ class CodecFamily:
                 f"{export}: was trained on {len(heads['speakers']['bias'])} speakers, this recipe has "
                 f"{len(self.speaker_names)}; keep data.cache, data.train, data.max_frames and data.crop_ids"
             )
-        hub.load_strict(module.codec, codec.state_dict(), where=str(export))
+        state = codec.state_dict()
+        if self.recipe.decoder:
+            state = {k: t for k, t in state.items() if not k.startswith("decoder.")}
+            state |= {f"decoder.{k}": t for k, t in module.codec.decoder.state_dict().items()}
+        hub.load_strict(module.codec, state, where=str(export))
         hub.load_strict(module.letters, heads["letters"], where=str(export / trained.HEADS))
         hub.load_strict(module.speakers, heads["speakers"], where=str(export / trained.HEADS))
 
@@ -243,14 +253,26 @@ class CodecFamily:
             ctc = self._ctc(module, z_q, batch)
             speaker_loss = self._speaker(module, speaker, batch)
         crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
-        wav = codec.decoder(codec.condition(crop, speaker))[:, 0]
+        wav, pitch = self._sound(codec, codec.decoder(codec.condition(crop, speaker)), batch.wav)
         mel = module.mel_distance(wav, batch.wav)
-        parts = {"mel": mel, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
+        parts = {"mel": mel, "pitch": pitch, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
         metrics = {name: part.item() for name, part in parts.items()}
         metrics["used_codes"] = float(codes.unique().numel())
+        sound = w.mel * mel + w.pitch * pitch
         if self.recipe.freeze_ids:
-            return w.mel * mel, metrics, wav
-        return w.mel * mel + w.ctc * ctc + w.vq * vq + w.speaker * speaker_loss, metrics, wav
+            return sound, metrics, wav
+        return sound + w.ctc * ctc + w.vq * vq + w.speaker * speaker_loss, metrics, wav
+
+    def _sound(self, codec: BiCodecModel, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples of the frames, with the recording's pitch where a decoder takes one, and the pitch loss."""
+        decoder = codec.decoder
+        if not isinstance(decoder, HarmonicDecoder):
+            return codec.render(frames), real.new_zeros(())
+        f0, voiced = yin(real, decoder.hop, decoder.sample_rate)
+        log_f0, logit = decoder.pitch(frames)
+        distance = (log_f0 - (f0.log() - CENTRE)).abs() * voiced
+        loss = distance.sum() / voiced.sum().clamp_min(1) + F.binary_cross_entropy_with_logits(logit, voiced)
+        return decoder.render(frames, f0, voiced), loss
 
     def _ctc(self, module: CodecModule, z_q: Tensor, batch: CodecBatch) -> Tensor:
         """CTC loss per letter over the clips that have a transcript; the others would teach silence."""
@@ -275,7 +297,7 @@ class CodecFamily:
         rng = np.random.default_rng(0)
         for i in self.dev_rows:
             _, metrics, _ = self._reconstruct(module, self._collate([i], rng))
-            for key in ("mel", "ctc"):
+            for key in ("mel", "pitch", "ctc"):
                 totals.setdefault(key, []).append(metrics[key])
         return {key: float(np.mean(values)) for key, values in totals.items()}
 

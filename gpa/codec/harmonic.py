@@ -1,0 +1,109 @@
+"""A source-filter waveform decoder: pitch pulses and noise, shaped by two envelopes drawn by a network.
+
+Two CPU cores learn envelopes within minutes, while the phases of an STFT take them days: harmonics come from
+the pulses here, not from training (differentiable signal processing, Engel et al. 2020; neural source-filter
+models, Wang et al. 2019). In training the pulses follow the recording's pitch; at inference, the predicted
+one.
+
+    T frames   S samples   K bands   F frequency bins
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpa.nn.convnext import VocosBackbone
+
+CENTRE = math.log(150.0)  # Hz; the network predicts the logarithm of pitch around it
+
+
+class HarmonicDecoder(nn.Module):
+    """Latents (B, C, T) -> frames (B, 2K + 2, T): harmonic and noise envelopes, log pitch and voicing.
+
+    `render` turns the frames of a whole clip into samples: the phase of the pulses runs through it.
+    """
+
+    window: Tensor
+    spread: Tensor
+    noise: Tensor
+    rate = 1  # output frames per latent frame
+
+    def __init__(
+        self,
+        input_channel: int,
+        dim: int,
+        hidden: int,
+        layers: int,
+        *,
+        bands: int,
+        hop: int,
+        sample_rate: int,
+    ) -> None:
+        super().__init__()
+        self.backbone = VocosBackbone(input_channel, dim, hidden, layers)
+        self.out = nn.Linear(dim, 2 * bands + 2)
+        nn.init.normal_(self.out.weight, std=0.01)
+        self.bands, self.hop, self.layers, self.sample_rate = bands, hop, layers, sample_rate
+        self.n_fft, self.step = 2 * hop, hop // 2
+        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("spread", _spread(bands, self.n_fft // 2 + 1, sample_rate), persistent=False)
+        # The same second of noise for everybody, so that decoding is a function of the ids.
+        noise = torch.randn(sample_rate, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("noise", noise, persistent=False)
+
+    def reach(self) -> int:
+        """Samples, on either side of its own hop, whose frames one latent frame touches."""
+        return (3 + 3 * self.layers) * self.hop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.backbone(x).transpose(1, 2)).transpose(1, 2)
+
+    def pitch(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted log pitch around `CENTRE` and voicing logit, (B, T) each."""
+        return frames[:, -2], frames[:, -1]
+
+    def render(self, frames: Tensor, f0: Tensor | None = None, voiced: Tensor | None = None) -> Tensor:
+        """Waveform (B, T * hop); f0 (B, T) in Hz and voiced (B, T) replace the predictions (training)."""
+        if f0 is None or voiced is None:
+            log_f0, logit = self.pitch(frames)
+            f0, voiced = torch.exp(log_f0.clamp(-1, 1.1) + CENTRE), (logit > 0).float()
+        harmonic, noise = frames[:, : 2 * self.bands].chunk(2, 1)
+        samples = frames.shape[-1] * self.hop
+        pulses = self._pulses(f0.detach(), voiced.detach(), samples)
+        hiss = self.noise.repeat(-(-samples // len(self.noise)))[:samples].expand_as(pulses)
+        spectrum = self._stft(pulses) * self._envelope(harmonic) + self._stft(hiss) * self._envelope(noise)
+        return self._istft(spectrum, samples)
+
+    def _envelope(self, bands: Tensor) -> Tensor:  # (B, K, T) -> (B, F, frames of the STFT)
+        at = F.interpolate(bands, scale_factor=self.hop / self.step, mode="linear", align_corners=False)
+        at = torch.cat([at, at[..., -1:]], -1)  # a centred STFT has one frame more
+        return torch.exp((self.spread @ at - 4.0).clamp(max=3.0))
+
+    def _pulses(self, f0: Tensor, voiced: Tensor, samples: int) -> Tensor:
+        """Band-limited pulses: the sum of all cosines at multiples of the pitch, in closed form."""
+        f0 = F.interpolate(f0[:, None], samples, mode="linear", align_corners=False)[:, 0]
+        gate = F.interpolate(voiced[:, None], samples, mode="linear", align_corners=False)[:, 0]
+        phase = (f0.double() / self.sample_rate).cumsum(-1).remainder(1.0) * 2 * math.pi
+        count = torch.floor(self.sample_rate / 2 / f0).double()
+        half = torch.sin(phase / 2)
+        safe = torch.where(half.abs() < 1e-6, torch.ones_like(half), half)
+        comb = torch.where(half.abs() < 1e-6, count, (torch.sin((count + 0.5) * phase) / safe - 1) / 2)
+        return (comb.float() / torch.sqrt(count.float())) * gate
+
+    def _stft(self, wav: Tensor) -> Tensor:
+        return torch.stft(wav, self.n_fft, self.step, window=self.window, return_complex=True)
+
+    def _istft(self, spectrum: Tensor, samples: int) -> Tensor:
+        return torch.istft(spectrum, self.n_fft, self.step, window=self.window, length=samples)
+
+
+def _spread(bands: int, bins: int, sample_rate: int) -> Tensor:
+    """Linear interpolation from `bands` points, even on the mel scale, to `bins` of an STFT: (F, K)."""
+    mel = 2595 * torch.log10(1 + torch.linspace(0, sample_rate / 2, bins) / 700)
+    place = mel / mel[-1] * (bands - 1)
+    distance = (place[:, None] - torch.arange(bands)).abs()
+    return (1 - distance).clamp_min(0)

@@ -1,0 +1,80 @@
+"""The source-filter decoder and the pitch tracker it is trained with."""
+
+import math
+
+import pytest
+import torch
+
+from gpa.codec.harmonic import CENTRE, HarmonicDecoder
+from gpa.codec.pitch import yin
+
+RATE, HOP = 16_000, 320
+
+
+@pytest.fixture(scope="module")
+def decoder() -> HarmonicDecoder:
+    torch.manual_seed(0)
+    return HarmonicDecoder(8, 16, 32, 1, bands=20, hop=HOP, sample_rate=RATE).eval()
+
+
+def tone(hz: float, seconds: float = 0.8) -> torch.Tensor:
+    t = torch.arange(int(seconds * RATE)) / RATE
+    return sum(torch.sin(2 * math.pi * hz * k * t) / k for k in range(1, 8))[None]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("hz", [75, 110, 180, 300, 400])
+def test_yin_finds_the_pitch_of_a_harmonic_tone(hz):
+    f0, voiced = yin(tone(hz), HOP)
+    assert f0.shape == voiced.shape == (1, 40)
+    assert voiced[0, 3:-3].all()
+    assert torch.allclose(f0[0, 3:-3], torch.tensor(float(hz)), rtol=0.02)
+
+
+def test_yin_calls_noise_and_silence_unvoiced():
+    generator = torch.Generator().manual_seed(0)
+    _, noise = yin(torch.randn(1, RATE, generator=generator), HOP)
+    _, silence = yin(torch.zeros(1, RATE), HOP)
+    assert noise.mean() < 0.05 and not silence.any()
+
+
+def test_unvoiced_frames_repeat_the_last_pitch():
+    f0, voiced = yin(torch.cat([tone(200), torch.zeros(1, 12_800)], 1), HOP)
+    assert not voiced[0, 45:].any()
+    assert torch.allclose(f0[0, 45:], torch.tensor(200.0), rtol=0.02)
+
+
+def test_render_gives_exactly_hop_samples_per_frame_and_is_a_function(decoder):
+    x = torch.randn(2, 8, 13)
+    wav = decoder.render(decoder(x))
+    assert wav.shape == (2, 13 * HOP) and wav.isfinite().all()
+    assert torch.equal(wav, decoder.render(decoder(x)))
+
+
+def test_the_rendered_pitch_is_the_predicted_one(decoder):
+    frames = torch.zeros(1, 2 * 20 + 2, 60)
+    frames[:, 20:40] = -20  # no noise
+    frames[:, -2] = math.log(220) - CENTRE
+    frames[:, -1] = 5.0
+    f0, voiced = yin(decoder.render(frames), HOP)
+    assert voiced[0, 5:-5].all()
+    assert torch.allclose(f0[0, 5:-5], torch.tensor(220.0), rtol=0.02)
+    frames[:, -1] = -5.0  # unvoiced: nothing but the noise that was turned off
+    assert decoder.render(frames).abs().max() < 1e-3
+
+
+def test_pulses_equal_the_sum_of_cosines(decoder):
+    f0 = torch.full((1, 10), 150.0)
+    pulses = decoder._pulses(f0, torch.ones_like(f0), 3200)[0]
+    phase = (torch.full((3200,), 150.0).double() / RATE).cumsum(0) * 2 * math.pi
+    count = math.floor(RATE / 2 / 150)
+    slow = sum(torch.cos(k * phase) for k in range(1, count + 1)) / math.sqrt(count)
+    assert torch.allclose(pulses.double(), slow, atol=1e-4)
+
+
+def test_gradients_reach_every_parameter(decoder):
+    frames = decoder(torch.randn(1, 8, 12))
+    f0, voiced = torch.full((1, 12), 120.0), torch.ones(1, 12)
+    log_f0, logit = decoder.pitch(frames)
+    (decoder.render(frames, f0, voiced).square().sum() + log_f0.sum() + logit.sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
+    decoder.zero_grad()
