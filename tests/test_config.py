@@ -15,7 +15,7 @@ from gpa.train.ar import LMRecipe
 from gpa.train.codec import CodecRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes" / "gpa").glob("*.yaml"))
 CLASSES: dict[str, type] = {"codec": CodecRecipe, "gpa": LMRecipe}
 
 
