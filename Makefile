@@ -4,7 +4,8 @@
 #   EXTRAS  extras of the package to install, such as EXTRAS=dev,train,eval
 PYTHON ?= python3
 GPU := $(shell nvidia-smi -L 2> /dev/null | head -n 1)
-TORCH ?= torch==2.13.0 $(if $(GPU),,--extra-index-url https://download.pytorch.org/whl/cpu --retries 2 --timeout 20)
+# The rest of torch's dependencies comes with the package, so only torch itself is looked for on PyTorch's index.
+TORCH ?= torch==2.13.0 $(if $(GPU),,--no-deps --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 20)
 EXTRAS ?= dev
 PYTEST_ARGS ?=
 

@@ -61,6 +61,7 @@ class SpeakerConfig:
     fsq_levels: tuple[int, ...]
     channels: int = 512
     normalise: bool = False  # batch norm before rounding (ours)
+    x_vector: bool = True  # the utterance embedding of published training, which nothing else uses
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ class BiCodecModel(nn.Module):
             levels=list(s.fsq_levels),
             channels=s.channels,
             normalise=s.normalise,
+            x_vector=s.x_vector,
         )
         self.prenet = Decoder(config.prenet)
         if config.postnet:

@@ -98,9 +98,9 @@ class AttentivePooling(nn.Module):
 
 
 class ECAPA(nn.Module):
-    """ECAPA-TDNN: mel (B, M, T) -> x-vector (B, D) and frame features (B, 3 * channels, T)."""
+    """ECAPA-TDNN: mel (B, M, T) -> frame features (B, 3 * channels, T), and of those an x-vector (B, D)."""
 
-    def __init__(self, n_mels: int, dim: int, channels: int) -> None:
+    def __init__(self, n_mels: int, dim: int, channels: int, x_vector: bool = True) -> None:
         super().__init__()
         wide = 3 * channels
         self.layer1 = ConvReluBN(n_mels, channels, 5)
@@ -108,9 +108,10 @@ class ECAPA(nn.Module):
         self.layer3 = SERes2Block(channels, 3)
         self.layer4 = SERes2Block(channels, 4)
         self.conv = nn.Conv1d(wide, wide, 1)
-        self.pool = AttentivePooling(wide)
-        self.bn = nn.BatchNorm1d(2 * wide)
-        self.linear = nn.Linear(2 * wide, dim)
+        if x_vector:
+            self.pool = AttentivePooling(wide)
+            self.bn = nn.BatchNorm1d(2 * wide)
+            self.linear = nn.Linear(2 * wide, dim)
 
     def frames(self, mel: Tensor) -> Tensor:
         """Frame features, all that the speaker ids need."""
@@ -202,9 +203,10 @@ class SpeakerEncoder(nn.Module):
         levels: list[int],
         channels: int = 512,
         normalise: bool = False,
+        x_vector: bool = True,
     ) -> None:
         super().__init__()
-        self.speaker_encoder = ECAPA(n_mels, out_dim, channels)
+        self.speaker_encoder = ECAPA(n_mels, out_dim, channels, x_vector)
         self.perceiver_sampler = Perceiver(3 * channels, latent_dim, token_num)
         self.quantizer = FSQ(latent_dim, levels, normalise=token_num if normalise else 0)
         self.project = nn.Linear(latent_dim * token_num, out_dim)
@@ -223,7 +225,6 @@ class SpeakerEncoder(nn.Module):
         """Speaker vector (B, D) of ids (B, G)."""
         return self._vector(self.quantizer.decode(ids))
 
-    def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Training pass: speaker vector with a straight-through gradient, and the x-vector."""
-        frames = self.speaker_encoder.frames(mel)
-        return self._vector(self.quantizer(self._latents(frames))), self.speaker_encoder.x_vector(frames)
+    def forward(self, mel: Tensor) -> Tensor:
+        """Training pass: the speaker vector (B, D) with a straight-through gradient."""
+        return self._vector(self.quantizer(self._latents(self.speaker_encoder.frames(mel))))

@@ -249,7 +249,7 @@ class CodecFamily:
         w, codec = self.recipe.weights, module.codec
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recipe.freeze_ids):
             z_q, codes, vq = codec.quantizer(codec.latents(batch.features))
-            speaker, _ = codec.speaker_encoder(codec.mel(batch.reference))
+            speaker = codec.speaker_encoder(codec.mel(batch.reference))
             ctc = self._ctc(module, z_q, batch)
             speaker_loss = self._speaker(module, speaker, batch)
         crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
