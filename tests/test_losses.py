@@ -138,7 +138,17 @@ def test_speaker_encoder_ids_and_vectors() -> None:
     encoder.eval()
     mel = torch.randn(3, 20, 40)
     ids = encoder.encode(mel)
-    vector, x_vector = encoder(mel)
+    vector, x_vector = encoder(mel), encoder.speaker_encoder.x_vector(encoder.speaker_encoder.frames(mel))
     assert ids.shape == (3, 4) and 0 <= ids.min() and ids.max() < 16
     assert vector.shape == (3, 16) and x_vector.shape == (3, 16)
     torch.testing.assert_close(encoder.decode(ids), vector)  # the training pass and the ids agree
+
+
+def test_an_encoder_without_x_vector_gives_the_same_ids() -> None:
+    sizes = {"n_mels": 20, "out_dim": 16, "latent_dim": 8, "token_num": 4, "levels": [4, 4], "channels": 16}
+    whole = SpeakerEncoder(**sizes).eval()
+    lean = SpeakerEncoder(**sizes, x_vector=False).eval()
+    lean.load_state_dict({k: t for k, t in whole.state_dict().items() if k in lean.state_dict()})
+    mel = torch.randn(2, 20, 40)
+    assert torch.equal(lean.encode(mel), whole.encode(mel))
+    assert len(lean.state_dict()) < len(whole.state_dict())
