@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +104,3 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: damaged ({reason}); delete it to go on from the checkpoint before"
         ) from error
-
-
-def clear(run: Path) -> None:
-    """Forget a run's checkpoints."""
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
