@@ -21,6 +21,7 @@ from torch import nn
 
 from gpa import config
 from gpa.codec import trained
+from gpa.codec.harmonic import HarmonicDecoder
 from gpa.data import features, tokens
 from gpa.data.features import FeatureCache
 from gpa.errors import CheckpointError, TrainingError, UsageError
@@ -481,6 +482,19 @@ def test_a_cache_of_another_manifest_is_refused(data: Path, tmp_path: Path) -> N
 
 
 # The codec family ------------------------------------------------------------------------------------------
+
+
+def test_a_new_decoder_takes_the_place_of_the_old(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    """Trained from nothing on frozen ids; the checkpoints of the run and its export hold one network."""
+    sizes = {"input_channel": 16, "channels": 16, "hidden": 32, "layers": 1, "bands": 12}
+    changes = {"init": str(runs["codec"] / "export"), "freeze_ids": True, "model": {}, "decoder": sizes}
+    run = go(tree_of("codec", data, **changes), tmp_path)
+    exported = trained.load_network(run / "export")
+    stored = trained.load_network(sorted((run / "checkpoints").glob("*.pt"))[-1])
+    assert isinstance(exported.decoder, HarmonicDecoder)
+    assert same(exported.state_dict(), stored.state_dict())
+    ids = trained.load_network(runs["codec"] / "export").encoder.state_dict()
+    assert same(exported.encoder.state_dict(), ids)
 
 
 def test_second_stage_leaves_the_ids_alone(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A source-filter waveform decoder: pitch pulses and noise, shaped by two envelopes drawn by a network.
 
-Two CPU cores learn envelopes within minutes, while the phases of an STFT take them days: harmonics come from
-the pulses here, not from training (differentiable signal processing, Engel et al. 2020; neural source-filter
+Envelopes are learned sooner than the phases of an STFT (measured in docs/log.md), and harmonics come from
+the pulses, not from training (differentiable signal processing, Engel et al. 2020; neural source-filter
 models, Wang et al. 2019). In training the pulses follow the recording's pitch; at inference, the predicted
 one.
 

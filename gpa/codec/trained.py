@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -36,6 +37,12 @@ def read_config(path: Path) -> BiCodecConfig:
     return BiCodecConfig.from_dict(hub.read_json(_found(path, "config.json")))
 
 
+def settings_of(model: Mapping[str, Any], init: str, decoder: Mapping[str, Any]) -> BiCodecConfig:
+    """Sizes that a codec recipe means: `model` or those of the export `init`, with `decoder` put in."""
+    sizes = BiCodecConfig.from_dict(dict(model)) if model else read_config(Path(init))
+    return BiCodecConfig.from_dict({**sizes.to_dict(), "decoder": dict(decoder)}) if decoder else sizes
+
+
 def read_heads(path: Path) -> dict[str, dict[str, Tensor]]:
     """States of the heads of an export, by name."""
     heads: dict[str, dict[str, Tensor]] = {}
@@ -52,8 +59,7 @@ def load_network(path: Path) -> BiCodecModel:
     """
     if path.suffix == ".pt":
         recipe = config.load_yaml(path.parent.parent / "recipe.yaml")
-        sizes = recipe.get("model")
-        settings = BiCodecConfig.from_dict(sizes) if sizes else read_config(Path(recipe["init"]))
+        settings = settings_of(recipe["model"], recipe["init"], recipe.get("decoder", {}))
         module = torch.load(path, map_location="cpu", weights_only=True)["module"]
         state = {k.removeprefix("codec."): v for k, v in module.items() if k.startswith("codec.")}
     else:

@@ -91,8 +91,7 @@ class FeatureCache:
             raise CheckpointError(
                 f"{path}: the cache is incomplete; finish it by the same command: {COMMAND}"
             )
-        # Read whole (0.37 GB an hour): random access through a memory map stalled for a minute at a time
-        # where pages were reclaimed.
+        # Read whole (0.37 GB an hour): training reads at random, and a memory map then waits for the disk.
         self._features = np.fromfile(path / FEATURES, np.float16).reshape(frames, -1)
         self._audio = np.fromfile(path / AUDIO, np.int16)
 

@@ -117,10 +117,7 @@ class CodecFamily:
             raise UsageError(
                 "a codec recipe needs the sizes in `model`, or an export to go on from in `init`"
             )
-        start = BiCodecConfig.from_dict(recipe.model) if recipe.model else None
-        self.config = start or trained.read_config(Path(recipe.init))
-        if recipe.decoder:
-            self.config = BiCodecConfig.from_dict({**self.config.to_dict(), "decoder": recipe.decoder})
+        self.config = trained.settings_of(recipe.model, recipe.init, recipe.decoder)
         self.cache = FeatureCache(recipe.data.cache)
         self.ratio = self.config.latent_hop_length // FRAME
         least = max(recipe.data.crop_ids * self.ratio, 50)
