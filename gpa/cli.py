@@ -32,7 +32,7 @@ examples:
 """
 EPILOG = """`gpa COMMAND --help` explains a command, with examples.
 exit codes: 0 done, 2 usage, 3 audio, 4 checkpoint, 5 text or prompt, 6 nothing generated,
-            7 optional package missing, 130 interrupted, 1 anything else"""
+            7 optional package missing, 9 training data, 130 interrupted, 1 anything else"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.set_defaults(verbose=False)
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _train):
+    for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _prepare, _train, _plan):
         add(sub)
     return parser
 
@@ -264,6 +264,41 @@ def _demo(sub: Any) -> None:
     _model(p)
 
 
+def _prepare(sub: Any) -> None:
+    from gpa.data.checks import OPTIONS, REASONS
+
+    p = _command(
+        sub, "prepare", commands.prepare, "check a corpus and encode it once, for training", """\
+  gpa prepare corpus/manifest.jsonl -o tokens
+  gpa prepare recordings/ -o tokens --licence CC0-1.0 --workers 4
+  gpa prepare hf:owner/corpus -o tokens --columns text=sentence
+  accelerate launch --num_processes 8 -m gpa prepare manifest.jsonl -o /shared/tokens
+
+every row is judged first; dropped rows stand with their reason in DIR/rejected.jsonl, and above
+--max-rejected nothing is encoded. a run that was killed goes on where it was: start it again.
+docs/data.md explains manifests, reasons and the files written. prints a table, then the throughput.
+"""
+    )  # fmt: skip
+    p.add_argument("source", help="JSONL manifest, folder of audio and text, saved dataset, or hf:owner/name")
+    p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
+    p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
+    p.add_argument("--columns", nargs="+", default=[], metavar="KEY=NAME", help="columns of a dataset")
+    rows = p.add_argument_group("which rows")
+    rows.add_argument("--max-rejected", type=float, default=0.1, metavar="SHARE", help="default 0.1")
+    allowed = ", ".join(code for code, reason in REASONS.items() if reason.optional)
+    rows.add_argument("--allow", nargs="+", default=[], metavar="CODE", help=f"keep such rows: {allowed}")
+    rows.add_argument("--seen-speakers", nargs="+", default=[], metavar="SPLIT", help="which share voices")
+    rows.add_argument("--check-text", action="store_true", help="also compare with what the model hears")
+    for name, (value, about) in OPTIONS.items():
+        rows.add_argument(name, type=float, default=value, metavar="X", help=f"{about} (default {value:g})")
+    work = p.add_argument_group("work")
+    work.add_argument("--workers", type=int, default=1, metavar="N", help="processes here (default 1)")
+    work.add_argument("--shard-rows", type=int, default=1000, metavar="N", help="of a file (default 1000)")
+    work.add_argument("--wait", type=float, default=1800, metavar="S", help="for others (default 1800 s)")
+    _model(p)
+    _json(p, "print prepared.json instead of the table")
+
+
 def _train(sub: Any) -> None:
     _command(
         sub, "train", commands.train, "train from a recipe", """\
@@ -273,6 +308,27 @@ def _train(sub: Any) -> None:
 the same as `python -m gpa.train`; its own --help says more.
 """, add_help=False
     )  # fmt: skip
+    about, example = "draw the metrics of training runs", "  gpa plot runs/mini     prints RUN/loss.png\n"
+    p = _command(sub, "plot", commands.plot, about, example)
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
+
+
+def _plan(sub: Any) -> None:
+    p = _command(
+        sub, "plan", commands.plan, "what a training run would take: memory per GPU, days, cost", """\
+  gpa plan recipes/gpa/gpa_0_3b.yaml --gpus 64 --gpu h100 --hours 1000000
+  gpa plan recipes/gpa/gpa_3b.yaml --gpus 256 --hours 200000 --epochs 3 --mfu 0.38
+
+arithmetic only: nothing is allocated, no data is needed.
+"""
+    )  # fmt: skip
+    p.add_argument("recipe", help="a recipe of kind gpa, with model.vocab_size")
+    p.add_argument("--gpus", type=int, default=8, help="how many (default 8)")
+    p.add_argument("--gpu", default="h100", help="a100, h100, h200 or rtx4090 (default h100)")
+    p.add_argument("--hours", type=float, default=1000.0, help="hours of speech (default 1000)")
+    p.add_argument("--epochs", type=float, default=1.0, help="passes over them (default 1)")
+    p.add_argument("--mfu", type=float, default=0.4, help="share of peak reached (default 0.4; `gpa bench`)")
+    p.add_argument("--price", type=float, help="dollars per GPU hour (default: a guess per kind)")
 
 
 def _voice_option(p: argparse.ArgumentParser) -> None:

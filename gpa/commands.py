@@ -139,11 +139,79 @@ def demo(args: argparse.Namespace) -> None:
     run(_load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
 
 
+def prepare(args: argparse.Namespace) -> None:
+    """Turn a corpus into a folder of ids; the lead of several processes alone prints."""
+    from gpa.data.checks import OPTIONS, Limits
+
+    if strange := [pair for pair in args.columns if "=" not in pair]:
+        raise UsageError(f"--columns {strange[0]}: write KEY=NAME, such as text=sentence")
+    if args.model == DEFAULT_MODEL and not Path(args.model).exists():
+        _check_shipped()
+    from gpa.data import verdict
+    from gpa.data.prepare import Job
+    from gpa.data.prepare import prepare as run
+
+    numbers = {name: getattr(args, name) for name in (n[2:].replace("-", "_") for n in OPTIONS)}
+    seen, allow = tuple(args.seen_speakers), tuple(args.allow)
+    report = run(
+        Job(
+            args.source,
+            args.output,
+            args.model,
+            limits=Limits(**numbers, check_text=args.check_text, seen_speakers=seen, allow=allow),
+            licence=args.licence,
+            columns=dict(pair.split("=", 1) for pair in args.columns),
+            shard_rows=args.shard_rows,
+            max_rejected=args.max_rejected,
+            workers=args.workers,
+            patience=args.wait,
+            device=args.device,
+            offline=args.offline,
+        )
+    )
+    if report.lead:
+        _print_json(report.about) if args.json else print(verdict.table(report.about), flush=True)
+        say(f"{report.speed()}; written to {args.output}")
+
+
 def train(args: argparse.Namespace) -> None:
     """Hand everything after `gpa train` to gpa.train."""
     from gpa.train.__main__ import main
 
     main(args.rest)
+
+
+def plot(args: argparse.Namespace) -> None:
+    """Draw the metrics of runs; prints the picture of each."""
+    from gpa.train import metrics
+
+    for run in args.runs:
+        print(metrics.plot(run), flush=True)
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Print memory, time and cost of a recipe at a scale."""
+    import dataclasses
+
+    from gpa import config
+    from gpa.models.gpa.backbone import meta_backbone
+    from gpa.train import plan as planning
+
+    if args.gpu not in planning.GPUS:
+        raise UsageError(f"--gpu {args.gpu}: choose one of {', '.join(planning.GPUS)}")
+    for name in ("gpus", "hours", "epochs", "mfu"):
+        if getattr(args, name) <= 0:
+            raise UsageError(f"--{name} {getattr(args, name)}: must be above 0")
+    gpu = planning.GPUS[args.gpu]
+    if args.price is not None:
+        gpu = dataclasses.replace(gpu, price=args.price)
+    recipe = config.load_yaml(args.recipe)
+    length = int(recipe.get("data", {}).get("max_ids", planning.Budget.length))
+    micro = int(recipe.get("data", {}).get("batch_ids", planning.Budget.micro_ids))
+    budget = planning.Budget(args.hours, args.epochs, micro_ids=micro, length=length, mfu=args.mfu)
+    shape = planning.Shape.of(meta_backbone(recipe.get("model", {})))
+    for line in planning.lines(planning.plan(shape, budget, gpu, args.gpus), budget, args.gpu, args.gpus):
+        print(line)
 
 
 def _load(args: argparse.Namespace) -> Any:

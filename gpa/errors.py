@@ -52,6 +52,12 @@ class TrainingError(GPAError, RuntimeError):
     exit_code = 8
 
 
+class DataError(GPAError, ValueError):
+    """Training data that does not fit: a manifest row, too many rejected rows, another preparation."""
+
+    exit_code = 9
+
+
 class MissingExtraError(GPAError, ImportError):
     """An optional dependency is absent; the message names the extra to install."""
 

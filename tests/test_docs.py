@@ -134,7 +134,7 @@ def test_commands_in_recipe_headers_parse() -> None:
     """The comment at the top of each recipe says what to run, and names recipes that exist."""
     for recipe in sorted((ROOT / "recipes").rglob("*.yaml")):
         header = [line[1:].strip() for line in recipe.read_text().splitlines() if line.startswith("#")]
-        commands = [line for line in header if re.match(r"(python -m gpa|gpa )", line)]
+        commands = [line for line in header if re.match(r"(python -m gpa|gpa |accelerate launch )", line)]
         assert commands, f"{recipe}: its header lacks the command"
         for command in commands:
             named = re.findall(r"recipes/\S+\.yaml", command)

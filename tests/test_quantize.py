@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gpa.nn.quantize import FSQ, FactorizedVQ, SequenceFSQ, WeightNormConv1d
+from gpa.nn.quantize import FSQ, FactorizedVQ, WeightNormConv1d
 
 
 @pytest.fixture(autouse=True)
@@ -55,29 +55,6 @@ def test_fsq_gradient_goes_straight_through_the_rounding() -> None:
     torch.testing.assert_close(x.grad, smooth.grad)
 
 
-def test_dither_only_in_training() -> None:
-    fsq = FSQ(6, [3, 3, 3])
-    x = torch.randn(64, 5, 6)
-    plain = fsq.eval()(x)
-    assert torch.equal(fsq(x, dither=1.0), plain)
-    fsq.train()
-    assert torch.equal(fsq(x), plain)
-    changed = (fsq(x, dither=0.5) != plain).flatten(1)
-    assert 10 < changed.any(1).sum() < 54  # about half of the clips, each as a whole
-    assert torch.equal(changed.any(1), changed.float().mean(1) > 0.5)
-    torch.manual_seed(7)
-    first = fsq(x, dither=0.5)
-    torch.manual_seed(7)
-    assert torch.equal(fsq(x, dither=0.5), first)
-
-
-def test_dither_is_half_a_step_either_way() -> None:
-    fsq = identity_fsq([5]).train()
-    x = 0.3 * torch.randn(2000, 1, 1)
-    noise = fsq(x, dither=1.0) * 2 - fsq._bounded(x)
-    assert -0.5 <= noise.min() < -0.45 and 0.45 < noise.max() <= 0.5 and abs(noise.mean()) < 0.03
-
-
 def test_batch_norm_uses_running_statistics_in_evaluation() -> None:
     fsq = FSQ(6, [3, 3, 3], normalise=2).train()
     assert fsq.norm is not None
@@ -98,15 +75,6 @@ def test_batch_norm_uses_running_statistics_in_evaluation() -> None:
     assert FSQ(6, [3, 3, 3]).norm is None
 
 
-def test_sequence_fsq_is_fsq_over_channels() -> None:
-    quantizer = SequenceFSQ(6, [3, 3, 3]).eval()
-    x = torch.randn(2, 6, 9)
-    features, codes, loss = quantizer(x)
-    assert codes.shape == (2, 9) and features.shape == (2, 6, 9) and loss == 0
-    assert torch.equal(codes, quantizer.encode(x))
-    torch.testing.assert_close(features, quantizer.decode(codes))
-
-
 def test_vq_codes_and_vectors_are_inverse() -> None:
     vq = FactorizedVQ(12, 32, 4).eval()
     rows = vq.codebook.weight.detach()
@@ -119,6 +87,7 @@ def test_vq_codes_and_vectors_are_inverse() -> None:
 
 def test_vq_training_pass_decodes_the_chosen_rows_with_a_straight_gradient() -> None:
     vq = FactorizedVQ(12, 32, 4).eval()
+    vq.start(torch.randn(64, 12))
     x = torch.randn(2, 12, 7).requires_grad_()
     features, codes, loss = vq(x)
     assert torch.equal(codes, vq.encode(x)) and loss > 0
@@ -128,6 +97,31 @@ def test_vq_training_pass_decodes_the_chosen_rows_with_a_straight_gradient() -> 
     assert vq.codebook.weight.grad is None  # the codebook learns by its own loss
     vq(x)[2].backward()
     assert vq.codebook.weight.grad is not None
+
+
+def test_vq_does_not_round_before_it_starts() -> None:
+    vq = FactorizedVQ(12, 32, 4).train()
+    x = torch.randn(2, 12, 7)
+    features, _, loss = vq(x)
+    plain = vq.out_project(torch.nn.functional.normalize(vq.in_project(x), dim=1))
+    assert not vq.started and loss == 0 and torch.equal(features, plain)
+    vq.start(torch.randn(64, 12))
+    features, codes, loss = vq(x)
+    assert vq.started and loss > 0
+    torch.testing.assert_close(features, vq.decode(codes))
+
+
+def test_vq_starts_at_cluster_centres() -> None:
+    vq = FactorizedVQ(4, 24, 4)
+    with torch.no_grad():
+        vq.in_project.weight_v.copy_(torch.eye(4)[..., None])
+        vq.in_project.weight_g.fill_(1.0)
+        vq.in_project.bias.zero_()
+    centres = torch.eye(4)[:3]
+    vq.start((centres.repeat(50, 1) + 0.05 * torch.randn(150, 4)) * torch.rand(150, 1).add(0.5))
+    nearest = torch.cdist(centres, vq.codebook.weight).min(1).values
+    assert nearest.max() < 0.1  # whatever their lengths
+    torch.testing.assert_close(vq.codebook.weight.norm(dim=1), torch.ones(24))
 
 
 def test_vq_starts_at_encoder_outputs_and_revives_dead_rows() -> None:

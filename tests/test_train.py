@@ -24,13 +24,13 @@ from gpa.codec import trained
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.data import features, tokens
 from gpa.data.features import FeatureCache
+from gpa.data.rows import TASK_ORDER, LMBatch
 from gpa.errors import CheckpointError, TrainingError, UsageError
 from gpa.train import checkpoint, metrics
 from gpa.train.__main__ import _family, main
-from gpa.train.ar import TASK_ORDER, LMBatch
 from gpa.train.codec import CodecFamily, CodecRecipe
 from gpa.train.loop import Family, Loss, TrainArgs, step_seed, train
-from gpa.train.optim import OptimArgs, learning_rate, make_optimizer
+from gpa.train.optim import Both, OptimArgs, Optimizer, learning_rate, make_optimizer
 from training import codec_tree, lm_tree, write_encoder, write_manifest, write_recipe, write_tokens
 
 pytest.importorskip("sentencepiece")
@@ -72,7 +72,8 @@ def go(tree: dict[str, Any], folder: Path, *overrides: str) -> Path:
 def story(run: Path) -> list[dict[str, float]]:
     """Return the metrics without wall-clock time."""
     rows = metrics.read(run / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    clock = ("seconds", "tokens_per_s")
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -148,6 +149,43 @@ def test_resumed_is_uninterrupted(
     assert same(weights(run), weights(runs[kind]))
     exported = [load_file(path / "export" / "model.safetensors") for path in (run, runs[kind])]
     assert same(*exported)
+
+
+def test_muon_in_bf16_learns_and_resumes_alike(data: Path, tmp_path: Path) -> None:
+    changes = ("train.precision=bf16", "optim.name=muon")
+    whole = go(tree_of("gpa", data), tmp_path / "whole", *changes)
+    tree = config.load_yaml(write_recipe(tmp_path / "recipe.yaml", tree_of("gpa", data)), list(changes))
+    family, recipe = _family(tree)
+    with pytest.raises(Interrupted):
+        train(
+            Fragile(family, 5),  # type: ignore[arg-type]
+            recipe.train,
+            recipe.optim,
+            tmp_path / "run",
+            progress=False,
+        )
+    cut = go(tree_of("gpa", data), tmp_path, *changes)
+    assert story(cut) == story(whole) and same(weights(cut), weights(whole))
+    assert all(t.dtype == torch.float32 for t in weights(cut)["module"].values() if t.is_floating_point())
+
+
+def test_muon_takes_hidden_matrices_only() -> None:
+    module = nn.Sequential(nn.Embedding(5, 4), nn.Conv1d(4, 4, 3), nn.Linear(4, 3))
+    both = make_optimizer(list(module.parameters()), module, OptimArgs(name="muon"))
+    assert isinstance(both, Both)
+    muon, adamw = ([id(p) for group in part.param_groups for p in group["params"]] for part in both.parts)
+    assert muon == [id(module[2].weight)]
+    assert sorted(muon + adamw) == sorted(id(p) for p in module.parameters())
+    for group in both.param_groups:
+        group["lr"] = 0.5  # as the loop does at every step
+    assert all(group["lr"] == 0.5 for part in both.parts for group in part.param_groups)
+
+
+def test_an_unknown_optimiser_or_precision_names_the_known() -> None:
+    with pytest.raises(UsageError, match="adamw, muon"):
+        OptimArgs(name="sgd")
+    with pytest.raises(UsageError, match="fp32, bf16"):
+        TrainArgs(precision="fp8")
 
 
 def test_the_command_trains_and_draws(data: Path, tmp_path: Path) -> None:
@@ -238,10 +276,10 @@ def test_one_batch_can_be_overfitted(kind: str, name: str, data: Path, tmp_path:
 # Checkpoints and metrics -----------------------------------------------------------------------------------
 
 
-def module_and_optimizers(value: float) -> tuple[nn.Module, dict[str, torch.optim.Optimizer]]:
+def module_and_optimizers(value: float) -> tuple[nn.Module, dict[str, Optimizer]]:
     module = nn.Linear(2, 2)
     nn.init.constant_(module.weight, value)
-    return module, {"model": make_optimizer(list(module.parameters()), OptimArgs())}
+    return module, {"model": make_optimizer(list(module.parameters()), module, OptimArgs())}
 
 
 def test_a_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
@@ -378,7 +416,8 @@ def test_a_loss_that_is_no_number_stops_with_its_step(value: float, tmp_path: Pa
 
 
 def module_optimizer() -> dict[str, torch.optim.Optimizer]:
-    return {"model": make_optimizer(list(nn.Linear(1, 1).parameters()), OptimArgs())}
+    module = nn.Linear(1, 1)
+    return {"model": make_optimizer(list(module.parameters()), module, OptimArgs())}
 
 
 def test_unusable_recipes_are_refused_by_name(data: Path, tmp_path: Path) -> None:
@@ -427,7 +466,8 @@ def test_learning_rate_warms_up_and_decays() -> None:
 
 
 def test_only_matrices_are_decayed() -> None:
-    groups = make_optimizer(list(nn.Linear(3, 2).parameters()), OptimArgs(weight_decay=0.3)).param_groups
+    module = nn.Linear(3, 2)
+    groups = make_optimizer(list(module.parameters()), module, OptimArgs(weight_decay=0.3)).param_groups
     assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.3), (1, 0.0)]
 
 

@@ -10,11 +10,12 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from gpa import config
 from gpa.data.align import letters_of, piece_spans
+from gpa.data.rows import PUNCTUATION, TASK_ORDER, LMBatch, Row, collate, pack
 from gpa.models.gpa.backbone import alignment_loss, new_backbone
 from gpa.prompt import INSTRUCTIONS
 from gpa.tasks import IGNORE
 from gpa.text import normalise_text
-from gpa.train.ar import PUNCTUATION, TASK_ORDER, LMBatch, LMFamily, LMRecipe, Row
+from gpa.train.ar import LMFamily, LMRecipe
 from gpa.train.loop import TrainArgs, train
 from gpa.train.optim import OptimArgs
 from training import lm_tree, write_tokens
@@ -122,7 +123,7 @@ def test_a_batch_is_a_function_of_seed_and_step(family: LMFamily, folder: Path) 
     for step in range(6):
         batch = family.batch(step)
         assert batch.ids.numel() <= 300
-        for name in vars(batch) if step in batches else ():
+        for name in ("ids", "labels", "task", "positions", "look") if step in batches else ():
             assert torch.equal(getattr(batch, name), getattr(batches[step], name))
 
 
@@ -137,6 +138,54 @@ def test_padding_changes_no_loss(family: LMFamily) -> None:
         for n, row in enumerate(rows):
             alone = module(torch.from_numpy(row.ids)[None]).logits[0]
             torch.testing.assert_close(logits[n, : len(row.ids)], alone, atol=1e-5, rtol=1e-4)
+
+
+def packed_and_padded(family: LMFamily) -> tuple[LMBatch, LMBatch, list[Row]]:
+    rng = np.random.default_rng(0)
+    rows = [family.train_rows.row(task, i, rng) for task in TASK_ORDER for i in (0, 1, 2)]
+    pad = family.vocab.control["pad"]
+    return collate(pack(rows, 200), pad), collate([[row] for row in rows], pad), rows
+
+
+def test_packing_keeps_every_row_whole(family: LMFamily) -> None:
+    packed, padded, rows = packed_and_padded(family)
+    assert packed.real == padded.real == sum(len(row.ids) for row in rows)
+    assert 1 < len(packed.ids) < len(rows) and packed.ids.shape[1] <= max(200, *(len(r.ids) for r in rows))
+    assert packed.ids.numel() < padded.ids.numel()  # what it is for
+    found = []
+    for ids, labels, positions in zip(packed.ids, packed.labels, packed.positions, strict=True):
+        starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
+        for begin, end in zip(starts, starts[1:], strict=False):
+            found.append((ids[begin:end].tolist(), labels[begin:end].tolist()))
+    pad = family.vocab.control["pad"]
+    for row in rows:  # one row a stretch, padding only after a sequence's last
+        mine = [
+            (ids, labels)
+            for ids, labels in found
+            if ids[: len(row.ids)] == row.ids.tolist() and labels[: len(row.ids)] == row.labels.tolist()
+        ]
+        assert mine and set(mine[0][0][len(row.ids) :]) <= {pad}
+    assert len(found) == len(rows)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_loss_is_padded_loss(family: LMFamily, attention: str) -> None:
+    """Gradients too: no row sees another, positions start again, supervision is the same."""
+    packed, padded, _ = packed_and_padded(family)
+    torch.manual_seed(0)
+    module = family.build().eval()
+    module.set_attn_implementation(attention)  # type: ignore[operator]
+    results = []
+    for batch in (packed, padded):
+        module.zero_grad()
+        value, parts = family._loss(module, batch)
+        value.backward()
+        grads = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+        results.append((parts, grads))
+    (parts, grads), (slow_parts, slow_grads) = results
+    for name in (*TASK_ORDER, "alignment", *(f"tokens/{task}" for task in TASK_ORDER)):
+        assert parts[name] == pytest.approx(slow_parts[name], rel=1e-5), name
+    torch.testing.assert_close(grads, slow_grads, atol=1e-6, rtol=1e-3)
 
 
 def slow_alignment(model: Qwen3ForCausalLM, batch: LMBatch, layer: int) -> float:
@@ -160,9 +209,9 @@ def test_alignment_loss_is_the_librarys_attention(family: LMFamily, layer: int) 
     batch = family._collate(rows)
     hidden = model.model(batch.ids, use_cache=False, output_hidden_states=True).hidden_states
     with torch.no_grad():
-        fast = float(alignment_loss(model, hidden[layer], batch.look, layer))
+        fast = float(alignment_loss(model, hidden[layer], batch.positions, batch.look, layer))
         assert fast == pytest.approx(slow_alignment(model, batch, layer), rel=1e-4)
-        assert alignment_loss(model, hidden[layer], torch.zeros_like(batch.look), layer) == 0
+        assert alignment_loss(model, hidden[layer], batch.positions, torch.zeros_like(batch.look), layer) == 0
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(family: LMFamily) -> None:

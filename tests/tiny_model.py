@@ -29,7 +29,7 @@ CODEC: dict[str, Any] = {
     "features": "whisper",
     "latent_hop_length": 640,
     "encoder": backbone(32),
-    "quantizer": {"input_dim": 16, "codebook_size": 64, "codebook_dim": 3, "fsq_levels": [4, 4, 4]},
+    "quantizer": {"input_dim": 16, "codebook_size": 64, "codebook_dim": 3},
     "speaker_encoder": {
         "input_dim": 40,
         "out_dim": 16,

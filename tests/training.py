@@ -38,7 +38,7 @@ CODEC: dict[str, Any] = {
     "latent_hop_length": 640,
     "ref_segment_duration": 1.0,
     "encoder": {"input_channels": 16, "sample_ratios": [2], **_VOCOS},
-    "quantizer": {"input_dim": 16, "codebook_size": CODES, "codebook_dim": 3, "fsq_levels": [3, 3, 3]},
+    "quantizer": {"input_dim": 16, "codebook_size": CODES, "codebook_dim": 3},
     "speaker_encoder": {
         "input_dim": 20,
         "out_dim": 16,

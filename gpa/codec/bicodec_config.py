@@ -39,15 +39,13 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """The semantic quantiser: factorised VQ, or FSQ (ours) where `fsq_levels` are given.
-
-    The loss weights that the published file also holds are fixed in `FactorizedVQ`.
+    """The semantic quantiser. The loss weights that the published file also holds are fixed in
+    `FactorizedVQ`.
     """
 
     input_dim: int
     codebook_size: int
     codebook_dim: int
-    fsq_levels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from gpa.codec.bicodec_config import BackboneConfig, BiCodecConfig, QuantizerConfig, WaveConfig
+from gpa.codec.bicodec_config import BackboneConfig, BiCodecConfig, WaveConfig
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.speaker import SpeakerEncoder
 from gpa.codec.waveform import ISTFTDecoder, WaveGenerator
-from gpa.errors import CheckpointError
 from gpa.nn.convnext import VocosBackbone, sampling_stages
-from gpa.nn.quantize import FactorizedVQ, SequenceFSQ
+from gpa.nn.quantize import FactorizedVQ
 
 
 class Encoder(nn.Module):
@@ -65,17 +64,6 @@ def _wave_decoder(c: WaveConfig, sample_rate: int) -> WaveGenerator | ISTFTDecod
     return WaveGenerator(c.input_channel, c.channels, list(c.rates), list(c.kernel_sizes))
 
 
-def _quantizer(c: QuantizerConfig) -> FactorizedVQ | SequenceFSQ:
-    if not c.fsq_levels:
-        return FactorizedVQ(c.input_dim, c.codebook_size, c.codebook_dim)
-    if (math.prod(c.fsq_levels), len(c.fsq_levels)) != (c.codebook_size, c.codebook_dim):
-        raise CheckpointError(
-            f"codec config: fsq_levels {c.fsq_levels} do not make {c.codebook_size} codes "
-            f"of {c.codebook_dim} dimensions"
-        )
-    return SequenceFSQ(c.input_dim, list(c.fsq_levels))
-
-
 class BiCodecModel(nn.Module):
     """The network: features -> semantic ids, mel -> global ids, ids -> waveform. State names as published."""
 
@@ -89,7 +77,8 @@ class BiCodecModel(nn.Module):
         self.config = config
         s = config.speaker_encoder
         self.encoder = Encoder(config.encoder)
-        self.quantizer = _quantizer(config.quantizer)
+        q = config.quantizer
+        self.quantizer = FactorizedVQ(q.input_dim, q.codebook_size, q.codebook_dim)
         self.speaker_encoder = SpeakerEncoder(
             n_mels=s.input_dim,
             out_dim=s.out_dim,

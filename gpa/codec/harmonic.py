@@ -15,6 +15,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
 
 from gpa.nn.convnext import VocosBackbone
 
@@ -29,6 +30,7 @@ class HarmonicDecoder(nn.Module):
 
     window: Tensor
     spread: Tensor
+    filters: Tensor
     noise: Tensor
     rate = 1  # output frames per latent frame
 
@@ -51,6 +53,10 @@ class HarmonicDecoder(nn.Module):
         self.n_fft, self.step = 2 * hop, hop // 2
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.register_buffer("spread", _spread(bands, self.n_fft // 2 + 1, sample_rate), persistent=False)
+        filters = mel_filter_bank(
+            self.n_fft // 2 + 1, bands, 0.0, sample_rate / 2, sample_rate, norm="slaney", mel_scale="slaney"
+        )
+        self.register_buffer("filters", torch.from_numpy(filters).float().T, persistent=False)
         # The same second of noise for everybody, so that decoding is a function of the ids.
         noise = torch.randn(sample_rate, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", noise, persistent=False)
@@ -78,10 +84,36 @@ class HarmonicDecoder(nn.Module):
         spectrum = self._stft(pulses) * self._envelope(harmonic) + self._stft(hiss) * self._envelope(noise)
         return self._istft(spectrum, samples)
 
+    def envelope_distance(self, frames: Tensor, voiced: Tensor, real: Tensor) -> Tensor:
+        """Mean L1 between the log-mel that frames (B, 2K + 2, T) stand for and that of real (B, T * hop).
+
+        What `render` gives on average over phases, without rendering: a frame's expected power is the sum of
+        both sources', flat ones, times their envelopes squared. voiced (B, T) says where pulses are.
+        """
+        harmonic, noise = frames[:, : 2 * self.bands].float().chunk(2, 1)
+        pulses = self._gain(harmonic).square() * voiced[:, None] / 2  # cosines of unit power in all
+        power = (pulses + self._gain(noise).square()) * self.window.square().sum()
+        side = (self.n_fft - self.hop) // 2
+        stft = torch.stft(
+            F.pad(real, (side, side)),
+            self.n_fft,
+            self.hop,
+            window=self.window,
+            center=False,
+            return_complex=True,
+        )
+        return F.l1_loss(self._log_mel(power), self._log_mel(stft.abs().square()))
+
+    def _log_mel(self, power: Tensor) -> Tensor:  # (B, F, T) -> (B, M, T)
+        return 0.5 * torch.log((self.filters @ power).clamp_min(1e-6))
+
+    def _gain(self, bands: Tensor) -> Tensor:  # (B, K, T) -> (B, F, T)
+        return torch.exp((self.spread @ bands - 4.0).clamp(max=3.0))
+
     def _envelope(self, bands: Tensor) -> Tensor:  # (B, K, T) -> (B, F, frames of the STFT)
         at = F.interpolate(bands, scale_factor=self.hop / self.step, mode="linear", align_corners=False)
         at = torch.cat([at, at[..., -1:]], -1)  # a centred STFT has one frame more
-        return torch.exp((self.spread @ at - 4.0).clamp(max=3.0))
+        return self._gain(at)
 
     def _pulses(self, f0: Tensor, voiced: Tensor, samples: int) -> Tensor:
         """Band-limited pulses: the sum of all cosines at multiples of the pitch, in closed form."""

@@ -50,7 +50,11 @@ class WeightNormConv1d(nn.Module):
 
 
 class FactorizedVQ(nn.Module):
-    """Nearest codebook row on the unit sphere of a small space; decoding reads the raw rows."""
+    """Nearest codebook row on the unit sphere of a small space; decoding reads the raw rows.
+
+    Training may go without rounding until `start` has placed the rows: an encoder that already knows what
+    to say loses little to a codebook of its own cluster centres (measured in docs/log.md).
+    """
 
     cluster_size: Tensor
 
@@ -61,6 +65,8 @@ class FactorizedVQ(nn.Module):
         self.codebook = nn.Embedding(codebook_size, codebook_dim)
         self.register_buffer("cluster_size", torch.zeros(codebook_size))
         self.decay = decay
+        with torch.no_grad():  # rows are short, of unit length: what is made of them starts at the usual size
+            self.out_project.weight_g.mul_(codebook_dim**0.5)
 
     def nearest(self, z: Tensor) -> Tensor:  # (B, d, T) -> (B, T)
         """Index of the nearest row by cosine (both sides L2-normalised)."""
@@ -78,21 +84,32 @@ class FactorizedVQ(nn.Module):
         """Features of the codes."""
         return self.out_project(self.codebook(codes).transpose(1, 2))
 
+    @property
+    def started(self) -> bool:
+        """Whether the rows have been placed; until then the training pass does not round."""
+        return bool(self.cluster_size.any())
+
     @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        """Codebook rows start at encoder outputs x (N, D), so that no row starts dead."""
+    def start(self, x: Tensor, rounds: int = 10) -> None:
+        """Codebook rows become the centres of encoder outputs x (N, D): k-means on the sphere."""
         z = F.normalize(self.in_project(x.T[None])[0].T, dim=1)
-        z = z[torch.randperm(len(z))]
-        n = len(self.codebook.weight)
-        self.codebook.weight.copy_(z.repeat(-(-n // len(z)), 1)[:n])
+        n = len(self.cluster_size)
+        self.codebook.weight.copy_(z[torch.randperm(len(z))].repeat(-(-n // len(z)), 1)[:n])
+        for _ in range(rounds):
+            near = torch.cat([self.nearest(part.T[None])[0] for part in z.split(8192)])
+            sums = torch.zeros_like(self.codebook.weight).index_add_(0, near, z)
+            filled = sums.square().sum(1) > 0
+            self.codebook.weight[filled] = F.normalize(sums[filled], dim=1)
         self.cluster_size.fill_(1.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Training pass: quantised features with a straight-through gradient, codes (B, T), codebook +
         commitment loss.
         """
-        z = self.in_project(x)
+        z = self.in_project(x).float()  # also where products are bf16
         codes = self.nearest(z)
+        if not self.started:
+            return self.out_project(F.normalize(z, dim=1)), codes, z.new_zeros(())
         q = self.codebook(codes).transpose(1, 2)
         a, b = F.normalize(z, dim=1), F.normalize(q, dim=1)
         loss = 2.0 * F.mse_loss(b, a.detach()) + 0.25 * F.mse_loss(a, b.detach())
@@ -125,8 +142,9 @@ class FSQ(nn.Module):
         """
         super().__init__()
         self.project_in = nn.Linear(dim, len(levels))
-        # Without it a young encoder drifts into one cell and stays there (1 code in use after 40 steps).
-        self.norm = nn.BatchNorm1d(normalise * len(levels), affine=False) if normalise else None
+        # Without it a young encoder drifts into one cell and stays there (1 code in use after 40 steps). Few
+        # clips of one speaker hardly vary: a small eps then makes their gradient explode (docs/log.md).
+        self.norm = nn.BatchNorm1d(normalise * len(levels), eps=1e-2, affine=False) if normalise else None
         self.project_out = nn.Linear(len(levels), dim)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer(
@@ -157,35 +175,7 @@ class FSQ(nn.Module):
         half = self.levels // 2
         return self.project_out((digits - half) / half)
 
-    def forward(self, x: Tensor, dither: float = 0.0) -> Tensor:  # (B, T, D) -> (B, T, D)
-        """Training pass: quantised vectors with a straight-through gradient; a share `dither` of the clips
-        gets uniform noise of one step instead of rounding, whose gradient is true.
-        """
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
+        """Training pass: quantised vectors with a straight-through gradient."""
         z = self._bounded(x)
-        rounded = z + (z.round() - z).detach()
-        if self.training and dither > 0:
-            noisy = torch.rand(len(z), *[1] * (z.ndim - 1), device=z.device) < dither
-            rounded = torch.where(noisy, z + torch.rand_like(z) - 0.5, rounded)
-        return self.project_out(rounded / (self.levels // 2))
-
-
-class SequenceFSQ(nn.Module):
-    """FSQ of (B, D, T) features behind the interface of `FactorizedVQ`: nothing to collapse, no codebook
-    loss.
-    """
-
-    def __init__(self, dim: int, levels: list[int]) -> None:
-        super().__init__()
-        self.fsq = FSQ(dim, levels, normalise=1)
-
-    def encode(self, x: Tensor) -> Tensor:  # (B, D, T) -> (B, T)
-        """Codes of the features."""
-        return self.fsq.encode(x.transpose(1, 2))
-
-    def decode(self, codes: Tensor) -> Tensor:  # (B, T) -> (B, D, T)
-        """Features of the codes."""
-        return self.fsq.decode(codes).transpose(1, 2)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training pass: quantised features with a straight-through gradient, codes (B, T), a loss of 0."""
-        return self.fsq(x.transpose(1, 2), dither=0.5).transpose(1, 2), self.encode(x), x.new_zeros(())
+        return self.project_out((z + (z.round() - z).detach()) / (self.levels // 2))

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from gpa import config
 from gpa.errors import GPAError, UsageError
-from gpa.train import checkpoint
-from gpa.train.loop import Family, train
+from gpa.train import checkpoint, environment, launch
+from gpa.train.family import Family
+from gpa.train.loop import train
 from gpa.train.metrics import plot
 
 log = logging.getLogger(__name__)
@@ -45,22 +48,33 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--run", type=Path, help="run folder (default runs/<recipe name>)")
     args = parser.parse_args(argv)
-    logging.getLogger("gpa.train").setLevel(logging.INFO)  # what is trained and where belongs to the result
+    launched = launch.Launched.read()
+    # What is trained and where belongs to the result; of several processes one says it.
+    logging.getLogger("gpa.train").setLevel(logging.INFO if launched.rank == 0 else logging.ERROR)
     tree = config.load_yaml(args.recipe, args.overrides)
+    launch.resolve(tree, launched)
     family, recipe = _family(tree)
     run = args.run or Path("runs") / args.recipe.stem
-    checkpoint.claim(run, recipe)
-    train(family, recipe.train, recipe.optim, run)
-    plot(run)
+    with closing(launch.start(recipe.train, launched)) as engine:
+        engine.lead(lambda: checkpoint.claim(run, recipe))
+        data = engine.lead(lambda: environment.fingerprint(recipe.data))
+        train(family, recipe.train, recipe.optim, run, engine=engine, about={"data": data})
+        engine.lead(lambda: plot(run))
 
 
 def _command() -> int:
-    logging.basicConfig(format="%(levelname)s %(message)s")
+    rank = os.environ.get("RANK", "0")
+    logging.basicConfig(
+        format=f"%(levelname)s rank {rank}: %(message)s" if rank != "0" else "%(levelname)s %(message)s"
+    )
     try:
         main()
     except GPAError as error:
         log.error("%s", error)
         return error.exit_code
+    except OSError as error:  # a full disk: the checkpoint before is whole
+        log.error("%s", error)
+        return GPAError.exit_code
     return 0
 
 

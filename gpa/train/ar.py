@@ -21,18 +21,17 @@ from torch import Tensor, nn
 
 from gpa.codec import trained
 from gpa.data import tokens
-from gpa.data.align import letters_of, piece_spans
 from gpa.data.batches import BatchPlan
+from gpa.data.rows import TASK_ORDER, LMBatch, Row, RowBuilder, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.backbone import Backbone, alignment_loss, load_backbone, new_backbone
-from gpa.prompt import INSTRUCTIONS, InstructFormat
+from gpa.prompt import InstructFormat
 from gpa.tasks import IGNORE
 from gpa.text import TextTokenizer
+from gpa.train.engine import place
 from gpa.train.loop import Loss, TrainArgs
 from gpa.train.optim import OptimArgs
 from gpa.vocab import Vocab
-
-PUNCTUATION = str.maketrans("", "", ".,?!;:")
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class LMData:
     share_asr: float = 1.0
     share_vc: float = 0.4
     dev_rows: int = 64
+    pack_ids: int = 0  # rows share sequences of this many ids; 0: one row each, padded to the longest
 
 
 @dataclass(frozen=True)
@@ -75,116 +75,6 @@ class LMRecipe:
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: LMWeights = field(default_factory=LMWeights)
-
-
-@dataclass
-class Row:
-    """One supervised sequence; `look` (L, 2) is the span of positions an aligned head should watch, (0, 0)
-    for none.
-    """
-
-    task: str
-    ids: np.ndarray
-    labels: np.ndarray
-    look: np.ndarray
-
-
-@dataclass
-class LMBatch:
-    """Right-padded rows: ids and labels (B, L), task index (B,), look (B, L, 2)."""
-
-    ids: Tensor
-    labels: Tensor
-    task: Tensor
-    look: Tensor
-
-
-TASK_ORDER = ("tts", "asr", "vc")
-
-
-class RowBuilder:
-    """Clips to supervised rows, by the same `prompt` object that builds inference prompts."""
-
-    def __init__(self, clips: list[dict[str, Any]], fmt: InstructFormat, text: TextTokenizer) -> None:
-        self.clips, self.fmt, self.text = clips, fmt, text
-        self.by_speaker: dict[str, list[int]] = {}
-        for i, clip in enumerate(clips):
-            self.by_speaker.setdefault(clip["speaker"], []).append(i)
-        # At most ten control ids, and the longest instruction; 20 suffice for a tokenizer of 512 pieces.
-        longest = {task: max(len(text.encode(way)) for way in ways) for task, ways in INSTRUCTIONS.items()}
-        self.overhead = {task: max(20, 10 + length) for task, length in longest.items()}
-
-    def length(self, task: str, i: int) -> int:
-        """Most ids that the row can have, whichever instruction it gets."""
-        clip = self.clips[i]
-        semantic, text = len(clip["semantic"]), len(self.text.encode(clip["text"]))
-        voice = len(clip["global"])
-        return (
-            self.overhead[task]
-            + {"tts": voice + text + semantic, "asr": semantic + text, "vc": voice + 2 * semantic}[task]
-        )
-
-    def row(self, task: str, i: int, rng: np.random.Generator) -> Row:
-        """Clip i as a row of `task`, with a paraphrased instruction and another clip of the speaker as the
-        voice.
-        """
-        clip = self.clips[i]
-        options = INSTRUCTIONS[task]
-        instruction = options[0] if rng.random() < 0.5 else options[int(rng.integers(len(options)))]
-        if task == "asr":
-            source = clip["warped"] if "warped" in clip and rng.random() < 0.3 else clip["semantic"]
-            text = " ".join(clip["text"].translate(PUNCTUATION).split())
-            example = self.fmt.example("asr", semantic=source, target_text=text, instruction=instruction)
-            return self._row(task, example, self._spans(clip, text), reverse=True)
-        others = self.by_speaker[clip["speaker"]]
-        voice = self.clips[others[int(rng.integers(len(others)))]]["global"]
-        if task == "tts":
-            example = self.fmt.example(
-                "tts",
-                global_=voice,
-                text=clip["text"],
-                target_semantic=clip["semantic"],
-                instruction=instruction,
-            )
-            return self._row(task, example, self._spans(clip, clip["text"]), reverse=False)
-        source = clip["warped"] if "warped" in clip and rng.random() < 0.75 else clip["semantic"]
-        example = self.fmt.example(
-            "vc", global_=voice, semantic=source, target_semantic=clip["semantic"], instruction=instruction
-        )
-        n = np.arange(len(source))
-        return self._row(task, example, np.stack([n, n + 1], 1), reverse=False)
-
-    def _spans(self, clip: dict[str, Any], text: str) -> np.ndarray | None:
-        if not clip.get("letters"):
-            return None
-        pieces = self.text.pieces(text)
-        return piece_spans(pieces, letters_of(clip["text"]), clip["letters"], len(clip["semantic"]))
-
-    def _row(self, task: str, example: Any, spans: np.ndarray | None, reverse: bool) -> Row:
-        ids, labels = np.array(example.input_ids), np.array(example.labels)
-        look = np.zeros((len(ids), 2), np.int64)
-        if spans is not None:
-            begin = int((labels != IGNORE).argmax())  # first supervised id; its prediction sits one before
-            content = self._content_start(task, ids)
-            if reverse:  # text piece n watches its frames, one frame of slack
-                target = content + np.stack([np.maximum(spans[:, 0] - 1, 0), spans[:, 1] + 1], 1)
-            else:  # frame t watches the pieces spoken around t
-                target = content + _frames_to_pieces(spans, int((labels != IGNORE).sum()) - 1)
-            n = min(len(target), len(ids) - begin)
-            look[begin - 1 : begin - 1 + n] = np.minimum(target[:n], begin)
-        return Row(task, ids, labels, look)
-
-    def _content_start(self, task: str, ids: np.ndarray) -> int:
-        opener = {"tts": "start_content", "asr": "start_semantic", "vc": "start_semantic"}[task]
-        return int((ids == self.fmt.vocab.control[opener]).argmax()) + 1
-
-
-def _frames_to_pieces(spans: np.ndarray, frames: int) -> np.ndarray:
-    """For each frame the pieces [first, last + 1) spoken within one frame before and two after it, (T, 2)."""
-    t = np.arange(frames)
-    first = np.searchsorted(spans[:, 1], t - 1, side="right").clip(max=len(spans) - 1)
-    last = (np.searchsorted(spans[:, 0], t + 2, side="right") - 1).clip(min=0)
-    return np.stack([np.minimum(first, last), last + 1], 1)
 
 
 class LMFamily:
@@ -256,18 +146,9 @@ class LMFamily:
         return self._collate([self.train_rows.row(task, i, rng) for task, i, _ in items])
 
     def _collate(self, rows: list[Row]) -> LMBatch:
-        length = max(len(row.ids) for row in rows)
-        ids = np.full((len(rows), length), self.vocab.control["pad"])
-        labels = np.full((len(rows), length), IGNORE)
-        look = np.zeros((len(rows), length, 2), np.int64)
-        for n, row in enumerate(rows):
-            ids[n, : len(row.ids)], labels[n, : len(row.ids)], look[n, : len(row.ids)] = (
-                row.ids,
-                row.labels,
-                row.look,
-            )
-        task = torch.tensor([TASK_ORDER.index(row.task) for row in rows])
-        return LMBatch(torch.from_numpy(ids), torch.from_numpy(labels), task, torch.from_numpy(look))
+        size = self.recipe.data.pack_ids
+        sequences = pack(rows, size) if size else [[row] for row in rows]
+        return collate(sequences, self.vocab.control["pad"])
 
     def losses(self, module: nn.Module, batch: LMBatch, step: int) -> Iterator[Loss]:
         value, metrics = self._loss(module, batch)
@@ -275,15 +156,19 @@ class LMFamily:
 
     def _loss(self, module: nn.Module, batch: LMBatch) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(module, Backbone)
+        batch = place(batch, module.device)
         w = self.recipe.weights
-        # Right padding under causal attention is never seen by a real position, so no mask is needed.
-        out = module.model(batch.ids, use_cache=False, output_hidden_states=True)
+        # No mask: positions that start again tell the library where a row ends, and right padding under
+        # causal attention is never seen by a real position.
+        out = module.model(
+            batch.ids, position_ids=batch.positions, use_cache=False, output_hidden_states=True
+        )
         targets = batch.labels[:, 1:]
         at = targets != IGNORE
         nll = F.cross_entropy(
             module.lm_head(out.last_hidden_state[:, :-1][at]), targets[at], reduction="none"
         )
-        task = batch.task[:, None].expand_as(targets)[at]
+        task = batch.task[:, 1:][at]
         total, metrics = nll.new_zeros(()), {}
         for n, name in enumerate(TASK_ORDER):
             if (mine := task == n).any():
@@ -291,12 +176,12 @@ class LMFamily:
                 total = total + getattr(w, name) * mean * mine.float().mean() ** 0.5
                 metrics[name] = mean.item()
         if w.alignment:
-            aligned = alignment_loss(
-                module, out.hidden_states[w.alignment_layer], batch.look, w.alignment_layer
-            )
+            layer, hidden = w.alignment_layer, out.hidden_states[w.alignment_layer]
+            aligned = alignment_loss(module, hidden, batch.positions, batch.look, layer)
             total = total + w.alignment * aligned
             metrics["alignment"] = aligned.item()
-        return total, metrics
+        metrics |= {f"tokens/{name}": int((task == n).sum()) for n, name in enumerate(TASK_ORDER)}
+        return total, metrics | {"tokens": batch.real, "positions": batch.ids.numel()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         sums: dict[str, list[float]] = {}

@@ -30,7 +30,7 @@ from gpa.data.align import letter_targets
 from gpa.data.batches import BatchPlan
 from gpa.data.features import FeatureCache
 from gpa.errors import CheckpointError, UsageError
-from gpa.nn.quantize import FactorizedVQ
+from gpa.train.engine import place
 from gpa.train.loop import Loss, TrainArgs
 from gpa.train.optim import OptimArgs
 
@@ -54,7 +54,8 @@ class CodecData:
 class CodecWeights:
     """Loss weights; `adversarial_from` is the step at which discriminators join (negative: never)."""
 
-    mel: float = 1.0
+    mel: float = 1.0  # distance of the rendered waveform; 0: not rendered in training
+    envelope: float = 0.0  # distance of the drawn envelopes: the source-filter decoder without rendering
     ctc: float = 1.0
     vq: float = 1.0
     speaker: float = 0.5
@@ -74,6 +75,8 @@ class CodecRecipe:
     init: str = ""  # an exported codec folder to start from
     decoder: dict[str, Any] = field(default_factory=dict)  # a new waveform decoder in place of that of `init`
     freeze_ids: bool = False
+    quantize_from: int = 0  # step at which the codebook starts, at the encoder's cluster centres
+    freeze_voice_from: int = -1  # step from which the global path stays as it is; negative: never
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: CodecWeights = field(default_factory=CodecWeights)
@@ -127,7 +130,8 @@ class CodecFamily:
         self.rows = [i for i in fits if split[i] in recipe.data.train]
         self.dev_rows = [i for i in fits if split[i] in recipe.data.dev]
         self.dev_rows = self.dev_rows[:: max(1, len(self.dev_rows) // recipe.data.dev_clips)]
-        self.speaker_names = sorted({self.cache.rows[i]["speaker"] for i in self.rows})
+        everybody = self.cache.select(recipe.data.train)  # whatever the crops: an export's head fits
+        self.speaker_names = sorted({self.cache.rows[i]["speaker"] for i in everybody})
         lengths = np.array([self.cache.rows[i]["frames"] for i in self.rows])
         self.plan = BatchPlan(lengths, recipe.data.batch_frames, recipe.train.seed)
 
@@ -138,11 +142,6 @@ class CodecFamily:
             return module
         if self.config.standardise:
             self._measure_features(module.codec)
-        if isinstance(module.codec.quantizer, FactorizedVQ):
-            features = [torch.from_numpy(self.cache.features(i)).T[None] for i in self._some_clips()]
-            with torch.no_grad():
-                latents = [module.codec.latents(x)[0].T for x in features]
-            module.codec.quantizer.start(torch.cat(latents))
         return module
 
     def _start_from(self, module: CodecModule, export: Path) -> None:
@@ -150,7 +149,7 @@ class CodecFamily:
         if len(heads["speakers"]["bias"]) != len(self.speaker_names):
             raise CheckpointError(
                 f"{export}: was trained on {len(heads['speakers']['bias'])} speakers, this recipe has "
-                f"{len(self.speaker_names)}; keep data.cache, data.train, data.max_frames and data.crop_ids"
+                f"{len(self.speaker_names)}; keep data.cache and data.train"
             )
         state = codec.state_dict()
         if self.recipe.decoder:
@@ -160,13 +159,19 @@ class CodecFamily:
         hub.load_strict(module.letters, heads["letters"], where=str(export / trained.HEADS))
         hub.load_strict(module.speakers, heads["speakers"], where=str(export / trained.HEADS))
 
-    def _some_clips(self) -> list[int]:
+    def _some_clips(self, count: int) -> list[int]:
         rng = np.random.default_rng(self.recipe.train.seed)
-        return [int(i) for i in rng.choice(self.rows, min(64, len(self.rows)), replace=False)]
+        return [int(i) for i in rng.choice(self.rows, min(count, len(self.rows)), replace=False)]
+
+    @torch.no_grad()
+    def _start_codebook(self, codec: BiCodecModel) -> None:
+        features = (torch.from_numpy(self.cache.features(i)).T[None] for i in self._some_clips(512))
+        device = codec.prenet.linear.weight.device
+        codec.quantizer.start(torch.cat([codec.latents(x.to(device))[0].T for x in features]))
 
     def _measure_features(self, codec: BiCodecModel) -> None:
         """Whisper's states hold a few huge constant channels; centred and scaled, every channel is heard."""
-        x = np.concatenate([self.cache.features(i) for i in self._some_clips()])
+        x = np.concatenate([self.cache.features(i) for i in self._some_clips(64)])
         codec.get_buffer("feature_mean").copy_(torch.from_numpy(x.mean(0))[:, None])
         codec.get_buffer("feature_scale").copy_(torch.from_numpy(1 / x.std(0).clip(1e-3))[:, None])
 
@@ -223,10 +228,12 @@ class CodecFamily:
 
     def losses(self, module: nn.Module, batch: CodecBatch, step: int) -> Iterator[Loss]:
         assert isinstance(module, CodecModule)
-        w = self.recipe.weights
-        if self.recipe.freeze_ids:
-            module.codec.speaker_encoder.eval()
-            module.codec.quantizer.eval()
+        w, codec = self.recipe.weights, module.codec
+        if step >= self.recipe.quantize_from and not codec.quantizer.started:
+            self._start_codebook(codec)
+        voice_frozen = self.recipe.freeze_ids or 0 <= self.recipe.freeze_voice_from <= step
+        codec.speaker_encoder.train(not voice_frozen).requires_grad_(not voice_frozen)
+        codec.quantizer.train(not self.recipe.freeze_ids)
         loss, metrics, wav = self._reconstruct(module, batch)
         critic = module.discriminators
         if critic is None or step < w.adversarial_from:
@@ -244,32 +251,39 @@ class CodecFamily:
 
     def _reconstruct(self, module: CodecModule, batch: CodecBatch) -> tuple[Tensor, dict[str, float], Tensor]:
         w, codec = self.recipe.weights, module.codec
+        batch = place(batch, codec.prenet.linear.weight.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recipe.freeze_ids):
             z_q, codes, vq = codec.quantizer(codec.latents(batch.features))
             speaker = codec.speaker_encoder(codec.mel(batch.reference))
             ctc = self._ctc(module, z_q, batch)
             speaker_loss = self._speaker(module, speaker, batch)
         crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
-        wav, pitch = self._sound(codec, codec.decoder(codec.condition(crop, speaker)), batch.wav)
-        mel = module.mel_distance(wav, batch.wav)
-        parts = {"mel": mel, "pitch": pitch, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
+        sound, wav = self._sound(module, codec.decoder(codec.condition(crop, speaker)), batch.wav)
+        parts = {**sound, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
         metrics = {name: part.item() for name, part in parts.items()}
         metrics["used_codes"] = float(codes.unique().numel())
-        sound = w.mel * mel + w.pitch * pitch
-        if self.recipe.freeze_ids:
-            return sound, metrics, wav
-        return sound + w.ctc * ctc + w.vq * vq + w.speaker * speaker_loss, metrics, wav
+        trained = sound if self.recipe.freeze_ids else parts
+        loss = torch.stack([getattr(w, name) * part for name, part in trained.items()]).sum()
+        return loss, metrics, wav
 
-    def _sound(self, codec: BiCodecModel, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples of the frames, with the recording's pitch where a decoder takes one, and the pitch loss."""
-        decoder = codec.decoder
+    def _sound(self, module: CodecModule, frames: Tensor, real: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of the decoder's frames, and samples where a loss (or an evaluation) needs them."""
+        w, codec = self.recipe.weights, module.codec
+        decoder, parts = codec.decoder, {}
         if not isinstance(decoder, HarmonicDecoder):
-            return codec.render(frames), real.new_zeros(())
+            wav = codec.render(frames)
+            return {"mel": module.mel_distance(wav, real)}, wav
         f0, voiced = yin(real, decoder.hop, decoder.sample_rate)
         log_f0, logit = decoder.pitch(frames)
         distance = (log_f0 - (f0.log() - CENTRE)).abs() * voiced
-        loss = distance.sum() / voiced.sum().clamp_min(1) + F.binary_cross_entropy_with_logits(logit, voiced)
-        return decoder.render(frames, f0, voiced), loss
+        parts["pitch"] = distance.sum() / voiced.sum().clamp_min(1)
+        parts["pitch"] = parts["pitch"] + F.binary_cross_entropy_with_logits(logit, voiced)
+        if w.envelope:
+            parts["envelope"] = decoder.envelope_distance(frames, voiced, real)
+        if not w.mel and module.training and module.discriminators is None:
+            return parts, real
+        wav = decoder.render(frames, f0, voiced)  # with the recording's pitch
+        return parts | {"mel": module.mel_distance(wav, real)}, wav
 
     def _ctc(self, module: CodecModule, z_q: Tensor, batch: CodecBatch) -> Tensor:
         """CTC loss per letter over the clips that have a transcript; the others would teach silence."""
@@ -294,8 +308,9 @@ class CodecFamily:
         rng = np.random.default_rng(0)
         for i in self.dev_rows:
             _, metrics, _ = self._reconstruct(module, self._collate([i], rng))
-            for key in ("mel", "pitch", "ctc"):
-                totals.setdefault(key, []).append(metrics[key])
+            for key in ("mel", "pitch", "envelope", "ctc"):
+                if key in metrics:
+                    totals.setdefault(key, []).append(metrics[key])
         return {key: float(np.mean(values)) for key, values in totals.items()}
 
     def export(self, module: nn.Module, path: Path) -> None:

@@ -1,177 +1,229 @@
-"""THE training loop: step, log, evaluate, save, resume. It knows no model family.
+"""THE training loop: step, log, evaluate, save, resume. It knows no model family and no launcher.
 
-A family gives modules, batches and losses. Batch and randomness of step N depend on (seed, N) alone, so a
-checkpoint is weights, optimiser state and a step number, and a resumed run repeats an uninterrupted one bit
-for bit.
+A family gives modules, batches and losses, an engine says how a step is shared. A step is
+`world * accumulate` micro-batches; batch and randomness of each depend on (seed, its number) alone. So a
+checkpoint is weights, optimiser state and a step number, a resumed run repeats an uninterrupted one bit for
+bit, and several processes repeat what one does with as many micro-batches.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gpa.errors import TrainingError, UsageError
-from gpa.train import checkpoint
-from gpa.train.metrics import MetricsLog
-from gpa.train.optim import OptimArgs, learning_rate, make_optimizer
+from gpa.errors import TrainingError
+from gpa.train import checkpoint, environment, launch
+from gpa.train.args import TrainArgs
+from gpa.train.engine import Engine, autocast, place
+from gpa.train.family import Family, Loss
+from gpa.train.metrics import Meter, MetricsLog, mean
+from gpa.train.optim import OptimArgs, learning_rate
 
 log = logging.getLogger(__name__)
 
 
-class Loss(NamedTuple):
-    """One optimiser step's worth: which optimiser, what to minimise, what to log."""
-
-    optimizer: str
-    value: Tensor
-    metrics: dict[str, float]
-
-
-class Family(Protocol):
-    """What the loop needs of a model family."""
-
-    def build(self) -> nn.Module:
-        """The module that is trained, initialised from the seed."""
-        ...
-
-    def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by optimiser name, e.g. generator and discriminator."""
-        ...
-
-    def batch(self, step: int) -> Any:
-        """Batch number `step`: a pure function of the seed and the step."""
-        ...
-
-    def losses(self, module: nn.Module, batch: Any, step: int) -> Iterator[Loss]:
-        """Losses in the order in which their optimisers step."""
-        ...
-
-    def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Held-out metrics."""
-        ...
-
-    def export(self, module: nn.Module, path: Path) -> None:
-        """Write what inference loads."""
-        ...
-
-
-@dataclass(frozen=True)
-class TrainArgs:
-    """How long, how often (in steps), on how many threads."""
-
-    steps: int = 1000
-    save_every: int = 200
-    eval_every: int = 200
-    log_every: int = 10
-    seed: int = 0
-    threads: int = 0  # 0: torch's choice
-    max_seconds: float = 0.0  # stop early (after a checkpoint); 0: never
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "save_every", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"train.{name}={getattr(self, name)}: at least 1")
-        if self.seed < 0:
-            raise UsageError(f"train.seed={self.seed}: at least 0")
-
-
 def train(
-    family: Family, args: TrainArgs, optim: OptimArgs, run: Path, *, progress: bool = True
+    family: Family,
+    args: TrainArgs,
+    optim: OptimArgs,
+    run: Path,
+    *,
+    progress: bool = True,
+    engine: Engine | None = None,
+    about: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Train to `args.steps`, resuming from the newest checkpoint in `run` if there is one; export at the end.
 
-    TrainingError when a loss or gradient is not finite: nothing of that step is kept.
+    `about` are facts to keep with the run. TrainingError when a loss or gradient is not finite: nothing of
+    that step is kept.
     """
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    module = family.build()
-    optimizers = {name: make_optimizer(params, optim) for name, params in family.parameters(module).items()}
-    start = checkpoint.restore(run, module, optimizers)
-    _announce(module, optimizers, args, run, start)
-    metrics = MetricsLog(run / "metrics.jsonl", start)
-    began = time.monotonic()
-    steps = range(start, args.steps)
-    bar = tqdm(steps, initial=start, total=args.steps, disable=not progress, dynamic_ncols=True)
-    for step in bar:
-        logged = _step(family, module, optimizers, args, optim, step)
-        done = step + 1
-        if done % args.log_every == 0 or done == args.steps:
-            rate, seconds = learning_rate(optim, step, args.steps), metrics.seconds + time.monotonic() - began
-            metrics.write(done, {**logged, "lr": rate, "seconds": seconds})
-            bar.set_postfix({k: f"{v:.3g}" for k, v in list(logged.items())[:4]})
-        if done % args.eval_every == 0 or done == args.steps:
-            metrics.write(done, {f"eval/{k}": v for k, v in _evaluate(family, module).items()})
-        late = args.max_seconds and time.monotonic() - began > args.max_seconds
-        if done % args.save_every == 0 or done == args.steps or late:
-            checkpoint.save(run, done, module, optimizers)
+    engine = engine or launch.start(args)
+    module, start = _prepare(family, engine, args, optim, run, about or {})
+    metrics = MetricsLog(run / "metrics.jsonl", start, active=engine.rank == 0, board=args.tensorboard)
+    story = _Story(engine, args, optim, metrics)
+    deadline = time.monotonic() + (args.max_seconds or math.inf)
+    for step in story.steps(start, progress and engine.rank == 0):
+        rows, norms = _step(family, module, engine, args, optim, step)
+        done, last = step + 1, step + 1 == args.steps
+        rows = [story.meter.add(row) for row in rows]
+        if last or done % args.log_every == 0:
+            story.tell(done, rows, norms)
+        if last or done % args.eval_every == 0:
+            with engine.whole() as whole:
+                engine.lead(lambda: _evaluate(family, whole, args, run, done, metrics))  # noqa: B023 (at once)
+        late = bool(args.max_seconds) and engine.lead(lambda: time.monotonic() > deadline)
+        if last or late or done % args.save_every == 0:
+            engine.save(run, done)
         if late:
             log.warning("stopped at step %d after max_seconds=%g", done, args.max_seconds)
             break
-    family.export(module.eval(), run / "export")
+    with engine.whole() as whole:
+        engine.lead(lambda: _export(family, whole, run / "export"))
     return module
 
 
-Optimizers = dict[str, torch.optim.Optimizer]
-
-
-def _announce(module: nn.Module, optimizers: Optimizers, args: TrainArgs, run: Path, start: int) -> None:
-    trained = sum(p.numel() for o in optimizers.values() for group in o.param_groups for p in group["params"])
+def _prepare(
+    family: Family, engine: Engine, args: TrainArgs, optim: OptimArgs, run: Path, about: dict[str, Any]
+) -> tuple[nn.Module, int]:
+    """Module and engine as they were at the newest checkpoint, and its step."""
+    torch.manual_seed(args.seed)
+    module = family.build().to(engine.device)
+    launch.adapt(module, args, engine.device)
+    params = family.parameters(module)
+    trained = sum(p.numel() for part in params.values() for p in part)
     total = sum(p.numel() for p in module.parameters())
+    engine.prepare(module, params, optim)
+    launch.check(engine, args)
+    start = engine.restore(run)
+    facts = {"world": engine.world, "zero": engine.zero, "precision": engine.precision}
+    facts["device"] = torch.cuda.get_device_name() if engine.device.type == "cuda" else str(engine.device)
+    engine.lead(lambda: environment.record(run, start, {**facts, **about}))
     log.info("%s parameters, %s of them trained; run folder %s", f"{total:,}", f"{trained:,}", run)
-    log.info("step %d to %d, %s", start, args.steps, "resumed from a checkpoint" if start else "a fresh run")
+    shared = f", {engine.world} processes, ZeRO stage {engine.zero}" if engine.world > 1 else ""
+    resumed = "resumed from a checkpoint" if start else "a fresh run"
+    log.info("step %d to %d, %s%s", start, args.steps, resumed, shared)
+    return module, start
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Seed of torch's generator in one step: 32 bits of numpy's SeedSequence, the same on every platform."""
+    """Seed of torch's generator in one micro-batch: 32 bits of numpy's SeedSequence, the same on every
+    platform.
+    """
     return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
 
 
+Row = dict[str, float]
+
+
 def _step(
-    family: Family, module: nn.Module, optimizers: Optimizers, args: TrainArgs, optim: OptimArgs, step: int
-) -> dict[str, float]:
-    torch.manual_seed(step_seed(args.seed, step))  # dropout and dither repeat after a resume
-    module.train()
-    logged: dict[str, float] = {}
+    family: Family, module: nn.Module, engine: Engine, args: TrainArgs, optim: OptimArgs, step: int
+) -> tuple[list[Row], Row]:
+    """One step; returns the metrics of this rank's micro-batches and the gradient norms."""
+    engine.begin()
     rate = learning_rate(optim, step, args.steps)
-    for loss in family.losses(module, family.batch(step), step):
-        optimizer = optimizers[loss.optimizer]
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        loss.value.backward()
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(params, optim.clip)
-        _check_finite(loss, norm, step)
-        taken = not optim.skip_above or norm <= optim.skip_above
-        if taken:
-            optimizer.step()
-        else:
-            log.warning("step %d: gradient norm %.3g, %s not updated", step + 1, norm, loss.optimizer)
-        logged |= {**loss.metrics, f"grad_norm/{loss.optimizer}": float(norm)}
-    return logged
+    numbers = [(step * args.accumulate + n) * engine.world + engine.rank for n in range(args.accumulate)]
+    streams = [_losses(family, module, engine, args.seed, step, number) for number in numbers]
+    rows: list[Row] = [{} for _ in streams]
+    norms: Row = {}
+    while losses := _round(engine, streams):
+        name = losses[0].optimizer
+        norm, taken = engine.step(name, rate)
+        for row, loss in zip(rows, losses, strict=True):
+            row |= loss.metrics
+            _check_finite(loss, norm, engine.precision, step)
+        if math.isfinite(norm):
+            norms[f"grad_norm/{name}"] = norm
+        if not taken:
+            log.warning("step %d: gradient norm %.3g, %s not updated", step + 1, norm, name)
+    engine.end()
+    return rows, norms
 
 
-def _check_finite(loss: Loss, norm: Tensor, step: int) -> None:
-    if loss.value.isfinite() and norm.isfinite():
+def _losses(
+    family: Family, module: nn.Module, engine: Engine, seed: int, step: int, number: int
+) -> Iterator[Loss]:
+    """The losses of one micro-batch; its random numbers are its own, whatever is computed in between."""
+    torch.manual_seed(step_seed(seed, number))  # dropout and dither repeat after a resume
+    batch = place(family.batch(number), engine.device)
+    for loss in family.losses(module, batch, step):
+        state = _random(engine.device)
+        yield loss
+        torch.set_rng_state(state[0])
+        if len(state) > 1:
+            torch.cuda.set_rng_state(state[1], engine.device)
+
+
+def _random(device: torch.device) -> list[Tensor]:
+    cpu = [torch.get_rng_state()]
+    return [*cpu, torch.cuda.get_rng_state(device)] if device.type == "cuda" else cpu
+
+
+def _round(engine: Engine, streams: Sequence[Iterator[Loss]]) -> list[Loss]:
+    """The next loss of every micro-batch, its gradient added; none when the step's losses are through."""
+    losses: list[Loss] = []
+    for n, stream in enumerate(streams, 1):
+        loss = engine.forward(lambda: next(stream, None))  # noqa: B023 (called at once)
+        if loss is None:
+            return []
+        engine.backward(loss, first=n == 1, last=n == len(streams))
+        losses.append(loss._replace(value=loss.value.detach()))
+    return losses
+
+
+def _check_finite(loss: Loss, norm: float, precision: str, step: int) -> None:
+    if loss.value.isfinite() and (math.isfinite(norm) or precision == "fp16"):  # fp16 overflows now and then
         return
     parts = ", ".join(f"{name} {value:.4g}" for name, value in loss.metrics.items())
     raise TrainingError(
         f"step {step + 1}: the {loss.optimizer} loss is {loss.value.item():.4g}, its gradient "
-        f"{norm.item():.4g} ({parts}); checkpoints are from before. Lower optim.lr or optim.clip, or raise "
+        f"{norm:.4g} ({parts}); checkpoints are from before. Lower optim.lr or optim.clip, or raise "
         "optim.warmup, and start in a new run folder"
     )
 
 
-def _evaluate(family: Family, module: nn.Module) -> dict[str, float]:
+class _Story:
+    """What a run says while it goes on: a bar or lines on rank 0's console, and metrics.jsonl."""
+
+    def __init__(self, engine: Engine, args: TrainArgs, optim: OptimArgs, metrics: MetricsLog) -> None:
+        self.engine, self.args, self.optim, self.metrics = engine, args, optim, metrics
+        self.meter, self.began = Meter(), time.monotonic()
+
+    def steps(self, start: int, show: bool) -> Iterator[int]:
+        """Step numbers from `start`, with a bar on a terminal."""
+        hidden = not (show and sys.stderr.isatty())
+        self.lines = show and hidden
+        steps = range(start, self.args.steps)
+        self.bar = tqdm(steps, initial=start, total=self.args.steps, disable=hidden, dynamic_ncols=True)
+        yield from self.bar
+
+    def tell(self, done: int, rows: list[Row], norms: Row) -> None:
+        """One line, of the means over all micro-batches of this step."""
+        ranks = self.engine.gather((rows, self.meter.take()))
+        micros = zip(*(theirs for theirs, _ in ranks), strict=True)  # in the order of their numbers
+        logged = {**mean(row for micro in micros for row in micro), **norms}
+        logged |= self.meter.rates(counts for _, counts in ranks)
+        rate = learning_rate(self.optim, done - 1, self.args.steps)
+        seconds = self.metrics.seconds + time.monotonic() - self.began
+        self.metrics.write(done, {**logged, "lr": rate, "seconds": seconds})
+        shown = {name: f"{value:.3g}" for name, value in logged.items()}
+        self.bar.set_postfix(dict(list(shown.items())[:4]))
+        if self.lines:
+            pairs = "  ".join(f"{name} {value}" for name, value in {**shown, "lr": f"{rate:.3g}"}.items())
+            log.info("step %d/%d  %s", done, self.args.steps, pairs)
+
+
+def _evaluate(
+    family: Family, module: nn.Module | None, args: TrainArgs, run: Path, done: int, metrics: MetricsLog
+) -> None:
+    """Held-out metrics into the log, and the weights into best.pt if they are the best so far."""
+    assert module is not None
     module.eval()
-    with torch.inference_mode():
-        return family.evaluate(module)
+    device = next(module.parameters()).device
+    with torch.inference_mode(), autocast(args.precision, device):
+        values = {f"eval/{name}": value for name, value in family.evaluate(module).items()}
+    before = metrics.least.get(args.best, math.inf)
+    metrics.write(done, values)
+    if not args.best:
+        return
+    if args.best not in values:
+        known = ", ".join(sorted(values)) or "none"
+        raise TrainingError(f"train.best={args.best}: this recipe's held-out metrics are {known}")
+    if metrics.least[args.best] < before:
+        checkpoint.save_best(run, done, module, args.best, values[args.best])
+
+
+def _export(family: Family, module: nn.Module | None, path: Path) -> None:
+    assert module is not None
+    family.export(module.eval(), path)

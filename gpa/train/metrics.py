@@ -1,33 +1,106 @@
-"""metrics.jsonl (one object per line, rewound on resume) and its plot."""
+"""metrics.jsonl (one object per line, rewound on resume), its picture, and rates out of counts."""
 
 from __future__ import annotations
 
 import json
+import math
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from gpa.errors import MissingExtraError, UsageError
+
+COUNTS = ("tokens", "positions")  # metrics that a family may report: without and with padding
 
 
 class MetricsLog:
     """Append-only JSONL; on resume, lines beyond the restored step are dropped so that the file tells one
     story.
 
-    `seconds` is the training time of the lines kept, from which a resumed run counts on.
+    `seconds` is the training time of the lines kept, from which a resumed run counts on; `least` the lowest
+    value of every metric. `board` also writes for TensorBoard. Without `active` (ranks but the first) nothing
+    is read or written.
     """
 
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, start: int, *, active: bool = True, board: bool = False) -> None:
+        self.path, self.active, self.seconds = path, active, 0.0
+        self.least: dict[str, float] = {}
+        self.board: Any = _board(path.parent / "tensorboard", start) if active and board else None
+        if not active:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read(path) if row["step"] <= start] if path.exists() else []
         self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
+        for row in kept:
+            self._note(row)
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         partial.replace(path)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line; empty metrics write nothing."""
-        if metrics:
-            row = {"step": step, **{name: round(float(value), 6) for name, value in metrics.items()}}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        if not metrics or not self.active:
+            return
+        row = {"step": step, **{name: round(float(value), 6) for name, value in metrics.items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._note(row)
+        if self.board:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()
+
+    def _note(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            self.least[name] = min(value, self.least.get(name, math.inf))
+
+
+def _board(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("tensorboard", "train") from error
+    return SummaryWriter(str(folder), purge_step=start)
+
+
+class Meter:
+    """Tokens per second and share of padding since the last line, from the counts of families that report
+    them.
+    """
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(COUNTS, 0.0)
+        self.since = time.monotonic()
+
+    def add(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Count one micro-batch; returns its other metrics."""
+        for name in COUNTS:
+            self.counts[name] += metrics.get(name, 0.0)
+        return {name: value for name, value in metrics.items() if name not in COUNTS}
+
+    def take(self) -> dict[str, float]:
+        """What was counted on this rank, which starts anew."""
+        counts, self.counts = self.counts, dict.fromkeys(COUNTS, 0.0)
+        return counts
+
+    def rates(self, ranks: Iterable[dict[str, float]]) -> dict[str, float]:
+        """Rates of all ranks' counts over the time since the last call."""
+        now = time.monotonic()
+        took, self.since = now - self.since, now
+        all_ranks = list(ranks)
+        tokens, positions = (sum(counts[name] for counts in all_ranks) for name in COUNTS)
+        rates = {"tokens_per_s": tokens / took} if tokens and took else {}
+        return {**rates, "padding": 1 - tokens / positions} if tokens and positions else rates
+
+
+def mean(rows: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Mean of every metric over the rows that have it."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def read(path: Path) -> list[dict[str, float]]:
@@ -37,13 +110,19 @@ def read(path: Path) -> list[dict[str, float]]:
 
 
 def plot(run: Path) -> Path:
-    """Every metric against the step, one panel each, training and held-out together -> run/loss.png."""
+    """Every metric against the step, one panel each, training and held-out together -> run/loss.png.
+
+    UsageError if the folder holds no metrics.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = read(run / "metrics.jsonl")
+    path = run / "metrics.jsonl"
+    rows = read(path) if path.is_file() else []
+    if not rows:
+        raise UsageError(f"{run}: no metrics.jsonl with a line in it; give the folder of a training run")
     names = sorted({k.removeprefix("eval/") for row in rows for k in row} - {"step", "seconds"})
     columns = 4
     lines = max(1, -(-len(names) // columns))

@@ -26,8 +26,11 @@ def new_backbone(sizes: dict[str, Any], vocab: Vocab) -> Backbone:
     """A network with fresh weights; `sizes` are Qwen3Config fields, ids and vocabulary size come from
     `vocab`.
 
-    UsageError for a size that Qwen3 does not have.
+    UsageError for a size that Qwen3 does not have, or a `vocab_size` (only a plan needs it) unlike `vocab`'s.
     """
+    if sizes.get("vocab_size", vocab.size) != vocab.size:
+        raise UsageError(f"model.vocab_size is {sizes['vocab_size']}, the tokens have {vocab.size} ids")
+    sizes = {name: value for name, value in sizes.items() if name != "vocab_size"}
     unknown = sorted(set(sizes) - set(Qwen3Config().to_dict()))
     if unknown:
         raise UsageError(f"model: unknown keys {unknown}; they are fields of transformers' Qwen3Config")
@@ -39,17 +42,25 @@ def new_backbone(sizes: dict[str, Any], vocab: Vocab) -> Backbone:
     return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocab.size, **ids, **sizes))
 
 
+def meta_backbone(sizes: dict[str, Any]) -> Backbone:
+    """The network of `sizes`, with its `vocab_size`, on the meta device: shapes without memory."""
+    if "vocab_size" not in sizes:
+        raise UsageError("model.vocab_size is missing: without tokens nothing else tells it")
+    with torch.device("meta"):
+        return Qwen3ForCausalLM(Qwen3Config(**sizes))
+
+
 def load_backbone(path: str | Path) -> Backbone:
     """The float32 network of a Hugging Face directory."""
     return Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def alignment_loss(model: Backbone, hidden: Tensor, look: Tensor, layer: int) -> Tensor:
+def alignment_loss(model: Backbone, hidden: Tensor, positions: Tensor, look: Tensor, layer: int) -> Tensor:
     """-log of the attention that head 0 of `layer` gives to the spans `look` (B, L, 2); rows of (0, 0) are
     left out.
 
-    `hidden` (B, L, D) is the layer's input. Queries and keys are computed once more, as the library's
-    attention does.
+    `hidden` (B, L, D) is the layer's input, `positions` (B, L) start again with every packed row. Queries and
+    keys are computed once more, as the library's attention does.
     """
     block = model.model.layers[layer]
     attention, width = block.self_attn, block.self_attn.head_dim
@@ -60,9 +71,11 @@ def alignment_loss(model: Backbone, hidden: Tensor, look: Tensor, layer: int) ->
     )  # (B, 1, L, Dh)
     k = attention.k_norm(F.linear(x, attention.k_proj.weight[:width]).view(shape)).transpose(1, 2)
     key = torch.arange(x.shape[1], device=x.device)
-    q, k = apply_rotary_pos_emb(q, k, *model.model.rotary_emb(x, key[None]))
+    q, k = apply_rotary_pos_emb(q, k, *model.model.rotary_emb(x, positions))
     scores = (q @ k.transpose(2, 3))[:, 0] * attention.scaling  # (B, L, L)
-    scores = scores.masked_fill(key[None, :] > key[:, None], float("-inf"))
+    row = (positions == 0).cumsum(1)  # which row of the sequence
+    unseen = (key[None, :] > key[:, None]) | (row[:, None, :] != row[:, :, None])
+    scores = scores.masked_fill(unseen, float("-inf"))
     wanted = (key >= look[..., :1]) & (key < look[..., 1:])  # (B, L, L)
     rows = wanted.any(-1)
     if not rows.any():

@@ -1,0 +1,357 @@
+"""`gpa prepare`: a source of rows becomes a folder of ids, once, in as many processes as there are.
+
+Two passes over numbered shards of rows: the doctor judges all of them, then the codec encodes those that are
+left. A shard is one file that appears whole, so a killed run goes on with the shards that are missing, and
+processes need no network between them: they see each other's files. The lead process alone writes what
+concerns all shards. Order and number of processes change no byte of the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gpa.data import screen, tokenset, verdict
+from gpa.data.checks import REASONS, Limits
+from gpa.data.manifest import Clip, ManifestRow, Source
+from gpa.data.shares import Part, Share, Workers, wait
+from gpa.data.sources import open_source
+from gpa.data.tokenset import PREPARED, REJECTED
+from gpa.errors import DataError, GenerationError
+from gpa.models.gpa.modeling_gpa import GPA
+from gpa.models.gpa.processing_gpa import GPAProcessor
+
+WORK, PLAN, VERDICT = ".work", "plan.json", "verdict.json"
+BATCH = 16  # clips in memory at once; the codec batches those of one length
+VOICES = 256  # reference voices that are remembered
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be prepared; `licence` is that of rows which state none."""
+
+    source: Any
+    out: Path
+    model: str | Path
+    limits: Limits = Limits()
+    licence: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    shard_rows: int = 1000
+    max_rejected: float = 0.1
+    workers: int = 1
+    patience: float = 1800.0
+    device: str = "auto"
+    offline: bool = False
+
+    def check(self) -> None:
+        """DataError for settings that make no sense."""
+        unknown = sorted(set(self.limits.allow) - {c for c, r in REASONS.items() if r.optional})
+        if unknown:
+            optional = ", ".join(c for c, r in REASONS.items() if r.optional)
+            raise DataError(f"rows with {unknown[0]!r} cannot be kept; --allow takes {optional}")
+        if self.shard_rows < 1 or self.workers < 1 or not 0 <= self.max_rejected <= 1:
+            raise DataError("shard rows and workers are at least 1, the rejected share lies in 0 .. 1")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out: the content of prepared.json, and seconds of audio and of time of this run's encoding.
+
+    Only the lead of several processes has something to tell.
+    """
+
+    about: Mapping[str, Any]
+    lead: bool
+    encoded: float = 0.0
+    took: float = 0.0
+
+    def speed(self) -> str:
+        """The throughput in words."""
+        if not self.encoded:
+            return "everything was encoded already"
+        rate = self.encoded / max(self.took, 1e-9)
+        return f"encoded {self.encoded:.0f} s of audio in {self.took:.1f} s: {rate:.1f} s of audio per second"
+
+
+def prepare(job: Job, share: Share | None = None) -> Report:
+    """Prepare a source, or this rank's share of it; DataError if it does not fit or too much is rejected."""
+    job.check()
+    tokenset.require_datasets()
+    share = share or Share.from_environment(workers=job.workers)
+    job = dataclasses.replace(job, device=share.device(job.device))
+    if share.workers == 1:
+        return _Run.start(job, share.part(), lambda: None).go()
+    with Workers(_work, job, share) as workers:
+        return _Run.start(job, share.part(), workers.check).go()
+
+
+def _work(job: Job, part: Part, alive: Callable[[], None]) -> None:
+    _Run.start(job, part, alive).go()
+
+
+class _Over(Exception):
+    """The lead has finished what this process was about to look at."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One process at work: its part of the shards; `alive` raises when the others have failed."""
+
+    job: Job
+    part: Part
+    alive: Callable[[], None]
+    source: Source
+    processor: GPAProcessor
+    doctor: screen.Doctor
+    plan: Mapping[str, Any]
+
+    @classmethod
+    def start(cls, job: Job, part: Part, alive: Callable[[], None]) -> _Run:
+        """Read the whole manifest, then load the model."""
+        source = open_source(job.source, job.columns)
+        held = screen.held_out(source.check(), job.limits)
+        model = GPA.from_pretrained(job.model, device=job.device, offline=job.offline)
+        doctor = screen.Doctor(_reader(model, job.limits.check_text), job.limits, held)
+        return cls(job, part, alive, source, model.processor, doctor, _plan(job, source, model.processor))
+
+    @property
+    def work(self) -> Path:
+        return self.job.out / WORK
+
+    @property
+    def screens(self) -> list[Path]:
+        return [self.work / f"screen-{k:05d}.jsonl" for k in range(self.plan["shards"])]
+
+    @property
+    def shards(self) -> list[Path]:
+        return [
+            self.job.out / tokenset.shard_name(k, self.plan["shards"]) for k in range(self.plan["shards"])
+        ]
+
+    def go(self) -> Report:
+        """Everything from the first row to prepared.json, or what is left of it."""
+        if (self.job.out / PREPARED).is_file():
+            return self._done()
+        try:
+            return self._both()
+        except (_Over, FileNotFoundError):  # a lead with nothing left to do has cleaned up meanwhile
+            if not (self.job.out / PREPARED).is_file():
+                raise
+            return self._done()
+
+    def _both(self) -> Report:
+        """Both passes, and for the lead what stands between and after them."""
+        self._claim()
+        self._pass("screen", self.screens, self._screen, shared=True)
+        found = self._verdict()
+        verdict.refuse(found, self.job.max_rejected, self.job.out / REJECTED)
+        absent = [k for k, path in enumerate(self.shards) if not path.exists()]
+        began = time.monotonic()
+        self._pass("encode", self.shards, self._encode(found), shared=self.part.lead)
+        took = time.monotonic() - began
+        about = _about(self.plan, found)
+        if self.part.lead:
+            for name, content in self.processor.text_files.items():
+                (self.job.out / name).write_bytes(content)
+            tokenset.write_json(self.job.out / PREPARED, about)
+            shutil.rmtree(self.work, ignore_errors=True)
+        return Report(about, self.part.lead, sum(found["shard_seconds"][k] for k in absent), took)
+
+    def _claim(self) -> None:
+        """Make the folder this job's; DataError if it is another's, or holds something else."""
+        out = self.job.out
+        if out.exists() and any(out.iterdir()) and not self.work.exists():
+            raise DataError(f"{out} is not empty and no unfinished preparation: give another folder")
+        self.work.mkdir(parents=True, exist_ok=True)
+        if not (self.work / PLAN).is_file():
+            tokenset.write_json(self.work / PLAN, self.plan)
+        self._same(json.loads((self.work / PLAN).read_text(encoding="utf-8")))
+
+    def _same(self, found: Mapping[str, Any]) -> None:
+        differs = [key for key, value in self.plan.items() if found.get(key) != value]
+        if differs:
+            raise DataError(
+                f"{self.job.out} holds a preparation of something else ({', '.join(differs)} differ): "
+                "give another folder, or remove this one first"
+            )
+
+    def _done(self) -> Report:
+        about = tokenset.read_about(self.job.out)
+        self._same(about)
+        if self.part.lead:
+            shutil.rmtree(self.work, ignore_errors=True)  # a kill may have come just before this
+        return Report(about, self.part.lead)
+
+    def _look(self) -> None:
+        self.alive()
+        if not self.part.lead and (self.job.out / PREPARED).is_file():
+            raise _Over
+
+    def _pass(self, name: str, paths: list[Path], make: Callable[[int, Any], None], *, shared: bool) -> None:
+        """Make the missing files of this part; `shared` waits for everybody's."""
+        size, total = self.job.shard_rows, self.source.size
+        with tqdm(total=total, desc=name, unit="row", dynamic_ncols=True, disable=self.part.hush()) as bar:
+            for k in self.part.shards(len(paths)):
+                if paths[k].exists():
+                    bar.update(min(size, total - k * size))
+                else:
+                    make(k, bar)
+            if shared:
+                for n in wait(paths, self.job.patience, self._look, f"to {name} its rows"):
+                    bar.n = min(n * size, total)
+                    bar.refresh()
+
+    def _rows(self, k: int) -> Iterator[tuple[int, ManifestRow]]:
+        begin = k * self.job.shard_rows
+        for n, row in enumerate(self.source.rows(begin, begin + self.job.shard_rows), begin):
+            self._look()
+            yield n, row if row.licence else dataclasses.replace(row, licence=self.job.licence)
+
+    # First pass -------------------------------------------------------------------------------------------
+
+    def _screen(self, k: int, bar: Any) -> None:
+        lines = []
+        for n, row in self._rows(k):
+            lines.append(json.dumps(verdict.record(n, row, self.doctor.judge(row))) + "\n")
+            bar.update()
+        tokenset.write_text(self.screens[k], "".join(lines))
+
+    def _verdict(self) -> dict[str, Any]:
+        """What all rows together say; the lead works it out and writes every dropped row down."""
+        path = self.work / VERDICT
+        if self.part.lead:
+            copies = screen.duplicates(verdict.usable(self._records()))
+            allowed = "duplicate" in self.job.limits.allow
+            dropped = verdict.rejections(self._records(), {} if allowed else copies)
+            tokenset.write_text(self.job.out / REJECTED, "".join(dropped))
+            found = verdict.summarise(self._records(), copies, allowed, self.job.shard_rows)
+            tokenset.write_json(path, found)
+        for _ in wait([path], self.job.patience, self._look, "to sum up"):
+            pass
+        read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return read
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        for path in self.screens:
+            with path.open(encoding="utf-8") as lines:
+                yield from map(json.loads, lines)
+
+    # Second pass ------------------------------------------------------------------------------------------
+
+    def _encode(self, found: Mapping[str, Any]) -> Callable[[int, Any], None]:
+        copies, encoder = set(found["duplicates"]), Encoder(self.processor)
+
+        def make(k: int, bar: Any) -> None:
+            records = map(json.loads, self.screens[k].read_text(encoding="utf-8").splitlines())
+            keep = {r["n"] for r in records if not r["reason"] and r["n"] not in copies}
+            tokenset.write_shard(self.shards[k], self._encoded(k, keep, encoder, bar), self.work)
+
+        return make
+
+    def _encoded(self, k: int, keep: set[int], encoder: Encoder, bar: Any) -> Iterator[dict[str, Any]]:
+        batch: list[ManifestRow] = []
+        for n, row in self._rows(k):
+            batch += [row] if n in keep else []
+            if len(batch) == BATCH:
+                yield from encoder.rows(batch)
+                batch = []
+            bar.update()
+        yield from encoder.rows(batch)
+
+
+class Encoder:
+    """Rows of a manifest to rows of ids, by a model's own codec and prompt format."""
+
+    def __init__(self, processor: GPAProcessor) -> None:
+        self.processor = processor
+        self._voices: dict[Clip, list[int]] = {}
+
+    def rows(self, rows: list[ManifestRow]) -> Iterator[dict[str, Any]]:
+        """One row of ids for each; AudioError if a file has changed since it was screened."""
+        p, rate = self.processor, self.processor.codec.spec.sample_rate
+        wavs = [row.audio.wav(rate) for row in rows]
+        semantic = p.codec.semantic_tokens_batch([(wav, rate) for wav in wavs])
+        for row, wav, codes in zip(rows, wavs, semantic, strict=True):
+            clip = (wav, rate)
+            made: dict[str, Any] = {
+                "id": row.id,
+                "task": row.task,
+                "split": row.split,
+                "speaker": row.speaker,
+                "text": tokenset.stored_text(p.format, row.text),
+                "semantic": codes.tolist(),
+                "glm": p.glm.tokens(clip).tolist() if p.glm else [],
+                "global": self._voice(row, clip),
+                "target": self._semantic(row.target.wav(rate)) if row.target else [],
+                "seconds": len(wav) / rate,
+                "licence": row.licence,
+            }
+            yield {**made, "length": tokenset.longest(p.format, row.tasks, made)}
+
+    def _semantic(self, wav: np.ndarray) -> list[int]:
+        codec = self.processor.codec
+        return codec.semantic_tokens((wav, codec.spec.sample_rate)).tolist()
+
+    def _voice(self, row: ManifestRow, own: tuple[np.ndarray, int]) -> list[int]:
+        """Global codes; one reference often serves many rows."""
+        codec, clip = self.processor.codec, row.voice
+        if clip == row.audio:
+            return codec.global_tokens(own).tolist()
+        if clip not in self._voices:
+            if len(self._voices) >= VOICES:
+                self._voices.clear()
+            wav = clip.wav(codec.spec.sample_rate)
+            self._voices[clip] = codec.global_tokens((wav, codec.spec.sample_rate)).tolist()
+        return self._voices[clip]
+
+
+def _reader(model: GPA, transcribes: bool) -> screen.Reader:
+    """What the doctor needs of the model."""
+    rate = model.codec.spec.sample_rate
+
+    def transcribe(wav: np.ndarray) -> str:
+        try:
+            return model.asr((wav, rate)).text
+        except GenerationError:  # it heard no words
+            return ""
+
+    return screen.Reader(
+        model.format,
+        model.codec.spec,
+        model.glm.spec if model.glm else None,
+        model.processor.context,
+        transcribe if transcribes else None,
+    )
+
+
+def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
+    """What decides the result: two runs with one plan write the same bytes."""
+    plan = {
+        "source": {"sha256": source.digest, "rows": source.size},
+        "licence": job.licence,
+        "limits": dataclasses.asdict(job.limits),
+        "shards": -(-source.size // job.shard_rows),
+        "shard_rows": job.shard_rows,
+        "format": processor.format.name,
+        "context": processor.context,
+        "codec": {"name": processor.codec.spec.name, "frame_rate": processor.codec.spec.frame_rate},
+        "fingerprints": processor.fingerprints(),
+    }
+    as_read: dict[str, Any] = json.loads(json.dumps(plan))  # tuples become lists, as in the file
+    return as_read
+
+
+def _about(plan: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {key: found[key] for key in ("rows", "seconds", "screened", "rejected", "allowed", "counts")}
+    head = {"kind": tokenset.KIND, "version": tokenset.VERSION, "gpa": metadata.version("gpa-audio")}
+    return {**head, **plan, **counts}

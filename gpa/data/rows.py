@@ -1,0 +1,180 @@
+"""Clips of ids to supervised rows, rows to batches: side by side, or several in one packed sequence.
+
+Rows come from the same `prompt` object that builds inference prompts. Knows ids only, no network.
+
+    B sequences   L positions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpa.data.align import letters_of, piece_spans
+from gpa.prompt import INSTRUCTIONS, InstructFormat
+from gpa.tasks import IGNORE
+from gpa.text import TextTokenizer
+
+PUNCTUATION = str.maketrans("", "", ".,?!;:")
+TASK_ORDER = ("tts", "asr", "vc")
+
+
+@dataclass
+class Row:
+    """One supervised sequence; `look` (L, 2) is the span of positions an aligned head should watch, (0, 0)
+    for none.
+    """
+
+    task: str
+    ids: np.ndarray
+    labels: np.ndarray
+    look: np.ndarray
+
+
+@dataclass
+class LMBatch:
+    """Sequences of one or more rows, padded on the right: ids, labels, task index (-1 where nothing is
+    supervised) and position within the row, (B, L) each; look (B, L, 2) counts from the sequence's start.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    task: Tensor
+    positions: Tensor
+    look: Tensor
+    real: int  # positions that are not padding
+
+
+class RowBuilder:
+    """Clips to supervised rows, by the same `prompt` object that builds inference prompts."""
+
+    def __init__(self, clips: list[dict[str, Any]], fmt: InstructFormat, text: TextTokenizer) -> None:
+        self.clips, self.fmt, self.text = clips, fmt, text
+        self.by_speaker: dict[str, list[int]] = {}
+        for i, clip in enumerate(clips):
+            self.by_speaker.setdefault(clip["speaker"], []).append(i)
+        # At most ten control ids, and the longest instruction; 20 suffice for a tokenizer of 512 pieces.
+        longest = {task: max(len(text.encode(way)) for way in ways) for task, ways in INSTRUCTIONS.items()}
+        self.overhead = {task: max(20, 10 + length) for task, length in longest.items()}
+
+    def length(self, task: str, i: int) -> int:
+        """Most ids that the row can have, whichever instruction it gets."""
+        clip = self.clips[i]
+        semantic, text = len(clip["semantic"]), len(self.text.encode(clip["text"]))
+        voice = len(clip["global"])
+        return (
+            self.overhead[task]
+            + {"tts": voice + text + semantic, "asr": semantic + text, "vc": voice + 2 * semantic}[task]
+        )
+
+    def row(self, task: str, i: int, rng: np.random.Generator) -> Row:
+        """Clip i as a row of `task`, with a paraphrased instruction and another clip of the speaker as the
+        voice.
+        """
+        clip = self.clips[i]
+        options = INSTRUCTIONS[task]
+        instruction = options[0] if rng.random() < 0.5 else options[int(rng.integers(len(options)))]
+        if task == "asr":
+            source = clip["warped"] if "warped" in clip and rng.random() < 0.3 else clip["semantic"]
+            text = " ".join(clip["text"].translate(PUNCTUATION).split())
+            example = self.fmt.example("asr", semantic=source, target_text=text, instruction=instruction)
+            return self._row(task, example, self._spans(clip, text), reverse=True)
+        others = self.by_speaker[clip["speaker"]]
+        voice = self.clips[others[int(rng.integers(len(others)))]]["global"]
+        if task == "tts":
+            example = self.fmt.example(
+                "tts",
+                global_=voice,
+                text=clip["text"],
+                target_semantic=clip["semantic"],
+                instruction=instruction,
+            )
+            return self._row(task, example, self._spans(clip, clip["text"]), reverse=False)
+        source = clip["warped"] if "warped" in clip and rng.random() < 0.75 else clip["semantic"]
+        example = self.fmt.example(
+            "vc", global_=voice, semantic=source, target_semantic=clip["semantic"], instruction=instruction
+        )
+        n = np.arange(len(source))
+        return self._row(task, example, np.stack([n, n + 1], 1), reverse=False)
+
+    def _spans(self, clip: dict[str, Any], text: str) -> np.ndarray | None:
+        if not clip.get("letters"):
+            return None
+        pieces = self.text.pieces(text)
+        return piece_spans(pieces, letters_of(clip["text"]), clip["letters"], len(clip["semantic"]))
+
+    def _row(self, task: str, example: Any, spans: np.ndarray | None, reverse: bool) -> Row:
+        ids, labels = np.array(example.input_ids), np.array(example.labels)
+        look = np.zeros((len(ids), 2), np.int64)
+        if spans is not None:
+            begin = int((labels != IGNORE).argmax())  # first supervised id; its prediction sits one before
+            content = self._content_start(task, ids)
+            if reverse:  # text piece n watches its frames, one frame of slack
+                target = content + np.stack([np.maximum(spans[:, 0] - 1, 0), spans[:, 1] + 1], 1)
+            else:  # frame t watches the pieces spoken around t
+                target = content + _frames_to_pieces(spans, int((labels != IGNORE).sum()) - 1)
+            n = min(len(target), len(ids) - begin)
+            look[begin - 1 : begin - 1 + n] = np.minimum(target[:n], begin)
+        return Row(task, ids, labels, look)
+
+    def _content_start(self, task: str, ids: np.ndarray) -> int:
+        opener = {"tts": "start_content", "asr": "start_semantic", "vc": "start_semantic"}[task]
+        return int((ids == self.fmt.vocab.control[opener]).argmax()) + 1
+
+
+def _frames_to_pieces(spans: np.ndarray, frames: int) -> np.ndarray:
+    """For each frame the pieces [first, last + 1) spoken within one frame before and two after it, (T, 2)."""
+    t = np.arange(frames)
+    first = np.searchsorted(spans[:, 1], t - 1, side="right").clip(max=len(spans) - 1)
+    last = (np.searchsorted(spans[:, 0], t + 2, side="right") - 1).clip(min=0)
+    return np.stack([np.minimum(first, last), last + 1], 1)
+
+
+def pack(rows: Sequence[Row], size: int) -> list[list[Row]]:
+    """Rows into sequences of at most `size` ids, longest first, each into the fullest that has room for it.
+
+    A row longer than `size` gets a sequence of its own.
+    """
+    bins: list[list[Row]] = []
+    room: list[int] = []
+    for row in sorted(rows, key=lambda row: -len(row.ids)):
+        fitting = [n for n, left in enumerate(room) if left >= len(row.ids)]
+        if fitting:
+            n = min(fitting, key=lambda n: room[n])
+        else:
+            n = len(bins)
+            bins.append([])
+            room.append(size)
+        bins[n].append(row)
+        room[n] -= len(row.ids)
+    return bins
+
+
+def collate(sequences: Sequence[Sequence[Row]], pad: int) -> LMBatch:
+    """Sequences of rows as tensors.
+
+    A row's labels begin with ignored ids, so no row is asked to predict the next one's first.
+    """
+    shape = (len(sequences), max(sum(len(row.ids) for row in rows) for rows in sequences))
+    ids, labels, task = np.full(shape, pad), np.full(shape, IGNORE), np.full(shape, -1)
+    positions = np.zeros(shape, np.int64)
+    look = np.zeros((*shape, 2), np.int64)
+    real = 0
+    for n, rows in enumerate(sequences):
+        at = 0
+        for row in rows:
+            here = np.s_[n, at : at + len(row.ids)]
+            ids[here], labels[here] = row.ids, row.labels
+            task[here] = np.where(row.labels == IGNORE, -1, TASK_ORDER.index(row.task))
+            positions[here] = np.arange(len(row.ids))
+            look[here] = row.look + at * row.look.any(1, keepdims=True)
+            at += len(row.ids)
+        positions[n, at:] = np.arange(len(rows[-1].ids), len(rows[-1].ids) + shape[1] - at)
+        real += at
+    tensor = torch.from_numpy
+    return LMBatch(tensor(ids), tensor(labels), tensor(task), tensor(positions), tensor(look), real)

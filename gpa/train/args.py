@@ -1,0 +1,63 @@
+"""What a recipe says about the run itself, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gpa.errors import UsageError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
+ZERO_STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """How long, how often (in steps), on how many threads; then on how many processes, and how.
+
+    A step is `world * accumulate` micro-batches, each the family's batch of its own number: the same product
+    gives the same run, whoever computes it. docs/launch.md has the commands.
+    """
+
+    steps: int = 1000
+    save_every: int = 200
+    eval_every: int = 200
+    log_every: int = 10
+    seed: int = 0
+    threads: int = 0  # 0: torch's choice
+    max_seconds: float = 0.0  # stop early (after a checkpoint); 0: never
+    precision: str = "fp32"  # of matrix products: fp32, or bf16 or fp16 with weights and sums kept in float32
+    world: int = 0  # processes there must be; 0: as many as were started
+    zero: int = 0  # DeepSpeed's ZeRO: 1 shards optimiser state, 2 gradients too, 3 weights too; 0: none of it
+    zero_options: dict[str, Any] = field(default_factory=dict)  # more of its zero_optimization section
+    accumulate: int = 1  # micro-batches of each process per step
+    gradient_checkpointing: bool = False  # activations are computed twice instead of kept
+    compile: bool = False  # torch.compile of the module's parts
+    attention: str = "auto"  # auto: flash_attention_2 where there is a GPU, the package and half precision
+    ema: float = 0.0  # decay of averaged weights, which are then evaluated and exported; 0: none
+    best: str = ""  # held-out metric, as eval/tts, whose lowest value is kept in checkpoints/best.pt
+    tensorboard: bool = False  # metrics also to RUN/tensorboard
+    timeout: float = 600.0  # seconds until a process that went silent is given up; evaluation must fit in
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "save_every", "eval_every", "log_every", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"train.{name}={getattr(self, name)}: at least 1")
+        for name, choices in (("precision", PRECISIONS), ("attention", ATTENTION), ("zero", ZERO_STAGES)):
+            if getattr(self, name) not in choices:
+                known = ", ".join(map(str, choices))
+                raise UsageError(f"train.{name}={getattr(self, name)!r}: choose one of {known}")
+        for name in ("seed", "world"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"train.{name}={getattr(self, name)}: at least 0")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"train.ema={self.ema}: at least 0 and below 1, as 0.999")
+        if self.best and not self.best.startswith("eval/"):
+            raise UsageError(f"train.best={self.best!r}: a held-out metric, as eval/tts")
+        if self.timeout <= 0:
+            raise UsageError(f"train.timeout={self.timeout}: seconds, above 0")
+        if self.zero_options and not self.zero:
+            raise UsageError("train.zero_options needs train.zero=1, 2 or 3")

@@ -1,0 +1,48 @@
+"""What the training loop needs of a model family; the loop knows no more of any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+
+class Loss(NamedTuple):
+    """One optimiser's share of a step: which optimiser, what to minimise, what to log.
+
+    Of the metrics, `tokens` and `positions` are counts (positions with padding): they become rates.
+    """
+
+    optimizer: str
+    value: Tensor
+    metrics: dict[str, float]
+
+
+class Family(Protocol):
+    """What the loop needs of a model family."""
+
+    def build(self) -> nn.Module:
+        """The module that is trained, initialised from the seed."""
+        ...
+
+    def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by optimiser name, e.g. generator and discriminator."""
+        ...
+
+    def batch(self, step: int) -> Any:
+        """Batch number `step`, on the CPU: a pure function of the seed and the number."""
+        ...
+
+    def losses(self, module: nn.Module, batch: Any, step: int) -> Iterator[Loss]:
+        """Losses in the order in which their optimisers step."""
+        ...
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Held-out metrics."""
+        ...
+
+    def export(self, module: nn.Module, path: Path) -> None:
+        """Write what inference loads."""
+        ...

@@ -1,0 +1,170 @@
+"""From what a launcher started to an engine, and whether that is what the recipe asks for.
+
+Launchers (torchrun, accelerate, srun) speak through environment variables, and some degrade without a word:
+they start unrelated single processes, or drop ZeRO. So what was asked is compared with what runs, before the
+first step.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from gpa.errors import MissingExtraError, TrainingError, UsageError
+from gpa.train.args import TrainArgs
+from gpa.train.engine import Engine, Ranks, Single
+from gpa.train.zero import Zero
+
+log = logging.getLogger(__name__)
+# Processes that a launcher counts, in variables that are no rank: MPI, PMI, and the present step of srun.
+COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What the environment says: the place of this process, and what the launcher was told to provide."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    cpu: bool = False
+    zero: int | None = None  # None: the launcher has no opinion
+    precision: str | None = None
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> Launched:
+        """TrainingError if several processes were meant and this one was not told its rank."""
+        env = environment
+        alone = "RANK" not in env
+        several = max((int(env[name]) for name in COUNTS if env.get(name, "").isdigit()), default=1) > 1
+        if alone and (several or "MASTER_ADDR" in env):
+            raise TrainingError(
+                "the launcher was to start several processes, but this one has no rank and would be alone. "
+                "Use  torchrun --nproc_per_node N -m gpa.train ...  or accelerate launch with a file of "
+                "recipes/launch (accelerate's own MULTI_CPU starts a single process)"
+            )
+        zero = (
+            env.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "") if _true(env, "ACCELERATE_USE_DEEPSPEED") else ""
+        )
+        precision = env.get("ACCELERATE_MIXED_PRECISION", "no")
+        return cls(
+            rank=int(env.get("RANK", 0)),
+            world=int(env.get("WORLD_SIZE", 1)),
+            local_rank=int(env.get("LOCAL_RANK", 0)),
+            cpu=_true(env, "ACCELERATE_USE_CPU"),
+            zero=int(zero) if zero.isdigit() else None,
+            precision=None if precision == "no" else precision,  # it says so also where nobody chose
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU of this process, or the CPU."""
+        if self.cpu or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+
+def _true(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "").lower() in ("1", "true", "yes")
+
+
+def resolve(tree: dict[str, Any], launched: Launched) -> None:
+    """Where a recipe does not say ZeRO stage or precision, the launch file's become the recipe's."""
+    train = tree.setdefault("train", {})
+    if not isinstance(train, dict):
+        return  # refused, by name, where the recipe is built
+    for name in ("zero", "precision"):
+        if name not in train and getattr(launched, name) is not None:
+            train[name] = getattr(launched, name)
+
+
+def start(args: TrainArgs, launched: Launched | None = None) -> Engine:
+    """The engine for this process, connected to the others if there are any."""
+    place = launched or Launched.read()
+    device = place.device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:  # transformers loads an installed DeepSpeed whenever it saves; unasked, that warns of what it found
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if place.world == 1 and not args.zero:
+        return Single(args, device)
+    joins = not dist.is_initialized()
+    if joins:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        options: dict[str, Any] = {"timeout": timedelta(seconds=args.timeout)}
+        if "RANK" not in os.environ:  # ZeRO in one process: there is nobody to find
+            options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group(backend, **options)
+    kind = Zero if args.zero else Ranks
+    engine = kind(args, device, place.rank, place.world)
+    engine.joined = joins
+    return engine
+
+
+def check(engine: Engine, args: TrainArgs, launched: Launched | None = None) -> None:
+    """TrainingError unless what runs is what the recipe, and the launcher, were asked for."""
+    place = launched or Launched.read()
+    wanted = [
+        ("world", args.world or engine.world, engine.world, "the recipe"),
+        ("zero", args.zero, engine.zero, "the recipe"),
+        ("precision", args.precision, engine.precision, "the recipe"),
+        ("world", place.world, engine.world, "the launcher"),
+        ("zero", engine.zero if place.zero is None else place.zero, engine.zero, "the launch file"),
+        ("precision", place.precision or engine.precision, engine.precision, "the launch file"),
+    ]
+    for name, asked, runs, who in wanted:
+        if asked != runs:
+            processes = args.world or engine.world
+            raise TrainingError(
+                f"train.{name}: {who} asks for {asked}, what runs has {runs}. To get it: torchrun "
+                f"--nproc_per_node {processes} -m gpa.train RECIPE train.{name}={asked}, or a launch file "
+                "that says the same"
+            )
+
+
+def adapt(module: nn.Module, args: TrainArgs, device: torch.device) -> None:
+    """Set attention kernel, checkpointed activations and compilation; UsageError where a module has none."""
+    _choose_attention(module, args, device)
+    if args.gradient_checkpointing:
+        names = (
+            "activation_checkpointing_enable",
+            "gradient_checkpointing_enable",
+        )  # new and old transformers
+        enable = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+        if enable is None:
+            raise UsageError(
+                f"train.gradient_checkpointing: {type(module).__name__} has no such thing; set it to false"
+            )
+        enable({"use_reentrant": False})
+    if args.compile:  # families call the parts of their module, so the parts are what is compiled
+        for part in module.children():
+            part.compile()
+
+
+def _choose_attention(module: nn.Module, args: TrainArgs, device: torch.device) -> None:
+    here = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    chosen = args.attention
+    if chosen == "auto":
+        if not (here and args.precision != "fp32" and hasattr(module, "set_attn_implementation")):
+            return
+        chosen = "flash_attention_2"
+    elif chosen == "flash_attention_2" and not here:
+        raise (
+            UsageError("train.attention=flash_attention_2 needs a GPU")
+            if device.type != "cuda"
+            else (MissingExtraError("flash_attn", "flash"))
+        )
+    choose = getattr(module, "set_attn_implementation", None)
+    if choose is None:
+        raise UsageError(f"train.attention={chosen}: {type(module).__name__} has no choice; leave it at auto")
+    choose(chosen)
+    log.info("attention: %s", chosen)

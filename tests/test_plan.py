@@ -1,0 +1,85 @@
+"""Plans: the arithmetic against counted operations, real optimiser states and the published size."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from gpa import cli, config
+from gpa.errors import UsageError
+from gpa.models.gpa.backbone import meta_backbone
+from gpa.train.plan import GPUS, Budget, Rates, Shape, plan
+
+RECIPES = Path(__file__).parent.parent / "recipes" / "gpa"
+TINY = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 96,
+    "tie_word_embeddings": True,
+}
+
+
+def shape_of(name: str) -> Shape:
+    return Shape.of(meta_backbone(config.load_yaml(RECIPES / f"{name}.yaml")["model"]))
+
+
+def test_the_published_shape_and_three_billion_build_on_meta() -> None:
+    assert shape_of("gpa_0_3b").parameters == 312_625_152  # spec/gpa.md section 1, parameter closure
+    assert 2.8e9 < shape_of("gpa_3b").parameters < 3.3e9
+    model = meta_backbone(config.load_yaml(RECIPES / "gpa_3b.yaml")["model"])
+    assert all(p.device.type == "meta" for p in model.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_operations_are_those_that_torch_counts(tied: bool) -> None:
+    """Forward and backward pass counted on real tensors; torch counts the whole attention square, we half."""
+    model = Qwen3ForCausalLM(Qwen3Config(**{**TINY, "tie_word_embeddings": tied}))
+    shape, length = Shape.of(model), 128
+    model.set_attn_implementation("eager")
+    ids = torch.randint(300, (2, length))
+    with FlopCounterMode(display=False) as counter:
+        model(ids, use_cache=False).logits.sum().backward()
+    square = 6.0 * shape.layers * shape.inner * length  # the half that causality spares
+    counted = counter.get_total_flops() / ids.numel()
+    assert counted == pytest.approx(shape.flops_per_id(length) + square, rel=0.02)
+
+
+def test_state_is_what_adamw_holds() -> None:
+    model = Qwen3ForCausalLM(Qwen3Config(**TINY))
+    shape = Shape.of(model)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.zeros(1, 2, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    held = sum(t.numel() * 4 for s in optimizer.state.values() for t in s.values() if t.ndim)  # moments
+    held += 4 * shape.parameters  # float32 copy of the weights
+    assert shape.state_bytes(0, 1) == held + 2 * 2 * shape.parameters  # bf16 weights and gradients
+    ranks = 8
+    stages = [shape.state_bytes(stage, ranks) for stage in range(4)]
+    assert stages == sorted(stages, reverse=True) and stages[3] == pytest.approx(stages[0] / ranks)
+
+
+def test_time_and_cost_scale_as_they_should() -> None:
+    shape = shape_of("gpa_0_3b")
+    one = plan(shape, Budget(hours=1000), GPUS["h100"], 8)
+    more = plan(shape, Budget(hours=2000), GPUS["h100"], 16)
+    assert more.days == pytest.approx(one.days) and more.cost == pytest.approx(2 * one.cost)
+    assert one.ids == 1000 * Rates().ids_per_hour()
+    checked = plan(shape, Budget(hours=1000, checkpointing=False), GPUS["h100"], 8)
+    assert checked.memory[2] > one.memory[2]
+
+
+def test_the_command_prints_and_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = str(RECIPES / "gpa_0_3b.yaml")
+    assert cli.main(["plan", recipe, "--gpus", "64", "--hours", "1000000"]) == 0
+    out = capsys.readouterr().out
+    assert "312,625,152 parameters" in out and "ZeRO-3" in out and "days" in out
+    assert cli.main(["plan", recipe, "--gpu", "abacus"]) == UsageError.exit_code
+    assert cli.main(["plan", str(RECIPES / "codec.yaml")]) == UsageError.exit_code
+    assert "model.vocab_size is missing" in capsys.readouterr().err
