@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa import commands
+from gpa import commands, options
 from gpa.errors import AudioWarning, GPAError
 
 INTERRUPTED, BROKEN_PIPE, FAILED = 130, 141, 1  # the first two as a shell reports signals 2 and 13
@@ -103,7 +103,7 @@ class _Version(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="gpa", description=ABOUT, epilog=EPILOG, formatter_class=_Raw, allow_abbrev=False
+        prog="gpa", description=ABOUT, epilog=EPILOG, formatter_class=options.Raw, allow_abbrev=False
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.set_defaults(verbose=False)
@@ -113,31 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Raw(argparse.RawDescriptionHelpFormatter):
-    """Keeps our line breaks, and options in one readable column."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
-
-
-def _command(
-    sub: Any, name: str, run: Any, about: str, examples: str, **options: Any
-) -> argparse.ArgumentParser:
-    parser = sub.add_parser(
-        name,
-        help=about,
-        description=about,
-        epilog=f"examples:\n{examples}",
-        formatter_class=_Raw,
-        allow_abbrev=False,
-        **options,
-    )
-    parser.set_defaults(run=run, parser=parser)
-    return parser
-
-
 def _tts(sub: Any) -> None:
-    p = _command(
+    p = options.command(
         sub, "tts", commands.tts, "speak a text", """\
   gpa tts "The rain has stopped." -o rain.wav
   gpa tts "In my own voice." --voice me.wav --seed 7 -o mine.wav
@@ -147,15 +124,15 @@ prints the path of the file written. `gpa info` lists the voices of a model.
 """
     )  # fmt: skip
     p.add_argument("text", help="what to say; - reads it from standard input")
-    _voice_option(p)
-    _output(p, "out.wav")
-    _sampling(p)
-    _model(p)
-    _json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
+    options.voice(p)
+    options.output(p, "out.wav")
+    options.sampling(p)
+    options.model(p)
+    options.json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
 
 
 def _asr(sub: Any) -> None:
-    p = _command(
+    p = options.command(
         sub, "asr", commands.asr, "write down what is said", """\
   gpa asr note.wav
   gpa asr talks/*.flac > transcripts.tsv
@@ -166,13 +143,13 @@ is reported, the others are still transcribed, and the exit code says so.
 """
     )  # fmt: skip
     p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, Opus or MP3; any rate; - reads standard input")
-    _sampling(p)
-    _model(p)
-    _json(p, "print one JSON object a file: path, text, tokens, finish_reason, timing, or error")
+    options.sampling(p)
+    options.model(p)
+    options.json(p, "print one JSON object a file: path, text, tokens, finish_reason, timing, or error")
 
 
 def _vc(sub: Any) -> None:
-    p = _command(
+    p = options.command(
         sub, "vc", commands.vc, "say the same in another voice", """\
   gpa vc speech.wav --voice me.json -o converted.wav
   gpa vc speech.wav --voice other.wav --mode codec -o fast.wav
@@ -181,21 +158,21 @@ prints the path of the file written.
 """
     )  # fmt: skip
     p.add_argument("audio", help="what to convert; - reads standard input")
-    _voice_option(p)
+    options.voice(p)
     p.add_argument(
         "--mode",
         choices=("lm", "codec"),
         default="lm",
         help="lm: the model speaks anew; codec: only the voice codes are exchanged, much faster (default lm)",
     )
-    _output(p, "out.wav")
-    _sampling(p)
-    _model(p)
-    _json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
+    options.output(p, "out.wav")
+    options.sampling(p)
+    options.model(p)
+    options.json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
 
 
 def _voice(sub: Any) -> None:
-    p = _command(
+    p = options.command(
         sub, "voice", commands.voice, "keep the voice of a recording in a small file", """\
   gpa voice me.wav -o me.json
   gpa tts "It is me." --voice me.json -o me-too.wav
@@ -205,23 +182,23 @@ a few integers, no audio. 3 to 6 seconds of one person in a quiet room are best.
     )  # fmt: skip
     p.add_argument("audio", help="the recording; - reads standard input")
     p.add_argument("-o", "--output", type=Path, default=Path("voice.json"), help="default voice.json")
-    _model(p)
+    options.model(p)
 
 
 def _info(sub: Any) -> None:
-    p = _command(
+    p = options.command(
         sub, "info", commands.info, "sizes, voices, licences and fingerprints of a model", """\
   gpa info
   gpa info path/to/checkpoint --json
 """
     )  # fmt: skip
-    _which(p)
+    options.which(p)
     p.add_argument("--offline", action="store_true", help="never use the network")
-    _json(p, "the same as one JSON object")
+    options.json(p, "the same as one JSON object")
 
 
 def _verify(sub: Any) -> None:
-    p = _command(
+    p = options.command(
         sub, "verify", commands.verify, "recompute a checkpoint's recorded outputs, stage by stage", """\
   gpa verify
   gpa verify path/to/checkpoint --device cuda
@@ -230,23 +207,23 @@ prints the largest error of each stage. exits with 1 if one is beyond its tolera
 library, then computes something else than the machine the checkpoint was made on.
 """
     )  # fmt: skip
-    _which(p)
-    _device(p, "float32")  # what the outputs were recorded in
-    _json(p, "print one JSON object with every stage")
+    options.which(p)
+    options.device(p, "float32")  # what the outputs were recorded in
+    options.json(p, "print one JSON object with every stage")
 
 
 def _doctor(sub: Any) -> None:
-    p = _command(
+    p = options.command(
         sub, "doctor", commands.doctor, "try everything gpa needs on this machine", """\
   gpa doctor
   gpa doctor > report.txt       for a bug report
 """
     )  # fmt: skip
-    _json(p, "print one JSON object with every finding")
+    options.json(p, "print one JSON object with every finding")
 
 
 def _demo(sub: Any) -> None:
-    p = _command(
+    p = options.command(
         sub, "demo", commands.demo, "speak, transcribe, convert and transcribe again, with pictures", """\
   gpa demo
   gpa demo --text "Any sentence you like." --out listen
@@ -261,13 +238,13 @@ def _demo(sub: Any) -> None:
     )
     p.add_argument("--voices", nargs=2, metavar=("FROM", "TO"), help="two voices (default: two shipped ones)")
     p.add_argument("--seed", type=int, default=0, help="default 0: the same sound every time")
-    _model(p)
+    options.model(p)
 
 
 def _prepare(sub: Any) -> None:
     from gpa.data.checks import OPTIONS, REASONS
 
-    p = _command(
+    p = options.command(
         sub, "prepare", commands.prepare, "check a corpus and encode it once, for training", """\
   gpa prepare corpus/manifest.jsonl -o tokens
   gpa prepare recordings/ -o tokens --licence CC0-1.0 --workers 4
@@ -295,12 +272,12 @@ docs/data.md explains manifests, reasons and the files written. prints a table, 
     work.add_argument("--workers", type=int, default=1, metavar="N", help="processes here (default 1)")
     work.add_argument("--shard-rows", type=int, default=1000, metavar="N", help="of a file (default 1000)")
     work.add_argument("--wait", type=float, default=1800, metavar="S", help="for others (default 1800 s)")
-    _model(p)
-    _json(p, "print prepared.json instead of the table")
+    options.model(p)
+    options.json(p, "print prepared.json instead of the table")
 
 
 def _train(sub: Any) -> None:
-    _command(
+    options.command(
         sub, "train", commands.train, "train from a recipe", """\
   gpa train recipes/gpa/codec.yaml
   gpa train recipes/gpa/codec.yaml train.steps=10 --run runs/try
@@ -309,12 +286,12 @@ the same as `python -m gpa.train`; its own --help says more.
 """, add_help=False
     )  # fmt: skip
     about, example = "draw the metrics of training runs", "  gpa plot runs/mini     prints RUN/loss.png\n"
-    p = _command(sub, "plot", commands.plot, about, example)
+    p = options.command(sub, "plot", commands.plot, about, example)
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
 
 
 def _plan(sub: Any) -> None:
-    p = _command(
+    p = options.command(
         sub, "plan", commands.plan, "what a training run would take: memory per GPU, days, cost", """\
   gpa plan recipes/gpa/gpa_0_3b.yaml --gpus 64 --gpu h100 --hours 1000000
   gpa plan recipes/gpa/gpa_3b.yaml --gpus 256 --hours 200000 --epochs 3 --mfu 0.38
@@ -329,71 +306,3 @@ arithmetic only: nothing is allocated, no data is needed.
     p.add_argument("--epochs", type=float, default=1.0, help="passes over them (default 1)")
     p.add_argument("--mfu", type=float, default=0.4, help="share of peak reached (default 0.4; `gpa bench`)")
     p.add_argument("--price", type=float, help="dollars per GPU hour (default: a guess per kind)")
-
-
-def _voice_option(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--voice",
-        metavar="V",
-        help="name of a shipped voice, a recording, or a JSON file of `gpa voice` (default: a shipped one)",
-    )
-
-
-def _output(p: argparse.ArgumentParser, default: str) -> None:
-    p.add_argument(
-        "-o",
-        "--output",
-        default=default,
-        help=f"WAV, or by suffix FLAC or Ogg; - writes WAV to stdout (default {default})",
-    )
-
-
-def _sampling(p: argparse.ArgumentParser) -> None:
-    group = p.add_argument_group(
-        "generation", "whatever is not given takes the model's own default for the task"
-    )
-    group.add_argument("--seed", type=int, help="the same seed gives the same result")
-    group.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest id")
-    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest ids")
-    group.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest ids of total probability P"
-    )
-    group.add_argument(
-        "--repetition-penalty", type=float, metavar="R", help="above 1 discourages generated ids"
-    )
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="most ids to generate")
-
-
-def _model(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--model",
-        metavar="M",
-        default=commands.DEFAULT_MODEL,
-        help=f"directory, owner/name, or shipped name (default {commands.DEFAULT_MODEL})",
-    )
-    _device(p)
-
-
-def _which(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "model",
-        nargs="?",
-        default=commands.DEFAULT_MODEL,
-        help=f"directory, owner/name, or shipped name (default {commands.DEFAULT_MODEL})",
-    )
-
-
-def _device(p: argparse.ArgumentParser, dtype: str = "auto") -> None:
-    group = p.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
-    group.add_argument(
-        "--dtype",
-        default=dtype,
-        help=f"of the language model: auto, float32, bfloat16, float16 (default {dtype})",
-    )
-    group.add_argument("--offline", action="store_true", help="never use the network")
-    group.add_argument("-v", "--verbose", action="store_true", help="say more, on stderr")
-
-
-def _json(p: argparse.ArgumentParser, about: str) -> None:
-    p.add_argument("--json", action="store_true", help=about)

@@ -19,7 +19,20 @@ from conftest import speechlike
 from gpa import cli, commands
 from gpa.errors import AudioError, CheckpointError, PromptError, UsageError
 
-COMMANDS = ("tts", "asr", "vc", "voice", "info", "verify", "doctor", "demo", "train")
+COMMANDS = (
+    "tts",
+    "asr",
+    "vc",
+    "voice",
+    "info",
+    "verify",
+    "doctor",
+    "demo",
+    "prepare",
+    "train",
+    "plot",
+    "plan",
+)
 BRIEF = ["--max-new-tokens", "12"]  # a random model never stops by itself
 
 

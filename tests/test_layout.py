@@ -42,7 +42,7 @@ LAYERS |= {
     "serve": 5,
     "evals": 5,
 }
-LAYERS |= {"cli": 6, "commands": 6, "demo": 6, "doctor": 6, "__main__": 6, "__init__": 6}
+LAYERS |= {"cli": 6, "options": 6, "commands": 6, "demo": 6, "doctor": 6, "__main__": 6, "__init__": 6}
 STRANGERS = ("train", "serve", "evals")  # of one layer, yet they do not import each other
 
 # Where a package may be imported at all, by the first name under gpa; edges (layer 6) may use any.

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,41 @@ def test_the_folder_says_what_it_is(prepared: Path, tiny: Path, model: Any) -> N
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (prepared / name).read_bytes() == (tiny / name).read_bytes()
     assert (prepared / "rejected.jsonl").read_text() == "" and not (prepared / ".work").exists()
+
+
+def test_a_model_goes_on_training_from_it(prepared: Path, tiny: Path, model: Any, tmp_path: Path) -> None:
+    import torch
+
+    from gpa.train.__main__ import _family
+    from gpa.train.loop import train
+
+    tree = {
+        "kind": "gpa",
+        "init": str(tiny),
+        "data": {"tokens": str(prepared), "max_ids": 400, "batch_ids": 800},
+        "model": {},
+        "train": {"steps": 3, "save_every": 3, "eval_every": 3, "threads": 1},
+        "optim": {"lr": 1e-2, "warmup": 1},
+        "weights": {"alignment": 0.0},  # what was prepared says nothing of letters' times
+    }
+    family, recipe = _family(tree)
+    tasks = {(task, family.train_rows.clips[i]["id"]) for task, i, _ in family.items}  # type: ignore[attr-defined]
+    assert {task for task, _ in tasks} == {"tts", "asr", "vc"} and len({name for _, name in tasks}) == 7
+    row = family.train_rows.row("tts", 0, np.random.default_rng(0))  # type: ignore[attr-defined]
+    parsed = model.processor.format.parse(row.ids.tolist())
+    assert parsed.text == family.train_rows.clips[0]["text"]  # type: ignore[attr-defined]
+    before = torch.get_num_threads()
+    trained = train(family, recipe.train, recipe.optim, tmp_path / "run", progress=False)
+    torch.set_num_threads(before)
+    old = model.lm.state_dict()
+    assert any(not torch.equal(t, old[name]) for name, t in trained.state_dict().items() if name in old)
+    about = json.loads((tiny / "gpa.json").read_text())
+    about["fingerprints"]["codec"] = "0" * 64
+    other = shutil.copytree(tiny, tmp_path / "other")
+    (other / "gpa.json").write_text(json.dumps(about))
+    stranger, _ = _family({**tree, "init": str(other)})
+    with pytest.raises(CheckpointError, match="made with another codec"):
+        stranger.build()
 
 
 def test_another_codec_is_refused(prepared: Path, model: Any, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from gpa.nn.convnext import VocosBackbone
 
+FLOOR = 5e-5  # of mel power in `envelope_distance`: about 60 dB below loud speech, where rooms hum
 CENTRE = math.log(150.0)  # Hz; the network predicts the logarithm of pitch around it
 
 
@@ -105,7 +106,7 @@ class HarmonicDecoder(nn.Module):
         return F.l1_loss(self._log_mel(power), self._log_mel(stft.abs().square()))
 
     def _log_mel(self, power: Tensor) -> Tensor:  # (B, F, T) -> (B, M, T)
-        return 0.5 * torch.log((self.filters @ power).clamp_min(1e-6))
+        return 0.5 * torch.log((self.filters @ power).clamp_min(FLOOR))
 
     def _gain(self, bands: Tensor) -> Tensor:  # (B, K, T) -> (B, F, T)
         return torch.exp((self.spread @ bands - 4.0).clamp(max=3.0))

@@ -7,7 +7,7 @@ Rows come from the same `prompt` object that builds inference prompts. Knows ids
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpa.data import tokenset
 from gpa.data.align import letters_of, piece_spans
-from gpa.prompt import INSTRUCTIONS, InstructFormat
+from gpa.data.tokenset import longest
+from gpa.prompt import INSTRUCTIONS, Format
 from gpa.tasks import IGNORE
-from gpa.text import TextTokenizer
 
 PUNCTUATION = str.maketrans("", "", ".,?!;:")
 TASK_ORDER = ("tts", "asr", "vc")
+WARPED = {"asr": 0.3, "vc": 0.75}  # how often a clip is heard in its other reading, if it has one
 
 
 @dataclass
@@ -50,59 +52,55 @@ class LMBatch:
     real: int  # positions that are not padding
 
 
+class Some(Sequence[Mapping[str, Any]]):
+    """Chosen clips of a long sequence, read when asked for."""
+
+    def __init__(self, clips: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
+        self.clips, self.numbers = clips, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.clips[self.numbers[i]]
+
+
 class RowBuilder:
     """Clips to supervised rows, by the same `prompt` object that builds inference prompts."""
 
-    def __init__(self, clips: list[dict[str, Any]], fmt: InstructFormat, text: TextTokenizer) -> None:
-        self.clips, self.fmt, self.text = clips, fmt, text
+    def __init__(self, clips: Sequence[Mapping[str, Any]], fmt: Format) -> None:
+        self.clips, self.fmt, self.text = clips, fmt, fmt.text_tokenizer
         self.by_speaker: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             self.by_speaker.setdefault(clip["speaker"], []).append(i)
-        # At most ten control ids, and the longest instruction; 20 suffice for a tokenizer of 512 pieces.
-        longest = {task: max(len(text.encode(way)) for way in ways) for task, ways in INSTRUCTIONS.items()}
-        self.overhead = {task: max(20, 10 + length) for task, length in longest.items()}
 
     def length(self, task: str, i: int) -> int:
         """Most ids that the row can have, whichever instruction it gets."""
-        clip = self.clips[i]
-        semantic, text = len(clip["semantic"]), len(self.text.encode(clip["text"]))
-        voice = len(clip["global"])
-        return (
-            self.overhead[task]
-            + {"tts": voice + text + semantic, "asr": semantic + text, "vc": voice + 2 * semantic}[task]
-        )
+        return longest(self.fmt, (task,), {"glm": (), "target": (), **self.clips[i]})
 
     def row(self, task: str, i: int, rng: np.random.Generator) -> Row:
-        """Clip i as a row of `task`, with a paraphrased instruction and another clip of the speaker as the
-        voice.
+        """Clip i as a row of `task`, with a paraphrased instruction and, unless the clip names its voice,
+        another clip of the speaker as the voice.
         """
-        clip = self.clips[i]
+        clip = {"glm": (), "target": (), **self.clips[i]}
         options = INSTRUCTIONS[task]
         instruction = options[0] if rng.random() < 0.5 else options[int(rng.integers(len(options)))]
-        if task == "asr":
-            source = clip["warped"] if "warped" in clip and rng.random() < 0.3 else clip["semantic"]
-            text = " ".join(clip["text"].translate(PUNCTUATION).split())
-            example = self.fmt.example("asr", semantic=source, target_text=text, instruction=instruction)
-            return self._row(task, example, self._spans(clip, text), reverse=True)
-        others = self.by_speaker[clip["speaker"]]
-        voice = self.clips[others[int(rng.integers(len(others)))]]["global"]
-        if task == "tts":
-            example = self.fmt.example(
-                "tts",
-                global_=voice,
-                text=clip["text"],
-                target_semantic=clip["semantic"],
-                instruction=instruction,
-            )
-            return self._row(task, example, self._spans(clip, clip["text"]), reverse=False)
-        source = clip["warped"] if "warped" in clip and rng.random() < 0.75 else clip["semantic"]
-        example = self.fmt.example(
-            "vc", global_=voice, semantic=source, target_semantic=clip["semantic"], instruction=instruction
-        )
-        n = np.arange(len(source))
-        return self._row(task, example, np.stack([n, n + 1], 1), reverse=False)
+        given = clip["semantic"]
+        if task != "asr" and not clip.get("task"):
+            others = self.by_speaker[clip["speaker"]]
+            clip["global"] = self.clips[others[int(rng.integers(len(others)))]]["global"]
+        if task == "asr" and self.fmt.name == "instruct":
+            clip["text"] = " ".join(clip["text"].translate(PUNCTUATION).split())
+        if task != "tts" and "warped" in clip and rng.random() < WARPED[task]:
+            clip["semantic"] = clip["warped"]
+            clip["target"] = given if task == "vc" else ()
+        words = instruction if self.fmt.name == "instruct" else None
+        example = tokenset.example(self.fmt, task, clip, words)
+        n = np.arange(len(given))
+        spans = np.stack([n, n + 1], 1) if task == "vc" else self._spans(self.clips[i], clip["text"])
+        return self._row(task, example, spans, reverse=task == "asr")
 
-    def _spans(self, clip: dict[str, Any], text: str) -> np.ndarray | None:
+    def _spans(self, clip: Mapping[str, Any], text: str) -> np.ndarray | None:
         if not clip.get("letters"):
             return None
         pieces = self.text.pieces(text)

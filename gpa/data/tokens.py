@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from gpa.codec.features import WhisperFeatures, load_whisper_features
 from gpa.codec.losses import LetterHead
 from gpa.data.align import align, letter_targets
 from gpa.data.features import FeatureCache, read_lines
+from gpa.data.tokenset import PREPARED, TokenSet
 from gpa.errors import CheckpointError
 from gpa.text import build_tokenizer_json, normalise_text, train_sentencepiece
 
@@ -84,8 +85,12 @@ def texts(rows: list[dict[str, Any]], extra: list[Path]) -> Iterator[str]:
             yield normalise_text(line.split("\t")[-1])
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """All rows of a token folder; CheckpointError naming the command that makes one if there is none."""
+def read(path: Path) -> Sequence[dict[str, Any]]:
+    """All rows of a token folder, or of one of `gpa prepare`, memory-mapped; CheckpointError naming the
+    command that makes one if there is none.
+    """
+    if (path / PREPARED).is_file():
+        return TokenSet.open(path)
     found = path / "tokens.jsonl"
     if not found.is_file():
         unfinished = found.with_name(found.name + ".partial").is_file()

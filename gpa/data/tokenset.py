@@ -74,7 +74,7 @@ def write_shard(path: Path, rows: Iterable[Mapping[str, Any]], scratch: Path) ->
 
 
 @dataclass(frozen=True)
-class TokenSet:
+class TokenSet(Sequence[dict[str, Any]]):
     """A prepared folder: `data` is a memory-mapped `datasets.Dataset`, `about` is prepared.json."""
 
     folder: Path
@@ -102,6 +102,9 @@ class TokenSet:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.row(i)
 
     @cached_property
     def lengths(self) -> np.ndarray:

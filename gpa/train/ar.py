@@ -8,6 +8,7 @@ head's attention there. Inference is untouched; the network is transformers' own
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,18 +21,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa.codec import trained
-from gpa.data import tokens
+from gpa.data import tokens, tokenset
 from gpa.data.batches import BatchPlan
-from gpa.data.rows import TASK_ORDER, LMBatch, Row, RowBuilder, collate, pack
+from gpa.data.rows import TASK_ORDER, LMBatch, Row, RowBuilder, Some, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.backbone import Backbone, alignment_loss, load_backbone, new_backbone
-from gpa.prompt import InstructFormat
+from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.prompt import get_format
 from gpa.tasks import IGNORE
 from gpa.text import TextTokenizer
 from gpa.train.engine import place
 from gpa.train.loop import Loss, TrainArgs
 from gpa.train.optim import OptimArgs
 from gpa.vocab import Vocab
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class LMRecipe:
     kind: str = "gpa"
     codec: str = ""  # codec export whose code vectors start the semantic embeddings
     init: str = ""  # a Hugging Face directory to start from
+    format: str = "instruct"  # of the prompts; "published" for a published checkpoint
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: LMWeights = field(default_factory=LMWeights)
@@ -83,13 +88,14 @@ class LMFamily:
     def __init__(self, recipe: LMRecipe) -> None:
         self.recipe = recipe
         folder = Path(recipe.data.tokens)
-        self.text = TextTokenizer.from_file(folder)
         self.vocab = Vocab.from_file(folder)
-        fmt = InstructFormat(self.vocab, self.text)
+        fmt = get_format(recipe.format, self.vocab, TextTokenizer.from_file(folder))
         clips = tokens.read(folder)
-        train = [c for c in clips if c["split"].startswith("train")]
-        dev = [c for c in clips if c["split"] == "dev" and c["text"]]
-        self.train_rows, self.dev = RowBuilder(train, fmt, self.text), RowBuilder(dev, fmt, self.text)
+        split = [clip["split"] for clip in clips]
+        train = Some(clips, [i for i, name in enumerate(split) if name.startswith("train")])
+        dev = Some(clips, [i for i, name in enumerate(split) if name == "dev" and clips[i]["text"]])
+        self.text = fmt.text_tokenizer
+        self.train_rows, self.dev = RowBuilder(train, fmt), RowBuilder(dev, fmt)
         self.items = self._items(train)
         lengths = np.array([self.train_rows.length(task, i) for task, i, _ in self.items])
         fits = lengths <= recipe.data.max_ids
@@ -97,18 +103,34 @@ class LMFamily:
             raise UsageError(
                 f"{folder}: none of {len(train)} training clips fits data.max_ids={recipe.data.max_ids}"
             )
+        if not fits.all():
+            log.warning("%d of %d rows are longer than data.max_ids: left out", (~fits).sum(), len(fits))
         self.items = [item for item, ok in zip(self.items, fits, strict=True) if ok]
         weights = np.array([weight for _, _, weight in self.items])
         self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
 
-    def _items(self, train: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
-        data = self.recipe.data
-        texts = [i for i, clip in enumerate(train) if clip["text"]]
-        items = [("tts", i, data.share_tts) for i in texts] + [("asr", i, data.share_asr) for i in texts]
-        return items + [("vc", i, data.share_vc) for i in range(len(train))]
+    def _items(self, train: Some) -> list[tuple[str, int, float]]:
+        """(task, clip, how often) of every row: the clip's own task, or all that it can serve."""
+        share = {name: getattr(self.recipe.data, f"share_{name}") for name in TASK_ORDER}
+        items = []
+        for i, clip in enumerate(train):
+            own = clip.get("task")
+            able = (own,) if own else TASK_ORDER if clip["text"] else ("vc",)
+            items += [(task, i, share[task]) for task in able]
+        return sorted(items, key=lambda item: TASK_ORDER.index(item[0]))
 
     def build(self) -> nn.Module:
+        model, w = self._start(), self.recipe.weights
+        if w.alignment and w.alignment_layer >= model.config.num_hidden_layers:
+            raise UsageError(
+                f"weights.alignment_layer={w.alignment_layer}: the network has only "
+                f"{model.config.num_hidden_layers} layers; weights.alignment=0 does without"
+            )
+        return model
+
+    def _start(self) -> Backbone:
         if self.recipe.init:
+            self._check_fingerprints(Path(self.recipe.init))
             model = load_backbone(self.recipe.init)
             if model.config.vocab_size != self.vocab.size:
                 raise CheckpointError(
@@ -120,6 +142,12 @@ class LMFamily:
         if self.recipe.codec:
             self._start_embeddings(model)
         return model
+
+    def _check_fingerprints(self, init: Path) -> None:
+        """Ids of another codec or tokenizer than the model's own would be noise to it."""
+        folder, known = Path(self.recipe.data.tokens), GPAConfig.read(init).fingerprints
+        if known and (folder / tokenset.PREPARED).is_file():
+            tokenset.check_fits(folder, known)
 
     def _start_embeddings(self, model: Backbone) -> None:
         """Semantic ids start where the codec's code vectors are: ids which sound alike start alike."""
