@@ -78,3 +78,32 @@ def test_gradients_reach_every_parameter(decoder):
     (decoder.render(frames, f0, voiced).square().sum() + log_f0.sum() + logit.sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
     decoder.zero_grad()
+
+
+@pytest.mark.parametrize("source", ["noise", "pulses"])
+def test_the_envelope_distance_is_least_at_what_is_rendered(decoder, source):
+    """Its slow twin is rendering: the sound of the frames, measured, has the level that they stand for."""
+    torch.manual_seed(0)
+    frames = torch.full((1, 2 * 20 + 2, 120), -20.0)
+    bands = slice(20, 40) if source == "noise" else slice(0, 20)
+    shape = torch.randn(1, 20, 1) + torch.sin(torch.arange(120) / 9.0)
+    frames[:, bands] = 2.0 + 0.5 * shape
+    f0, voiced = torch.full((1, 120), 110.0), torch.full((1, 120), float(source == "pulses"))
+    sound = decoder.render(frames, f0, voiced)
+
+    def distance(shift: float) -> float:
+        moved = frames.clone()
+        moved[:, bands] += shift
+        return float(decoder.envelope_distance(moved, voiced, sound))
+
+    here = distance(0.0)
+    assert here < 0.3 and here < min(distance(-0.25), distance(0.25))
+    assert distance(1.0) == pytest.approx(1.0, abs=0.15) and distance(-1.0) == pytest.approx(1.0, abs=0.15)
+
+
+def test_pulses_count_only_where_the_voice_sounds(decoder):
+    frames = torch.full((1, 2 * 20 + 2, 40), -20.0)
+    frames[:, :20] = 2.0
+    silence = torch.zeros(1, 40 * HOP)
+    assert decoder.envelope_distance(frames, torch.zeros(1, 40), silence) == 0
+    assert decoder.envelope_distance(frames, torch.ones(1, 40), silence) > 1

@@ -35,6 +35,7 @@ from training import codec_tree, lm_tree, write_encoder, write_manifest, write_r
 
 pytest.importorskip("sentencepiece")
 KINDS = ("codec", "gpa")
+HARMONIC = {"input_channel": 16, "channels": 16, "hidden": 32, "layers": 1, "bands": 12}  # a decoder
 
 
 @pytest.fixture(autouse=True)
@@ -420,6 +421,45 @@ def module_optimizer() -> dict[str, torch.optim.Optimizer]:
     return {"model": make_optimizer(list(module.parameters()), module, OptimArgs())}
 
 
+def test_ids_are_rounded_from_the_step_that_the_recipe_names(data: Path, tmp_path: Path) -> None:
+    tree = tree_of("codec", data, quantize_from=3)
+    whole = go(tree, tmp_path / "whole")
+    rounding = [row["vq"] for row in story(whole) if "vq" in row]
+    assert rounding[:3] == [0, 0, 0] and min(rounding[3:]) > 0
+    family, recipe = _family(tree)
+    for at in (2, 5):  # stopped before the codebook starts, and after
+        with pytest.raises(Interrupted):
+            run = tmp_path / "run"
+            train(Fragile(family, at), recipe.train, recipe.optim, run, progress=False)  # type: ignore[arg-type]
+    cut = go(tree, tmp_path)
+    assert story(cut) == story(whole) and same(weights(cut), weights(whole))
+
+
+def test_the_voice_can_be_frozen_on_the_way(data: Path, tmp_path: Path) -> None:
+    run = go(tree_of("codec", data, freeze_voice_from=4), tmp_path)
+    four, six = (
+        torch.load(path, weights_only=True)["module"]
+        for path in sorted((run / "checkpoints").glob("step-*.pt"))
+    )
+    moved = {
+        name.split(".")[1] for name in six if name.startswith("codec.") and not same(four[name], six[name])
+    }
+    assert "encoder" in moved and "prenet" in moved and "speaker_encoder" not in moved
+    start = _family(tree_of("codec", data))[0].build().state_dict()
+    name = "codec.speaker_encoder.project.weight"
+    assert not same(start[name], four[name])  # until then it learns
+
+
+def test_envelopes_are_learnt_without_rendering(data: Path, tmp_path: Path) -> None:
+    sizes = {**codec_tree(data / "cache")["model"], "decoder": HARMONIC}
+    run = go(tree_of("codec", data, model=sizes, weights={"mel": 0.0, "envelope": 1.0}), tmp_path)
+    for row in story(run):
+        if any(key.startswith("eval/") for key in row):
+            assert row["eval/mel"] > 0 and row["eval/envelope"] > 0  # heard when it is judged
+        else:
+            assert row["envelope"] > 0 and "mel" not in row
+
+
 def test_unusable_recipes_are_refused_by_name(data: Path, tmp_path: Path) -> None:
     for change, message in [
         ({"kind": "vocoder"}, "recipe kind 'vocoder': choose one of codec, gpa"),
@@ -526,8 +566,7 @@ def test_a_cache_of_another_manifest_is_refused(data: Path, tmp_path: Path) -> N
 
 def test_a_new_decoder_takes_the_place_of_the_old(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:
     """Trained from nothing on frozen ids; the checkpoints of the run and its export hold one network."""
-    sizes = {"input_channel": 16, "channels": 16, "hidden": 32, "layers": 1, "bands": 12}
-    changes = {"init": str(runs["codec"] / "export"), "freeze_ids": True, "model": {}, "decoder": sizes}
+    changes = {"init": str(runs["codec"] / "export"), "freeze_ids": True, "model": {}, "decoder": HARMONIC}
     run = go(tree_of("codec", data, **changes), tmp_path)
     exported = trained.load_network(run / "export")
     stored = trained.load_network(sorted((run / "checkpoints").glob("*.pt"))[-1])
