@@ -107,3 +107,24 @@ def test_pulses_count_only_where_the_voice_sounds(decoder):
     silence = torch.zeros(1, 40 * HOP)
     assert decoder.envelope_distance(frames, torch.zeros(1, 40), silence) == 0
     assert decoder.envelope_distance(frames, torch.ones(1, 40), silence) > 1
+
+
+def test_sharpening_lifts_what_stands_out_and_leaves_pitch(decoder):
+    sharp = HarmonicDecoder(8, 16, 32, 1, bands=20, hop=HOP, sample_rate=RATE, sharpen=(0.5, 0.5))
+    flat = torch.zeros(2, 2 * 20 + 2, 30)
+    assert torch.equal(sharp._sharpened(flat), flat)
+    frames = flat.clone()
+    frames[0, 7, 12] = 1.0  # a harmonic band
+    frames[1, 27, 12] = 1.0  # a noise band
+    frames[:, -2:] = torch.randn(2, 2, 30)
+    out = sharp._sharpened(frames)
+    assert torch.equal(out[:, -2:], frames[:, -2:]) and torch.equal(decoder._sharpened(frames), frames)
+    peak = (1 + 0.5 * (1 - 1 / 5)) * (1 + 0.5 * (1 - 1 / 13))
+    assert float(out[0, 7, 12]) == pytest.approx(peak) and float(out[1, 27, 12]) == pytest.approx(peak)
+    assert out[0, 7, 11] < 0 and out[0, 8, 12] < 0  # its neighbours give way
+    assert not out[0, 20:40].any() and not out[1, :20].any()  # sources do not mix
+    assert not torch.equal(sharp.render(frames), decoder.render(frames))
+    f0, voiced = torch.full((2, 30), 120.0), torch.ones(2, 30)
+    assert torch.equal(
+        sharp.render(frames, f0, voiced), decoder.render(frames, f0, voiced)
+    )  # training does not

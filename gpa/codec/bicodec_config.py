@@ -76,6 +76,7 @@ class WaveConfig:
     hop_length: int = 320
     hidden: int = 0
     layers: int = 0
+    sharpen: tuple[float, float] = (0.0, 0.0)  # of the source-filter decoder, see there
 
 
 @dataclass(frozen=True)

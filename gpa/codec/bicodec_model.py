@@ -58,7 +58,9 @@ class Decoder(nn.Module):
 def _wave_decoder(c: WaveConfig, sample_rate: int) -> WaveGenerator | ISTFTDecoder | HarmonicDecoder:
     if c.bands:
         sizes = (c.input_channel, c.channels, c.hidden, c.layers)
-        return HarmonicDecoder(*sizes, bands=c.bands, hop=c.hop_length, sample_rate=sample_rate)
+        return HarmonicDecoder(
+            *sizes, bands=c.bands, hop=c.hop_length, sample_rate=sample_rate, sharpen=c.sharpen
+        )
     if c.n_fft:
         return ISTFTDecoder(c.input_channel, c.channels, c.hidden, c.layers, c.n_fft, c.hop_length)
     return WaveGenerator(c.input_channel, c.channels, list(c.rates), list(c.kernel_sizes))
