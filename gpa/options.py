@@ -7,6 +7,11 @@ from typing import Any
 
 from gpa import commands
 
+_CHECKPOINT: dict[str, Any] = {
+    "default": commands.DEFAULT_MODEL,
+    "help": f"directory, owner/name, or shipped name (default {commands.DEFAULT_MODEL})",
+}
+
 
 class Raw(argparse.RawDescriptionHelpFormatter):
     """Keeps our line breaks, and options in one readable column."""
@@ -70,23 +75,13 @@ def sampling(p: argparse.ArgumentParser) -> None:
 
 def model(p: argparse.ArgumentParser) -> None:
     """Which checkpoint, and where it runs, as options."""
-    p.add_argument(
-        "--model",
-        metavar="M",
-        default=commands.DEFAULT_MODEL,
-        help=f"directory, owner/name, or shipped name (default {commands.DEFAULT_MODEL})",
-    )
+    p.add_argument("--model", metavar="M", **_CHECKPOINT)
     device(p)
 
 
 def which(p: argparse.ArgumentParser) -> None:
     """Which checkpoint, as the argument."""
-    p.add_argument(
-        "model",
-        nargs="?",
-        default=commands.DEFAULT_MODEL,
-        help=f"directory, owner/name, or shipped name (default {commands.DEFAULT_MODEL})",
-    )
+    p.add_argument("model", nargs="?", **_CHECKPOINT)
 
 
 def device(p: argparse.ArgumentParser, dtype: str = "auto") -> None:

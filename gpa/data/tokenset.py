@@ -13,7 +13,7 @@ import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,7 @@ def longest(format: Format, tasks: Sequence[str], row: Mapping[str, Any]) -> int
     return max(len(example(format, task, row).input_ids) + _wording(format, task) for task in tasks)
 
 
+@lru_cache(maxsize=16)  # the same for every row of a corpus
 def _wording(format: Format, task: str) -> int:
     """How many ids the longest instruction has more than the first, which `example` writes."""
     if format.name != "instruct":

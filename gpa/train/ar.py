@@ -30,8 +30,9 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.prompt import get_format
 from gpa.tasks import IGNORE
 from gpa.text import TextTokenizer
+from gpa.train.args import TrainArgs
 from gpa.train.engine import place
-from gpa.train.loop import Loss, TrainArgs
+from gpa.train.family import Loss
 from gpa.train.optim import OptimArgs
 from gpa.vocab import Vocab
 
@@ -184,7 +185,6 @@ class LMFamily:
 
     def _loss(self, module: nn.Module, batch: LMBatch) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(module, Backbone)
-        batch = place(batch, module.device)
         w = self.recipe.weights
         # No mask: positions that start again tell the library where a row ends, and right padding under
         # causal attention is never seen by a real position.
@@ -213,12 +213,14 @@ class LMFamily:
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         sums: dict[str, list[float]] = {}
+        device = next(module.parameters()).device
         rng = np.random.default_rng(0)
         rows = range(0, len(self.dev.clips), max(1, len(self.dev.clips) // self.recipe.data.dev_rows))
         for i in rows:
             for task in TASK_ORDER:
                 if self.dev.length(task, i) <= self.recipe.data.max_ids:
-                    _, metrics = self._loss(module, self._collate([self.dev.row(task, i, rng)]))
+                    batch = place(self._collate([self.dev.row(task, i, rng)]), device)
+                    _, metrics = self._loss(module, batch)
                     sums.setdefault(task, []).append(metrics[task])
                     sums.setdefault("alignment", []).append(metrics.get("alignment", 0.0))
         return {name: float(np.mean(values)) for name, values in sums.items()}

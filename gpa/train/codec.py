@@ -30,8 +30,9 @@ from gpa.data.align import letter_targets
 from gpa.data.batches import BatchPlan
 from gpa.data.features import FeatureCache
 from gpa.errors import CheckpointError, UsageError
+from gpa.train.args import TrainArgs
 from gpa.train.engine import place
-from gpa.train.loop import Loss, TrainArgs
+from gpa.train.family import Loss
 from gpa.train.optim import OptimArgs
 
 
@@ -166,7 +167,7 @@ class CodecFamily:
     @torch.no_grad()
     def _start_codebook(self, codec: BiCodecModel) -> None:
         features = (torch.from_numpy(self.cache.features(i)).T[None] for i in self._some_clips(512))
-        device = codec.prenet.linear.weight.device
+        device = next(codec.parameters()).device
         codec.quantizer.start(torch.cat([codec.latents(x.to(device))[0].T for x in features]))
 
     def _measure_features(self, codec: BiCodecModel) -> None:
@@ -251,7 +252,6 @@ class CodecFamily:
 
     def _reconstruct(self, module: CodecModule, batch: CodecBatch) -> tuple[Tensor, dict[str, float], Tensor]:
         w, codec = self.recipe.weights, module.codec
-        batch = place(batch, codec.prenet.linear.weight.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recipe.freeze_ids):
             z_q, codes, vq = codec.quantizer(codec.latents(batch.features))
             speaker = codec.speaker_encoder(codec.mel(batch.reference))
@@ -276,8 +276,8 @@ class CodecFamily:
         f0, voiced = yin(real, decoder.hop, decoder.sample_rate)
         log_f0, logit = decoder.pitch(frames)
         distance = (log_f0 - (f0.log() - CENTRE)).abs() * voiced
-        parts["pitch"] = distance.sum() / voiced.sum().clamp_min(1)
-        parts["pitch"] = parts["pitch"] + F.binary_cross_entropy_with_logits(logit, voiced)
+        height = distance.sum() / voiced.sum().clamp_min(1)
+        parts["pitch"] = height + F.binary_cross_entropy_with_logits(logit, voiced)
         if w.envelope:
             parts["envelope"] = decoder.envelope_distance(frames, voiced, real)
         if not w.mel and module.training and module.discriminators is None:
@@ -305,9 +305,10 @@ class CodecFamily:
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         assert isinstance(module, CodecModule)
         totals: dict[str, list[float]] = {}
+        device = next(module.parameters()).device
         rng = np.random.default_rng(0)
         for i in self.dev_rows:
-            _, metrics, _ = self._reconstruct(module, self._collate([i], rng))
+            _, metrics, _ = self._reconstruct(module, place(self._collate([i], rng), device))
             for key in ("mel", "pitch", "envelope", "ctc"):
                 if key in metrics:
                     totals.setdefault(key, []).append(metrics[key])
