@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa import commands, options
+from gpa import bench, commands, options
 from gpa.errors import AudioWarning, GPAError
 
 INTERRUPTED, BROKEN_PIPE, FAILED = 130, 141, 1  # the first two as a shell reports signals 2 and 13
@@ -108,8 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.set_defaults(verbose=False)
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _prepare, _train, _plan):
+    for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _prepare, _train, _finetune, _plan):
         add(sub)
+    bench.add(sub)
     return parser
 
 
@@ -288,6 +289,43 @@ the same as `python -m gpa.train`; its own --help says more.
     about, example = "draw the metrics of training runs", "  gpa plot runs/mini     prints RUN/loss.png\n"
     p = options.command(sub, "plot", commands.plot, about, example)
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
+
+
+def _finetune(sub: Any) -> None:
+    p = options.command(
+        sub, "finetune", commands.finetune, "teach a model a new voice from a folder of recordings", """\
+  gpa finetune --voice recordings/anna --plan          say what it would take, train nothing
+  gpa finetune --voice recordings/anna -o anna
+  gpa tts "It is me." --model anna/model --voice anna
+
+FOLDER holds audio files, with a .txt of the same name where the words are known; what has none is
+transcribed by the model and marked so. prints a plan, trains an adapter while rehearsing what the model
+could do before, and ends with a table before and after; exits with 1 if an old task lost more than
+--limit points. a run that was killed goes on where it was: start it again. use your own voice, or one
+whose owner agreed. docs/finetuning.md says what was measured.
+"""
+    )  # fmt: skip
+    p.add_argument("--voice", type=Path, required=True, metavar="FOLDER", help="recordings, or a manifest")
+    p.add_argument("-o", "--output", type=Path, metavar="DIR", help="default runs/voice-NAME")
+    p.add_argument("--plan", action="store_true", help="print the plan and stop")
+    p.add_argument("--name", default="", help="of the voice (default: the folder's)")
+    p.add_argument("--licence", default="", metavar="L", help="of recordings that state none")
+    p.add_argument(
+        "--transcriber", choices=("model", "judge"), default="model", help="fills in texts (default model)"
+    )
+    how = p.add_argument_group("training")
+    how.add_argument("--rank", type=int, default=16, help="of the adapter; 0 trains all weights (default 16)")
+    how.add_argument("--steps", type=int, default=0, help="default: a dozen passes over the voice")
+    how.add_argument("--lr", type=float, default=0.0, help="default 1e-3, for all weights 1e-4")
+    how.add_argument("--batch-ids", type=int, default=2048, metavar="N", help="of a step (default 2048)")
+    how.add_argument("--replay", default="", metavar="DIR", help="a prepared folder to rehearse from")
+    how.add_argument("--seed", type=int, default=0, help="default 0")
+    how.add_argument("--threads", type=int, default=0, help="default: torch's choice")
+    seen = p.add_argument_group("the table")
+    seen.add_argument("--items", type=int, default=12, metavar="N", help="of each line; 0: no table")
+    seen.add_argument("--judge", choices=("auto", "extra", "own"), default="auto", help="who listens")
+    seen.add_argument("--limit", type=float, default=10.0, metavar="POINTS", help="of loss (default 10)")
+    options.model(p)
 
 
 def _plan(sub: Any) -> None:

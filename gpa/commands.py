@@ -26,6 +26,11 @@ PUBLISHED_LICENCES = {  # docs/checkpoints.md has the details
 }
 SAMPLING = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 
+FINETUNE = (
+    *("name", "replay", "rank", "steps", "lr", "batch_ids", "items", "judge", "transcriber", "limit"),
+    *("licence", "seed", "threads", "device", "offline"),
+)
+
 
 def say(message: str) -> None:
     """One remark on stderr."""
@@ -179,6 +184,29 @@ def train(args: argparse.Namespace) -> None:
     from gpa.train.__main__ import main
 
     main(args.rest)
+
+
+def finetune(args: argparse.Namespace) -> int:
+    """Learn a voice; 1 if something old became worse past the limit."""
+    from transformers.utils import logging as small_talk
+
+    from gpa.finetune import Job
+    from gpa.finetune import finetune as run
+
+    small_talk.disable_progress_bar()  # of every loading of weights
+    given = {name: getattr(args, name) for name in FINETUNE}
+    out = args.output or Path("runs") / f"voice-{given['name'] or args.voice.resolve().stem}"
+    outcome = run(Job(args.voice, out, args.model, **given), say, only_plan=args.plan)
+    if outcome is None:
+        return 0
+    if outcome.table:
+        print(outcome.table)
+    print(outcome.model)
+    for line in outcome.regressions:
+        say(f"regressed by more than {args.limit:g} points: {line}")
+    if outcome.regressions:
+        say("more rehearsal (--replay), fewer --steps or a lower --lr forget less")
+    return 1 if outcome.regressions else 0
 
 
 def plot(args: argparse.Namespace) -> None:

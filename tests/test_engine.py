@@ -20,12 +20,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from gpa import cli
+from gpa import cli, config
 from gpa.data import features
 from gpa.errors import CheckpointError, MissingExtraError, TrainingError, UsageError
+from gpa.models.gpa.backbone import load_backbone
 from gpa.train import checkpoint, environment, metrics
 from gpa.train.__main__ import main
 from gpa.train.ar import LMData as LM
+from gpa.train.ar import LMFamily, LMRecipe
 from gpa.train.args import TrainArgs
 from gpa.train.engine import Single, lost_rank, place
 from gpa.train.family import Loss
@@ -39,6 +41,7 @@ CLOCK = ("seconds", "tokens_per_s")
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 20
 SHORT = ("train.steps=2", "train.best=''")
+HEARD = ("validate.rows=1", "validate.frame_rate=25")
 SHARDED = "train.zero_options={stage3_param_persistence_threshold: 0}"  # or so small a model stays whole
 
 
@@ -121,7 +124,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 def cases(site: Site) -> dict[str, list[str]]:
     alone = "weights.adversarial_from=-1"  # no discriminator: one optimiser
     plan = {
-        "ranks": site.argv("ranks", site.lm, "train.world=2"),
+        "ranks": site.argv("ranks", site.lm, "train.world=2", "train.workers=1"),
+        "heard": site.argv("heard", site.lm, *SHORT, "train.zero=3", SHARDED, *HEARD),
         **{f"zero{n}": site.argv(f"zero{n}", site.lm, f"train.zero={n}", SHARDED) for n in (1, 2, 3)},
         "zero2-accumulate": site.argv(
             "zero2-accumulate", site.lm, *SHORT, "train.zero=2", "train.accumulate=2"
@@ -190,6 +194,17 @@ def test_frozen_parameters_stay_bit_identical(name: str, site: Site) -> None:
     before, after = site.weights("codec"), site.weights(name)
     moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
     assert moved == {"prenet", "decoder"}
+
+
+def test_rank_0_generates_from_whole_weights(site: Site) -> None:
+    """The slow twin is the run's export, which holds the averaged weights that were evaluated."""
+    found = site.story("heard")[-1]
+    family = LMFamily(config.build(LMRecipe, config.load_yaml(site.lm, list(HEARD))))
+    module = load_backbone(site.root / "heard" / "export")
+    said = {f"eval/{name}": value for name, value in family.evaluate(module).items()}
+    assert said.keys() | {"step"} == found.keys() and "eval/tts_roundtrip_wer" in said
+    for name, value in said.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_accumulation_under_zero(site: Site) -> None:

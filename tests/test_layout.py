@@ -30,7 +30,7 @@ MAX_LINES = 400
 MAX_DEPTH = 2
 
 # The layer of every module, by its first name under gpa. A new module needs a place here and in the docs.
-LAYERS = {name: 0 for name in ("errors", "config", "audio", "text", "normalise", "vocab", "hub")}
+LAYERS = {name: 0 for name in ("errors", "config", "audio", "text", "normalise", "vocab", "hub", "compose")}
 LAYERS |= {
     "nn": 1,
     "codec": 2,
@@ -42,7 +42,8 @@ LAYERS |= {
     "serve": 5,
     "evals": 5,
 }
-LAYERS |= {"cli": 6, "options": 6, "commands": 6, "demo": 6, "doctor": 6, "__main__": 6, "__init__": 6}
+LAYERS |= dict.fromkeys(("cli", "options", "commands", "bench", "demo", "doctor", "finetune"), 6)
+LAYERS |= {"__main__": 6, "__init__": 6}
 STRANGERS = ("train", "serve", "evals")  # of one layer, yet they do not import each other
 
 # Where a package may be imported at all, by the first name under gpa; edges (layer 6) may use any.
@@ -72,7 +73,7 @@ IMPLIED = {
     "fastapi": {"pydantic", "starlette"},
     "transformers": {"huggingface_hub"},
 }  # what a declared package certainly brings and re-exports
-HAND_INSTALLED = {"resemblyzer", "librosa", "peft", "vllm", "sglang"}  # documented, not in an extra
+HAND_INSTALLED = {"resemblyzer", "librosa", "vllm", "sglang"}  # documented, not in an extra
 HEAVY_AT_LOAD = {"torch", "transformers", "matplotlib"}  # not at load time of layer 0 and prompt
 
 

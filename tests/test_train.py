@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from torch import nn
 from gpa import config
 from gpa.codec import trained
 from gpa.codec.harmonic import HarmonicDecoder
+from gpa.codec.pitch import yin
 from gpa.data import features, tokens
 from gpa.data.features import FeatureCache
 from gpa.data.rows import TASK_ORDER, LMBatch
@@ -448,6 +450,42 @@ def test_the_voice_can_be_frozen_on_the_way(data: Path, tmp_path: Path) -> None:
     start = _family(tree_of("codec", data))[0].build().state_dict()
     name = "codec.speaker_encoder.project.weight"
     assert not same(start[name], four[name])  # until then it learns
+
+
+def test_what_the_encoder_hears_is_learnt_from(data: Path, tmp_path: Path) -> None:
+    """Nothing is lost on the recording itself; on a batch that is repeated the loss falls."""
+    sizes = {**codec_tree(data / "cache")["model"], "decoder": HARMONIC}
+    tree = tree_of("codec", data, model=sizes, weights={"mel": 0.0, "heard": 1.0})
+    with pytest.raises(UsageError, match=r"data\.encoder"):
+        _family(tree)[0]
+    tree["data"]["encoder"] = str(data / "encoder")
+    family = _family(tree)[0]
+    torch.manual_seed(0)
+    module = family.build()
+    batch, values = family.batch(0), []
+    assert family._heard(module.codec, batch.wav, batch.wav) == 0
+    optimiser = torch.optim.Adam(module.codec.decoder.parameters(), 3e-3)
+    for _ in range(8):
+        loss = next(family.losses(module, batch, 0))
+        optimiser.zero_grad()
+        loss.value.backward()
+        optimiser.step()
+        values.append(loss.metrics["heard"])
+    assert values[-1] < values[0]
+
+
+def test_the_pitch_of_a_cache_is_measured_once(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "cache", tmp_path / "cache")
+    file = tmp_path / "cache" / features.PITCH
+    file.write_bytes(b"cut short")  # by a kill: measured again
+    cache = features.FeatureCache(tmp_path / "cache")
+    f0, voiced = yin(torch.from_numpy(cache.wav(2))[None], features.FRAME)
+    ours, ours_voiced = cache.pitch(2, 5, 20)
+    np.testing.assert_allclose(ours, f0[0, 5:20], rtol=1e-3)  # kept in half precision
+    np.testing.assert_array_equal(ours_voiced, voiced[0, 5:20])
+    stamp = file.stat().st_mtime_ns
+    features.FeatureCache(tmp_path / "cache").measure_pitch()
+    assert file.stat().st_mtime_ns == stamp
 
 
 def test_envelopes_are_learnt_without_rendering(data: Path, tmp_path: Path) -> None:

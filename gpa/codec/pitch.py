@@ -19,7 +19,8 @@ def yin(wav: Tensor, hop: int, sample_rate: int = 16_000, threshold: float = 0.2
     shortest, longest = int(sample_rate / HIGH), int(sample_rate / LOW)
     side = (WINDOW + longest - hop) // 2
     frames = F.pad(wav, (side, WINDOW + longest - hop - side)).unfold(-1, WINDOW + longest, hop)  # (B, T, N)
-    head, size = frames[..., :WINDOW], 1 << (2 * WINDOW + longest).bit_length()
+    head = frames[..., :WINDOW]
+    size = 1 << (WINDOW + longest - 1).bit_length()  # what wraps around is not read
     spectrum = torch.fft.rfft(head, size).conj() * torch.fft.rfft(frames, size)
     product = torch.fft.irfft(spectrum, size)[..., : longest + 1]
     energy = F.pad(frames.square().cumsum(-1), (1, 0))

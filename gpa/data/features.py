@@ -1,14 +1,16 @@
 """The codec's training cache: one clip's feature-encoder output and waveform, in two flat files.
 
 Written once by `write` (resumable per clip), read at random by `FeatureCache`. Rows are the manifest's, in
-its order.
+its order. The pitch is measured when it is first asked for, into a third file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from tqdm import tqdm
 
 from gpa import audio
 from gpa.codec.features import FRAME, WhisperFeatures, load_whisper_features
+from gpa.codec.pitch import yin
 from gpa.errors import CheckpointError
 
-FEATURES, AUDIO, INDEX = "features.f16", "audio.i16", "index.jsonl"
+FEATURES, AUDIO, INDEX, PITCH = "features.f16", "audio.i16", "index.jsonl", "pitch.f16"
 COMMAND = "python -m gpa.data.features MANIFEST --encoder DIR -o CACHE"
 
 
@@ -78,7 +81,7 @@ class FeatureCache:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+        self._path = path = Path(path)
         absent = [name for name in (INDEX, FEATURES, AUDIO) if not (path / name).is_file()]
         if absent:
             raise CheckpointError(
@@ -109,6 +112,30 @@ class FeatureCache:
         end = row["frames"] if end is None else end
         part = self._audio[(row["offset"] + begin) * FRAME : (row["offset"] + end) * FRAME]
         return part.astype(np.float32) / 32767
+
+    def pitch(self, i: int, begin: int = 0, end: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """f0 in Hz and voicing (0 or 1) of row i between two frames, (T,) each; see `gpa.codec.pitch`."""
+        row = self.rows[i]
+        end = row["frames"] if end is None else end
+        part = self._pitch[row["offset"] + begin : row["offset"] + end].astype(np.float32)
+        return np.abs(part), (part > 0).astype(np.float32)
+
+    def measure_pitch(self) -> None:
+        """Make sure that the pitch is there; minutes for ten hours of speech, once."""
+        path = self._path / PITCH
+        if path.is_file() and path.stat().st_size == len(self._features) * 2:
+            return
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        with partial.open("wb") as f:
+            for i in tqdm(range(len(self.rows)), desc="pitch", dynamic_ncols=True):
+                f0, voiced = yin(torch.from_numpy(self.wav(i))[None], FRAME)
+                f.write(torch.where(voiced > 0, f0, -f0)[0].half().numpy().tobytes())
+        partial.replace(path)
+
+    @cached_property
+    def _pitch(self) -> np.ndarray:  # f0 of every frame, negative where unvoiced
+        self.measure_pitch()
+        return np.fromfile(self._path / PITCH, np.float16)
 
     def select(self, splits: tuple[str, ...]) -> Iterator[int]:
         """Row numbers of the given splits."""

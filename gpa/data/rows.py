@@ -65,6 +65,19 @@ class Some(Sequence[Mapping[str, Any]]):
         return self.clips[self.numbers[i]]
 
 
+class Chain(Sequence[Mapping[str, Any]]):
+    """The clips of one sequence, then those of another."""
+
+    def __init__(self, first: Sequence[Mapping[str, Any]], then: Sequence[Mapping[str, Any]]) -> None:
+        self.first, self.then = first, then
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.then)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.first[i] if i < len(self.first) else self.then[i - len(self.first)]
+
+
 class RowBuilder:
     """Clips to supervised rows, by the same `prompt` object that builds inference prompts."""
 

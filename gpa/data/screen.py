@@ -16,6 +16,7 @@ import numpy as np
 from gpa import audio
 from gpa.codec.base import CodecSpec
 from gpa.data.checks import CHECKS, Case, Limits, Sound, letters, measure
+from gpa.data.edits import edits
 from gpa.data.manifest import Clip, ManifestRow
 from gpa.data.tokenset import longest, stored_text
 from gpa.errors import AudioError, PromptError
@@ -217,11 +218,4 @@ def character_errors(said: str, heard: str) -> float:
     """Edits that turn `heard` into `said`, per character of `said`."""
     if not said:
         return float(bool(heard))
-    row = np.arange(len(heard) + 1)
-    codes = np.array([ord(c) for c in heard])
-    for i, c in enumerate(said, 1):
-        step = np.minimum(row[1:] + 1, row[:-1] + (codes != ord(c)))
-        # Insertions run along the row: the best of every earlier cell plus the distance to it.
-        full = np.concatenate([[i], step]) - np.arange(len(heard) + 1)
-        row = np.minimum.accumulate(full) + np.arange(len(heard) + 1)
-    return float(row[-1]) / len(said)
+    return edits(said, heard) / len(said)

@@ -117,9 +117,8 @@ def enrolment(rows: Sequence[Row], speaker: str, without: Iterable[str], n: int 
 
 
 def sentence_files(root: Path) -> list[Path]:
-    """The sentence lists of the data folder that exist."""
-    names = ("ljspeech_sentences.tsv", "cmu_arctic.data")
-    return [root / "text" / name for name in names if (root / "text" / name).is_file()]
+    """The sentence lists of the data folder: `id<tab>sentence` (.tsv), or CMU Arctic's own form (.data)."""
+    return [path for suffix in (".tsv", ".data") for path in sorted((root / "text").glob(f"*{suffix}"))]
 
 
 def unseen_sentences(root: Path, seen: Iterable[str], n: int, seed: int) -> list[Sentence]:

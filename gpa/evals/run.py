@@ -79,7 +79,11 @@ class Bench:
 
     def voice_of(self, row: items.Row, pair: items.Pair) -> np.ndarray:
         """The judge's idea of a row's speaker, from clips other than the two of the pair."""
-        rows = items.enrolment(self.manifest, row["speaker"], (pair.source["id"], pair.target["id"]))
+        return self.speaker_of(row["speaker"], (pair.source["id"], pair.target["id"]))
+
+    def speaker_of(self, speaker: str, without: Sequence[str] = ()) -> np.ndarray:
+        """The judge's idea of a speaker of the manifest, from its clips but those."""
+        rows = items.enrolment(self.manifest, speaker, without)
         key = tuple(r["id"] for r in rows)
         if key not in self._voices_known:
             self._voices_known[key] = self.speaker.enrol([self.clip(r) for r in rows])
@@ -171,7 +175,10 @@ def tts(bench: Bench) -> list[Item]:
         speech = timed(item, model.tts, sentence.text, voice=voice, seed=bench.seed)
         if speech is not None:
             item.shares["stopped"] = speech.finish_reason == "stop"
-            bench.hear(item, speech.wav, speech.sample_rate, "tts")
+            heard = bench.hear(item, speech.wav, speech.sample_rate, "tts")
+            if any(row["speaker"] == voice for row in bench.manifest):
+                own = bench.speaker_of(str(voice))
+                item.values["similarity"] = round(cosine(bench.speaker.embed(heard), own), 4)
         found.append(item)
     return found
 

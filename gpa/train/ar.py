@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,24 @@ from torch import Tensor, nn
 from gpa.codec import trained
 from gpa.data import tokens, tokenset
 from gpa.data.batches import BatchPlan
-from gpa.data.rows import TASK_ORDER, LMBatch, Row, RowBuilder, Some, collate, pack
+from gpa.data.rows import TASK_ORDER, Chain, LMBatch, Row, RowBuilder, Some, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.backbone import Backbone, alignment_loss, load_backbone, new_backbone
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.prompt import get_format
 from gpa.tasks import IGNORE
 from gpa.text import TextTokenizer
+from gpa.train import adapters
+from gpa.train.adapters import AdapterArgs
 from gpa.train.args import TrainArgs
 from gpa.train.engine import place
 from gpa.train.family import Loss
 from gpa.train.optim import OptimArgs
+from gpa.train.validate import ValidateArgs, prepare
 from gpa.vocab import Vocab
 
 log = logging.getLogger(__name__)
+Clip = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class LMData:
     """Where the ids are and how batches are cut; `share` is how often a clip serves each task per epoch."""
 
     tokens: str
+    replay: str = ""  # a second folder, of what the model could do before: fine-tuning forgets less
+    replay_share: float = 0.5  # of all rows drawn
     max_ids: int = 640
     batch_ids: int = 4096
     share_tts: float = 1.0
@@ -77,10 +83,12 @@ class LMRecipe:
     kind: str = "gpa"
     codec: str = ""  # codec export whose code vectors start the semantic embeddings
     init: str = ""  # a Hugging Face directory to start from
+    adapter: AdapterArgs = field(default_factory=AdapterArgs)  # of `init`, which then stays as it is
     format: str = "instruct"  # of the prompts; "published" for a published checkpoint
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: LMWeights = field(default_factory=LMWeights)
+    validate: ValidateArgs = field(default_factory=ValidateArgs)  # by generation
 
 
 class LMFamily:
@@ -93,8 +101,11 @@ class LMFamily:
         fmt = get_format(recipe.format, self.vocab, TextTokenizer.from_file(folder))
         clips = tokens.read(folder)
         split = [clip["split"] for clip in clips]
-        train = Some(clips, [i for i, name in enumerate(split) if name.startswith("train")])
+        train: Sequence[Clip] = Some(clips, [i for i, name in enumerate(split) if name.startswith("train")])
         dev = Some(clips, [i for i, name in enumerate(split) if name == "dev" and clips[i]["text"]])
+        own = len(train)
+        if recipe.data.replay:
+            train = Chain(train, self._replay(Path(recipe.data.replay)))
         self.text = fmt.text_tokenizer
         self.train_rows, self.dev = RowBuilder(train, fmt), RowBuilder(dev, fmt)
         self.items = self._items(train)
@@ -108,9 +119,19 @@ class LMFamily:
             log.warning("%d of %d rows are longer than data.max_ids: left out", (~fits).sum(), len(fits))
         self.items = [item for item, ok in zip(self.items, fits, strict=True) if ok]
         weights = np.array([weight for _, _, weight in self.items])
+        weights = _shared(weights, np.array([i >= own for _, i, _ in self.items]), recipe.data.replay_share)
         self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
+        folders = {"tokens": recipe.data.tokens, "codec": recipe.codec, "init": recipe.init}
+        self.validation = prepare(recipe.validate, self.dev, recipe.data.max_ids, **folders)
 
-    def _items(self, train: Some) -> list[tuple[str, int, float]]:
+    def _replay(self, folder: Path) -> Sequence[Clip]:
+        """Its training clips; CheckpointError if its ids are others than those of `data.tokens`."""
+        if Vocab.from_file(folder).fingerprint() != self.vocab.fingerprint():
+            raise CheckpointError(f"{folder}: its ids are not those of {self.recipe.data.tokens}")
+        clips = tokens.read(folder)
+        return Some(clips, [i for i, clip in enumerate(clips) if clip["split"].startswith("train")])
+
+    def _items(self, train: Sequence[Clip]) -> list[tuple[str, int, float]]:
         """(task, clip, how often) of every row: the clip's own task, or all that it can serve."""
         share = {name: getattr(self.recipe.data, f"share_{name}") for name in TASK_ORDER}
         items = []
@@ -121,12 +142,17 @@ class LMFamily:
         return sorted(items, key=lambda item: TASK_ORDER.index(item[0]))
 
     def build(self) -> nn.Module:
-        model, w = self._start(), self.recipe.weights
+        w = self.recipe.weights
+        if self.recipe.adapter.rank and (w.alignment or not self.recipe.init):
+            raise UsageError("an adapter needs a model in `init`, and weights.alignment=0")
+        model = self._start()
         if w.alignment and w.alignment_layer >= model.config.num_hidden_layers:
             raise UsageError(
                 f"weights.alignment_layer={w.alignment_layer}: the network has only "
                 f"{model.config.num_hidden_layers} layers; weights.alignment=0 does without"
             )
+        if self.recipe.adapter.rank:
+            adapters.attach(model, self.recipe.adapter)
         return model
 
     def _start(self) -> Backbone:
@@ -146,9 +172,10 @@ class LMFamily:
 
     def _check_fingerprints(self, init: Path) -> None:
         """Ids of another codec or tokenizer than the model's own would be noise to it."""
-        folder, known = Path(self.recipe.data.tokens), GPAConfig.read(init).fingerprints
-        if known and (folder / tokenset.PREPARED).is_file():
-            tokenset.check_fits(folder, known)
+        known = GPAConfig.read(init).fingerprints
+        for folder in map(Path, filter(None, (self.recipe.data.tokens, self.recipe.data.replay))):
+            if known and (folder / tokenset.PREPARED).is_file():
+                tokenset.check_fits(folder, known)
 
     def _start_embeddings(self, model: Backbone) -> None:
         """Semantic ids start where the codec's code vectors are: ids which sound alike start alike."""
@@ -212,6 +239,7 @@ class LMFamily:
         return total, metrics | {"tokens": batch.real, "positions": batch.ids.numel()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, Backbone)
         sums: dict[str, list[float]] = {}
         device = next(module.parameters()).device
         rng = np.random.default_rng(0)
@@ -223,10 +251,24 @@ class LMFamily:
                     _, metrics = self._loss(module, batch)
                     sums.setdefault(task, []).append(metrics[task])
                     sums.setdefault("alignment", []).append(metrics.get("alignment", 0.0))
-        return {name: float(np.mean(values)) for name, values in sums.items()}
+        losses = {name: float(np.mean(values)) for name, values in sums.items()}
+        return losses | (self.validation(module) if self.validation else {})
 
     def export(self, module: nn.Module, path: Path) -> None:
         assert isinstance(module, Backbone)
+        if self.recipe.adapter.rank:
+            module.save_pretrained(path / adapters.FOLDER)  # the adapter alone, as peft writes it
+            module = adapters.merged(self.recipe.init, path / adapters.FOLDER)
         module.save_pretrained(path)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(Path(self.recipe.data.tokens) / name, path / name)
+
+
+def _shared(weights: np.ndarray, replayed: np.ndarray, share: float) -> np.ndarray:
+    """Weights of rows, those of replayed ones scaled so that they are `share` of all that is drawn."""
+    if not replayed.any():
+        return weights
+    if not 0 < share < 1:
+        raise UsageError(f"data.replay_share={share}: above 0 and below 1")
+    factor = share / (1 - share) * weights[~replayed].sum() / max(weights[replayed].sum(), 1e-9)
+    return np.where(replayed, weights * factor, weights)

@@ -40,6 +40,7 @@ class TrainArgs:
     ema: float = 0.0  # decay of averaged weights, which are then evaluated and exported; 0: none
     best: str = ""  # held-out metric, as eval/tts, whose lowest value is kept in checkpoints/best.pt
     tensorboard: bool = False  # metrics also to RUN/tensorboard
+    workers: int = 0  # of each process, that make coming batches meanwhile; 0: the step makes its own
     timeout: float = 600.0  # seconds until a process that went silent is given up; evaluation must fit in
 
     def __post_init__(self) -> None:
@@ -50,13 +51,17 @@ class TrainArgs:
             if getattr(self, name) not in choices:
                 known = ", ".join(map(str, choices))
                 raise UsageError(f"train.{name}={getattr(self, name)!r}: choose one of {known}")
-        for name in ("seed", "world"):
+        for name in ("seed", "world", "workers"):
             if getattr(self, name) < 0:
                 raise UsageError(f"train.{name}={getattr(self, name)}: at least 0")
         if not 0 <= self.ema < 1:
             raise UsageError(f"train.ema={self.ema}: at least 0 and below 1, as 0.999")
         if self.best and not self.best.startswith("eval/"):
             raise UsageError(f"train.best={self.best!r}: a held-out metric, as eval/tts")
+        if self.best.endswith("_stop"):
+            raise UsageError(
+                f"train.best={self.best}: the lowest value is kept, and there the highest is best"
+            )
         if self.timeout <= 0:
             raise UsageError(f"train.timeout={self.timeout}: seconds, above 0")
         if self.zero_options and not self.zero:

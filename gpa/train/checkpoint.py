@@ -24,8 +24,8 @@ from gpa.train.optim import Optimizer
 KEEP = 2
 # What a resumed run may change. More steps keep the past, though the learning rate then had another future.
 # `world` and `accumulate` may change against each other: the checkpoint holds their product.
-_FREE = "steps max_seconds save_every eval_every log_every threads world accumulate timeout tensorboard best"
-FREE = {f"train.{name}" for name in _FREE.split()}
+_FREE = "steps max_seconds save_every eval_every log_every threads workers world accumulate timeout"
+FREE = {f"train.{name}" for name in (*_FREE.split(), "tensorboard", "best")} | {"validate.rows"}
 
 
 class Stateful(Protocol):

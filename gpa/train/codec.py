@@ -22,10 +22,9 @@ from gpa import hub
 from gpa.codec import trained
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
 from gpa.codec.discriminators import Discriminators
-from gpa.codec.features import FRAME
+from gpa.codec.features import FRAME, FeatureEncoder, load_features
 from gpa.codec.harmonic import CENTRE, HarmonicDecoder
 from gpa.codec.losses import LetterHead, MelDistance, discriminator_loss, feature_matching, generator_loss
-from gpa.codec.pitch import yin
 from gpa.data.align import letter_targets
 from gpa.data.batches import BatchPlan
 from gpa.data.features import FeatureCache
@@ -38,9 +37,10 @@ from gpa.train.optim import OptimArgs
 
 @dataclass(frozen=True)
 class CodecData:
-    """Where the feature cache is and how batches are cut."""
+    """Where the feature cache is and how batches are cut; `encoder` is that of the features, to hear with."""
 
     cache: str
+    encoder: str = ""
     train: tuple[str, ...] = ("train", "train-notext", "train-synthetic")
     dev: tuple[str, ...] = ("dev",)
     dev_clips: int = 24
@@ -57,6 +57,7 @@ class CodecWeights:
 
     mel: float = 1.0  # distance of the rendered waveform; 0: not rendered in training
     envelope: float = 0.0  # distance of the drawn envelopes: the source-filter decoder without rendering
+    heard: float = 0.0  # distance of the features of the rendered waveform; needs data.encoder
     ctc: float = 1.0
     vq: float = 1.0
     speaker: float = 0.5
@@ -98,7 +99,8 @@ class CodecModule(nn.Module):
 @dataclass
 class CodecBatch:
     """Features (B, C, T) of whole clips with their letters, and R crops: row of the clip, positions of the
-    ids (R, n), their wav, a reference wav from the same clip, the speaker's number (-1: not in training).
+    ids (R, n), their wav with its pitch and voicing per frame, a reference wav from the same clip, the
+    speaker's number (-1: not in training).
     """
 
     features: Tensor
@@ -108,6 +110,8 @@ class CodecBatch:
     crop_row: Tensor
     crop: Tensor
     wav: Tensor
+    f0: Tensor
+    voiced: Tensor
     reference: Tensor
     speaker: Tensor
 
@@ -122,7 +126,11 @@ class CodecFamily:
                 "a codec recipe needs the sizes in `model`, or an export to go on from in `init`"
             )
         self.config = trained.settings_of(recipe.model, recipe.init, recipe.decoder)
+        if recipe.weights.heard and not recipe.data.encoder:
+            raise UsageError("weights.heard needs the feature encoder's folder in data.encoder")
         self.cache = FeatureCache(recipe.data.cache)
+        self.cache.measure_pitch()
+        self._ear: FeatureEncoder | None = None  # loaded when it is first needed
         self.ratio = self.config.latent_hop_length // FRAME
         least = max(recipe.data.crop_ids * self.ratio, 50)
         most = recipe.data.max_frames
@@ -202,7 +210,7 @@ class CodecFamily:
         targets = [letter_targets(cache.rows[i].get("text") or "") for i in rows]
         # Always as many: batch norm must not see two clips.
         crop_rows = np.resize(np.arange(len(rows)), data.crops)
-        crops, wavs, references = zip(*(self._crop(rows[n], rng) for n in crop_rows), strict=True)
+        crops, wavs, f0, voiced, references = zip(*(self._crop(rows[n], rng) for n in crop_rows), strict=True)
         names = [cache.rows[rows[n]]["speaker"] for n in crop_rows]
         known = {name: number for number, name in enumerate(self.speaker_names)}
         return CodecBatch(
@@ -213,19 +221,23 @@ class CodecFamily:
             crop_row=torch.from_numpy(crop_rows),
             crop=torch.from_numpy(np.stack(crops)),
             wav=torch.from_numpy(np.stack(wavs)),
+            f0=torch.from_numpy(np.stack(f0)),
+            voiced=torch.from_numpy(np.stack(voiced)),
             reference=torch.from_numpy(np.stack(references)),
             speaker=torch.tensor([known.get(name, -1) for name in names]),
         )
 
-    def _crop(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A random stretch of clip i: positions of its ids (n,), its samples; a reference from anywhere."""
+    def _crop(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """A random stretch of clip i: positions of its ids (n,), its samples, their pitch and voicing; a
+        reference from anywhere."""
         data, frames = self.recipe.data, self.cache.rows[i]["frames"]
         begin = int(rng.integers(0, frames // self.ratio - data.crop_ids + 1))
-        wav = self.cache.wav(i, begin * self.ratio, (begin + data.crop_ids) * self.ratio)
+        stretch = (i, begin * self.ratio, (begin + data.crop_ids) * self.ratio)
         at = int(rng.integers(0, max(1, frames - data.reference_frames)))
         reference = self.cache.wav(i, at, min(frames, at + data.reference_frames))
         ids = np.arange(begin, begin + data.crop_ids)
-        return ids, wav, np.resize(reference, data.reference_frames * FRAME)
+        f0, voiced = self.cache.pitch(*stretch)
+        return ids, self.cache.wav(*stretch), f0, voiced, np.resize(reference, data.reference_frames * FRAME)
 
     def losses(self, module: nn.Module, batch: CodecBatch, step: int) -> Iterator[Loss]:
         assert isinstance(module, CodecModule)
@@ -258,7 +270,7 @@ class CodecFamily:
             ctc = self._ctc(module, z_q, batch)
             speaker_loss = self._speaker(module, speaker, batch)
         crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
-        sound, wav = self._sound(module, codec.decoder(codec.condition(crop, speaker)), batch.wav)
+        sound, wav = self._sound(module, codec.decoder(codec.condition(crop, speaker)), batch)
         parts = {**sound, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
         metrics = {name: part.item() for name, part in parts.items()}
         metrics["used_codes"] = float(codes.unique().numel())
@@ -266,24 +278,46 @@ class CodecFamily:
         loss = torch.stack([getattr(w, name) * part for name, part in trained.items()]).sum()
         return loss, metrics, wav
 
-    def _sound(self, module: CodecModule, frames: Tensor, real: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _sound(
+        self, module: CodecModule, frames: Tensor, batch: CodecBatch
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Losses of the decoder's frames, and samples where a loss (or an evaluation) needs them."""
-        w, codec = self.recipe.weights, module.codec
+        w, codec, real = self.recipe.weights, module.codec, batch.wav
         decoder, parts = codec.decoder, {}
         if not isinstance(decoder, HarmonicDecoder):
             wav = codec.render(frames)
             return {"mel": module.mel_distance(wav, real)}, wav
-        f0, voiced = yin(real, decoder.hop, decoder.sample_rate)
         log_f0, logit = decoder.pitch(frames)
-        distance = (log_f0 - (f0.log() - CENTRE)).abs() * voiced
-        height = distance.sum() / voiced.sum().clamp_min(1)
-        parts["pitch"] = height + F.binary_cross_entropy_with_logits(logit, voiced)
+        distance = (log_f0 - (batch.f0.log() - CENTRE)).abs() * batch.voiced
+        height = distance.sum() / batch.voiced.sum().clamp_min(1)
+        parts["pitch"] = height + F.binary_cross_entropy_with_logits(logit, batch.voiced)
         if w.envelope:
-            parts["envelope"] = decoder.envelope_distance(frames, voiced, real)
-        if not w.mel and module.training and module.discriminators is None:
+            parts["envelope"] = decoder.envelope_distance(frames, batch.voiced, real)
+        unheard = not w.mel and not w.heard and module.discriminators is None
+        if unheard and module.training:
             return parts, real
-        wav = decoder.render(frames, f0, voiced)  # with the recording's pitch
-        return parts | {"mel": module.mel_distance(wav, real)}, wav
+        wav = decoder.render(frames, batch.f0, batch.voiced)  # with the recording's pitch
+        if w.mel or not module.training:
+            parts["mel"] = module.mel_distance(wav, real)
+        if w.heard:
+            parts["heard"] = self._heard(codec, wav, real)
+        return parts, wav
+
+    def _heard(self, codec: BiCodecModel, wav: Tensor, real: Tensor) -> Tensor:
+        """Mean L1 between what the feature encoder makes of wav and of real (R, S), channels scaled alike.
+
+        The encoder was trained to recognise words, so it is moved by what changes them (deep feature loss,
+        Germain et al. 2019).
+        """
+        if self._ear is None:
+            self._ear = load_features(self.recipe.data.encoder, self.config.features).requires_grad_(False)
+        ear = self._ear.to(wav.device)
+        with torch.no_grad():
+            target = ear(real)
+        distance = ear(wav) - target
+        if self.config.standardise:
+            distance = distance * codec.get_buffer("feature_scale")
+        return distance.abs().mean()
 
     def _ctc(self, module: CodecModule, z_q: Tensor, batch: CodecBatch) -> Tensor:
         """CTC loss per letter over the clips that have a transcript; the others would teach silence."""
@@ -309,7 +343,7 @@ class CodecFamily:
         rng = np.random.default_rng(0)
         for i in self.dev_rows:
             _, metrics, _ = self._reconstruct(module, place(self._collate([i], rng), device))
-            for key in ("mel", "pitch", "envelope", "ctc"):
+            for key in ("mel", "pitch", "envelope", "heard", "ctc"):
                 if key in metrics:
                     totals.setdefault(key, []).append(metrics[key])
         return {key: float(np.mean(values)) for key, values in totals.items()}

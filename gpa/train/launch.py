@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -148,6 +149,11 @@ def adapt(module: nn.Module, args: TrainArgs, device: torch.device) -> None:
     if args.compile:  # families call the parts of their module, so the parts are what is compiled
         for part in module.children():
             part.compile()
+
+
+def uncompiled(args: TrainArgs) -> AbstractContextManager[None]:
+    """Within it compiled parts run as written: held-out rows have a length each, growing ones many."""
+    return torch.compiler.set_stance("force_eager") if args.compile else nullcontext()
 
 
 def _choose_attention(module: nn.Module, args: TrainArgs, device: torch.device) -> None:

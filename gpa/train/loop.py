@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from gpa.errors import TrainingError
 from gpa.train import checkpoint, environment, launch
+from gpa.train.ahead import Make, ahead
 from gpa.train.args import TrainArgs
 from gpa.train.engine import Engine, autocast, place
 from gpa.train.family import Family, Loss
@@ -54,21 +55,23 @@ def train(
     metrics = MetricsLog(run / "metrics.jsonl", start, active=engine.rank == 0, board=args.tensorboard)
     story = _Story(engine, args, optim, metrics)
     deadline = time.monotonic() + (args.max_seconds or math.inf)
-    for step in story.steps(start, progress and engine.rank == 0):
-        rows, norms = _step(family, module, engine, args, optim, step)
-        done, last = step + 1, step + 1 == args.steps
-        rows = [story.meter.add(row) for row in rows]
-        if last or done % args.log_every == 0:
-            story.tell(done, rows, norms)
-        if last or done % args.eval_every == 0:
-            with engine.whole() as whole:
-                engine.lead(lambda: _evaluate(family, whole, args, run, done, metrics))  # noqa: B023 (at once)
-        late = bool(args.max_seconds) and engine.lead(lambda: time.monotonic() > deadline)
-        if last or late or done % args.save_every == 0:
-            engine.save(run, done)
-        if late:
-            log.warning("stopped at step %d after max_seconds=%g", done, args.max_seconds)
-            break
+    with ahead(family.batch, _numbers(engine, args, range(start, args.steps)), args.workers) as batch:
+        for step in story.steps(start, progress and engine.rank == 0):
+            rows, norms = _step(family, module, engine, args, optim, step, batch)
+            done, last = step + 1, step + 1 == args.steps
+            rows = [story.meter.add(row) for row in rows]
+            if last or done % args.log_every == 0:
+                story.tell(done, rows, norms)
+            if last or done % args.eval_every == 0:
+                with engine.whole() as whole:
+                    # B023 warns of loop variables in functions that are called later; this one is at once.
+                    engine.lead(lambda: _evaluate(family, whole, args, run, done, metrics))  # noqa: B023
+            late = bool(args.max_seconds) and engine.lead(lambda: time.monotonic() > deadline)
+            if last or late or done % args.save_every == 0:
+                engine.save(run, done)
+            if late:
+                log.warning("stopped at step %d after max_seconds=%g", done, args.max_seconds)
+                break
     with engine.whole() as whole:
         engine.lead(lambda: _export(family, whole, run / "export"))
     return module
@@ -107,14 +110,30 @@ def step_seed(seed: int, step: int) -> int:
 Row = dict[str, float]
 
 
+def _numbers(engine: Engine, args: TrainArgs, steps: range) -> range:
+    """Numbers of this rank's micro-batches in these steps."""
+    size = engine.world * args.accumulate
+    return range(steps.start * size + engine.rank, steps.stop * size, engine.world)
+
+
 def _step(
-    family: Family, module: nn.Module, engine: Engine, args: TrainArgs, optim: OptimArgs, step: int
+    family: Family,
+    module: nn.Module,
+    engine: Engine,
+    args: TrainArgs,
+    optim: OptimArgs,
+    step: int,
+    batch: Make | None = None,
 ) -> tuple[list[Row], Row]:
-    """One step; returns the metrics of this rank's micro-batches and the gradient norms."""
+    """One step; returns the metrics of this rank's micro-batches and the gradient norms.
+
+    Batches are made by `batch`, or by the family.
+    """
     engine.begin()
     rate = learning_rate(optim, step, args.steps)
-    numbers = [(step * args.accumulate + n) * engine.world + engine.rank for n in range(args.accumulate)]
-    streams = [_losses(family, module, engine, args.seed, step, number) for number in numbers]
+    numbers = _numbers(engine, args, range(step, step + 1))
+    make = batch or family.batch
+    streams = [_losses(family, make, module, engine, args.seed, step, number) for number in numbers]
     rows: list[Row] = [{} for _ in streams]
     norms: Row = {}
     while losses := _round(engine, streams):
@@ -132,11 +151,11 @@ def _step(
 
 
 def _losses(
-    family: Family, module: nn.Module, engine: Engine, seed: int, step: int, number: int
+    family: Family, make: Make, module: nn.Module, engine: Engine, seed: int, step: int, number: int
 ) -> Iterator[Loss]:
     """The losses of one micro-batch; its random numbers are its own, whatever is computed in between."""
     torch.manual_seed(step_seed(seed, number))  # dropout and dither repeat after a resume
-    batch = place(family.batch(number), engine.device)
+    batch = place(make(number), engine.device)
     for loss in family.losses(module, batch, step):
         state = _random(engine.device)
         yield loss
@@ -211,7 +230,7 @@ def _evaluate(
     assert module is not None
     module.eval()
     device = next(module.parameters()).device
-    with torch.inference_mode(), autocast(args.precision, device):
+    with torch.inference_mode(), autocast(args.precision, device), launch.uncompiled(args):
         values = {f"eval/{name}": value for name, value in family.evaluate(module).items()}
     before = metrics.least.get(args.best, math.inf)
     metrics.write(done, values)

@@ -356,7 +356,7 @@ class GPA:
             done = generate(
                 self.lm, ids, self.processor.rules("asr", most), sampling, seed=seed + i * SEED_STEP
             )
-            text_ids = [t for t in done.ids[: done.kept] if t in self.processor.vocab.text]
+            text_ids = self.processor.text_ids(done)
             texts.append(self.processor.text_tokenizer.decode(text_ids).strip())
             tokens += text_ids
             reasons.append(done.finish_reason)
@@ -367,9 +367,7 @@ class GPA:
 
     def _spoken(self, done: Completion) -> tuple[np.ndarray, str]:
         """Semantic codes of a completion, a loop's repetitions cut off."""
-        tokens = self.processor.vocab.semantic.codes(
-            i for i in done.ids[: done.kept] if i in self.processor.vocab.semantic
-        )
+        tokens = self.processor.codes(done)
         if not tokens:
             raise GenerationError("the model produced no speech: try another seed, or a longer text")
         return np.array(tokens, np.int64), done.finish_reason
@@ -378,6 +376,7 @@ class GPA:
         reason = max(reasons, key=_WORST.index)
         if reason != "stop":
             logger.warning("speech ended by %s, not by the model", reason)
+        wav = wav / float(np.abs(wav).max(initial=1.0))  # quieter rather than clipped
         return Speech(wav, self.sample_rate, tokens, reason)
 
 

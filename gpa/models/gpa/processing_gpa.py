@@ -19,22 +19,20 @@ from gpa.audio import AudioLike
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import CheckpointError, PromptError, UsageError
+from gpa.models.gpa.budgets_gpa import Budgets
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.files_gpa import GLM, read_text_files
-from gpa.models.gpa.generation_gpa import LoopDetector, Rules
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
-from gpa.models.gpa.segment import speech_seconds, split_audio, split_text, transcript_ids
+from gpa.models.gpa.segment import split_audio, split_text
 from gpa.prompt import canonical_task, get_format
 from gpa.text import TextTokenizer, normalise_text
 from gpa.vocab import Vocab
 
 # What `prompt` takes for each task.
 INPUTS = {"asr": ("audio",), "tts": ("text", "voice"), "vc": ("source", "voice")}
-LOOP_SECONDS = 4.0  # of speech that only repeats: endless silence or a stuck word
-LOOP_TEXT_IDS = 32
 
 
-class GPAProcessor:
+class GPAProcessor(Budgets):
     """Inputs to ids and ids to outputs, for one checkpoint."""
 
     def __init__(
@@ -53,7 +51,7 @@ class GPAProcessor:
         self.text_files = read_text_files(folder)
         self.text_tokenizer = TextTokenizer.from_file(folder)
         self.vocab = Vocab.from_file(folder, glm_size=glm.codebook_size if glm else None, size=vocab_size)
-        self.format = get_format(config.format, self.vocab, self.text_tokenizer)
+        super().__init__(get_format(config.format, self.vocab, self.text_tokenizer), codec.spec.frame_rate)
         self.voices: dict[str, Voice] = {}
         self._tokenizer_fingerprint = hub.fingerprint_files(folder / "tokenizer.json")
         self._check_sizes()
@@ -204,15 +202,6 @@ class GPAProcessor:
             raise PromptError(f"the model's context of {self.context} ids does not hold one second of audio")
         return split_audio(wav, self.codec.spec.sample_rate, seconds)
 
-    def spoken_ids(self, text: str) -> tuple[int, int]:
-        """The least and the most semantic ids that speaking the text can take."""
-        least, most = (seconds * self.codec.spec.frame_rate for seconds in speech_seconds(text))
-        return max(1, int(least)), int(most)
-
-    def converted_ids(self, n_source: int) -> int:
-        """The most ids that a conversion of so many source ids may have."""
-        return int(1.25 * n_source + self.codec.spec.frame_rate)
-
     def budget_of(self, ids: Sequence[int]) -> int:
         """A length budget read off a prompt; the rest of the context for one of no usual form."""
         room = max(1, self.context - len(ids))
@@ -221,28 +210,10 @@ class GPAProcessor:
         except PromptError:
             return room
         if parsed.output == "content" and parsed.semantic:
-            return min(room, transcript_ids(len(parsed.semantic) / self.codec.spec.frame_rate))
+            return min(room, self.written_ids(len(parsed.semantic)))
         if parsed.semantic:
             return min(room, self.converted_ids(len(parsed.semantic)))
         return min(room, self.spoken_ids(parsed.text)[1]) if parsed.text else room
-
-    def rules(self, task: str, max_new: int, min_new: int = 0, *, loop: bool = True) -> Rules:
-        """What a completion of the task may look like."""
-        text = task == "asr"
-        limit = LOOP_TEXT_IDS if text else int(LOOP_SECONDS * self.codec.spec.frame_rate)
-        return Rules(
-            max_new=max_new,
-            stop=self.format.stop_ids(task),
-            legal=self.format.legal_ids(task),
-            closers=frozenset({self.vocab.control["end_content"]}) if text else frozenset(),
-            min_new=min(min_new, max_new - 1),
-            loop=limit if loop else None,
-        )
-
-    def is_monotonous(self, ids: Sequence[int]) -> bool:
-        """Whether a source repeats itself (silence, say), so that its copy would be taken for a loop."""
-        detector = LoopDetector(int(LOOP_SECONDS * self.codec.spec.frame_rate))
-        return any([detector.add(i) for i in ids if i in self.vocab.semantic])
 
 
 def _label(audio: AudioLike, otherwise: str) -> str:

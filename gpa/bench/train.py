@@ -1,0 +1,220 @@
+"""`gpa bench train`: steps from live audio, from cached ids, and packed; beside transformers' Trainer.
+
+All but the last take the same step of the real loop on one network, the last one its own on a network of the
+same shape. They take turns on the same rows, so whatever else the machine does meets all of them.
+docs/bench.md says what each number counts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from gpa import config
+from gpa.bench.peer import Peer, finished
+from gpa.bench.report import LIVE, PACKED, PADDED, SORTED, TITLES, TRAINER, Count, Result, speed
+from gpa.bench.rows import Given, Maker, Pick, Rows, Sound
+from gpa.errors import CheckpointError, MissingExtraError, UsageError
+from gpa.models.gpa.backbone import Backbone
+from gpa.train import launch, loop
+from gpa.train.ar import LMRecipe
+from gpa.train.engine import Engine
+from gpa.train.plan import GPUS, Shape
+
+NO_AUDIO = "it needs the recordings: --audio MANIFEST"
+Drawn = Sequence[tuple[Pick, int]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure: a recipe and its data, and how much of it; None means what the recipe says."""
+
+    recipe: str | Path
+    overrides: tuple[str, ...] = ()
+    tokens: str | Path | None = None
+    audio: Path | None = None
+    model: str = "gpa-mini"
+    offline: bool = False
+    rounds: int = 3
+    steps: int = 6
+    warmup: int = 2
+    rows: int | None = None
+    threads: int | None = None
+
+
+def measure(settings: Settings, say: Callable[[str], None] = lambda _: None) -> Result:
+    """Run every variant in turns; `say` is told of each turn.
+
+    UsageError for a recipe that is not of a language model, or a launcher of several processes; DataError and
+    CheckpointError for data that does not fit.
+    """
+    if launch.Launched.read().world > 1 or torch.cuda.device_count() > 1:
+        raise UsageError(
+            "a measurement is of one process and one device: no launcher, CUDA_VISIBLE_DEVICES=0"
+        )
+    recipe, vocab_size = read_recipe(settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.train.threads or threads)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            return _measure(settings, recipe, vocab_size, Path(scratch), say)
+    except torch.OutOfMemoryError as error:
+        raise UsageError("out of memory: lower --rows and data.batch_ids") from error
+    finally:
+        torch.set_num_threads(threads)
+
+
+def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:
+    """The recipe for one process, one micro-batch a step and rows packed; and its `model.vocab_size` or 0.
+
+    Weights are fresh, as no speed depends on them. Where the recipe packs nothing, sequences hold
+    `data.max_ids`.
+    """
+    tree = config.load_yaml(settings.recipe, list(settings.overrides))
+    if tree.get("kind") != "gpa":
+        raise UsageError(
+            f"{settings.recipe}: kind {tree.get('kind')!r}; only language models, kind gpa, so far"
+        )
+    model = dict(tree.get("model") or {})
+    vocab_size = int(model.pop("vocab_size", 0))
+    if settings.tokens:
+        tree["data"] = {**(tree.get("data") or {}), "tokens": str(settings.tokens)}
+    recipe = config.build(LMRecipe, {**tree, "model": model, "codec": ""})
+    train = replace(
+        recipe.train,
+        threads=settings.threads or recipe.train.threads,
+        accumulate=1,
+        zero=0,
+        zero_options={},
+        world=0,
+    )
+    data = replace(recipe.data, pack_ids=recipe.data.pack_ids or recipe.data.max_ids)
+    return replace(recipe, train=train, data=data), vocab_size
+
+
+def _measure(
+    settings: Settings, recipe: LMRecipe, vocab_size: int, scratch: Path, say: Callable[[str], None]
+) -> Result:
+    folder = Path(recipe.data.tokens)
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"{folder}: no tokens there; give a folder of `gpa prepare` with --tokens")
+    engine = launch.start(recipe.train)
+    family = Given(recipe, vocab_size)
+    rows = Rows(family, _sound(settings, family, engine))
+    size = settings.rows or max(1, round(recipe.data.batch_ids / rows.mean_length))
+    ours = Ours(family, engine)
+    turns: dict[str, Callable[[Drawn, Drawn], Count]] = {
+        LIVE: lambda warm, timed: ours.turn(*(rows.padded(part, size, live=True) for part in (warm, timed))),
+        PADDED: lambda warm, timed: ours.turn(rows.padded(warm, size), rows.padded(timed, size)),
+        PACKED: lambda warm, timed: ours.turn(rows.packed(warm), rows.packed(timed)),
+        SORTED: lambda warm, timed: ours.turn(*(rows.packed(part, pack=False) for part in (warm, timed))),
+    }
+    skipped = {} if rows.live else {LIVE: NO_AUDIO}
+    try:
+        peer = Peer(_network(family, engine), folder, recipe.train, engine.device, scratch)
+        turns[TRAINER] = lambda warm, timed: peer.turn(
+            [pick for pick, _ in (*warm, *timed)], rows.row, size, settings.warmup
+        )
+    except MissingExtraError as error:
+        skipped[TRAINER] = str(error)
+    counts: dict[str, list[Count]] = {name: [] for name in turns if name not in skipped}
+    used: list[int] = []
+    for number in range(settings.rounds):
+        drawn = rows.draw((settings.warmup + settings.steps) * size, recipe.train.seed, number)
+        warm, timed = drawn[: settings.warmup * size], drawn[settings.warmup * size :]
+        used += [len(rows.row(pick).ids) for pick, _ in timed]
+        for name in counts:
+            counts[name].append(turns[name](warm, timed))
+            done = f"{TITLES[name]}: {speed(counts[name][-1:]):.0f} tokens/s"
+            say(f"round {number + 1}/{settings.rounds}  {done}")
+    shape = Shape.of(ours.network)
+    about = _about(settings, recipe, engine, rows, size) | {"parameters": shape.parameters}
+    flops = sum(n * shape.flops_per_id(n) for n in used) / sum(used)
+    return Result(about, counts, skipped, flops, peak(engine.device, recipe.train.precision))
+
+
+def _sound(settings: Settings, family: Given, engine: Engine) -> Sound | None:
+    if settings.audio is None:
+        return None
+    tokens = Path(family.recipe.data.tokens)
+    sound = Sound.open(settings.audio, settings.model, tokens, device=engine.device, offline=settings.offline)
+    sound.check(family)
+    return sound
+
+
+def _network(family: Given, engine: Engine) -> nn.Module:
+    """A network as the loop would start with, on the device."""
+    args = family.recipe.train
+    torch.manual_seed(args.seed)
+    module = family.build().to(engine.device)
+    launch.adapt(module, args, engine.device)
+    return module
+
+
+class Ours:
+    """The steps of the real loop, timed: one network and optimiser, whatever the batches are made from."""
+
+    def __init__(self, family: Given, engine: Engine) -> None:
+        self.family, self.engine, self.recipe = family, engine, family.recipe
+        self.module = _network(family, engine)
+        engine.prepare(self.module, family.parameters(self.module), self.recipe.optim)
+
+    @property
+    def network(self) -> Backbone:
+        """The language model."""
+        assert isinstance(self.module, Backbone)
+        return self.module
+
+    def turn(self, warm: Sequence[Maker], timed: Sequence[Maker]) -> Count:
+        """Steps on the batches of `warm`, then timed ones; making a batch belongs to its step."""
+        self.family.makers = [*warm, *timed]
+        for step in range(len(warm)):
+            self._step(step)
+        began = finished(self.engine.device)
+        found = [row for step in range(len(warm), len(self.family.makers)) for row in self._step(step)]
+        seconds = finished(self.engine.device) - began
+        tokens, positions = (int(sum(row[name] for row in found)) for name in ("tokens", "positions"))
+        return Count(tokens, positions, len(timed), seconds)
+
+    def _step(self, step: int) -> list[dict[str, float]]:
+        args, optim = self.recipe.train, self.recipe.optim
+        found, _ = loop._step(self.family, self.module, self.engine, args, optim, step)
+        return found
+
+
+def peak(device: torch.device, precision: str) -> float | None:
+    """Operations per second of a GPU that `gpa plan` knows, for half precision; else None."""
+    if device.type != "cuda" or precision == "fp32":
+        return None
+    name = torch.cuda.get_device_name(device).lower().replace(" ", "")
+    return next((gpu.flops for key, gpu in GPUS.items() if key in name), None)
+
+
+def _about(settings: Settings, recipe: LMRecipe, engine: Engine, rows: Rows, size: int) -> dict[str, Any]:
+    cuda = engine.device.type == "cuda"
+    return {
+        "bench": "train",
+        "recipe": str(settings.recipe),
+        "overrides": list(settings.overrides),
+        "tokens": recipe.data.tokens,
+        "audio": None if settings.audio is None else str(settings.audio),
+        "device": torch.cuda.get_device_name(engine.device) if cuda else engine.device.type,
+        "threads": torch.get_num_threads(),
+        "precision": engine.precision,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "rounds": settings.rounds,
+        "steps": settings.steps,
+        "warmup": settings.warmup,
+        "rows": size,
+        "mean_length": rows.mean_length,
+        "pack_ids": recipe.data.pack_ids,
+        "batch_ids": recipe.data.batch_ids,
+    }

@@ -1,0 +1,87 @@
+"""A folder of recordings of one voice -> a manifest: texts filled in, long clips cut, some clips held out.
+
+Judges no clip: that is the doctor's part in `gpa prepare`, which reads the manifest next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gpa.data import tokenset
+from gpa.data.manifest import ManifestRow
+from gpa.data.sources import open_source
+from gpa.errors import AudioError, DataError
+from gpa.models.gpa.segment import split_audio
+
+Hear = Callable[[np.ndarray], str]
+
+RATE = 16_000
+PART_SECONDS = 12.0  # recordings without a text are cut into parts of at most this
+LEAST_CLIPS, MOST_HELD, HELD_SHARE = 4, 8, 0.15
+HELD_SECONDS = (1.5, 20.0)  # of a clip that may be held out
+
+
+def collect(folder: Path, name: str, hear: Hear, heard_by: str, out: Path) -> None:
+    """Write the manifest `out` of a folder (or manifest) with recordings of the voice `name`.
+
+    `hear` transcribes what has no text; such rows have `text_source` `heard_by`. A seventh of the clips, two
+    to eight, is held out. DataError where fewer than four clips have words.
+    """
+    source = open_source(folder)
+    rows: list[dict[str, Any]] = []
+    for given in tqdm(list(source.check()), desc="recordings", unit="file", dynamic_ncols=True):
+        if given.audio.fetch:
+            raise DataError(f"{folder}: give a folder of audio files or a manifest, not a dataset")
+        rows += [{**part, "speaker": name} for part in _parts(given, hear, heard_by)]
+    held = _held_out(rows, folder)
+    for row in rows:
+        row["split"] = "dev" if row["id"] in held else "train"
+    tokenset.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _parts(row: ManifestRow, hear: Hear, heard_by: str) -> Iterator[dict[str, Any]]:
+    """The row with its text, or the parts of a recording without one, each with what was heard."""
+    made = {"id": row.id, "path": str(Path(row.audio.name).resolve()), "licence": row.licence}
+    span = {"begin_time": row.audio.begin, "end_time": -1 if row.audio.end is None else row.audio.end}
+    try:
+        wav = row.audio.wav(RATE)
+    except AudioError:  # the doctor says why, with a code
+        yield {**made, **span, "text": row.text}
+        return
+    if row.text.strip():
+        yield {**made, **span, "text": row.text, "text_source": "given", "duration": len(wav) / RATE}
+        return
+    at = row.audio.begin
+    for n, part in enumerate(split_audio(wav, RATE, PART_SECONDS)):
+        seconds = len(part) / RATE
+        times = {"begin_time": round(at, 3), "end_time": round(at + seconds, 3)}
+        yield {**made, "id": f"{row.id}-{n}", **times, "text": hear(part), "text_source": heard_by}
+        at += seconds
+
+
+def _held_out(rows: list[dict[str, Any]], folder: Path) -> set[str]:
+    """Ids of the clips to be tested on, by hash of their names."""
+    spoken = [row for row in rows if row["text"].strip()]
+    if len(spoken) < LEAST_CLIPS:
+        raise DataError(
+            f"{folder}: {len(spoken)} clips with words in {len(rows)}; at least {LEAST_CLIPS} are needed, "
+            "and a minute or more of speech does better"
+        )
+    fits = [row for row in spoken if HELD_SECONDS[0] <= _seconds(row) <= HELD_SECONDS[1]] or spoken
+    count = min(MOST_HELD, max(2, round(HELD_SHARE * len(spoken))), len(spoken) - 2)
+    return set(sorted((row["id"] for row in fits), key=_hash)[:count])
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    return float(row.get("duration", row["end_time"] - row["begin_time"]))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,264 @@
+"""Before and after: the same items, the same judge, the base model and the fine-tuned one.
+
+The items: sentences to speak, held-out recordings of the voice, and speech of the base model in its shipped
+voices, which stands for everything that it could do before. The suites and the judges are those of
+`gpa.evals`; where the extra is not installed the base model judges, and the table says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpa import audio
+from gpa.data import tokenset
+from gpa.errors import GPAError, MissingExtraError, UsageError
+from gpa.evals import report, run, wer
+from gpa.evals.judges import Recogniser
+from gpa.evals.speaker import SpeakerJudge
+from gpa.models.gpa.modeling_gpa import GPA
+from gpa.text import normalise_text
+
+log = logging.getLogger(__name__)
+
+OTHERS, VOICE, MIXED = "dev", "dev-voice", "dev-mixed"  # splits of the compared items
+JUDGES = ("auto", "extra", "own")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who listens: words, voices, and how texts are made comparable."""
+
+    name: str
+    words: Callable[[np.ndarray], str]
+    voices: Any
+    normalise: Callable[[str], str]
+
+
+def choose_judge(which: str, model: GPA) -> Judge:
+    """The judges of the extra `eval`, or the model's own ears ("auto": if the extra is absent)."""
+    if which not in JUDGES:
+        raise UsageError(f"judge {which!r}: choose one of {', '.join(JUDGES)}")
+    if which != "own":
+        try:
+            return Judge("Whisper tiny.en, Resemblyzer", Recogniser(), SpeakerJudge(), wer.normaliser())
+        except MissingExtraError as error:
+            if which == "extra":
+                raise
+            log.warning("%s; the base model judges instead", error)
+    return Judge("the base model itself", own_ear(model), _OwnVoices(model), normalise_text)
+
+
+def own_ear(model: GPA) -> Callable[[np.ndarray], str]:
+    def hear(wav: np.ndarray) -> str:
+        try:
+            return model.asr((wav, run.SAMPLE_RATE)).text
+        except GPAError:  # too short, or nothing heard
+            return ""
+
+    return hear
+
+
+class _OwnVoices:
+    """The codec's speaker encoder in the place of the speaker judge."""
+
+    def __init__(self, model: GPA) -> None:
+        self.codec = model.codec.model
+
+    @torch.inference_mode()
+    def embed(self, wav: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None].to(
+            next(self.codec.parameters()).device
+        )
+        return self.codec.speaker_encoder(self.codec.mel(x))[0].float().cpu().numpy()
+
+    def enrol(self, wavs: Sequence[np.ndarray]) -> np.ndarray:
+        mean = np.mean([self.embed(wav) for wav in wavs], axis=0)
+        return mean / max(float(np.linalg.norm(mean)), 1e-8)
+
+
+def write_items(model: GPA, manifest: Path, name: str, texts: Sequence[str], count: int, out: Path) -> None:
+    """A data folder for the suites: held-out clips of the voice, `count` of the base model's own speech,
+    sentences.
+    """
+    speech = out / "speech"
+    speech.mkdir(parents=True, exist_ok=True)
+    rows = [*_recordings(manifest, name, speech, count), *_spoken(model, texts[:count], speech)]
+    mixed = [{**row, "id": f"{row['id']}-mixed", "split": MIXED} for row in rows]
+    (out / "text").mkdir(exist_ok=True)
+    lines = "".join(f"sentence-{n}\t{text}\n" for n, text in enumerate(texts))
+    tokenset.write_text(out / "text" / "sentences.tsv", lines)
+    tokenset.write_text(speech / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in [*rows, *mixed]))
+
+
+def _recordings(manifest: Path, name: str, folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
+    held = [row for row in rows if row["split"] == "dev"]
+    for row in held[:count]:
+        end = None if row["end_time"] < 0 else row["end_time"]
+        try:
+            wav = audio.load(row["path"], run.SAMPLE_RATE, begin=row["begin_time"], end=end)
+        except GPAError as error:
+            log.warning("%s is not compared on: %s", row["path"], error)
+            continue
+        yield _item(folder, f"voice-{row['id']}".replace("/", "-"), wav, name, row["text"], VOICE)
+
+
+def _spoken(model: GPA, texts: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
+    voices = sorted(model.voices)
+    for n, text in enumerate(texts if voices else ()):
+        try:
+            made = model.tts(text, voice=voices[n % len(voices)], seed=n)
+        except GPAError:
+            continue
+        wav = audio.load((made.wav, made.sample_rate), run.SAMPLE_RATE)
+        yield _item(folder, f"base-{n}", wav, voices[n % len(voices)], text, OTHERS)
+
+
+def _item(folder: Path, name: str, wav: np.ndarray, speaker: str, text: str, split: str) -> dict[str, Any]:
+    audio.save(folder / f"{name}.wav", wav, run.SAMPLE_RATE)
+    seconds = len(wav) / run.SAMPLE_RATE
+    row = {"id": name, "path": f"{name}.wav", "speaker": speaker, "text": text, "split": split}
+    return {**row, "duration": seconds, "corpus": "finetune"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: shares of 1, None where there is nothing to measure."""
+
+    task: str
+    whose: str
+    wer: float
+    stopped: float | None
+    similarity: float | None
+    items: int
+
+
+def measure(model: GPA, data: Path, name: str, items: int, judge: Judge, wavs: Path) -> list[Line]:
+    """All tasks with the old voices and with the new one; what was made goes to `wavs`."""
+    others = [voice for voice in sorted(model.voices) if voice != name]
+    made = []
+    for suite, whose, split, voices in (
+        ("tts", "others", OTHERS, others),
+        ("tts", name, VOICE, [name]),
+        ("asr", "others", OTHERS, []),
+        ("asr", name, VOICE, []),
+        ("vc-lm", "all", MIXED, []),
+    ):
+        bench = run.Bench(data, model, voices=voices, n=items, split=split, wavs=wavs / whose)
+        bench.recogniser, bench.speaker = judge.words, judge.voices  # type: ignore[assignment]
+        rows = {row["split"] for row in bench.manifest}
+        speakers = {row["speaker"] for row in bench.manifest if row["split"] == split}
+        possible = voices if suite == "tts" else split in rows and (suite == "asr" or len(speakers) > 1)
+        if possible:
+            made.append(_line(suite, whose, bench, judge))
+    return made
+
+
+def _line(suite: str, whose: str, bench: run.Bench, judge: Judge) -> Line:
+    found = run.SUITES[suite](bench)
+    report.score(found, judge.normalise)
+    summary = report.summarise(suite, found)
+    near = [item.values[key] for item in found for key in ("similarity", "to_target") if key in item.values]
+    stopped = summary.shares.get("stopped")
+    return Line(
+        suite.removesuffix("-lm"),
+        whose,
+        summary.wer.value,
+        stopped.value if stopped else None,
+        float(np.mean(near)) if near else None,
+        len(found),
+    )
+
+
+def pairs(before: Sequence[Line], after: Sequence[Line]) -> list[tuple[Line, Line]]:
+    """Lines of both models about the same thing."""
+    then = {(line.task, line.whose): line for line in after}
+    return [(line, then[line.task, line.whose]) for line in before if (line.task, line.whose) in then]
+
+
+def table(before: Sequence[Line], after: Sequence[Line], judge: str) -> str:
+    """Markdown, a line per task and voice; differences in points."""
+    rows = [
+        f"Judge: {judge}. WER is of the judge's transcript (of the model's own for asr).",
+        "",
+        "| task | voice | items | WER % before | after | stopped % before | after "
+        "| similarity before | after |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for a, b in pairs(before, after):
+        cells = [a.task, a.whose, str(a.items), _percent(a.wer), _percent(b.wer)]
+        cells += [_percent(a.stopped), _percent(b.stopped), _plain(a.similarity), _plain(b.similarity)]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def regressions(before: Sequence[Line], after: Sequence[Line], limit: float) -> list[str]:
+    """What became worse by more than `limit` points of WER or of stopping, the new voice aside."""
+    worse = []
+    for a, b in pairs(before, after):
+        if a.whose in ("others", "all") and 100 * (b.wer - a.wer) > limit:
+            worse.append(f"{a.task} ({a.whose}): WER {_percent(a.wer)} -> {_percent(b.wer)} %")
+        if (
+            a.whose == "others"
+            and a.stopped
+            and b.stopped is not None
+            and 100 * (a.stopped - b.stopped) > limit
+        ):
+            worse.append(f"{a.task} ({a.whose}): stopped {_percent(a.stopped)} -> {_percent(b.stopped)} %")
+    return worse
+
+
+def save(lines: Sequence[Line], path: Path) -> None:
+    """As JSON, whole or not at all."""
+    tokenset.write_json(path, {"lines": [asdict(line) for line in lines]})
+
+
+def load(path: Path) -> list[Line]:
+    """The inverse of `save`."""
+    return [Line(**line) for line in json.loads(path.read_text(encoding="utf-8"))["lines"]]
+
+
+def picture(
+    before: Sequence[Line], after: Sequence[Line], metrics: Sequence[dict[str, float]], path: Path
+) -> None:
+    """Losses over the steps, and word error rates before and after."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    for task in ("tts", "asr", "vc"):
+        for key, style in ((task, "-"), (f"eval/{task}", "o--")):
+            points = [(row["step"], row[key]) for row in metrics if key in row]
+            if points:
+                left.plot(*zip(*points, strict=True), style, markersize=3, linewidth=1, label=key)
+    left.set(title="loss, nats per id", xlabel="step")
+    both = pairs(before, after)
+    place = np.arange(len(both))
+    right.bar(place - 0.2, [100 * a.wer for a, _ in both], 0.4, label="before")
+    right.bar(place + 0.2, [100 * b.wer for _, b in both], 0.4, label="after")
+    right.set_xticks(place, [f"{a.task}\n{a.whose}" for a, _ in both])
+    right.set(title="word error rate, %")
+    for axis in (left, right):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

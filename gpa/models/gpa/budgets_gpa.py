@@ -1,0 +1,62 @@
+"""What a completion may look like, how long it may grow, and what of it counts: rules over ids.
+
+Knows the prompt format and how many semantic ids make a second; no codec, no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpa.models.gpa.generation_gpa import Completion, LoopDetector, Rules
+from gpa.models.gpa.segment import speech_seconds, transcript_ids
+from gpa.prompt import Format
+
+LOOP_SECONDS = 4.0  # of speech that only repeats: endless silence or a stuck word
+LOOP_TEXT_IDS = 32
+
+
+class Budgets:
+    """Legal ids and length budgets of one format, at `frame_rate` semantic ids per second."""
+
+    def __init__(self, format: Format, frame_rate: float) -> None:
+        self.format, self.frame_rate = format, frame_rate
+
+    def spoken_ids(self, text: str) -> tuple[int, int]:
+        """The least and the most semantic ids that speaking the text can take."""
+        least, most = (seconds * self.frame_rate for seconds in speech_seconds(text))
+        return max(1, int(least)), int(most)
+
+    def converted_ids(self, n_source: int) -> int:
+        """The most ids that a conversion of so many source ids may have."""
+        return int(1.25 * n_source + self.frame_rate)
+
+    def written_ids(self, n_source: int) -> int:
+        """The most ids that a transcript of so many semantic ids may have."""
+        return transcript_ids(n_source / self.frame_rate)
+
+    def rules(self, task: str, max_new: int, min_new: int = 0, *, loop: bool = True) -> Rules:
+        """What a completion of the task may look like."""
+        text = task == "asr"
+        limit = LOOP_TEXT_IDS if text else int(LOOP_SECONDS * self.frame_rate)
+        return Rules(
+            max_new=max_new,
+            stop=self.format.stop_ids(task),
+            legal=self.format.legal_ids(task),
+            closers=frozenset({self.format.vocab.control["end_content"]}) if text else frozenset(),
+            min_new=min(min_new, max_new - 1),
+            loop=limit if loop else None,
+        )
+
+    def is_monotonous(self, ids: Sequence[int]) -> bool:
+        """Whether a source repeats itself (silence, say), so that its copy would be taken for a loop."""
+        detector = LoopDetector(int(LOOP_SECONDS * self.frame_rate))
+        return any([detector.add(i) for i in ids if i in self.format.vocab.semantic])
+
+    def text_ids(self, done: Completion) -> list[int]:
+        """The text ids of a completion, a loop's repetitions cut off."""
+        return [i for i in done.ids[: done.kept] if i in self.format.vocab.text]
+
+    def codes(self, done: Completion) -> list[int]:
+        """The semantic codes (T,) of a completion, a loop's repetitions cut off."""
+        semantic = self.format.vocab.semantic
+        return list(semantic.codes(i for i in done.ids[: done.kept] if i in semantic))

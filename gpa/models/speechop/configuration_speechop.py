@@ -1,0 +1,360 @@
+"""All numbers of a SpeechOp model in one typed tree, from the paper's 419 M parameters down to a toy.
+
+Defaults are the paper's. A field marked [I] is inferred: the sources of specification section 12 do not state
+it, so it is a setting rather than code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpa import hub
+from gpa.config import build
+from gpa.errors import CheckpointError, UsageError
+
+FILE = "speechop.json"
+VERSION = 1
+TASKS = ("tts", "enhance", "iso_fg", "iso_bg", "spk_sep", "match")  # specification 1.2
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, f"{name}: {value!r}; choose one of {', '.join(allowed)}")
+
+
+def _share(name: str, value: float) -> None:
+    _require(0 <= value <= 1, f"{name}: {value!r} is not a probability")
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The codec's continuous latents: `channels` per frame, one frame each `hop` samples."""
+
+    channels: int = 64
+    sample_rate: int = 48000  # Hz
+    hop: int = 1200  # samples
+
+    @property
+    def frame_rate(self) -> float:
+        """Latent frames per second."""
+        return self.sample_rate / self.hop
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack of transformer blocks.
+
+    `adaln` [I]: which norms the condition modulates, "ffn" or "both"; `gate` [I]: whether it also scales the
+    residual branch. FFN alone with a gate closes the DiT's reported parameter count (20 d^2 a layer), without
+    a gate the audio encoder's (15 d^2).
+    """
+
+    layers: int = 20
+    width: int = 1024
+    heads: int = 8
+    ffn: int = 3072
+    dropout: float = 0.1
+    adaln: str = "ffn"
+    gate: bool = True
+
+    def __post_init__(self) -> None:
+        _require(min(self.width, self.heads, self.ffn) > 0 <= self.layers, f"{self}: sizes are positive")
+        whole = self.width % self.heads == 0 and self.width // self.heads % 2 == 0
+        _require(whole, f"width {self.width} is not {self.heads} heads of an even size")
+        _one_of("adaln", self.adaln, ("ffn", "both"))
+        _share("dropout", self.dropout)
+
+
+@dataclass(frozen=True)
+class AudioStack(Stack):
+    """The audio encoder's blocks; a class of its own so that a recipe that sets one size keeps the others."""
+
+    layers: int = 8
+    width: int = 768
+    ffn: int = 2304
+    gate: bool = False
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Where text states come from.
+
+    `kind`: "byt5" (frozen, its weights given apart; `width` is ByT5's) or "bytes" (trained with the model, a
+    `Stack` of these sizes). `positions` [I]: relative positions that cross-attention adds, "none", "keys"
+    (text only, as SESD), or "both" (frames too), which should help small models to learn the alignment.
+    """
+
+    kind: str = "byt5"
+    width: int = 1536
+    layers: int = 4
+    heads: int = 8
+    ffn: int = 4096
+    dropout: float = 0.1
+    positions: str = "none"
+
+    def __post_init__(self) -> None:
+        _one_of("text.kind", self.kind, ("bytes", "byt5"))
+        _one_of("text.positions", self.positions, ("none", "keys", "both"))
+        _require(self.stack.width > 0, "text.width is positive")
+
+    @property
+    def stack(self) -> Stack:
+        """The byte encoder's blocks, which have no condition."""
+        return Stack(self.layers, self.width, self.heads, self.ffn, self.dropout, gate=False)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Shifted cosine schedule; the ranges to which t and the log-SNR are clamped are [I]."""
+
+    shift: float = 0.5
+    lambda_max: float = 12.0
+    t_edge: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _require(self.shift > 0 < self.lambda_max, "schedule: shift and lambda_max are positive")
+        _require(0 < self.t_edge < 0.5, "schedule.t_edge lies between 0 and 0.5")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weighting of the denoising loss; bias -2.5 is the paper's, the other fields are [I].
+
+    `space`: whose squared error is weighted, v, eps or x; `weight`: by sigmoid(bias - lambda), or none.
+    `times_minus_dlambda_dt` makes the integral over lambda uniform although t is drawn uniformly;
+    `normalise_peak` divides by the largest weight of a v-error.
+    """
+
+    space: str = "eps"
+    weight: str = "sigmoid"
+    bias: float = -2.5
+    times_minus_dlambda_dt: bool = False
+    normalise_peak: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("loss.space", self.space, ("v", "eps", "x"))
+        _one_of("loss.weight", self.weight, ("sigmoid", "none"))
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """How often a training example loses a condition, which trains the null branches."""
+
+    source: float = 0.1
+    text: float = 0.1
+
+    def __post_init__(self) -> None:
+        _share("drop.source", self.source)
+        _share("drop.text", self.text)
+
+
+@dataclass(frozen=True)
+class Inpaint:
+    """How often a training example keeps a clean segment, and its length as a fraction of the frames.
+
+    The fraction is Beta-distributed with this mode and concentration. A TTS example's segment is a prefix
+    with probability `prefix`, else a span; a speech-to-speech example's is always a prefix.
+    """
+
+    tts: float = 0.75
+    s2s: float = 0.1
+    prefix: float = 0.5
+    mode: float = 0.01
+    concentration: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("tts", "s2s", "prefix", "mode"):
+            _share(f"inpaint.{name}", getattr(self, name))
+        _require(self.concentration > 2, "inpaint.concentration is above 2, or the Beta law has no mode")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Defaults of sampling: function of sampling.py, steps, log-SNRs of first and last node (these are [I]).
+
+    `final`: whether x is predicted once more at the last node, one evaluation beyond `steps`.
+    """
+
+    name: str = "sde_dpmpp_2m"
+    steps: int = 256
+    lambda_range: tuple[float, ...] = (-12.0, 12.0)
+    final: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("sampler.name", self.name, ("sde_dpmpp_2m", "ode_dpmpp_2m", "ddim"))
+        _require(self.steps > 0, "sampler.steps is positive")
+        rising = len(self.lambda_range) == 2 and self.lambda_range[0] < self.lambda_range[1]
+        _require(rising, "sampler.lambda_range is two rising numbers")
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Strengths of guidance (1 is off) and composition (0 is off).
+
+    `gamma` and `gate` are the paper's; [I]: `gamma_asr` for transcripts of a recogniser of ours,
+    `base_guidance` during composition, `avg_weight` of the TC-Avg baseline.
+    """
+
+    gamma: float = 1.5
+    gamma_asr: float = 0.75
+    gate: float = -1.0  # log-SNR above which text guidance acts
+    base_guidance: float = 1.0
+    avg_weight: float = 0.5
+    guidance_s2s: float = 1.5
+    guidance_tts: float = 3.0
+    guidance_edit: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            _require(not math.isnan(value), f"compose.{name} is not a number")
+
+
+@dataclass(frozen=True)
+class Null:
+    """What absent conditions are [I]: the source's features zero or a learned vector.
+
+    `keep_prompt`: whether the null of a TTS term keeps its speech prompt and drops the text alone.
+    """
+
+    source: str = "zero"
+    keep_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("null.source", self.source, ("zero", "learned"))
+
+
+def _weights() -> dict[str, float]:
+    return {"enhance": 3.0, "spk_sep": 3.0, "iso_fg": 0.5, "iso_bg": 0.5, "match": 1.0}
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Task names, whose order gives their embeddings' rows, and how often each speech-to-speech one is drawn.
+
+    That iso_fg and iso_bg share one weight is [I].
+    """
+
+    names: tuple[str, ...] = TASKS
+    weights: dict[str, float] = field(default_factory=_weights)
+
+    def __post_init__(self) -> None:
+        _require("tts" in self.names, "tasks.names has no tts, which every composition needs")
+        _require(len(set(self.names)) == len(self.names), f"tasks.names: {self.names} repeats a name")
+        known = all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in self.weights.values())
+        _require(known, f"tasks.weights: {self.weights} are not all numbers from 0 on")
+        strange = sorted(set(self.weights) - set(self.names))
+        _require(not strange, f"tasks.weights: unknown tasks {strange}; known: {sorted(self.names)}")
+
+    def index(self, task: str) -> int:
+        """Row of a task's embedding; UsageError lists the known tasks."""
+        _one_of("task", task, self.names)
+        return self.names.index(task)
+
+
+@dataclass(frozen=True)
+class Speaking:
+    """Length of speech made without a reference [I]: `default_rate` units per second.
+
+    `unit`: "phonemes" (the paper's) or "characters", a deviation accepted for small models.
+    """
+
+    default_rate: float = 12.0
+    unit: str = "phonemes"
+
+    def __post_init__(self) -> None:
+        _require(self.default_rate > 0, "tts.default_rate is positive")
+        _one_of("tts.unit", self.unit, ("phonemes", "characters"))
+
+
+@dataclass(frozen=True)
+class SpeechOpConfig:
+    """Content of speechop.json. `SpeechOpConfig()` is the paper's model; `of_size` has smaller ones."""
+
+    latent: Latent = field(default_factory=Latent)
+    dit: Stack = field(default_factory=Stack)
+    encoder: AudioStack = field(default_factory=AudioStack)
+    text: TextEncoder = field(default_factory=TextEncoder)
+    schedule: Schedule = field(default_factory=Schedule)
+    loss: Loss = field(default_factory=Loss)
+    drop: Dropout = field(default_factory=Dropout)
+    inpaint: Inpaint = field(default_factory=Inpaint)
+    sampler: Sampler = field(default_factory=Sampler)
+    compose: Compose = field(default_factory=Compose)
+    null: Null = field(default_factory=Null)
+    tasks: Tasks = field(default_factory=Tasks)
+    tts: Speaking = field(default_factory=Speaking)
+    about: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_size(cls, size: str) -> SpeechOpConfig:
+        """One of SIZES: toy, mini, small, paper (specification 10.1); UsageError for another name."""
+        _one_of("size", size, tuple(SIZES))
+        return build(cls, SIZES[size])
+
+    @classmethod
+    def read(cls, folder: Path) -> SpeechOpConfig:
+        """From a checkpoint directory; CheckpointError if the file is absent or does not fit."""
+        return cls.from_dict(hub.read_json(folder / FILE), str(folder / FILE))
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], where: str = FILE) -> SpeechOpConfig:
+        """Typed content; CheckpointError for an unknown, mistyped or impossible setting: none is ignored."""
+        raw = dict(raw)
+        if (version := raw.pop("version", None)) != VERSION:
+            raise CheckpointError(f"{where}: version {version!r}; this release reads version {VERSION}")
+        try:
+            return build(cls, raw)
+        except UsageError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain content, the inverse of `from_dict`."""
+        return {"version": VERSION, **dataclasses.asdict(self)}
+
+    def write(self, folder: Path) -> None:
+        """Write speechop.json, the inverse of `read`."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _tier(
+    latent: dict[str, int], dit: tuple[int, ...], encoder: tuple[int, ...], text: tuple[int, ...]
+) -> dict:
+    """Settings of one row of specification 10.1; stacks are (layers, width, heads, ffn)."""
+    names = ("layers", "width", "heads", "ffn")
+    kind = {"kind": "bytes", "positions": "both"}
+    return {
+        "latent": latent,
+        "dit": dict(zip(names, dit, strict=True)),
+        "encoder": dict(zip(names, encoder, strict=True)),
+        "text": {**dict(zip(names, text, strict=True)), **kind},
+        "tts": {"default_rate": 14.0, "unit": "characters"},
+    }
+
+
+# FFNs of 8/3 widths, which give the sizes the specification estimates: about 0.4, 4 and 26 M parameters.
+SIZES: dict[str, dict[str, Any]] = {
+    "toy": _tier({"channels": 8}, (3, 64, 4, 171), (1, 64, 4, 171), (0, 64, 4, 171)),
+    "mini": _tier(
+        {"channels": 24, "sample_rate": 16000, "hop": 320},
+        (6, 160, 5, 427),
+        (2, 128, 4, 341),
+        (2, 128, 4, 341),
+    ),
+    "small": _tier(
+        {"channels": 32, "sample_rate": 16000, "hop": 320},
+        (10, 320, 5, 853),
+        (4, 256, 4, 683),
+        (4, 256, 4, 683),
+    ),
+    "paper": {},
+}

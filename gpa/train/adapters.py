@@ -1,0 +1,69 @@
+"""What trains in a fine-tune: all weights, or a low-rank adapter beside frozen ones (LoRA, Hu et al. 2021).
+
+Layers and files are peft's, joined by transformers' own `add_adapter`: what is written here is loaded by
+`PeftModel.from_pretrained` and by `load_adapter` of any transformers model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpa.errors import CheckpointError, MissingExtraError, UsageError
+from gpa.models.gpa.backbone import Backbone, load_backbone
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FOLDER = "adapter"  # inside an exported model
+
+
+@dataclass(frozen=True)
+class AdapterArgs:
+    """A low-rank adapter: its share of a layer's output is `alpha / rank` times the product of its two
+    matrices.
+    """
+
+    rank: int = 0  # 0: no adapter, all weights train
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = PROJECTIONS
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or not 0 <= self.dropout < 1:
+            raise UsageError("adapter.rank is at least 0, adapter.dropout at least 0 and below 1")
+
+
+def attach(model: Backbone, args: AdapterArgs) -> None:
+    """Put a fresh adapter into the network, which changes nothing yet; everything else is frozen.
+
+    UsageError for targets that the network does not have.
+    """
+    known = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if strange := sorted(set(args.targets) - known):
+        raise UsageError(f"adapter.targets: the network has no {', '.join(strange)}")
+    settings = _peft().LoraConfig(
+        r=args.rank,
+        lora_alpha=args.alpha,
+        lora_dropout=args.dropout,
+        target_modules=list(args.targets),
+        task_type="CAUSAL_LM",
+    )
+    model.add_adapter(settings)
+
+
+def merged(init: str | Path, adapter: Path) -> Backbone:
+    """The network of `init` with an adapter folded into its weights; CheckpointError if it does not fit."""
+    try:
+        together = _peft().PeftModel.from_pretrained(load_backbone(init), str(adapter))
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{adapter}: not an adapter of {init}: {error}") from error
+    network: Backbone = together.merge_and_unload()
+    return network
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError("peft", "finetune") from error
+    return peft

@@ -1,0 +1,259 @@
+"""Adapters, rehearsal, and `gpa finetune` from a folder of recordings to a model that is compared."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from conftest import speechlike
+from gpa import audio, cli, config
+from gpa.errors import CheckpointError, DataError, UsageError
+from gpa.finetune import Job, collect, compare, finetune, replay
+from gpa.models.gpa import GPA
+from gpa.train import adapters
+from gpa.train.adapters import AdapterArgs
+from gpa.train.ar import LMFamily, LMRecipe, _shared
+from gpa.train.loop import train
+from training import lm_tree, write_tokens
+
+peft = pytest.importorskip("peft")
+pytest.importorskip("sentencepiece")
+pytest.importorskip("datasets")
+
+WORDS = ("one two three.", "the quick brown fox jumps.", "how are you?", "hello there, dog.", "a lazy fox.")
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokens(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="module")
+def base(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of the tokens' size, as a Hugging Face directory."""
+    family = LMFamily(config.build(LMRecipe, lm_tree(tokens, weights={"alignment": 0.0})))
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    family.export(family.build(), folder)
+    return folder
+
+
+def adapter_tree(tokens: Path, base: Path, **more: Any) -> dict[str, Any]:
+    extra = {"init": str(base), "model": {}, "weights": {"alignment": 0.0}, "adapter": {"rank": 2}}
+    return lm_tree(tokens, **{**extra, **more})
+
+
+def trained(tree: dict[str, Any], run: Path) -> torch.nn.Module:
+    recipe = config.build(LMRecipe, tree)
+    return train(LMFamily(recipe), recipe.train, recipe.optim, run, progress=False)
+
+
+# Adapters ---------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_learns_and_everything_else_stays_bit_identical(
+    tokens: Path, base: Path, tmp_path: Path
+) -> None:
+    before = Qwen3ForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict()
+    module = trained(adapter_tree(tokens, base), tmp_path)
+    after = {name.replace(".base_layer", ""): t for name, t in module.state_dict().items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    grown = [t for name, t in after.items() if "lora_B" in name]
+    assert len(grown) == 3 * len(adapters.PROJECTIONS) and all(t.abs().sum() > 0 for t in grown)
+
+
+def test_merged_network_adapter_on_the_base_and_trained_module_agree(
+    tokens: Path, base: Path, tmp_path: Path
+) -> None:
+    module = trained(adapter_tree(tokens, base), tmp_path).eval()
+    export = tmp_path / "export"
+    ids = torch.arange(24)[None]
+    plain = Qwen3ForCausalLM.from_pretrained(base, dtype=torch.float32)
+    first = plain(ids).logits
+    merged = Qwen3ForCausalLM.from_pretrained(export, dtype=torch.float32)(ids).logits
+    wrapped = peft.PeftModel.from_pretrained(plain, str(export / adapters.FOLDER))(ids).logits
+    native = Qwen3ForCausalLM.from_pretrained(base, dtype=torch.float32)
+    native.load_adapter(str(export / adapters.FOLDER))
+    trained_logits = module(ids).logits
+    assert (trained_logits - first).abs().max() > 1e-3
+    for other in (merged, wrapped, native(ids).logits):
+        torch.testing.assert_close(other, trained_logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_resumed_adapter_equals_an_uninterrupted_one(tokens: Path, base: Path, tmp_path: Path) -> None:
+    tree = adapter_tree(tokens, base)
+    whole = trained(tree, tmp_path / "whole").state_dict()
+    tree["train"] |= {"max_seconds": 1e-9}  # stops after the first step, with a checkpoint
+    trained(tree, tmp_path / "cut")
+    tree["train"] |= {"max_seconds": 0.0}
+    again = trained(tree, tmp_path / "cut").state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_adapters_that_cannot_be_are_refused(tokens: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="init"):
+        LMFamily(config.build(LMRecipe, adapter_tree(tokens, base, init=""))).build()
+    odd = adapter_tree(tokens, base, adapter={"rank": 2, "targets": ["no_such_layer"]})
+    with pytest.raises(UsageError, match="no_such_layer"):
+        LMFamily(config.build(LMRecipe, odd)).build()
+    with pytest.raises(UsageError, match=r"adapter\.rank"):
+        AdapterArgs(rank=-1)
+    trained(adapter_tree(tokens, base), tmp_path)
+    path = tmp_path / "export" / adapters.FOLDER / "adapter_config.json"
+    path.write_text(path.read_text().replace('"r": 2', '"r": 5'))
+    with pytest.raises(CheckpointError, match="not an adapter of"):
+        adapters.merged(base, path.parent)
+
+
+def test_rehearsed_rows_are_their_share_of_what_is_drawn(tokens: Path, tmp_path: Path) -> None:
+    other = write_tokens(tmp_path / "more")
+    tree = lm_tree(tokens)
+    tree["data"] |= {"replay": str(other), "replay_share": 0.25}
+    family = LMFamily(config.build(LMRecipe, tree))
+    rows = [json.loads(line) for line in (tokens / "tokens.jsonl").read_text().splitlines()]
+    own = sum(row["split"] == "train" for row in rows)
+    replayed = np.array([i >= own for _, i, _ in family.items])
+    assert 0 < replayed.sum() < len(replayed)
+    assert family.plan.weights[replayed].sum() == pytest.approx(0.25 * family.plan.weights.sum())
+    assert np.array_equal(_shared(np.ones(3), np.zeros(3, bool), 2.0), np.ones(3))  # nothing to share
+    with pytest.raises(UsageError, match="replay_share"):
+        _shared(np.ones(2), np.array([True, False]), 1.0)
+
+
+def test_rehearsal_of_another_id_space_is_refused(tokens: Path, tmp_path: Path) -> None:
+    other = write_tokens(tmp_path / "more")
+    path = other / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    tree["added_tokens"] = tree["added_tokens"][:-1]
+    path.write_text(json.dumps(tree))
+    recipe = lm_tree(tokens)
+    recipe["data"] |= {"replay": str(other)}
+    with pytest.raises((CheckpointError, Exception), match="more"):
+        LMFamily(config.build(LMRecipe, recipe))
+
+
+# A new voice ------------------------------------------------------------------------------------------------
+
+
+def write_recordings(folder: Path) -> Path:
+    """Five clips of a second or two with their texts, and a longer one without."""
+    folder.mkdir(parents=True)
+    for n, text in enumerate(WORDS):
+        audio.save(folder / f"{n}.wav", speechlike(1.6 + 0.2 * n, seed=10 + n), 16_000)
+        (folder / f"{n}.txt").write_text(text, encoding="utf-8")
+    audio.save(folder / "long.wav", speechlike(14.0, seed=20), 16_000)
+    return folder
+
+
+def test_recordings_become_rows_that_are_cut_filled_in_and_held_out(tmp_path: Path) -> None:
+    folder, out = write_recordings(tmp_path / "zoe"), tmp_path / "manifest.jsonl"
+    collect.collect(folder, "zoe", lambda wav: f"heard {len(wav)}", "heard by test", out)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    given = {row["id"]: row for row in rows if row["text_source"] == "given"}
+    heard = [row for row in rows if row["text_source"] == "heard by test"]
+    assert [given[str(n)]["text"] for n in range(5)] == list(WORDS)
+    assert len(heard) == 2 and heard[0]["begin_time"] == 0 and heard[1]["end_time"] == pytest.approx(14.0)
+    assert heard[0]["end_time"] == heard[1]["begin_time"] and heard[0]["end_time"] <= collect.PART_SECONDS
+    assert all(row["text"].startswith("heard") for row in heard)
+    assert {row["speaker"] for row in rows} == {"zoe"}
+    assert [row["split"] for row in rows].count("dev") == 2
+    again = tmp_path / "again.jsonl"
+    collect.collect(folder, "zoe", lambda wav: f"heard {len(wav)}", "heard by test", again)
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_a_folder_with_too_little_speech_says_how_much_is_needed(tmp_path: Path) -> None:
+    folder = tmp_path / "zoe"
+    folder.mkdir()
+    audio.save(folder / "a.wav", speechlike(1.0), 16_000)
+    with pytest.raises(DataError, match="at least 4"):
+        collect.collect(folder, "zoe", lambda wav: "", "nobody", tmp_path / "manifest.jsonl")
+
+
+def test_sentences_to_rehearse_and_to_compare_on_are_not_the_same() -> None:
+    rehearsed, compared = replay.sentences()
+    assert len(compared) == replay.HELD and len(rehearsed) >= 40
+    assert not set(rehearsed) & set(compared)
+
+
+@pytest.fixture(scope="module")
+def job(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("voice")
+    write_recordings(folder / "zoe")
+    sizes: dict[str, Any] = {"steps": 4, "rank": 2, "items": 2, "batch_ids": 800, "threads": 1}
+    return Job(folder / "zoe", folder / "out", str(tiny), judge="own", limit=1e6, device="cpu", **sizes)
+
+
+@pytest.fixture(scope="module")
+def few_sentences() -> Any:
+    patch = pytest.MonkeyPatch()
+    short = ["one fox.", "hello you.", "how are you dog?", "the lazy quick fox."]
+    patch.setattr(replay, "sentences", lambda: (short[:2], short[2:]))
+    yield
+    patch.undo()
+
+
+def test_a_voice_is_learnt_and_the_model_loads(job: Job, few_sentences: None) -> None:
+    said: list[str] = []
+    assert finetune(job, said.append, only_plan=True) is None
+    assert [line.split()[0] for line in said[:4]] == ["voice", "rejected", "text", "training"]
+    assert not (job.out / "run").exists()
+    outcome = finetune(job, said.append)
+    assert outcome is not None and not outcome.regressions
+    for name in ("comparison.md", "comparison.png", "samples/before", "samples/after", "recipe.yaml"):
+        assert (job.out / name).exists(), name
+    lines = {(line.task, line.whose) for line in compare.load(job.out / "after.json")}
+    assert {("asr", "zoe"), ("tts", "zoe"), ("tts", "others"), ("asr", "others")} <= lines
+    made, base = (
+        GPA.from_pretrained(outcome.model, device="cpu"),
+        GPA.from_pretrained(job.model, device="cpu"),
+    )
+    assert set(made.voices) == {"anna", "ben", "zoe"} and made.config.name == "tiny-zoe"
+    ids = base.prompt("tts", text="hello there", voice=made.voices["zoe"])
+    base.lm.load_adapter(str(outcome.model / adapters.FOLDER))  # as an adapter on the base
+    x = torch.tensor([ids])
+    torch.testing.assert_close(base.lm(x).logits, made.lm(x).logits, atol=2e-2, rtol=2e-2)  # float16 files
+    assert not torch.equal(base.lm(x).logits, GPA.from_pretrained(job.model, device="cpu").lm(x).logits)
+
+
+def test_the_same_command_again_does_nothing_anew_and_another_is_refused(
+    job: Job, few_sentences: None
+) -> None:
+    stamps = {p: p.stat().st_mtime_ns for p in (job.out / "run").rglob("*") if p.is_file()}
+    assert finetune(job, lambda line: None) is not None
+    assert stamps == {p: p.stat().st_mtime_ns for p in (job.out / "run").rglob("*") if p.is_file()}
+    with pytest.raises(UsageError, match="steps differ"):
+        finetune(Job(**{**vars(job), "steps": 5}))
+    with pytest.raises(UsageError, match="already"):
+        finetune(Job(**{**vars(job), "name": "anna", "out": job.out.with_name("other")}))
+
+
+def test_a_table_reports_what_became_worse() -> None:
+    before = [compare.Line("tts", "others", 0.2, 1.0, None, 4), compare.Line("tts", "zoe", 0.2, 1.0, 0.6, 4)]
+    after = [compare.Line("tts", "others", 0.35, 0.5, None, 4), compare.Line("tts", "zoe", 0.9, 1.0, 0.8, 4)]
+    assert compare.regressions(before, after, 20) == ["tts (others): stopped 100.0 -> 50.0 %"]
+    assert len(compare.regressions(before, after, 10)) == 2
+    assert "| tts | zoe | 4 | 20.0 | 90.0 | 100.0 | 100.0 | 0.60 | 0.80 |" in compare.table(
+        before, after, "x"
+    )
+
+
+def test_the_command_exits_with_one_when_an_old_task_regressed(
+    job: Job, few_sentences: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    finetune(job, lambda line: None)
+    shutil.copytree(job.out, tmp_path / "out")
+    worse = [
+        compare.Line(**{**vars(line), "wer": line.wer + 1}) for line in compare.load(job.out / "after.json")
+    ]
+    compare.save(worse, tmp_path / "out" / "after.json")
+    options = ["--steps", "4", "--rank", "2", "--items", "2", "--batch-ids", "800", "--threads", "1"]
+    options += ["--judge", "own", "--device", "cpu", "--model", job.model, "-o", str(tmp_path / "out")]
+    assert cli.main(["finetune", "--voice", str(job.voice), *options]) == 1
+    assert "regressed" in capsys.readouterr().err
+    assert cli.main(["finetune", "--voice", str(job.voice), *options, "--limit", "1000"]) == 0
