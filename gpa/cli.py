@@ -315,7 +315,7 @@ whose owner agreed. docs/finetuning.md says what was measured.
     )
     how = p.add_argument_group("training")
     how.add_argument("--rank", type=int, default=16, help="of the adapter; 0 trains all weights (default 16)")
-    how.add_argument("--steps", type=int, default=0, help="default: a dozen passes over the voice")
+    how.add_argument("--steps", type=int, default=0, help="default: eight passes over the voice")
     how.add_argument("--lr", type=float, default=0.0, help="default 1e-3, for all weights 1e-4")
     how.add_argument("--batch-ids", type=int, default=2048, metavar="N", help="of a step (default 2048)")
     how.add_argument("--replay", default="", metavar="DIR", help="a prepared folder to rehearse from")

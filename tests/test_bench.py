@@ -183,12 +183,13 @@ def test_every_variant_runs_on_equal_tokens(recipe: Path, sounds: Path, model: P
 
 
 def test_command_prints_one_json_object(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "train", str(recipe), "weights.alignment=0", *BRIEF, "--json"]) == 0
+    assert cli.main(["bench", "train", str(recipe), "train.workers=1", *BRIEF, "--json"]) == 0
     out, err = capfd.readouterr()
     found = json.loads(out)
     assert "--audio" in found["skipped"][LIVE] and "Trainer" in err
     assert [row["name"] for row in found["variants"]] == [PADDED, PACKED, SORTED, TRAINER]
     keys = {"bench", "recipe", "overrides", "tokens", "audio", "device", "threads", "precision", "torch"}
+    keys |= {"workers"}
     keys |= {"transformers", "rounds", "steps", "warmup", "rows", "mean_length", "pack_ids", "batch_ids"}
     assert set(found) == keys | {"parameters", "variants", "skipped"}
     keys = {"name", "title", "tokens_per_s", "padding", "seconds_per_step", "flops_per_s", "mfu", "over_live"}

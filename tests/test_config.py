@@ -13,10 +13,11 @@ from gpa.errors import UsageError
 from gpa.train.__main__ import KINDS
 from gpa.train.ar import LMRecipe
 from gpa.train.codec import CodecRecipe
+from gpa.train.text import TextRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes" / "gpa").glob("*.yaml"))
-CLASSES: dict[str, type] = {"codec": CodecRecipe, "gpa": LMRecipe}
+CLASSES: dict[str, type] = {"codec": CodecRecipe, "gpa": LMRecipe, "text": TextRecipe}
 
 
 @dataclass(frozen=True)

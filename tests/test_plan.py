@@ -65,6 +65,31 @@ def test_state_is_what_adamw_holds() -> None:
     assert stages == sorted(stages, reverse=True) and stages[3] == pytest.approx(stages[0] / ranks)
 
 
+@pytest.mark.parametrize("sizes", [{}, {"num_hidden_layers": 6, "hidden_size": 96, "intermediate_size": 256}])
+def test_activations_are_what_a_real_step_keeps(sizes: dict) -> None:
+    """Bytes that autograd holds between forward and backward pass, bf16 products, weights not counted."""
+    model = Qwen3ForCausalLM(Qwen3Config(**{**TINY, **sizes})).to(torch.bfloat16)
+    model.set_attn_implementation("sdpa")
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(300, (4, 128))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(ids, use_cache=False).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    counted = sum(kept.values())
+    loss.backward()
+    planned = Shape.of(model).activation_bytes(ids.numel(), checkpointing=False)
+    gradients = 4 * ids.numel() * model.config.vocab_size  # of the logits: held in the backward pass
+    assert counted + gradients == pytest.approx(planned, rel=0.06)
+
+
 def test_time_and_cost_scale_as_they_should() -> None:
     shape = shape_of("gpa_0_3b")
     one = plan(shape, Budget(hours=1000), GPUS["h100"], 8)

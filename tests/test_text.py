@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from gpa.errors import PromptError, VocabError
+from gpa.errors import DataError, PromptError, VocabError
 from gpa.text import TextTokenizer, build_tokenizer_json, normalise_text, train_sentencepiece
 from gpa.vocab import CONTROL, Vocab
 from published import read_cases, tokenizer_json, write_tokenizer
@@ -172,3 +172,28 @@ def test_card_lists_every_control_token(repo: Path) -> None:
     card = (repo / "tokenizers" / "text" / "card.md").read_text(encoding="utf-8")
     for name, (token, meaning) in CONTROL.items():
         assert f"| `{token}` | `{name}` | {meaning} |" in card
+
+
+def test_a_recipe_trains_a_tokenizer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From three kinds of files; held-out lines come back; the ids are those of the Python functions."""
+    pytest.importorskip("sentencepiece")
+    from gpa.train.__main__ import main
+
+    lines = [
+        f"The {a} {b} sees {n} birds." for n, a in enumerate(("old", "red", "wet")) for b in ("fox", "dog")
+    ]
+    (tmp_path / "plain.txt").write_text("\n".join(lines * 5), encoding="utf-8")
+    (tmp_path / "table.tsv").write_text("a\tHow are you?\nb\tVery well.\n", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"text": "Good morning."}\n{"id": "no text"}\n', encoding="utf-8")
+    files = [str(tmp_path / name) for name in ("plain.txt", "table.tsv", "rows.jsonl")]
+    recipe = {"kind": "text", "data": {"files": files}, "vocab_size": 280, "semantic": 8, "speaker": 4}
+    path = tmp_path / "text.yaml"
+    path.write_text(json.dumps({**recipe, "held_out": 4}), encoding="utf-8")
+    with caplog.at_level("INFO"):
+        main([str(path), "--run", str(tmp_path / "run")])
+    assert "lines 25  held_out 8  letters_per_id" in caplog.text
+    vocab = Vocab.from_file(tmp_path / "run" / "export")
+    assert vocab.semantic.size == 8 and vocab.global_.size == 4
+    for change, message in (("data.files=[]", "no text in"), ("data.files=[no.txt]", "no such file")):
+        with pytest.raises(DataError, match=message):
+            main([str(path), change, "--run", str(tmp_path / "other" / change[-5:-1])])

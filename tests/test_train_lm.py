@@ -263,3 +263,20 @@ def test_three_rows_are_learnt_and_generated(family: LMFamily, folder: Path, tmp
         completion = row.ids[row.labels != IGNORE].tolist()
         assert out[0, prompt.shape[1] :].tolist() == completion, row.task
         assert tokenizer.convert_ids_to_tokens(completion[-1]) == "<|im_end|>"
+
+
+def test_noise_changes_what_is_seen_and_not_what_is_asked(folder: Path, family: LMFamily) -> None:
+    tree = lm_tree(folder)
+    tree["data"]["noise"] = 0.3
+    noisy, semantic = LMFamily(config.build(LMRecipe, tree)), family.vocab.semantic
+    for task in TASK_ORDER:
+        changed = speech = 0
+        for i in range(len(family.train_rows.clips)):
+            a = family.train_rows.row(task, i, np.random.default_rng(i))
+            b = noisy.train_rows.row(task, i, np.random.default_rng(i))
+            assert (a.labels == b.labels).all() and (a.look == b.look).all()
+            spoken = np.array([n in semantic for n in a.ids])
+            assert (a.ids == b.ids)[~spoken].all() and all(n in semantic for n in b.ids[spoken])
+            changed, speech = changed + int((a.ids != b.ids).sum()), speech + int(spoken.sum())
+        assert 0.2 < changed / speech < 0.4
+    assert noisy.dev.noise == 0  # held-out rows are as they are

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gpa.bench.report import Count
 from gpa.data.rows import Row
@@ -50,7 +50,7 @@ class Peer:
         tokenizer = AutoTokenizer.from_pretrained(tokens)
         tokenizer.padding_side = "right"
         self.collator = DataCollatorForSeq2Seq(tokenizer)
-        self.counted: list[tuple[int, int]] = []
+        self.masks: list[Tensor] = []  # of every batch it trained on
         self.trainer: Any = None
 
     def turn(self, rows: Sequence[Any], build: Callable[[Any], Row], size: int, warmup: int) -> Count:
@@ -63,12 +63,13 @@ class Peer:
         trainer.train_dataset = Dataset(rows, build)
         clock = self._clock(warmup, steps)
         trainer.add_callback(clock)
-        self.counted = []
+        self.masks.clear()
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
             trainer.train()
         trainer.remove_callback(clock)
-        tokens, positions = (sum(column) for column in zip(*self.counted[warmup:], strict=True))
-        return Count(tokens, positions, steps - warmup, clock.ended - clock.began)
+        timed = self.masks[warmup:]
+        tokens, positions = sum(int(m.sum()) for m in timed), sum(m.numel() for m in timed)
+        return Count(tokens, positions, len(timed), clock.ended - clock.began)
 
     def _trainer(self, size: int, steps: int) -> Any:
         if self.trainer is None:
@@ -86,17 +87,20 @@ class Peer:
                 use_cpu=self.device.type == "cpu",
                 bf16=self.args.precision == "bf16",
                 fp16=self.args.precision == "fp16",
+                dataloader_num_workers=self.args.workers,
                 dataloader_pin_memory=self.device.type == "cuda",
                 seed=self.args.seed,
             )
-            self.trainer = Trainer(model=self.model, args=arguments, data_collator=self._collate)
+            masks = self.masks
+
+            class Counting(Trainer):
+                def training_step(self, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+                    masks.append(inputs["attention_mask"])  # counted when the clock has stopped
+                    return super().training_step(model, inputs, *more, **named)
+
+            self.trainer = Counting(model=self.model, args=arguments, data_collator=self.collator)
             self.trainer.remove_callback(PrinterCallback)
         return self.trainer
-
-    def _collate(self, features: list[dict[str, list[int]]]) -> Any:
-        batch = self.collator(features)
-        self.counted.append((sum(len(f["input_ids"]) for f in features), batch["input_ids"].numel()))
-        return batch
 
     def _clock(self, warmup: int, steps: int) -> Any:
         from transformers import TrainerCallback

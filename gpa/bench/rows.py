@@ -73,7 +73,10 @@ class Given(LMFamily):
 
 
 class Rows:
-    """Rows drawn as often as the recipe's shares say, from ids and, where there is sound, from a codec."""
+    """Rows drawn as often as the recipe's shares say, from ids and, where there is sound, from a codec.
+
+    With sound, only clips that it has are used; DataError if it has none of them.
+    """
 
     def __init__(self, family: Given, sound: Sound | None) -> None:
         clips, fmt = family.train_rows.clips, family.train_rows.fmt
@@ -81,18 +84,18 @@ class Rows:
         usable = list(range(len(clips)))
         if sound:
             usable = [i for i, clip in enumerate(clips) if (clip["id"], clip["split"]) in sound.found]
-            if not usable:
-                raise DataError(
-                    f"{sound.name}: none of its rows has the id and split of a training clip in "
-                    f"{family.recipe.data.tokens}; give the manifest that the ids were made from"
-                )
             self.live = RowBuilder(LiveClips([clips[i] for i in usable], sound), fmt)
         self.cached = RowBuilder(Some(clips, usable), fmt)
         number = {i: n for n, i in enumerate(usable)}
         kept = [k for k, (_, i, _) in enumerate(family.items) if i in number]
         self.items = [(family.items[k][0], number[family.items[k][1]]) for k in kept]
         self.lengths = family.plan.lengths[kept]
-        weights = np.array([family.items[k][2] for k in kept])
+        weights = family.plan.weights[kept]
+        if not weights.sum() > 0:
+            raise DataError(
+                f"{sound.name if sound else 'the recipe'}: no row has the id and split of a training clip in "
+                f"{family.recipe.data.tokens} that is used; give the manifest that the ids were made from"
+            )
         self.chances = weights / weights.sum()
 
     @property

@@ -7,6 +7,7 @@ docs/bench.md says what each number counts.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,12 +25,14 @@ from gpa.bench.rows import Given, Maker, Pick, Rows, Sound
 from gpa.errors import CheckpointError, MissingExtraError, UsageError
 from gpa.models.gpa.backbone import Backbone
 from gpa.train import launch, loop
+from gpa.train.ahead import Make, ahead
 from gpa.train.ar import LMRecipe
 from gpa.train.engine import Engine
 from gpa.train.plan import GPUS, Shape
 
 NO_AUDIO = "it needs the recordings: --audio MANIFEST"
 Drawn = Sequence[tuple[Pick, int]]
+Turn = Callable[[Drawn, Drawn], Count]  # rows to warm up with, and rows to time
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ def measure(settings: Settings, say: Callable[[str], None] = lambda _: None) -> 
 def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:
     """The recipe for one process, one micro-batch a step and rows packed; and its `model.vocab_size` or 0.
 
-    Weights are fresh, as no speed depends on them. Where the recipe packs nothing, sequences hold
-    `data.max_ids`.
+    Weights are fresh, as no speed depends on them, and nothing is evaluated. Where the recipe packs nothing,
+    sequences hold `data.max_ids`.
     """
     tree = config.load_yaml(settings.recipe, list(settings.overrides))
     if tree.get("kind") != "gpa":
@@ -86,7 +89,8 @@ def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:
     vocab_size = int(model.pop("vocab_size", 0))
     if settings.tokens:
         tree["data"] = {**(tree.get("data") or {}), "tokens": str(settings.tokens)}
-    recipe = config.build(LMRecipe, {**tree, "model": model, "codec": ""})
+    tree = {key: value for key, value in tree.items() if key not in ("codec", "validate")}
+    recipe = config.build(LMRecipe, {**tree, "model": model})
     train = replace(
         recipe.train,
         threads=settings.threads or recipe.train.threads,
@@ -94,6 +98,7 @@ def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:
         zero=0,
         zero_options={},
         world=0,
+        workers=recipe.train.workers if sys.platform == "linux" else 0,  # others cannot be sent what we hold
     )
     data = replace(recipe.data, pack_ids=recipe.data.pack_ids or recipe.data.max_ids)
     return replace(recipe, train=train, data=data), vocab_size
@@ -110,21 +115,8 @@ def _measure(
     rows = Rows(family, _sound(settings, family, engine))
     size = settings.rows or max(1, round(recipe.data.batch_ids / rows.mean_length))
     ours = Ours(family, engine)
-    turns: dict[str, Callable[[Drawn, Drawn], Count]] = {
-        LIVE: lambda warm, timed: ours.turn(*(rows.padded(part, size, live=True) for part in (warm, timed))),
-        PADDED: lambda warm, timed: ours.turn(rows.padded(warm, size), rows.padded(timed, size)),
-        PACKED: lambda warm, timed: ours.turn(rows.packed(warm), rows.packed(timed)),
-        SORTED: lambda warm, timed: ours.turn(*(rows.packed(part, pack=False) for part in (warm, timed))),
-    }
-    skipped = {} if rows.live else {LIVE: NO_AUDIO}
-    try:
-        peer = Peer(_network(family, engine), folder, recipe.train, engine.device, scratch)
-        turns[TRAINER] = lambda warm, timed: peer.turn(
-            [pick for pick, _ in (*warm, *timed)], rows.row, size, settings.warmup
-        )
-    except MissingExtraError as error:
-        skipped[TRAINER] = str(error)
-    counts: dict[str, list[Count]] = {name: [] for name in turns if name not in skipped}
+    turns, skipped = _turns(ours, rows, size, settings.warmup, scratch)
+    counts: dict[str, list[Count]] = {name: [] for name in turns}
     used: list[int] = []
     for number in range(settings.rounds):
         drawn = rows.draw((settings.warmup + settings.steps) * size, recipe.train.seed, number)
@@ -138,6 +130,34 @@ def _measure(
     about = _about(settings, recipe, engine, rows, size) | {"parameters": shape.parameters}
     flops = sum(n * shape.flops_per_id(n) for n in used) / sum(used)
     return Result(about, counts, skipped, flops, peak(engine.device, recipe.train.precision))
+
+
+def _turns(
+    ours: Ours, rows: Rows, size: int, warmup: int, scratch: Path
+) -> tuple[dict[str, Turn], dict[str, str]]:
+    """What each variant does with a round's rows, to warm up and timed; and why others cannot run."""
+
+    def turn(make: Callable[[Drawn], list[Maker]], workers: int | None = None) -> Turn:
+        return lambda warm, timed: ours.turn(make(warm), make(timed), workers)
+
+    turns: dict[str, Turn] = {}
+    skipped: dict[str, str] = {}
+    if rows.live:
+        turns[LIVE] = turn(lambda drawn: rows.padded(drawn, size, live=True), 0)
+    else:
+        skipped[LIVE] = NO_AUDIO
+    turns[PADDED] = turn(lambda drawn: rows.padded(drawn, size))
+    turns[PACKED] = turn(rows.packed)
+    turns[SORTED] = turn(lambda drawn: rows.packed(drawn, pack=False))
+    folder, engine = Path(ours.recipe.data.tokens), ours.engine
+    try:
+        peer = Peer(_network(ours.family, engine), folder, ours.recipe.train, engine.device, scratch)
+        turns[TRAINER] = lambda warm, timed: peer.turn(
+            [pick for pick, _ in (*warm, *timed)], rows.row, size, warmup
+        )
+    except MissingExtraError as error:
+        skipped[TRAINER] = str(error)
+    return turns, skipped
 
 
 def _sound(settings: Settings, family: Given, engine: Engine) -> Sound | None:
@@ -172,20 +192,26 @@ class Ours:
         assert isinstance(self.module, Backbone)
         return self.module
 
-    def turn(self, warm: Sequence[Maker], timed: Sequence[Maker]) -> Count:
-        """Steps on the batches of `warm`, then timed ones; making a batch belongs to its step."""
+    def turn(self, warm: Sequence[Maker], timed: Sequence[Maker], workers: int | None = None) -> Count:
+        """Steps on the batches of `warm`, then timed ones, made by as many `workers` as the recipe has.
+
+        Without workers, making a batch belongs to its step.
+        """
         self.family.makers = [*warm, *timed]
-        for step in range(len(warm)):
-            self._step(step)
-        began = finished(self.engine.device)
-        found = [row for step in range(len(warm), len(self.family.makers)) for row in self._step(step)]
-        seconds = finished(self.engine.device) - began
+        numbers = range(len(self.family.makers))
+        workers = self.recipe.train.workers if workers is None else workers
+        with ahead(self.family.batch, numbers, workers) as batch:
+            for step in numbers[: len(warm)]:
+                self._step(step, batch)
+            began = finished(self.engine.device)
+            found = [row for step in numbers[len(warm) :] for row in self._step(step, batch)]
+            seconds = finished(self.engine.device) - began
         tokens, positions = (int(sum(row[name] for row in found)) for name in ("tokens", "positions"))
         return Count(tokens, positions, len(timed), seconds)
 
-    def _step(self, step: int) -> list[dict[str, float]]:
+    def _step(self, step: int, batch: Make) -> list[dict[str, float]]:
         args, optim = self.recipe.train, self.recipe.optim
-        found, _ = loop._step(self.family, self.module, self.engine, args, optim, step)
+        found, _ = loop._step(self.family, self.module, self.engine, args, optim, step, batch)
         return found
 
 
@@ -207,6 +233,7 @@ def _about(settings: Settings, recipe: LMRecipe, engine: Engine, rows: Rows, siz
         "audio": None if settings.audio is None else str(settings.audio),
         "device": torch.cuda.get_device_name(engine.device) if cuda else engine.device.type,
         "threads": torch.get_num_threads(),
+        "workers": recipe.train.workers,
         "precision": engine.precision,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

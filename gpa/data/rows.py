@@ -8,7 +8,7 @@ Rows come from the same `prompt` object that builds inference prompts. Knows ids
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,10 +79,14 @@ class Chain(Sequence[Mapping[str, Any]]):
 
 
 class RowBuilder:
-    """Clips to supervised rows, by the same `prompt` object that builds inference prompts."""
+    """Clips to supervised rows, by the same `prompt` object that builds inference prompts.
 
-    def __init__(self, clips: Sequence[Mapping[str, Any]], fmt: Format) -> None:
-        self.clips, self.fmt, self.text = clips, fmt, fmt.text_tokenizer
+    `noise` is the share of speech ids, heard or just spoken, that the network sees replaced by random ones;
+    what it shall predict stays. A small corpus is then not learnt by heart (docs/log.md).
+    """
+
+    def __init__(self, clips: Sequence[Mapping[str, Any]], fmt: Format, noise: float = 0.0) -> None:
+        self.clips, self.fmt, self.text, self.noise = clips, fmt, fmt.text_tokenizer, noise
         self.by_speaker: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             self.by_speaker.setdefault(clip["speaker"], []).append(i)
@@ -111,7 +115,15 @@ class RowBuilder:
         example = tokenset.example(self.fmt, task, clip, words)
         n = np.arange(len(given))
         spans = np.stack([n, n + 1], 1) if task == "vc" else self._spans(self.clips[i], clip["text"])
-        return self._row(task, example, spans, reverse=task == "asr")
+        row = self._row(task, example, spans, reverse=task == "asr")
+        return self._noisy(row, rng) if self.noise else row
+
+    def _noisy(self, row: Row, rng: np.random.Generator) -> Row:
+        block = self.fmt.vocab.semantic
+        speech = (row.ids >= block.offset) & (row.ids < block.offset + block.size)
+        hit = speech & (rng.random(len(row.ids)) < self.noise)
+        other = block.offset + rng.integers(block.size, size=len(row.ids))
+        return replace(row, ids=np.where(hit, other, row.ids))
 
     def _spans(self, clip: Mapping[str, Any], text: str) -> np.ndarray | None:
         if not clip.get("letters"):

@@ -23,7 +23,7 @@ from gpa.train.ar import LMFamily
 from gpa.train.engine import autocast, place
 from gpa.train.plan import GIB, Shape
 
-PASSES = 12  # over the voice, if no number of steps is given
+PASSES = 8  # over the voice, if no number of steps is given
 FEWEST, MOST = 40, 1000  # steps
 EVALUATION = 2.0  # seconds of judging per item, suite and model: measured on two cores
 

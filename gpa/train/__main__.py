@@ -19,7 +19,7 @@ from gpa.train.loop import train
 from gpa.train.metrics import plot
 
 log = logging.getLogger(__name__)
-KINDS = ("codec", "gpa")
+KINDS = ("codec", "gpa", "text")
 
 
 def _family(tree: dict[str, Any]) -> tuple[Family, Any]:
@@ -52,14 +52,26 @@ def main(argv: list[str] | None = None) -> None:
     # What is trained and where belongs to the result; of several processes one says it.
     logging.getLogger("gpa.train").setLevel(logging.INFO if launched.rank == 0 else logging.ERROR)
     tree = config.load_yaml(args.recipe, args.overrides)
+    run = args.run or Path("runs") / args.recipe.stem
+    if tree.get("kind") == "text":
+        return _text(tree, run)
     launch.resolve(tree, launched)
     family, recipe = _family(tree)
-    run = args.run or Path("runs") / args.recipe.stem
     with closing(launch.start(recipe.train, launched)) as engine:
         engine.lead(lambda: checkpoint.claim(run, recipe))
         data = engine.lead(lambda: environment.fingerprint(recipe.data))
         train(family, recipe.train, recipe.optim, run, engine=engine, about={"data": data})
         engine.lead(lambda: plot(run))
+
+
+def _text(tree: dict[str, Any], run: Path) -> None:
+    """A text tokenizer has no steps: it is made at once."""
+    from gpa.train.text import TextRecipe, train_text
+
+    recipe = config.build(TextRecipe, tree)
+    checkpoint.claim(run, recipe)
+    found = train_text(recipe, run)
+    log.info("%s  %s", run / "export", "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
 
 
 def _command() -> int:

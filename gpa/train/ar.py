@@ -55,6 +55,7 @@ class LMData:
     share_tts: float = 1.0
     share_asr: float = 1.0
     share_vc: float = 0.4
+    noise: float = 0.0  # share of speech ids that are seen replaced by random ones
     dev_rows: int = 64
     pack_ids: int = 0  # rows share sequences of this many ids; 0: one row each, padded to the longest
 
@@ -107,7 +108,7 @@ class LMFamily:
         if recipe.data.replay:
             train = Chain(train, self._replay(Path(recipe.data.replay)))
         self.text = fmt.text_tokenizer
-        self.train_rows, self.dev = RowBuilder(train, fmt), RowBuilder(dev, fmt)
+        self.train_rows, self.dev = RowBuilder(train, fmt, recipe.data.noise), RowBuilder(dev, fmt)
         self.items = self._items(train)
         lengths = np.array([self.train_rows.length(task, i) for task, i, _ in self.items])
         fits = lengths <= recipe.data.max_ids

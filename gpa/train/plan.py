@@ -58,6 +58,7 @@ class Shape:
     layers: int
     width: int
     inner: int  # heads times head width
+    keys: int  # the same of the keys
     wide: int  # of the feed-forward
     vocab: int
     multiplied: int  # parameters that a token is multiplied with: all but embedding rows looked up
@@ -67,11 +68,12 @@ class Shape:
         """Read off a built (meta) network."""
         c = model.config
         count = sum(p.numel() for p in model.parameters())
+        keys = (c.num_key_value_heads or c.num_attention_heads) * c.head_dim
         looked_up = 0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size
         inner = c.num_attention_heads * c.head_dim
         multiplied = sum(p.numel() for p in model.parameters() if p.ndim == 2) - looked_up
         layers, wide = c.num_hidden_layers, c.intermediate_size
-        return cls(count, layers, c.hidden_size, inner, wide, c.vocab_size, multiplied)
+        return cls(count, layers, c.hidden_size, inner, keys, wide, c.vocab_size, multiplied)
 
     def flops_per_id(self, length: int) -> float:
         """Operations of forward and backward pass per id in rows of `length`; attention is causal."""
@@ -87,8 +89,12 @@ class Shape:
         )
 
     def activation_bytes(self, ids: int, checkpointing: bool) -> float:
-        """Activations of a micro-batch of `ids`, bf16, with flash or SDPA attention, and float32 logits."""
-        layer = 2.0 * ids * (6 * self.width + 4 * self.inner + 3 * self.wide)
+        """Activations of a micro-batch of `ids`, bf16, with flash or SDPA attention, and float32 logits.
+
+        Norms keep their input in float32 and what they give in bf16; the factors are those that autograd
+        shows for transformers' Qwen3 (tests/test_plan.py).
+        """
+        layer = 2.0 * ids * (8 * self.width + 5 * (self.inner + self.keys) + 4 * self.wide)
         kept = 2.0 * ids * self.width * self.layers + layer if checkpointing else layer * self.layers
         return kept + 2 * 4.0 * ids * self.vocab
 
