@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa import bench, commands, options
+from gpa import bench, commands, evaluation, options
 from gpa.errors import AudioWarning, GPAError
 
 INTERRUPTED, BROKEN_PIPE, FAILED = 130, 141, 1  # the first two as a shell reports signals 2 and 13
@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _prepare, _train, _finetune, _plan):
         add(sub)
     bench.add(sub)
+    evaluation.add(sub)
     return parser
 
 

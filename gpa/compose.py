@@ -140,7 +140,7 @@ class Term:
 
     def weights(self, level: float) -> Weights:
         """Branch -> weight; they sum to zero. Empty at gamma 0, at a closed gate and for a null condition."""
-        strength = self.gamma * self.gate(level) if self.given != self.null else 0.0
+        strength = self.gamma * self.gate(level)
         return _merge([(Branch(self.task, self.given), strength), (Branch(self.task, self.null), -strength)])
 
 

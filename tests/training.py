@@ -59,6 +59,15 @@ CODEC: dict[str, Any] = {
     },
     "mel_params": {"num_mels": 20, "log": True},
 }
+LATENT: dict[str, Any] = {
+    "channels": 4,
+    "mels": 20,
+    "width": 16,
+    "hidden": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "bands": 12,
+}
 LM = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -119,6 +128,12 @@ def codec_tree(cache: Path, **changes: Any) -> dict[str, Any]:
     data = {"cache": str(cache), "dev_clips": 1, "batch_frames": 400, "crops": 4, "crop_ids": 8}
     tree: dict[str, Any] = {"kind": "codec", "data": {**data, "reference_frames": 30}, "model": CODEC}
     return {**tree, **_schedule(), **changes}
+
+
+def latent_tree(cache: Path, **changes: Any) -> dict[str, Any]:
+    """A latent-codec recipe as a mapping."""
+    data = {"cache": str(cache), "dev_clips": 1, "crops": 4, "crop_latents": 8}
+    return {"kind": "latent", "data": data, "model": LATENT, **_schedule(), **changes}
 
 
 def lm_tree(tokens: Path, **changes: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Audio to tokens and back: `load_codec` finds out what a directory holds and loads it.
+"""Audio to tokens or latents and back: `load_codec` finds out what a directory holds and loads it.
 
 Importing this package loads neither torch nor transformers; loading a codec does.
 """
@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from gpa import hub
-from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
+from gpa.codec.base import AudioTokens, CodecSpec, LatentCodec, LatentSpec, TokenCodec
 from gpa.errors import CheckpointError, UsageError
 
-__all__ = ["AudioTokens", "CodecSpec", "KINDS", "TokenCodec", "codec_kind", "load_codec"]
+__all__ = [
+    "AudioTokens",
+    "CodecSpec",
+    "KINDS",
+    "LatentCodec",
+    "LatentSpec",
+    "TokenCodec",
+    "codec_kind",
+    "load_codec",
+]
 
 
 def _bicodec(path: Path, options: dict[str, Any]) -> Any:
@@ -35,11 +44,18 @@ def _hf(path: Path, options: dict[str, Any]) -> Any:
     return HFCodec.from_pretrained(path, **options)
 
 
+def _latent(path: Path, options: dict[str, Any]) -> Any:
+    from gpa.codec.latent import KLCodec
+
+    return KLCodec.from_pretrained(path, **options)
+
+
 KINDS: dict[str, Callable[[Path, dict[str, Any]], Any]] = {
     "bicodec": _bicodec,
     "dac": _hf,
     "encodec": _hf,
     "glm4voice": _glm4voice,
+    "latent": _latent,
     "mimi": _hf,
 }
 
@@ -52,7 +68,9 @@ def load_codec(
     offline: bool = False,
     **options: Any,
 ) -> Any:
-    """Load the codec of a directory or repository: a `TokenCodec`, or for glm4voice an encoder only.
+    """Load the codec of a directory or repository.
+
+    It is a `TokenCodec`; for kind latent a `LatentCodec`, for glm4voice an encoder only.
 
     `kind` is one of KINDS and is otherwise read from the config file (`codec_kind`); one that contradicts the
     config is refused. `options` go to the class: `device`; `n_codebooks` and `bandwidth` for transformers

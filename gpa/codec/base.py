@@ -1,17 +1,21 @@
-"""What a language model may know about a codec: its rates, its codebooks, encode and decode.
+"""What a model may know about a codec: its rates, its codebooks or channels, encode and decode.
 
-Knows no particular codec, no ids and no prompts; a new codec implements `TokenCodec` and touches no model
-file. K codebooks, T frames, G global speaker tokens, S samples (docs/style.md section 3).
+Knows no particular codec, no ids and no prompts; a new codec implements `TokenCodec` (language models) or
+`LatentCodec` (diffusion) and touches no model file. K codebooks, C latent channels, T frames, G global
+speaker tokens, S samples (docs/style.md section 3).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from gpa.audio import AudioLike
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -61,4 +65,37 @@ class TokenCodec(Protocol):
 
     def decode(self, tokens: AudioTokens) -> np.ndarray:
         """Waveform (S,) float32 at `spec.sample_rate`."""
+        ...
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """The numbers of a latent codec; `hop_length` is samples per latent frame."""
+
+    name: str
+    sample_rate: int  # Hz
+    hop_length: int
+    channels: int
+
+    @property
+    def frame_rate(self) -> float:
+        """Latent frames per second."""
+        return self.sample_rate / self.hop_length
+
+
+@runtime_checkable
+class LatentCodec(Protocol):
+    """Sound to continuous latents and back, in batches of equal length, for models that diffuse them."""
+
+    @property
+    def spec(self) -> LatentSpec:
+        """The codec's rates and sizes."""
+        ...
+
+    def encode(self, wav: Tensor) -> Tensor:
+        """Latents (B, C, ceil(S / hop)) of float wav (B, S): channels of mean 0 and spread 1 on speech."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Wav (B, T * hop) of any latents (B, C, T), generated ones too."""
         ...

@@ -55,7 +55,11 @@ class Decoder(nn.Module):
         return torch.tanh(x) if self.tanh else x
 
 
-def _wave_decoder(c: WaveConfig, sample_rate: int) -> WaveGenerator | ISTFTDecoder | HarmonicDecoder:
+WaveDecoder = WaveGenerator | ISTFTDecoder | HarmonicDecoder
+
+
+def wave_decoder(c: WaveConfig, sample_rate: int) -> WaveDecoder:
+    """The waveform decoder that the sizes ask for: source-filter, ISTFT, or the published one."""
     if c.bands:
         sizes = (c.input_channel, c.channels, c.hidden, c.layers)
         return HarmonicDecoder(
@@ -94,7 +98,7 @@ class BiCodecModel(nn.Module):
         self.prenet = Decoder(config.prenet)
         if config.postnet:
             self.postnet = Decoder(config.postnet)
-        self.decoder = _wave_decoder(config.decoder, config.sample_rate)
+        self.decoder = wave_decoder(config.decoder, config.sample_rate)
         if config.standardise:
             self.register_buffer("feature_mean", torch.zeros(config.encoder.input_channels, 1))
             self.register_buffer("feature_scale", torch.ones(config.encoder.input_channels, 1))

@@ -1,13 +1,15 @@
-"""Losses of codec training: letters, log-mel distance, least-squares adversarial and feature matching."""
+"""Losses of codec training: letters, log-mel and heard distance, least-squares adversarial, matching."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
+
+from gpa.codec.features import FeatureEncoder, load_features
 
 
 class MelDistance(nn.Module):
@@ -38,6 +40,40 @@ class MelDistance(nn.Module):
     def forward(self, ours: Tensor, real: Tensor) -> Tensor:
         distances = [F.l1_loss(self.log_mel(ours, n), self.log_mel(real, n)) for n in self.windows]
         return torch.stack(distances).mean()
+
+
+class HeardDistance:
+    """Mean L1 between what a feature encoder makes of wav (B, S) and of wav (B, S).
+
+    A deep feature loss (Germain et al. 2019). The encoder was trained to recognise words, so it is moved by
+    what changes them. It is no part of what is trained and is loaded when it is first needed. `scale` (C, 1)
+    multiplies its channels, of which a few are huge.
+    """
+
+    def __init__(self, folder: str, kind: str = "whisper", scale: Tensor | None = None) -> None:
+        self.folder, self.kind, self.scale = folder, kind, scale
+        self._encoder: FeatureEncoder | None = None
+
+    def encoder(self, device: torch.device) -> FeatureEncoder:
+        """The encoder, frozen."""
+        if self._encoder is None:
+            self._encoder = load_features(self.folder, self.kind).requires_grad_(False)
+        return self._encoder.to(device)
+
+    @torch.no_grad()
+    def measure(self, clips: Iterable[Tensor]) -> None:
+        """Set `scale` so that every channel varies alike over clips (S,)."""
+        features = torch.cat([self.encoder(clip.device)(clip[None])[0] for clip in clips], 1)  # (C, T)
+        self.scale = 1 / features.std(1, keepdim=True).clamp_min(1e-3)
+
+    def __call__(self, ours: Tensor, real: Tensor) -> Tensor:
+        ear = self.encoder(ours.device)
+        with torch.no_grad():
+            target = ear(real)
+        distance = ear(ours) - target
+        if self.scale is not None:
+            distance = distance * self.scale.to(distance.device)
+        return distance.abs().mean()
 
 
 def generator_loss(scores: Sequence[Tensor]) -> Tensor:

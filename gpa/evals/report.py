@@ -1,31 +1,44 @@
-"""Measured items -> one summary per suite -> JSON, JSONL and the Markdown table of RESULTS.md.
+"""Measured items -> one summary per suite -> the Markdown table of RESULTS.md.
 
-Knows no model and no judge: rows come in with transcripts and counts, and leave as numbers with intervals.
+Knows no model and no judge: rows come in with transcripts, counts and numbers, and leave as rates and means
+with intervals. A failed item counts as deletions of every word, as False in every share, and as the scale's
+least in a mean (`WORST`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gpa.evals import wer
 from gpa.evals.wer import Edits, Rate
 
-HEADER = (
-    "| suite | items (failed, empty) | WER % [95 %] | CER % | floor WER % | rise, points | other | RTF |",
-    "|---|---|---|---|---|---|---|---|",
+WORST = {"similarity": 0.0, "similarity_2": 0.0, "to_recording": 0.0, "to_recording_2": 0.0}
+WORST |= dict.fromkeys(("mos", "mos_signal", "mos_background", "mos_p808"), 1.0)
+COLUMNS = (
+    "suite",
+    "items (failed, empty)",
+    "WER % [95 %]",
+    "recordings",
+    "rise, points",
+    "PER % (recordings)",
+    "similarity (recordings)",
+    "DNSMOS (recordings)",
+    "other",
+    "RTF",
 )
+_SEATS = {"similarity": "voice", "mos": "quality"}  # which judge a column needs
 
 
 @dataclass
 class Item:
     """One tested item. `heard` is None where nothing could be made; `floor` is what was heard originally.
 
-    `seconds` is what the model took, the judge's time excluded; `audio_seconds` is the length of what it made
-    (of what it read, for recognition). `shares` holds yes/no outcomes, `values` other numbers worth keeping.
+    `seconds` is what the model took, the judges' time excluded (`cpu_seconds` the same in time of this process
+    on a core); `audio_seconds` is the length of what it made (of what it read, for recognition). `shares` holds
+    yes/no outcomes, `values` measured numbers, `original` the same numbers of the recording it was made from,
+    `labels` what was asked for.
     """
 
     id: str
@@ -33,18 +46,26 @@ class Item:
     heard: str | None = None
     floor: str | None = None
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     audio_seconds: float = 0.0
     error: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
     shares: dict[str, bool] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    original: dict[str, float] = field(default_factory=dict)
     words: Edits = Edits(0, 0)
     chars: Edits = Edits(0, 0)
     floor_words: Edits | None = None
+    phones: Edits | None = None  # None where phonemes were not measured
+    floor_phones: Edits | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A suite's numbers. `rise` is WER minus the floor on the same items; 0.15 is 15 points."""
+    """A suite's numbers. `rise` is WER minus the floor on the same items; 0.15 is 15 points.
+
+    `values` are means, `originals` those of the recordings; `counted` says over how many items each mean is.
+    """
 
     suite: str
     items: int
@@ -54,13 +75,19 @@ class Summary:
     cer: Rate
     floor: Rate | None
     rise: Rate | None
+    per: Rate | None
+    floor_per: Rate | None
     shares: dict[str, Rate]
+    values: dict[str, Rate]
+    originals: dict[str, Rate]
+    counted: dict[str, int]
     rtf: float
+    cpu_rtf: float
     audio_seconds: float
 
 
 def score(items: Sequence[Item], normalise: Callable[[str], str]) -> None:
-    """Fill in the edit counts of every item, in place."""
+    """Fill in the word and character edits of every item, in place."""
     for item in items:
         reference = normalise(item.reference)
         heard = normalise(item.heard or "")
@@ -69,11 +96,20 @@ def score(items: Sequence[Item], normalise: Callable[[str], str]) -> None:
             item.floor_words = wer.word_edits(reference, normalise(item.floor))
 
 
+def value_of(item: Item, name: str) -> float | None:
+    """A measured number of an item, the scale's least if it failed; None where it was not measured."""
+    return WORST.get(name) if item.heard is None else item.values.get(name)
+
+
 def summarise(suite: str, items: Sequence[Item], seed: int = 0) -> Summary:
-    """Pool scored items; failed ones count as deletions of every word and as False in every share."""
+    """Pool scored items; UsageError where there is no reference word among them."""
     floors = [(item.words, item.floor_words) for item in items if item.floor_words is not None]
     with_floor = bool(floors) and len(floors) == len(items)
-    names = sorted({name for item in items for name in item.shares})
+    shares = sorted({name for item in items for name in item.shares})
+    names = sorted({name for item in items for name in item.values})
+    values = {name: [v for item in items if (v := value_of(item, name)) is not None] for name in names}
+    heard = sorted({name for item in items for name in item.original})
+    originals = {name: [item.original[name] for item in items if name in item.original] for name in heard}
     audio_seconds = sum(item.audio_seconds for item in items)
     return Summary(
         suite=suite,
@@ -84,44 +120,85 @@ def summarise(suite: str, items: Sequence[Item], seed: int = 0) -> Summary:
         cer=wer.rate([item.chars for item in items], seed),
         floor=wer.rate([floor for _, floor in floors], seed) if with_floor else None,
         rise=wer.rate([(a.errors - b.errors, a.length) for a, b in floors], seed) if with_floor else None,
-        shares={n: wer.rate([(item.shares.get(n, False), 1) for item in items], seed) for n in names},
+        per=_pooled([item.phones for item in items], seed),
+        floor_per=_pooled([item.floor_phones for item in items], seed),
+        shares={n: wer.rate([(item.shares.get(n, False), 1) for item in items], seed) for n in shares},
+        values={name: mean(found, seed) for name, found in values.items()},
+        originals={name: mean(found, seed) for name, found in originals.items()},
+        counted={name: len(found) for name, found in values.items()},
         rtf=sum(item.seconds for item in items) / audio_seconds if audio_seconds else 0.0,
+        cpu_rtf=sum(item.cpu_seconds for item in items) / audio_seconds if audio_seconds else 0.0,
         audio_seconds=audio_seconds,
     )
 
 
-def markdown(summaries: Sequence[Summary]) -> str:
-    """The table of RESULTS.md, one line per suite."""
-    lines = list(HEADER)
-    for s in summaries:
-        cells = [
-            s.suite,
-            f"{s.items} ({s.failed}, {s.empty})",
-            s.wer.percent(),
-            f"{100 * s.cer.value:.1f}",
-            s.floor.percent() if s.floor else "-",
-            s.rise.percent() if s.rise else "-",
-            "; ".join(f"{name} {share.percent()} %" for name, share in s.shares.items()) or "-",
-            f"{s.rtf:.2f}" if s.rtf else "-",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+def mean(values: Sequence[float], seed: int = 0) -> Rate:
+    """The mean of some numbers with its bootstrap interval."""
+    return wer.rate([(value, 1) for value in values], seed)
+
+
+def _pooled(edits: Sequence[Edits | None], seed: int) -> Rate | None:
+    known = [found for found in edits if found is not None]
+    return wer.rate(known, seed) if known and len(known) == len(edits) else None
+
+
+def plain(summary: Summary) -> dict[str, Any]:
+    """A summary for JSON: every rate as {value, low, high}, and None for those that do not apply."""
+    found = asdict(summary)  # which keeps named tuples, and JSON would write them as lists without names
+    for name, value in vars(summary).items():
+        if isinstance(value, Rate):
+            found[name] = value._asdict()
+        elif name in ("shares", "values", "originals"):
+            found[name] = {key: rate._asdict() for key, rate in value.items()}
+    return found
+
+
+# Markdown ---------------------------------------------------------------------------------------------------
+
+
+def markdown(
+    summaries: Sequence[Summary],
+    absent: Mapping[str, str] | None = None,
+    skipped: Mapping[str, str] | None = None,
+) -> str:
+    """The table of RESULTS.md, one line per suite; `absent` are judges, `skipped` suites that did not run."""
+    lines = [_row(COLUMNS), "|" + "---|" * len(COLUMNS)]
+    lines += [_row(_cells(summary, absent or {})) for summary in summaries]
+    for suite, reason in (skipped or {}).items():
+        lines.append(_row([suite, f"not measured: {reason}", *["-"] * (len(COLUMNS) - 2)]))
     return "\n".join(lines)
 
 
-def write(
-    out: Path, items: dict[str, list[Item]], summaries: Sequence[Summary], about: dict[str, Any]
-) -> None:
-    """`<suite>.jsonl` of items, summary.json with `about` (versions, seed, hashes), and table.md."""
-    out.mkdir(parents=True, exist_ok=True)
-    for suite, rows in items.items():
-        text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-        (out / f"{suite}.jsonl").write_text(text, encoding="utf-8")
-    content = {**about, "suites": {s.suite: _plain(s) for s in summaries}}
-    (out / "summary.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (out / "table.md").write_text(markdown(summaries) + "\n", encoding="utf-8")
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
-def _plain(summary: Summary) -> dict[str, Any]:
-    # asdict keeps named tuples, which JSON would write as lists without names
-    rates = {k: v._asdict() for k, v in vars(summary).items() if isinstance(v, Rate)}
-    return {**asdict(summary), **rates, "shares": {k: v._asdict() for k, v in summary.shares.items()}}
+def _cells(s: Summary, absent: Mapping[str, str]) -> list[str]:
+    made = not s.suite.startswith("asr")  # of a sound there is more to judge than words
+    other = [f"{name} {share.percent()} %" for name, share in s.shares.items()]
+    if bits := s.values.get("bits_per_second"):
+        other.append(f"{bits.value:.0f} bit/s")
+    return [
+        s.suite,
+        f"{s.items} ({s.failed}, {s.empty})",
+        s.wer.percent(),
+        s.floor.percent() if s.floor else "-",
+        s.rise.percent() if s.rise else "-",
+        _phones(s, made and "phonemes" in absent),
+        *(_mean(s, name, made and seat in absent) for name, seat in _SEATS.items()),
+        "; ".join(other) or "-",
+        f"{s.rtf:.2f}" if s.rtf >= 0.0005 else "-",
+    ]
+
+
+def _phones(s: Summary, unmeasured: bool) -> str:
+    if s.per is None:
+        return "not measured" if unmeasured else "-"
+    return s.per.percent() + (f" ({100 * s.floor_per.value:.1f})" if s.floor_per else "")
+
+
+def _mean(s: Summary, name: str, unmeasured: bool) -> str:
+    if name not in s.values:
+        return "not measured" if unmeasured else "-"
+    of = "" if s.counted[name] == s.items else f", {s.counted[name]} items"
+    return s.values[name].plain() + of + (f" ({s.originals[name].value:.2f})" if name in s.originals else "")

@@ -35,6 +35,10 @@ class Rate(NamedTuple):
         """As in the tables: `12.3 [10.1, 14.8]`."""
         return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
+    def plain(self) -> str:
+        """A mean as in the tables: `3.21 [3.10, 3.32]`."""
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
 
 def normaliser() -> Callable[[str], str]:
     """The text normaliser of every rate here (NORMALISER): Whisper's, applied to both sides."""

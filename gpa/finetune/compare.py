@@ -20,9 +20,12 @@ import torch
 from gpa import audio
 from gpa.data import tokenset
 from gpa.errors import GPAError, MissingExtraError, UsageError
-from gpa.evals import report, run, wer
-from gpa.evals.judges import Recogniser
+from gpa.evals import report, suites, wer
+from gpa.evals.bench import Bench
+from gpa.evals.judges import SAMPLE_RATE, Ear
+from gpa.evals.panel import Panel
 from gpa.evals.speaker import SpeakerJudge
+from gpa.evals.words import Recogniser
 from gpa.models.gpa.modeling_gpa import GPA
 from gpa.text import normalise_text
 
@@ -59,7 +62,7 @@ def choose_judge(which: str, model: GPA) -> Judge:
 def own_ear(model: GPA) -> Callable[[np.ndarray], str]:
     def hear(wav: np.ndarray) -> str:
         try:
-            return model.asr((wav, run.SAMPLE_RATE)).text
+            return model.asr((wav, SAMPLE_RATE)).text
         except GPAError:  # too short, or nothing heard
             return ""
 
@@ -78,10 +81,6 @@ class _OwnVoices:
             next(self.codec.parameters()).device
         )
         return self.codec.speaker_encoder(self.codec.mel(x))[0].float().cpu().numpy()
-
-    def enrol(self, wavs: Sequence[np.ndarray]) -> np.ndarray:
-        mean = np.mean([self.embed(wav) for wav in wavs], axis=0)
-        return mean / max(float(np.linalg.norm(mean)), 1e-8)
 
 
 def write_items(model: GPA, manifest: Path, name: str, texts: Sequence[str], count: int, out: Path) -> None:
@@ -104,7 +103,7 @@ def _recordings(manifest: Path, name: str, folder: Path, count: int) -> Iterator
     for row in held[:count]:
         end = None if row["end_time"] < 0 else row["end_time"]
         try:
-            wav = audio.load(row["path"], run.SAMPLE_RATE, begin=row["begin_time"], end=end)
+            wav = audio.load(row["path"], SAMPLE_RATE, begin=row["begin_time"], end=end)
         except GPAError as error:
             log.warning("%s is not compared on: %s", row["path"], error)
             continue
@@ -118,13 +117,13 @@ def _spoken(model: GPA, texts: Sequence[str], folder: Path) -> Iterator[dict[str
             made = model.tts(text, voice=voices[n % len(voices)], seed=n)
         except GPAError:
             continue
-        wav = audio.load((made.wav, made.sample_rate), run.SAMPLE_RATE)
+        wav = audio.load((made.wav, made.sample_rate), SAMPLE_RATE)
         yield _item(folder, f"base-{n}", wav, voices[n % len(voices)], text, OTHERS)
 
 
 def _item(folder: Path, name: str, wav: np.ndarray, speaker: str, text: str, split: str) -> dict[str, Any]:
-    audio.save(folder / f"{name}.wav", wav, run.SAMPLE_RATE)
-    seconds = len(wav) / run.SAMPLE_RATE
+    audio.save(folder / f"{name}.wav", wav, SAMPLE_RATE)
+    seconds = len(wav) / SAMPLE_RATE
     row = {"id": name, "path": f"{name}.wav", "speaker": speaker, "text": text, "split": split}
     return {**row, "duration": seconds, "corpus": "finetune"}
 
@@ -152,21 +151,20 @@ def measure(model: GPA, data: Path, name: str, items: int, judge: Judge, wavs: P
         ("asr", name, VOICE, []),
         ("vc-lm", "all", MIXED, []),
     ):
-        bench = run.Bench(data, model, voices=voices, n=items, split=split, wavs=wavs / whose)
-        bench.recogniser, bench.speaker = judge.words, judge.voices  # type: ignore[assignment]
+        panel = Panel(Ear(judge.name, judge.words), judge.normalise, Ear(judge.name, judge.voices.embed))
+        bench = Bench(data, model, panel=panel, voices=voices, n=items, split=split, wavs=wavs / whose)
         rows = {row["split"] for row in bench.manifest}
         speakers = {row["speaker"] for row in bench.manifest if row["split"] == split}
         possible = voices if suite == "tts" else split in rows and (suite == "asr" or len(speakers) > 1)
         if possible:
-            made.append(_line(suite, whose, bench, judge))
+            made.append(_line(suite, whose, bench))
     return made
 
 
-def _line(suite: str, whose: str, bench: run.Bench, judge: Judge) -> Line:
-    found = run.SUITES[suite](bench)
-    report.score(found, judge.normalise)
+def _line(suite: str, whose: str, bench: Bench) -> Line:
+    found = suites.run(suite, bench)
     summary = report.summarise(suite, found)
-    near = [item.values[key] for item in found for key in ("similarity", "to_target") if key in item.values]
+    near = [item.values["similarity"] for item in found if "similarity" in item.values]
     stopped = summary.shares.get("stopped")
     return Line(
         suite.removesuffix("-lm"),

@@ -19,7 +19,7 @@ from gpa.train.loop import train
 from gpa.train.metrics import plot
 
 log = logging.getLogger(__name__)
-KINDS = ("codec", "gpa", "text")
+KINDS = ("codec", "gpa", "latent", "text")
 
 
 def _family(tree: dict[str, Any]) -> tuple[Family, Any]:
@@ -34,6 +34,11 @@ def _family(tree: dict[str, Any]) -> tuple[Family, Any]:
 
         lm = config.build(LMRecipe, tree)
         return LMFamily(lm), lm
+    if kind == "latent":
+        from gpa.train.latent import LatentFamily, LatentRecipe
+
+        latent = config.build(LatentRecipe, tree)
+        return LatentFamily(latent), latent
     raise UsageError(f"recipe kind {kind!r}: choose one of {', '.join(KINDS)}")
 
 

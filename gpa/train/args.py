@@ -10,7 +10,7 @@ import torch
 from gpa.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
+ATTENTION = ("auto", "eager", "sdpa", "segments", "flash_attention_2")
 ZERO_STAGES = (0, 1, 2, 3)
 
 
@@ -36,7 +36,8 @@ class TrainArgs:
     accumulate: int = 1  # micro-batches of each process per step
     gradient_checkpointing: bool = False  # activations are computed twice instead of kept
     compile: bool = False  # torch.compile of the module's parts
-    attention: str = "auto"  # auto: flash_attention_2 where there is a GPU, the package and half precision
+    # auto: on a GPU flash_attention_2 with the package in half precision, else sdpa; on a CPU segments
+    attention: str = "auto"
     ema: float = 0.0  # decay of averaged weights, which are then evaluated and exported; 0: none
     best: str = ""  # held-out metric, as eval/tts, whose lowest value is kept in checkpoints/best.pt
     tensorboard: bool = False  # metrics also to RUN/tensorboard

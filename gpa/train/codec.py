@@ -22,9 +22,8 @@ from gpa import hub
 from gpa.codec import trained
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
 from gpa.codec.discriminators import Discriminators
-from gpa.codec.features import FRAME, FeatureEncoder, load_features
-from gpa.codec.harmonic import CENTRE, HarmonicDecoder
-from gpa.codec.losses import LetterHead, MelDistance, discriminator_loss, feature_matching, generator_loss
+from gpa.codec.features import FRAME
+from gpa.codec.losses import HeardDistance, LetterHead, MelDistance
 from gpa.data.align import letter_targets
 from gpa.data.batches import BatchPlan
 from gpa.data.features import FeatureCache
@@ -33,6 +32,7 @@ from gpa.train.args import TrainArgs
 from gpa.train.engine import place
 from gpa.train.family import Loss
 from gpa.train.optim import OptimArgs
+from gpa.train.sound import contest, drawn
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class CodecFamily:
             raise UsageError("weights.heard needs the feature encoder's folder in data.encoder")
         self.cache = FeatureCache(recipe.data.cache)
         self.cache.measure_pitch()
-        self._ear: FeatureEncoder | None = None  # loaded when it is first needed
+        self._ear = HeardDistance(recipe.data.encoder, self.config.features)
         self.ratio = self.config.latent_hop_length // FRAME
         least = max(recipe.data.crop_ids * self.ratio, 50)
         most = recipe.data.max_frames
@@ -252,15 +252,7 @@ class CodecFamily:
         if critic is None or step < w.adversarial_from:
             yield Loss("generator", loss, metrics)
             return
-        with torch.no_grad():
-            _, real_features = critic(batch.wav)
-        scores, features = critic(wav)
-        adversarial, matching = generator_loss(scores), feature_matching(real_features, features)
-        metrics |= {"adversarial": adversarial.item(), "matching": matching.item()}
-        yield Loss("generator", loss + w.adversarial * adversarial + w.matching * matching, metrics)
-        real, fake = critic(batch.wav)[0], critic(wav.detach())[0]
-        value = discriminator_loss(real, fake)
-        yield Loss("discriminator", value, {"discriminator": value.item()})
+        yield from contest(critic, batch.wav, wav, loss, metrics, (w.adversarial, w.matching))
 
     def _reconstruct(self, module: CodecModule, batch: CodecBatch) -> tuple[Tensor, dict[str, float], Tensor]:
         w, codec = self.recipe.weights, module.codec
@@ -282,42 +274,22 @@ class CodecFamily:
         self, module: CodecModule, frames: Tensor, batch: CodecBatch
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Losses of the decoder's frames, and samples where a loss (or an evaluation) needs them."""
-        w, codec, real = self.recipe.weights, module.codec, batch.wav
-        decoder, parts = codec.decoder, {}
-        if not isinstance(decoder, HarmonicDecoder):
-            wav = codec.render(frames)
-            return {"mel": module.mel_distance(wav, real)}, wav
-        log_f0, logit = decoder.pitch(frames)
-        distance = (log_f0 - (batch.f0.log() - CENTRE)).abs() * batch.voiced
-        height = distance.sum() / batch.voiced.sum().clamp_min(1)
-        parts["pitch"] = height + F.binary_cross_entropy_with_logits(logit, batch.voiced)
-        if w.envelope:
-            parts["envelope"] = decoder.envelope_distance(frames, batch.voiced, real)
+        w, real = self.recipe.weights, batch.wav
         unheard = not w.mel and not w.heard and module.discriminators is None
-        if unheard and module.training:
+        render = not (unheard and module.training)
+        parts, wav = drawn(module.codec.decoder, frames, batch, envelope=bool(w.envelope), render=render)
+        if wav is None:
             return parts, real
-        wav = decoder.render(frames, batch.f0, batch.voiced)  # with the recording's pitch
-        if w.mel or not module.training:
+        if w.mel or not module.training or not parts:
             parts["mel"] = module.mel_distance(wav, real)
         if w.heard:
-            parts["heard"] = self._heard(codec, wav, real)
+            parts["heard"] = self._heard(module.codec, wav, real)
         return parts, wav
 
     def _heard(self, codec: BiCodecModel, wav: Tensor, real: Tensor) -> Tensor:
-        """Mean L1 between what the feature encoder makes of wav and of real (R, S), channels scaled alike.
-
-        The encoder was trained to recognise words, so it is moved by what changes them (deep feature loss,
-        Germain et al. 2019).
-        """
-        if self._ear is None:
-            self._ear = load_features(self.recipe.data.encoder, self.config.features).requires_grad_(False)
-        ear = self._ear.to(wav.device)
-        with torch.no_grad():
-            target = ear(real)
-        distance = ear(wav) - target
-        if self.config.standardise:
-            distance = distance * codec.get_buffer("feature_scale")
-        return distance.abs().mean()
+        """`HeardDistance` with this codec's own scale of the features."""
+        self._ear.scale = codec.get_buffer("feature_scale") if self.config.standardise else None
+        return self._ear(wav, real)
 
     def _ctc(self, module: CodecModule, z_q: Tensor, batch: CodecBatch) -> Tensor:
         """CTC loss per letter over the clips that have a transcript; the others would teach silence."""

@@ -157,17 +157,18 @@ def uncompiled(args: TrainArgs) -> AbstractContextManager[None]:
 
 
 def _choose_attention(module: nn.Module, args: TrainArgs, device: torch.device) -> None:
-    here = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    chosen = args.attention
+    gpu, chosen = device.type == "cuda", args.attention
+    flash = gpu and importlib.util.find_spec("flash_attn") is not None
     if chosen == "auto":
-        if not (here and args.precision != "fp32" and hasattr(module, "set_attn_implementation")):
+        if not hasattr(module, "set_attn_implementation"):
             return
-        chosen = "flash_attention_2"
-    elif chosen == "flash_attention_2" and not here:
+        fast = "flash_attention_2" if flash and args.precision != "fp32" else "sdpa"
+        chosen = fast if gpu else "segments"
+    elif chosen == "flash_attention_2" and not flash:
         raise (
-            UsageError("train.attention=flash_attention_2 needs a GPU")
-            if device.type != "cuda"
-            else (MissingExtraError("flash_attn", "flash"))
+            MissingExtraError("flash_attn", "flash")
+            if gpu
+            else UsageError("train.attention=flash_attention_2 needs a GPU")
         )
     choose = getattr(module, "set_attn_implementation", None)
     if choose is None:

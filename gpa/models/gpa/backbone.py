@@ -17,6 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from gpa.errors import UsageError
+from gpa.models.gpa import segments_gpa  # noqa: F401 (makes its attention known by name)
 from gpa.vocab import Vocab
 
 Backbone = Qwen3ForCausalLM

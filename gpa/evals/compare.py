@@ -1,0 +1,133 @@
+"""Is B better than A? Paired bootstrap over the items that both have.
+
+Items are paired by id and text; each resampling draws items, and with an item both its results, so what is
+hard about a sentence cancels out. A difference is called significant where its 95 % interval leaves out 0:
+of twenty measures without any difference about one is called so by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpa.errors import UsageError
+from gpa.evals import wer
+from gpa.evals.report import WORST
+from gpa.evals.wer import Rate
+
+REPEATS = 2000
+LOWER = ("WER", "CER", "PER", "to_source", "to_source_2")  # where less is better
+NEUTRAL = ("bits_per_second",)
+_EDITS = {"WER": "words", "CER": "chars", "PER": "phones"}
+Row = Mapping[str, Any]  # an item as a report holds it
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One measure over common items: A's value, B's, B minus A with its interval, and the verdict."""
+
+    suite: str
+    measure: str
+    items: int
+    a: float
+    b: float
+    difference: Rate
+    verdict: str
+
+
+def reports(a: Mapping[str, Any], b: Mapping[str, Any], seed: int = 0) -> list[Difference]:
+    """All measures of all suites that two reports share; UsageError where nothing can be compared."""
+    refuse_other_judges(a, b)
+    found: list[Difference] = []
+    for suite in a["items"]:
+        if suite in b["items"]:
+            found += items(suite, a["items"][suite], b["items"][suite], seed)
+    if not found:
+        raise UsageError("the reports have no common items: same data, split, seed and suites are needed")
+    return found
+
+
+def refuse_other_judges(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """UsageError where one seat was held by different judges: their numbers mean different things."""
+    for seat, about in a["settings"]["judges"].items():
+        other = b["settings"]["judges"].get(seat)
+        keys = ("name", "weights")
+        if other is not None and any(about[key] != other[key] for key in keys):
+            raise UsageError(
+                f"{about['measures']} was judged by {about['name']} {about['weights']} in one report and by "
+                f"{other['name']} {other['weights']} in the other: measure both with the same"
+            )
+
+
+def items(suite: str, a: Sequence[Row], b: Sequence[Row], seed: int = 0) -> list[Difference]:
+    """All measures that two lists of items share, over their common items; none without common items."""
+    theirs = {(row["id"], row["text"]): row for row in b}
+    pairs = [(row, theirs[row["id"], row["text"]]) for row in a if (row["id"], row["text"]) in theirs]
+    found = []
+    for measure in _measures(pairs):
+        parts = [(_part(x, measure), _part(y, measure)) for x, y in pairs]
+        known = [(x, y) for x, y in parts if x is not None and y is not None]
+        if known:
+            found.append(_difference(suite, measure, known, seed))
+    return found
+
+
+def _measures(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
+    names = {name: key for name, key in _EDITS.items() if any(x[key] and y[key] for x, y in pairs)}
+    shares = {name for x, y in pairs for name in x["shares"].keys() & y["shares"].keys()}
+    values = {name for x, y in pairs for name in x["values"].keys() & y["values"].keys()} - set(NEUTRAL)
+    return [*names, *sorted(shares), *sorted(values)]
+
+
+def _part(row: Row, measure: str) -> tuple[float, float] | None:
+    """Numerator and denominator of an item; None where it was not measured."""
+    if measure in _EDITS:
+        edits = row[_EDITS[measure]]
+        return (edits[0], edits[1]) if edits else None
+    if measure in row["shares"]:
+        return (float(row["shares"][measure]), 1.0)
+    value = WORST.get(measure) if row["failed"] else row["values"].get(measure)
+    return None if value is None else (value, 1.0)
+
+
+def _difference(
+    suite: str, measure: str, parts: Sequence[tuple[tuple[float, float], tuple[float, float]]], seed: int
+) -> Difference:
+    lengths = sum(a[1] for a, _ in parts)
+    if lengths == 0:
+        raise UsageError(f"{suite}: the common items have no words to count errors in")
+    # Both read one reference, so a difference of rates is a rate of differences over one length.
+    gap = wer.rate([(b[0] - a[0], a[1]) for a, b in parts], seed, REPEATS)
+    before, after = sum(a[0] for a, _ in parts) / lengths, sum(b[0] for _, b in parts) / lengths
+    return Difference(suite, measure, len(parts), before, after, gap, _verdict(measure, gap))
+
+
+def _verdict(measure: str, gap: Rate) -> str:
+    if gap.low <= 0 <= gap.high:
+        return "not significant"
+    return "B better" if (gap.value < 0) == (measure in LOWER) else "A better"
+
+
+# Markdown ---------------------------------------------------------------------------------------------------
+
+
+def table(found: Sequence[Difference], a: str = "A", b: str = "B") -> str:
+    """Differences as Markdown; rates and shares in percent, differences of them in points."""
+    lines = [f"| suite | measure | items | {a} | {b} | B - A [95 %] | |", "|---|---|---|---|---|---|---|"]
+    for d in found:
+        percent = d.measure in _EDITS or d.measure.startswith(("stopped", "nearer"))
+        name = f"{d.measure}, %" if percent else d.measure
+        scale, digits = (100, 1) if percent else (1, 3)
+        shown = [f"{scale * value:.{digits}f}" for value in (d.a, d.b)]
+        gap = [f"{scale * value:+.{digits}f}" for value in d.difference]
+        lines.append(
+            f"| {d.suite} | {name} | {d.items} | {shown[0]} | {shown[1]} | "
+            f"{gap[0]} [{gap[1]}, {gap[2]}] | {d.verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def plain(found: Sequence[Difference]) -> list[dict[str, Any]]:
+    """Differences for JSON."""
+    return [{**asdict(d), "difference": d.difference._asdict()} for d in found]

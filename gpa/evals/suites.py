@@ -1,0 +1,179 @@
+"""The suites of our own model: what is asked of it for each case, and how many cases a run takes.
+
+The first k cases of a run over n are those of a run over k, so a quick run is the beginning of a full one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from gpa.codec.base import AudioTokens, CodecSpec
+from gpa.errors import UsageError
+from gpa.evals import baselines, items
+from gpa.evals.bench import SAMPLE_RATE, Bench, Case, Made, Suite, measure
+from gpa.evals.report import Item
+
+T = TypeVar("T")
+Mode = Literal["lm", "codec"]
+
+
+def clips(bench: Bench, n: int) -> list[Case]:
+    """Held-out recordings, each in its speaker's voice."""
+    return [_of_clip(row) for row in items.dev_clips(bench.manifest, n, bench.seed, bench.split)]
+
+
+def _of_clip(row: items.Row) -> Case:
+    labels = {"speaker": str(row["speaker"]), "corpus": str(row["corpus"])}
+    return Case(row["id"], row["text"], row, None, str(row["speaker"]), (row["id"],), labels)
+
+
+def sentences(bench: Bench, n: int) -> list[items.Sentence]:
+    """Sentences that nothing was trained on."""
+    seen = [*items.training_texts(bench.manifest), *bench.seen]
+    return items.unseen_sentences(bench.data, seen, n, bench.seed)
+
+
+def spoken(bench: Bench, n: int) -> list[Case]:
+    """Unseen sentences in the shipped voices, in turn."""
+    if not bench.voices:
+        raise UsageError("the tts suite needs voices: pass --voices with names, voice files or recordings")
+    found = []
+    for number, sentence in enumerate(sentences(bench, n)):
+        voice = str(bench.voices[number % len(bench.voices)])
+        known = items.speaker_of_voice(bench.manifest, voice)
+        speaker = bench.speakers.get(voice, known)
+        found.append(Case(sentence.id, sentence.text, None, voice, speaker, (), {"voice": voice}))
+    return found
+
+
+def spoken_unvoiced(bench: Bench, n: int) -> list[Case]:
+    """The same sentences for a baseline with a voice of its own."""
+    return [Case(sentence.id, sentence.text) for sentence in sentences(bench, n)]
+
+
+def spoken_from_clips(bench: Bench, n: int) -> list[Case]:
+    """The same sentences, each in the voice of a held-out clip; the judge knows the speaker by other clips."""
+    texts = sentences(bench, n)
+    voices = items.voice_clips(bench.manifest, len(texts), bench.seed, bench.split)
+    found = []
+    for sentence, row in zip(texts, voices, strict=True):
+        labels = {"voice": str(row["id"]), "speaker": str(row["speaker"])}
+        path, speaker = bench.path(row), str(row["speaker"])
+        found.append(Case(sentence.id, sentence.text, None, path, speaker, (row["id"],), labels))
+    return found
+
+
+def conversions(bench: Bench, n: int) -> list[Case]:
+    """Held-out recordings, each to be said in the voice of another speaker's clip."""
+    found = []
+    for pair in items.pairs(bench.manifest, n, bench.seed, bench.split):
+        source, target = pair
+        labels = {"speaker": str(source["speaker"]), "target": str(target["speaker"])}
+        both, speaker = (source["id"], target["id"]), str(target["speaker"])
+        found.append(Case(pair.id, source["text"], source, bench.path(target), speaker, both, labels))
+    return found
+
+
+def _itself(bench: Bench, case: Case, wav: np.ndarray | None) -> Made:
+    return Made(wav)
+
+
+def _resynthesise(bench: Bench, case: Case, wav: np.ndarray | None) -> Made:
+    codec = bench.need_codec()
+    tokens = codec.encode((wav, SAMPLE_RATE))
+    made = codec.decode(tokens)
+    bits = bits_per_second(codec.spec, tokens)
+    return Made(made, codec.spec.sample_rate, values={"bits_per_second": round(bits, 1)})
+
+
+def bits_per_second(spec: CodecSpec, tokens: AudioTokens) -> float:
+    """Bits of a clip's codes over its seconds, all values of a codebook taken as equally likely."""
+    books, frames = tokens.codes.shape
+    constant = spec.n_global * math.log2(spec.global_size) if spec.n_global else 0.0
+    return (books * frames * math.log2(spec.codebook_size) + constant) / (frames / spec.frame_rate)
+
+
+def _speak(bench: Bench, case: Case, wav: np.ndarray | None) -> Made:
+    speech = bench.need_model().tts(case.text, voice=case.voice, seed=bench.seed)
+    return Made(speech.wav, speech.sample_rate, stopped=speech.finish_reason == "stop")
+
+
+def _recognise(bench: Bench, case: Case, wav: np.ndarray | None) -> Made:
+    found = bench.need_model().asr((wav, SAMPLE_RATE))
+    return Made(text=found.text, stopped=found.finish_reason == "stop")
+
+
+def _converter(mode: Mode) -> Callable[[Bench, Case, np.ndarray | None], Made]:
+    def convert(bench: Bench, case: Case, wav: np.ndarray | None) -> Made:
+        options: dict[str, Any] = {"mode": mode} if mode == "codec" else {"mode": mode, "seed": bench.seed}
+        speech = bench.need_model().vc((wav, SAMPLE_RATE), voice=case.voice, **options)
+        stopped = speech.finish_reason == "stop" if mode == "lm" else None
+        return Made(speech.wav, speech.sample_rate, stopped=stopped)
+
+    return convert
+
+
+MINI: dict[str, Suite] = {
+    "floor": Suite("the recordings themselves", clips, _itself),
+    "codec": Suite("recordings encoded and decoded", clips, _resynthesise, "codec"),
+    "tts": Suite("unseen sentences in the shipped voices", spoken, _speak, "model", stops=True),
+    "tts-clip": Suite(
+        "unseen sentences in the voice of a clip", spoken_from_clips, _speak, "model", stops=True
+    ),
+    "asr": Suite(
+        "recordings written down by the model", clips, _recognise, "model", stops=True, reads=True
+    ),
+    "vc-lm": Suite(
+        "recordings in another voice, by the language model", conversions, _converter("lm"), "model",
+        stops=True, converts=True,
+    ),
+    "vc-codec": Suite(
+        "the same, only the voice codes exchanged", conversions, _converter("codec"), "model", converts=True
+    ),
+}  # fmt: skip
+BASELINES: dict[str, Suite] = {
+    "tts-espeak-ng": baselines.suite(baselines.ESPEAK, spoken_unvoiced),
+    "tts-flite": baselines.suite(baselines.FLITE, spoken_unvoiced),
+    "asr-pocketsphinx": baselines.suite(baselines.SPHINX, clips),
+    "codec-opus": baselines.suite(baselines.OPUS, clips),
+    "codec-codec2": baselines.suite(baselines.CODEC2, clips),
+}
+SUITES = MINI | BASELINES
+# Items of a full run, and of a quick one. Sentences are short, so there are more of them.
+FULL = dict.fromkeys(SUITES, 30) | {"asr": 60, "asr-pocketsphinx": 60}
+FULL |= dict.fromkeys(("tts", "tts-clip", "tts-espeak-ng", "tts-flite"), 60)
+QUICK = dict.fromkeys(SUITES, 4)
+# Which suites are about the same cases, so that a report can say which of two is better: ours, the peer.
+PEERS = (
+    ("codec", "codec-opus"),
+    ("codec", "codec-codec2"),
+    ("tts", "tts-espeak-ng"),
+    ("tts", "tts-flite"),
+    ("asr", "asr-pocketsphinx"),
+    ("vc-lm", "vc-codec"),
+)
+
+
+def run(name: str, bench: Bench) -> list[Item]:
+    """One suite over `bench.n` cases, in memory; UsageError for what it needs and has not."""
+    suite = SUITES[name]
+    check(name, bench)
+    return [measure(name, suite, bench, case) for case in progress(suite.cases(bench, bench.n), name)]
+
+
+def check(name: str, bench: Bench) -> None:
+    """UsageError unless the bench has what a suite needs."""
+    if SUITES[name].needs == "model":
+        bench.need_model()
+    elif SUITES[name].needs == "codec":
+        bench.need_codec()
+
+
+def progress(things: Sequence[T], name: str) -> Iterator[T]:
+    """A bar on stderr, where that is a terminal."""
+    return iter(tqdm(things, desc=name, dynamic_ncols=True, disable=None))
