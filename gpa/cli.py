@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = _parser().parse_known_args(argv)
     if rest and args.run is not commands.train:  # `gpa train` hands its arguments on
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    args.rest = rest
+    args.rest, args.argv = rest, list(sys.argv[1:] if argv is None else argv)
     with _talk_on_stderr(args.verbose):
         try:
             code = int(args.run(args) or 0)

@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,12 @@ def add(sub: Any) -> None:
     options.which(p)
     what = p.add_argument_group("what is measured")
     what.add_argument("--suite", nargs="+", default=["mini"], metavar="NAME",
-        help="mini (floor codec tts tts-clip asr vc-lm vc-codec), or some of these (default mini)")  # fmt: skip
+        help="mini (floor codec tts tts-clip asr vc-lm vc-codec) or some of it (default mini)")  # fmt: skip
     what.add_argument("--baselines", action="store_true",
         help="also espeak-ng, flite, pocketsphinx, Opus and Codec2 on the same items")  # fmt: skip
     what.add_argument("--data", metavar="DIR", help="data folder (default: GPA_DATA)")
     what.add_argument("--split", default=SPLIT, metavar="S", help=f"held-out split (default {SPLIT})")
-    what.add_argument("-n", type=int, metavar="N", help="items of every suite, 0 for all (default: 30 or 60)")
+    what.add_argument("-n", type=int, metavar="N", help="items of every suite, 0 for all (default: 40 to 80)")
     what.add_argument("--quick", action="store_true", help="4 items of every suite")
     what.add_argument("--seed", type=int, default=0, help="chooses the items and seeds the model (default 0)")
     what.add_argument("--without", nargs="+", default=[], metavar="JUDGE",
@@ -80,33 +79,24 @@ def run(args: argparse.Namespace) -> None:
     if args.compare:
         _compare(args)
         return
-    from gpa.evals import items, panel, store, suites
+    from gpa.evals import panel, store, suites
     from gpa.evals import run as runner
-    from gpa.evals.bench import Bench
 
     panel.require()
     wanted = runner.sizes(_names(args), args.n, args.quick)
-    bench = Bench(
-        data=items.data_root(args.data),
-        voices=args.voices,
-        speakers=dict(_pair(text) for text in args.speakers),
-        seen=_seen(args.seen),
-        seed=args.seed,
-        split=args.split,
-    )
-    items.dev_clips(
-        bench.manifest, 1, args.seed, args.split
-    )  # a wrong split is said before anything is loaded
+    bench = _bench(args)
     began = time.perf_counter()
     timing = _load(args, bench, {suites.SUITES[name].needs for name in wanted})
     bench.panel = panel.open_panel(args.threads or _threads(), args.without)
     logging.getLogger("faster_whisper").setLevel(logging.WARNING)
+    if not args.verbose:  # who did not stop by itself is counted, and need not be said of every item
+        logging.getLogger("gpa.models.gpa").setLevel(logging.ERROR)
     fixed = runner.settings(bench, timing.pop("hashes"))
     out = args.out or Path("runs/eval") / f"{timing['name']}-{_short(fixed)}"
     bench.wavs = out / "wavs" if args.save_wavs else None
-    outcome = runner.run(bench, wanted, store.Store(out, fixed, args.fresh), commands.say)
+    outcome = runner.run(bench, wanted, store.Store(out, fixed, suites.SUITES, args.fresh), commands.say)
     timing["wall_seconds"] = round(time.perf_counter() - began, 1)
-    more = {"command": ["gpa", *sys.argv[1:]], "wanted": wanted, "taken": _now(), "timing": timing}
+    more = {"command": ["gpa", *args.argv], "wanted": wanted, "taken": _now(), "timing": timing}
     sealed = runner.write(out, bench, outcome, fixed, more)
     print(json.dumps(sealed, ensure_ascii=False) if args.json else runner.markdown(bench, outcome, sealed))
     if outcome.kept:
@@ -120,6 +110,19 @@ def _names(args: argparse.Namespace) -> list[str]:
 
     names = [name for given in args.suite for name in (suites.MINI if given == "mini" else [given])]
     return list(dict.fromkeys([*names, *(suites.BASELINES if args.baselines else ())]))
+
+
+def _bench(args: argparse.Namespace) -> Any:
+    """The data and what was asked for; a split that cannot be used is refused before anything is loaded."""
+    from gpa.evals import items
+    from gpa.evals.bench import Bench
+
+    data = items.data_root(args.data)
+    speakers = dict(_pair(text) for text in args.speakers)
+    bench = Bench(data, voices=args.voices, speakers=speakers, seen=_seen(args.seen))
+    bench.seed, bench.split = args.seed, args.split
+    items.dev_clips(bench.manifest, 1, args.seed, args.split)
+    return bench
 
 
 def _load(args: argparse.Namespace, bench: Any, needs: set[str]) -> dict[str, Any]:
@@ -203,4 +206,5 @@ def _compare(args: argparse.Namespace) -> None:
         if a["settings"][key] != b["settings"][key]:
             commands.say(f"warning: A and B differ in {key}; only items with equal text are compared")
     found = compare.reports(a, b, args.seed)
-    print(json.dumps(compare.plain(found), ensure_ascii=False) if args.json else compare.table(found))
+    shown = found if args.verbose else [difference for difference in found if difference.headline]
+    print(json.dumps(compare.plain(found), ensure_ascii=False) if args.json else compare.table(shown))

@@ -32,6 +32,7 @@ COMMANDS = (
     "train",
     "plot",
     "plan",
+    "eval",
 )
 BRIEF = ["--max-new-tokens", "12"]  # a random model never stops by itself
 

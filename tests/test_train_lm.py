@@ -11,14 +11,16 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 from gpa import config
 from gpa.data.align import letters_of, piece_spans
 from gpa.data.rows import PUNCTUATION, TASK_ORDER, LMBatch, Row, collate, pack
+from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.backbone import alignment_loss, new_backbone
 from gpa.prompt import INSTRUCTIONS
 from gpa.tasks import IGNORE
 from gpa.text import normalise_text
+from gpa.train import average
 from gpa.train.ar import LMFamily, LMRecipe
 from gpa.train.loop import TrainArgs, train
 from gpa.train.optim import OptimArgs
-from training import lm_tree, write_tokens
+from training import LM, lm_tree, write_tokens
 
 pytest.importorskip("sentencepiece")
 
@@ -296,3 +298,22 @@ def test_noise_changes_what_is_seen_and_not_what_is_asked(folder: Path, family: 
             changed, speech = changed + int((a.ids != b.ids).sum()), speech + int(spoken.sum())
         assert 0.2 < changed / speech < 0.4
     assert noisy.dev.noise == 0  # held-out rows are as they are
+
+
+def test_the_mean_of_two_exports(family: LMFamily, tmp_path: Path) -> None:
+    networks = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        networks.append(family.build())
+        family.export(networks[-1], tmp_path / str(seed))
+    average.main([str(tmp_path / "0"), str(tmp_path / "1"), "--share", "0.25", "-o", str(tmp_path / "mean")])
+    mean = Qwen3ForCausalLM.from_pretrained(tmp_path / "mean").state_dict()
+    for name, tensor in networks[0].state_dict().items():
+        torch.testing.assert_close(mean[name], 0.75 * tensor + 0.25 * networks[1].state_dict()[name])
+    assert AutoTokenizer.from_pretrained(tmp_path / "mean").vocab_size > 0
+    with pytest.raises(UsageError, match="--share 2"):
+        average.average(tmp_path / "0", tmp_path / "1", 2.0, tmp_path / "no")
+    other = new_backbone({**LM, "intermediate_size": 32}, family.vocab)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="not a network like"):
+        average.average(tmp_path / "0", tmp_path / "other", 0.5, tmp_path / "no")

@@ -142,8 +142,8 @@ class Corrupter:
         if settings["kind"] == "recorded":
             noise = degrade.stretch(self.noises[settings["clip"]], samples, settings["at"])
         elif settings["kind"] == "babble" and self.speech is not None:
-            voices = (self.speech(rng, samples) for _ in range(settings["voices"]))
-            noise = np.sum([degrade.with_power(voice, 1.0) for voice in voices], 0, dtype=np.float32)
+            voices = [self.speech(rng, samples) for _ in range(settings["voices"])]
+            noise = np.stack([degrade.with_power(voice, 1.0) for voice in voices]).sum(0)
         else:
             noise = degrade.coloured_noise(rng, samples, settings["slope_db"])
         return degrade.at_ratio(wav, noise, settings["snr_db"])
@@ -171,7 +171,7 @@ class Corrupter:
         As often as a chain has noise, a background is added to both.
         """
         rng = np.random.default_rng((self.seed, 12, number))
-        ratio = float(rng.uniform(*self.args.overlap_db))
+        ratio = _uniform(rng, self.args.overlap_db)
         mixture = speech + degrade.at_ratio(speech, degrade.stretch(other, len(speech)), ratio)
         noise = self.chain(number, ("noise",))
         for step in noise:
@@ -227,13 +227,17 @@ def _seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31))
 
 
+def _uniform(rng: np.random.Generator, low_high: tuple[float, ...]) -> float:
+    return float(rng.uniform(low_high[0], low_high[1]))
+
+
 def _draw_eq(c: Corrupter, rng: np.random.Generator) -> dict[str, Any]:
     return {"gains_db": [round(float(g), 2) for g in rng.uniform(-9, 9, 7)]}  # 125 Hz to 8 kHz
 
 
 def _draw_reverb(c: Corrupter, rng: np.random.Generator) -> dict[str, Any]:
     measured = bool(c.rooms) and rng.random() >= c.args.simulated
-    room = {"t60": float(rng.uniform(*c.args.t60)), "direct_db": float(rng.uniform(-3, 12))}
+    room = {"t60": _uniform(rng, c.args.t60), "direct_db": float(rng.uniform(-3, 12))}
     number, seed = int(rng.integers(max(1, len(c.rooms)))), _seed(rng)
     return {"room": number} if measured else {**room, "seed": seed}
 
@@ -243,7 +247,7 @@ def _draw_noise(c: Corrupter, rng: np.random.Generator) -> dict[str, Any]:
     kind = "recorded" if recorded else "babble" if c.speech and rng.random() < 0.5 else "coloured"
     return {
         "kind": kind,
-        "snr_db": float(rng.uniform(*c.args.snr_db)),
+        "snr_db": _uniform(rng, c.args.snr_db),
         "clip": int(rng.integers(max(1, len(c.noises)))),
         "at": float(rng.random()),
         "voices": int(rng.integers(3, 7)),

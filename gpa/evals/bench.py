@@ -7,6 +7,7 @@ while making is a failed item, any other is a bug and stops.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +23,13 @@ from gpa.errors import GPAError, UsageError
 from gpa.evals import items, wer
 from gpa.evals.judges import SAMPLE_RATE
 from gpa.evals.panel import SIMILARITIES, Heard, Panel
-from gpa.evals.report import Item, score
+from gpa.evals.report import SECOND, Item, score
 from gpa.evals.speaker import cosine, enrol
 from gpa.evals.wer import Edits
 
 T = TypeVar("T")
 LEAST_SECONDS = 0.1  # of sound that a judge can hear at all
-NEARER = dict(zip(SIMILARITIES, ("nearer target", "nearer target (second judge)"), strict=True))
+NEARER = dict(zip(SIMILARITIES, ("nearer target", f"nearer target {SECOND}"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -143,16 +144,16 @@ class Bench:
 
 @dataclass(frozen=True)
 class Suite:
-    """`cases(bench, n)` are the items, `make(bench, case, wav)` does one, wav being the source's (S,) at 16 kHz.
+    """`cases(bench, n)` are the items; `make(bench, case, wav)` does one.
 
-    `needs` is "model", "codec" or "". `stops` where a model decides when it has said everything, `converts`
-    where the voice should change. `missing` says what is not installed, "" if nothing; `version` is a program's
-    own words about itself.
+    `wav` is the source, float32 (S,) at 16 kHz, S = 0 where there is none. `needs` is "model", "codec" or "".
+    `stops` where a model decides when it has said everything, `converts` where the voice should change.
+    `missing` says what is not installed, "" if nothing; `version` is a program's own words about itself.
     """
 
     about: str
     cases: Callable[[Bench, int], list[Case]]
-    make: Callable[[Bench, Case, np.ndarray | None], Made]
+    make: Callable[[Bench, Case, np.ndarray], Made]
     needs: str = ""
     stops: bool = False
     converts: bool = False
@@ -167,25 +168,32 @@ def measure(name: str, suite: Suite, bench: Bench, case: Case) -> Item:
     item.shares = {"stopped": False} if suite.stops else {}  # answers of an item that fails
     if suite.converts:
         item.shares |= {NEARER[which]: False for which in bench.judges.embedders}
-    wav = bench.clip(case.source) if case.source else None
+    wav = bench.clip(case.source) if case.source else np.zeros(0, np.float32)
     made = timed(item, suite.make, bench, case, wav)
-    if made is not None and made.wav is not None and len(made.wav) < LEAST_SECONDS * made.rate:
-        item.error, made = f"GenerationError: under {LEAST_SECONDS} s of sound", None
+    if made is not None and made.wav is not None and (fault := _unfit(made.wav, made.rate)):
+        item.error, made = f"GenerationError: {fault}", None
     if made is not None and made.stopped is not None:
         item.shares["stopped"] = made.stopped
     item.values |= (made.values or {}) if made is not None else {}
     if suite.reads:
         item.heard = made.text if made is not None else None
-        item.audio_seconds = len(wav) / SAMPLE_RATE if wav is not None else 0.0
+        item.audio_seconds = len(wav) / SAMPLE_RATE
     else:
         _judge(name, bench, case, item, made)
     score([item], bench.judges.normalise)
     return item
 
 
+def _unfit(wav: np.ndarray, rate: int) -> str:
+    """Why no judge can hear (S,), "" if all can."""
+    if len(wav) < LEAST_SECONDS * rate:
+        return f"under {LEAST_SECONDS} s of sound"
+    return "" if np.isfinite(wav).all() else "sound that is not finite"
+
+
 def timed(item: Item, make: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
     """What `make` returns, its time noted; None and the reason noted where the model refuses or fails."""
-    begin, worked = time.perf_counter(), time.process_time()
+    begin, worked = time.perf_counter(), cpu_seconds()
     try:
         return make(*args, **kwargs)
     except GPAError as e:
@@ -193,7 +201,12 @@ def timed(item: Item, make: Callable[..., T], *args: Any, **kwargs: Any) -> T | 
         return None
     finally:
         item.seconds = round(time.perf_counter() - begin, 4)
-        item.cpu_seconds = round(time.process_time() - worked, 4)
+        item.cpu_seconds = round(cpu_seconds() - worked, 4)
+
+
+def cpu_seconds() -> float:
+    """What this process and the programs it ran took on all cores together, in seconds."""
+    return sum(os.times()[:4])
 
 
 def _judge(name: str, bench: Bench, case: Case, item: Item, made: Made | None) -> None:
@@ -240,7 +253,8 @@ def _compare_voices(bench: Bench, case: Case, item: Item, heard: Heard, before: 
     away = _likeness(bench, heard, source, case.avoid)
     for name, to_source in away.items():
         item.values[name.replace("similarity", "to_source")] = to_source
-        item.shares[NEARER[name]] = item.values[name] > to_source
+        said = bool(heard.text.strip())  # in what says nothing, nothing was converted
+        item.shares[NEARER[name]] = said and item.values[name] > to_source
 
 
 def _edits(spelled: list[str] | None, heard: list[str] | None) -> Edits | None:

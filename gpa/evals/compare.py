@@ -1,8 +1,8 @@
 """Is B better than A? Paired bootstrap over the items that both have.
 
 Items are paired by id and text; each resampling draws items, and with an item both its results, so what is
-hard about a sentence cancels out. A difference is called significant where its 95 % interval leaves out 0:
-of twenty measures without any difference about one is called so by chance.
+hard about a sentence cancels out. A difference is called significant where its 95 % interval leaves out 0
+(under 10 items never): of twenty measures without any difference about one is called so by chance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from gpa.evals.report import WORST
 from gpa.evals.wer import Rate
 
 REPEATS = 2000
+LEAST = 10  # items: below, resampling them says too little about others
 LOWER = ("WER", "CER", "PER", "to_source", "to_source_2")  # where less is better
+HEADLINE = ("WER", "PER", "similarity", "mos", "stopped", "nearer target")
 NEUTRAL = ("bits_per_second",)
 _EDITS = {"WER": "words", "CER": "chars", "PER": "phones"}
 Row = Mapping[str, Any]  # an item as a report holds it
@@ -34,6 +36,11 @@ class Difference:
     b: float
     difference: Rate
     verdict: str
+
+    @property
+    def headline(self) -> bool:
+        """Whether it stands in tables; the rest is in the JSON."""
+        return self.measure in HEADLINE
 
 
 def reports(a: Mapping[str, Any], b: Mapping[str, Any], seed: int = 0) -> list[Difference]:
@@ -100,10 +107,12 @@ def _difference(
     # Both read one reference, so a difference of rates is a rate of differences over one length.
     gap = wer.rate([(b[0] - a[0], a[1]) for a, b in parts], seed, REPEATS)
     before, after = sum(a[0] for a, _ in parts) / lengths, sum(b[0] for _, b in parts) / lengths
-    return Difference(suite, measure, len(parts), before, after, gap, _verdict(measure, gap))
+    return Difference(suite, measure, len(parts), before, after, gap, _verdict(measure, gap, len(parts)))
 
 
-def _verdict(measure: str, gap: Rate) -> str:
+def _verdict(measure: str, gap: Rate, count: int) -> str:
+    if count < LEAST:
+        return "too few items"
     if gap.low <= 0 <= gap.high:
         return "not significant"
     return "B better" if (gap.value < 0) == (measure in LOWER) else "A better"

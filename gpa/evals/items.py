@@ -117,7 +117,7 @@ def pairs(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> list[Pa
 
 
 def voice_clips(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> list[Row]:
-    """n held-out clips (3 s or more) to take a voice from, of all speakers in turn; repeated if there are fewer.
+    """n held-out clips (3 s or more) to take a voice from, of all speakers in turn; repeated if too few.
 
     The first 20 of 50 are those of 20. UsageError where no clip is long enough.
     """
@@ -134,7 +134,7 @@ def voice_clips(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> l
 
 
 def speaker_of_voice(rows: Iterable[Row], voice: str) -> str:
-    """The speaker of the manifest that a shipped voice is: of its name, or `..._name`; "" if none or several."""
+    """The manifest's speaker that a shipped voice is: of its name, or `..._name`; "" if none or several."""
     speakers = {str(row["speaker"]) for row in rows}
     found = {voice} & speakers or {name for name in speakers if name.endswith(f"_{voice}")}
     return found.pop() if len(found) == 1 else ""

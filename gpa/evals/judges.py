@@ -38,7 +38,7 @@ Found_co = TypeVar("Found_co", covariant=True)
 
 @dataclass(frozen=True)
 class About:
-    """What a report says about a judge. `weights` is the start of a SHA-256, "" where there are none to hash."""
+    """What a report says about a judge. `weights` is the start of a SHA-256, "" where there are none."""
 
     measures: str
     name: str

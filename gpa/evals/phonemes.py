@@ -2,7 +2,7 @@
 
 Our codec is trained with a loss through the encoder of the same Whisper that judges words; a recogniser of
 other make shows whether a gain is one of speech or one of that encoder's taste. It is read against its own
-spelling of the text, so its rate on recordings is a floor of its own. What it was trained on is not published.
+spelling of the text, so its rate on recordings is a floor of its own. What it was trained on is not stated.
 """
 
 from __future__ import annotations

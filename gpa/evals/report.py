@@ -26,8 +26,9 @@ COLUMNS = (
     "similarity (recordings)",
     "DNSMOS (recordings)",
     "other",
-    "RTF",
+    "RTF (CPU)",
 )
+SECOND = "(second judge)"  # ends the names of its shares
 _SEATS = {"similarity": "voice", "mos": "quality"}  # which judge a column needs
 
 
@@ -35,10 +36,10 @@ _SEATS = {"similarity": "voice", "mos": "quality"}  # which judge a column needs
 class Item:
     """One tested item. `heard` is None where nothing could be made; `floor` is what was heard originally.
 
-    `seconds` is what the model took, the judges' time excluded (`cpu_seconds` the same in time of this process
-    on a core); `audio_seconds` is the length of what it made (of what it read, for recognition). `shares` holds
-    yes/no outcomes, `values` measured numbers, `original` the same numbers of the recording it was made from,
-    `labels` what was asked for.
+    `seconds` is what the model took, the judges' time excluded; `cpu_seconds` the same on all cores together,
+    which other work on the machine hardly changes. `audio_seconds` is the length of what it made (of what it
+    read, for recognition). `shares` holds yes/no outcomes, `values` measured numbers, `original` the same
+    numbers of the recording it was made from, `labels` what was asked for.
     """
 
     id: str
@@ -46,9 +47,9 @@ class Item:
     heard: str | None = None
     floor: str | None = None
     seconds: float = 0.0
-    cpu_seconds: float = 0.0
     audio_seconds: float = 0.0
     error: str = ""
+    cpu_seconds: float = 0.0
     labels: dict[str, str] = field(default_factory=dict)
     shares: dict[str, bool] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
@@ -175,7 +176,10 @@ def _row(cells: Sequence[str]) -> str:
 
 def _cells(s: Summary, absent: Mapping[str, str]) -> list[str]:
     made = not s.suite.startswith("asr")  # of a sound there is more to judge than words
-    other = [f"{name} {share.percent()} %" for name, share in s.shares.items()]
+    other = [f"{n} {share.percent()} %" for n, share in s.shares.items() if not n.endswith(SECOND)]
+    other += [
+        f"second judge {100 * share.value:.1f} %" for n, share in s.shares.items() if n.endswith(SECOND)
+    ]
     if bits := s.values.get("bits_per_second"):
         other.append(f"{bits.value:.0f} bit/s")
     return [
@@ -187,7 +191,7 @@ def _cells(s: Summary, absent: Mapping[str, str]) -> list[str]:
         _phones(s, made and "phonemes" in absent),
         *(_mean(s, name, made and seat in absent) for name, seat in _SEATS.items()),
         "; ".join(other) or "-",
-        f"{s.rtf:.2f}" if s.rtf >= 0.0005 else "-",
+        f"{s.rtf:.2f} ({s.cpu_rtf:.2f})" if s.rtf >= 0.0005 else "-",
     ]
 
 

