@@ -227,7 +227,10 @@ def fingerprint_files(*paths: str | os.PathLike) -> str:
 
 def _sha256(path: Path) -> str:
     try:
+        digest = hashlib.sha256()
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while part := file.read(1 << 20):
+                digest.update(part)
+        return digest.hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -58,7 +58,6 @@ class CodecWeights:
     mel: float = 1.0  # distance of the rendered waveform; 0: not rendered in training
     envelope: float = 0.0  # distance of the drawn envelopes: the source-filter decoder without rendering
     heard: float = 0.0  # distance of the features of the rendered waveform; needs data.encoder
-    voice: float = 0.0  # distance of the voice of the crop, rendered in another's, from that other voice
     ctc: float = 1.0
     vq: float = 1.0
     speaker: float = 0.5
@@ -264,9 +263,6 @@ class CodecFamily:
             speaker_loss = self._speaker(module, speaker, batch)
         crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
         sound, wav = self._sound(module, codec.decoder(codec.condition(crop, speaker)), batch)
-        if w.voice:
-            half = len(speaker) // 2  # other clips, mostly of other speakers
-            sound["voice"] = self._voice(codec, crop, speaker.roll(half, 0), batch.reference.roll(half, 0))
         parts = {**sound, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
         metrics = {name: part.item() for name, part in parts.items()}
         metrics["used_codes"] = float(codes.unique().numel())
@@ -289,19 +285,6 @@ class CodecFamily:
         if w.heard:
             parts["heard"] = self._heard(module.codec, wav, real)
         return parts, wav
-
-    def _voice(self, codec: BiCodecModel, crop: Tensor, other: Tensor, reference: Tensor) -> Tensor:
-        """Mean cosine distance of the voice in crops (R, D, n), rendered in `other` (R, D'), from `reference`
-        (R, S), that other speaker's recording.
-
-        Voices are compared by means over time of the speaker encoder's frames: what comes after them was
-        published without norms, and its gradient explodes. As in conversion, pitch is the predicted one.
-        """
-        frames = codec.speaker_encoder.speaker_encoder.frames
-        with torch.no_grad():
-            wanted = frames(codec.mel(reference)).mean(-1)
-        wav = codec.render(codec.decoder(codec.condition(crop, other)))
-        return (1 - F.cosine_similarity(frames(codec.mel(wav)).mean(-1), wanted, dim=-1)).mean()
 
     def _heard(self, codec: BiCodecModel, wav: Tensor, real: Tensor) -> Tensor:
         """`HeardDistance` with this codec's own scale of the features."""
@@ -332,7 +315,7 @@ class CodecFamily:
         rng = np.random.default_rng(0)
         for i in self.dev_rows:
             _, metrics, _ = self._reconstruct(module, place(self._collate([i], rng), device))
-            for key in ("mel", "pitch", "envelope", "heard", "voice", "ctc"):
+            for key in ("mel", "pitch", "envelope", "heard", "ctc"):
                 if key in metrics:
                     totals.setdefault(key, []).append(metrics[key])
         return {key: float(np.mean(values)) for key, values in totals.items()}
