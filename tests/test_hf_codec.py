@@ -206,7 +206,7 @@ def test_wrong_weights_are_refused(folders: dict[str, Path], tmp_path: Path, kin
 def test_load_codec_reads_the_kind_from_the_config(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds a dac codec, not mimi"):
         load_codec(folders["dac"], "mimi")
-    with pytest.raises(UsageError, match="bicodec, dac, encodec, glm4voice, mimi"):
+    with pytest.raises(UsageError, match="bicodec, dac, encodec, glm4voice, latent, mimi"):
         load_codec(folders["dac"], "mp3")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(CheckpointError, match="bert"):
