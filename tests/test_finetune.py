@@ -12,7 +12,7 @@ from transformers import Qwen3ForCausalLM
 
 from conftest import speechlike
 from gpa import audio, cli, config
-from gpa.errors import CheckpointError, DataError, UsageError
+from gpa.errors import CheckpointError, DataError, GPAError, UsageError
 from gpa.finetune import Job, collect, compare, finetune, replay
 from gpa.models.gpa import GPA
 from gpa.train import adapters
@@ -257,3 +257,25 @@ def test_the_command_exits_with_one_when_an_old_task_regressed(
     assert cli.main(["finetune", "--voice", str(job.voice), *options]) == 1
     assert "regressed" in capsys.readouterr().err
     assert cli.main(["finetune", "--voice", str(job.voice), *options, "--limit", "1000"]) == 0
+
+
+def test_rehearsed_recognition_and_conversion_start_from_what_is_heard(tiny: Path, tmp_path: Path) -> None:
+    """Rows hold the model's own answers to the very ids that it was given."""
+    model = GPA.from_pretrained(tiny, device="cpu")
+    base = {"id": "replay-0", "split": "train", "speaker": "anna"}
+    for seed in range(40):  # an untrained model rarely stops, or says nothing
+        try:
+            rows = list(replay._of_sentence(model, {**base, "id": f"replay-{seed}"}, "hi.", "anna", "ben"))
+        except GPAError:
+            continue
+        if len(rows) == 3:
+            break
+    else:
+        pytest.fail("the untrained model ended no sentence by itself")
+    said = {row["task"]: row for row in rows}
+    wav = model.codec.decode(np.array(said["tts"]["semantic"]), model.voices["anna"].codes)
+    heard = model.codec.semantic_tokens(
+        (wav / max(1.0, float(np.abs(wav).max())), model.sample_rate)
+    ).tolist()
+    assert said["asr"]["semantic"] == said["vc"]["semantic"] == heard
+    assert said["vc"]["global"] == list(model.voices["ben"].codes)

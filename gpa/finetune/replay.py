@@ -63,6 +63,7 @@ def _of_sentence(
     said = {**base, "semantic": speech.tokens.tolist(), "global": voice}
     yield {**said, "task": "tts", "text": tokenset.stored_text(model.format, text)}
     sound = (speech.wav, speech.sample_rate)
+    said["semantic"] = model.codec.semantic_tokens(sound).tolist()  # what is heard, not what was meant
     if model.glm:  # its recognition also reads ids that only sound gives
         said["glm"] = model.glm.tokens(sound).tolist()
     heard = model.asr(sound)
