@@ -21,6 +21,7 @@ from gpa.data.prepare import Encoder
 from gpa.data.rows import LMBatch
 from gpa.errors import CheckpointError, DataError, UsageError
 from gpa.models.gpa import GPA
+from tiny_model import write_keen_model
 from training import lm_tree, write_recipe, write_tokens
 
 pytest.importorskip("sentencepiece")
@@ -32,15 +33,7 @@ BRIEF = ("--rounds", "1", "--steps", "1", "--warmup", "0", "--rows", "3", "--thr
 
 @pytest.fixture(scope="module")
 def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with larger weights where sound comes in, or all clips would have the same codes."""
-    made = GPA.from_pretrained(tiny, device="cpu")
-    with torch.no_grad():
-        for name, weight in made.codec.features.named_parameters():
-            weight.mul_(40 if "conv" in name and weight.ndim > 1 else 1)
-        for weight in made.codec.model.speaker_encoder.parameters():
-            weight.mul_(3 if weight.ndim > 1 else 1)
-    out = tmp_path_factory.mktemp("keen") / "tiny"
-    return GPA(made.lm, made.codec, tiny, config=made.config).save_pretrained(out)
+    return write_keen_model(tiny, tmp_path_factory.mktemp("keen") / "tiny")
 
 
 @pytest.fixture(scope="module")

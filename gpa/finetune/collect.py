@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from gpa import audio
 from gpa.data import tokenset
 from gpa.data.manifest import ManifestRow
 from gpa.data.sources import open_source
@@ -44,6 +45,17 @@ def collect(folder: Path, name: str, hear: Hear, heard_by: str, out: Path) -> No
     for row in rows:
         row["split"] = "dev" if row["id"] in held else "train"
     tokenset.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read(manifest: Path) -> list[dict[str, Any]]:
+    """The rows that `collect` wrote."""
+    return [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+
+
+def wav_of(row: dict[str, Any], rate: int) -> np.ndarray:
+    """Samples (S,) of such a row's span; AudioError as `gpa.audio.load`."""
+    end = None if row["end_time"] < 0 else row["end_time"]
+    return audio.load(row["path"], rate, begin=row["begin_time"], end=end)
 
 
 def _parts(row: ManifestRow, hear: Hear, heard_by: str) -> Iterator[dict[str, Any]]:

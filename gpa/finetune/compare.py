@@ -26,6 +26,7 @@ from gpa.evals.judges import SAMPLE_RATE, Ear
 from gpa.evals.panel import Panel
 from gpa.evals.speaker import SpeakerJudge
 from gpa.evals.words import Recogniser
+from gpa.finetune import collect
 from gpa.models.gpa.modeling_gpa import GPA
 from gpa.text import normalise_text
 
@@ -98,12 +99,10 @@ def write_items(model: GPA, manifest: Path, name: str, texts: Sequence[str], cou
 
 
 def _recordings(manifest: Path, name: str, folder: Path, count: int) -> Iterator[dict[str, Any]]:
-    rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
-    held = [row for row in rows if row["split"] == "dev"]
+    held = [row for row in collect.read(manifest) if row["split"] == "dev"]
     for row in held[:count]:
-        end = None if row["end_time"] < 0 else row["end_time"]
         try:
-            wav = audio.load(row["path"], SAMPLE_RATE, begin=row["begin_time"], end=end)
+            wav = collect.wav_of(row, SAMPLE_RATE)
         except GPAError as error:
             log.warning("%s is not compared on: %s", row["path"], error)
             continue

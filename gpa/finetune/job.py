@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import yaml
 
-from gpa import audio
 from gpa import config as recipes
 from gpa.data import prepare, tokenset
 from gpa.data.checks import Limits
@@ -214,16 +213,15 @@ def _assemble(job: Job, base: GPA) -> Path:
 
 def _voice(job: Job, base: GPA) -> Voice:
     """The codes of the training clip whose length is nearest to a good reference."""
-    lines = (job.out / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     best, chosen = np.inf, None
-    for row in map(json.loads, lines):
-        end = None if row["end_time"] < 0 else row["end_time"]
+    train = (row for row in collect.read(job.out / "manifest.jsonl") if row["split"] == "train")
+    for row in train:
         try:
-            wav = audio.load(row["path"], base.sample_rate, begin=row["begin_time"], end=end)
+            wav = collect.wav_of(row, base.sample_rate)
         except GPAError:
             continue
         distance = abs(len(wav) / base.sample_rate - REFERENCE_SECONDS)
-        if row["split"] == "train" and distance < best:
+        if distance < best:
             best, chosen = distance, wav
     if chosen is None:
         raise UsageError(f"{job.voice}: no clip can serve as the voice's reference")

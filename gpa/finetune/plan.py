@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpa.data.manifest import Source
-from gpa.data.sources import open_source
 from gpa.data.tokenset import TokenSet, read_about
+from gpa.finetune import collect
 from gpa.models.gpa.backbone import Backbone
 from gpa.train.ar import LMFamily
 from gpa.train.engine import autocast, place
@@ -47,17 +46,8 @@ class Found:
         train = [row for row in rows if row["split"] == "train"]
         ids = sum(len(row["semantic"]) for row in train)
         about = read_about(prepared)
-        filled = sum(
-            1 for row in _raw(open_source(manifest)) if row.get("text_source") not in ("given", None)
-        )
+        filled = sum(row.get("text_source", "given") != "given" for row in collect.read(manifest))
         return cls(sum(seconds), len(train), len(rows) - len(train), about["rejected"], filled, ids)
-
-
-def _raw(source: Source) -> Iterator[dict[str, Any]]:
-    import json
-
-    for raw in source.raw(0, source.size):
-        yield json.loads(raw.row) if isinstance(raw.row, str) else dict(raw.row)
 
 
 def steps_for(ids: int, batch_ids: int, replay_share: float) -> int:
