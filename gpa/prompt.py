@@ -287,6 +287,10 @@ class InstructFormat(_Format):
             ids += self._delimited(kind, value)
         return [*ids, self.vocab.control[f"start_{output}"]]
 
+    def wordless(self, global_: Codes, instruction: str | None = None) -> list[int]:
+        """The prompt of speech in a voice with the text left out: the null of guidance by a text."""
+        return self.compose(["tts"], [("global", global_)], "semantic", instruction)
+
     def parse(self, ids: Sequence[int]) -> Parsed:
         """A prompt or a whole sequence back to its parts; PromptError if it is not of this format."""
         cursor, control = _Cursor(_plain(ids)), self.vocab.control

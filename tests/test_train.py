@@ -510,7 +510,7 @@ def test_envelopes_are_learnt_without_rendering(data: Path, tmp_path: Path) -> N
 
 def test_unusable_recipes_are_refused_by_name(data: Path, tmp_path: Path) -> None:
     for change, message in [
-        ({"kind": "vocoder"}, "recipe kind 'vocoder': choose one of codec, gpa, latent, text"),
+        ({"kind": "vocoder"}, "recipe kind 'vocoder': choose one of codec, gpa, latent, speechop, text"),
         ({"kind": None}, "recipe kind None"),
         ({"model": {"hidden_sizes": 3}}, r"model: unknown keys \['hidden_sizes'\]"),
         ({"train": {"steps": 0}}, "train.steps=0: at least 1"),
@@ -696,7 +696,7 @@ def test_tokens_are_made_of_an_export_and_trained_on(
     text.write_text("\n".join(MORE_TEXT) + "\n")
     out, export = tmp_path / "tokens", runs["codec"] / "export"
     command = [str(data / "cache"), "--codec", str(export), "--encoder", str(data / "encoder")]
-    command += ["--text", str(text), "--vocab-size", "300", "-o", str(out)]
+    command += ["--text", str(text), "--vocab-size", "300", "--readings", "2", "-o", str(out)]
     tokens.main(command)
     rows = tokens.read(out)
     assert [row["id"] for row in rows] == [str(n) for n in range(6)]
@@ -704,8 +704,9 @@ def test_tokens_are_made_of_an_export_and_trained_on(
     for i, row in enumerate(rows):
         assert len(row["semantic"]) == cache.rows[i]["frames"] // 2 and len(row["global"]) == 4
         assert ("letters" in row) == bool(row["text"])
-        assert len(row.get("warped", row["semantic"])) == len(row["semantic"])
-    assert 0 < sum("warped" in row for row in rows) < 6
+        readings = row.get("readings", [])
+        assert len(readings) == (2 if row["split"].startswith("train") else 0)
+        assert all(len(reading) == len(row["semantic"]) for reading in readings)
     first = (out / "tokens.jsonl").read_bytes()
     lines = first.splitlines(keepends=True)
     (out / "tokens.jsonl").unlink()

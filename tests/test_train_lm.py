@@ -1,6 +1,7 @@
 """Rows, losses and learning of the language-model family."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from gpa import config
 from gpa.data.align import letters_of, piece_spans
-from gpa.data.rows import PUNCTUATION, TASK_ORDER, LMBatch, Row, collate, pack
+from gpa.data.rows import PUNCTUATION, TASK_ORDER, LMBatch, Noise, Row, RowBuilder, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.backbone import alignment_loss, new_backbone
 from gpa.prompt import INSTRUCTIONS
@@ -58,7 +59,7 @@ def test_rows_are_inference_prompts_and_their_completions(family: LMFamily, task
         if task == "asr":
             words = clip["text"].translate(PUNCTUATION).split()
             completion = fmt.completion(task, text=" ".join(words))
-            assert parsed.semantic in (clip["semantic"], clip.get("warped"))
+            assert parsed.semantic in (clip["semantic"], *clip.get("readings", ()))
         else:
             completion = fmt.completion(task, semantic=clip["semantic"])
             voices = [c["global"] for c in family.train_rows.clips if c["speaker"] == clip["speaker"]]
@@ -76,12 +77,32 @@ def test_lengths_are_not_less_than_the_rows(family: LMFamily, task: str) -> None
         assert len(row.ids) <= family.train_rows.length(task, i)
 
 
-def test_conversion_hears_the_other_reading(family: LMFamily) -> None:
+def test_conversion_hears_the_other_readings(family: LMFamily) -> None:
     sources = [
         family.train_rows.fmt.parse(row.ids.tolist()).semantic for i, row in rows_of(family, "vc") if i == 0
     ]
     clip = family.train_rows.clips[0]
-    assert {tuple(s or ()) for s in sources} == {tuple(clip["semantic"]), tuple(clip["warped"])}
+    assert {tuple(s or ()) for s in sources} == {tuple(clip["semantic"]), *map(tuple, clip["readings"])}
+
+
+def test_speech_without_its_text_is_the_wordless_prompt(folder: Path) -> None:
+    tree = lm_tree(folder, data={"tokens": str(folder), "drop_text": 0.5})
+    family = LMFamily(config.build(LMRecipe, tree))
+    fmt = family.train_rows.fmt
+    kinds = set()
+    for i, row in rows_of(family, "tts"):
+        parsed = fmt.parse(row.ids.tolist())
+        assert parsed.target == family.train_rows.clips[i]["semantic"] and parsed.finished
+        if parsed.text is None:
+            voice = parsed.global_
+            assert voice is not None
+            prompt = fmt.wordless(voice, parsed.instruction)
+            assert row.ids[row.labels == IGNORE].tolist() == prompt
+        kinds.add(parsed.text is None)
+    assert kinds == {True, False}
+    published: Any = SimpleNamespace(name="published", text_tokenizer=None)
+    with pytest.raises(UsageError, match="drop_text needs the instruct format"):
+        RowBuilder([], published, Noise(drop_text=0.1))
 
 
 def piece_of(family: LMFamily, row: Row, position: int) -> str:
@@ -285,19 +306,29 @@ def test_three_rows_are_learnt_and_generated(family: LMFamily, folder: Path, tmp
 
 def test_noise_changes_what_is_seen_and_not_what_is_asked(folder: Path, family: LMFamily) -> None:
     tree = lm_tree(folder)
-    tree["data"]["noise"] = 0.3
-    noisy, semantic = LMFamily(config.build(LMRecipe, tree)), family.vocab.semantic
+    tree["data"] |= {"noise": 0.3, "text_noise": 0.4}
+    noisy, vocab = LMFamily(config.build(LMRecipe, tree)), family.vocab
     for task in TASK_ORDER:
-        changed = speech = 0
+        changed = {"semantic": 0, "text": 0}
+        speech = 0
         for i in range(len(family.train_rows.clips)):
             a = family.train_rows.row(task, i, np.random.default_rng(i))
             b = noisy.train_rows.row(task, i, np.random.default_rng(i))
             assert (a.labels == b.labels).all() and (a.look == b.look).all()
-            spoken = np.array([n in semantic for n in a.ids])
-            assert (a.ids == b.ids)[~spoken].all() and all(n in semantic for n in b.ids[spoken])
-            changed, speech = changed + int((a.ids != b.ids).sum()), speech + int(spoken.sum())
-        assert 0.2 < changed / speech < 0.4
-    assert noisy.dev.noise == 0  # held-out rows are as they are
+            at = a.ids != b.ids
+            for block in (vocab.semantic, vocab.text):
+                mine = [n for n in np.flatnonzero(at) if a.ids[n] in block]
+                assert all(b.ids[n] in block for n in mine)
+                changed[block.name] += len(mine)
+                if block is vocab.text:  # what recognition wrote, not its instruction or what is to be said
+                    assert all(a.labels[n] != IGNORE for n in mine)
+            assert at.sum() == sum(
+                a.ids[n] in vocab.semantic or a.ids[n] in vocab.text for n in np.flatnonzero(at)
+            )
+            speech += sum(i in vocab.semantic for i in a.ids)
+        assert 0.2 < changed["semantic"] / speech < 0.4
+        assert (changed["text"] > 0) == (task == "asr")
+    assert noisy.dev.noise == Noise()  # held-out rows are as they are
 
 
 def test_the_mean_of_two_exports(family: LMFamily, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def write_tokens(folder: Path) -> Path:
         row["global"] = draw.integers(0, VALUES, GLOBAL_IDS).tolist()
         row["letters"] = (2 * np.arange(letters)).tolist()
         if n % 2 == 0:
-            row["warped"] = draw.integers(0, CODES, 2 * letters).tolist()
+            row["readings"] = draw.integers(0, CODES, (2, 2 * letters)).tolist()
         rows.append(row)
     path = folder / "tokens.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

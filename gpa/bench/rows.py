@@ -194,7 +194,7 @@ class Sound:
     def clip(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """A stored clip with codes that are made from its recording when they are first read.
 
-        One clip at a time, as the reference does it; `warped` readings stay those of the folder.
+        One clip at a time, as the reference does it; further readings stay those of the folder.
         """
         row, rate = self.found[stored["id"], stored["split"]], self.codec.spec.sample_rate
         codes: dict[str, Any] = {

@@ -18,12 +18,14 @@ from torch import Tensor
 from gpa.data import tokenset
 from gpa.data.align import letters_of, piece_spans
 from gpa.data.tokenset import longest
-from gpa.prompt import INSTRUCTIONS, Format
+from gpa.errors import UsageError
+from gpa.prompt import INSTRUCTIONS, Example, Format, InstructFormat
 from gpa.tasks import IGNORE
+from gpa.vocab import Block
 
 PUNCTUATION = str.maketrans("", "", ".,?!;:")
 TASK_ORDER = ("tts", "asr", "vc")
-WARPED = {"asr": 0.3, "vc": 0.75}  # how often a clip is heard in its other reading, if it has one
+OTHER = {"asr": 0.5, "vc": 0.75}  # how often a clip is heard in another reading, if it has one
 
 
 @dataclass
@@ -78,15 +80,28 @@ class Chain(Sequence[Mapping[str, Any]]):
         return self.first[i] if i < len(self.first) else self.then[i - len(self.first)]
 
 
-class RowBuilder:
-    """Clips to supervised rows, by the same `prompt` object that builds inference prompts.
+@dataclass(frozen=True)
+class Noise:
+    """Shares of ids that the network sees replaced by random ones, and of texts that it does not see.
 
-    `noise` is the share of speech ids, heard or just spoken, that the network sees replaced by random ones;
-    what it shall predict stays. A small corpus is then not learnt by heart (docs/log.md).
+    `speech` ids are heard or just spoken, `text` pieces just recognised; what is to be predicted stays. A small
+    corpus is then not learnt by heart (docs/log.md). Speech without its text trains the null of `vc`'s
+    guidance by a transcript.
     """
 
-    def __init__(self, clips: Sequence[Mapping[str, Any]], fmt: Format, noise: float = 0.0) -> None:
-        self.clips, self.fmt, self.text, self.noise = clips, fmt, fmt.text_tokenizer, noise
+    speech: float = 0.0
+    text: float = 0.0
+    drop_text: float = 0.0
+
+
+class RowBuilder:
+    """Clips to supervised rows, by the same `prompt` object that builds inference prompts."""
+
+    def __init__(self, clips: Sequence[Mapping[str, Any]], fmt: Format, noise: Noise | None = None) -> None:
+        self.clips, self.fmt, self.text = clips, fmt, fmt.text_tokenizer
+        self.noise = noise or Noise()
+        if self.noise.drop_text and not isinstance(fmt, InstructFormat):
+            raise UsageError(f"data.drop_text needs the instruct format, not {fmt.name}")
         self.by_speaker: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             self.by_speaker.setdefault(clip["speaker"], []).append(i)
@@ -108,22 +123,33 @@ class RowBuilder:
             clip["global"] = self.clips[others[int(rng.integers(len(others)))]]["global"]
         if task == "asr" and self.fmt.name == "instruct":
             clip["text"] = " ".join(clip["text"].translate(PUNCTUATION).split())
-        if task != "tts" and "warped" in clip and rng.random() < WARPED[task]:
-            clip["semantic"] = clip["warped"]
+        readings = clip.get("readings", ())
+        if task != "tts" and readings and rng.random() < OTHER[task]:
+            clip["semantic"] = readings[int(rng.integers(len(readings)))]
             clip["target"] = given if task == "vc" else ()
         words = instruction if self.fmt.name == "instruct" else None
+        if task == "tts" and self.noise.drop_text and rng.random() < self.noise.drop_text:
+            return self._noisy(self._row(task, self._wordless(clip, instruction), None, reverse=False), rng)
         example = tokenset.example(self.fmt, task, clip, words)
         n = np.arange(len(given))
         spans = np.stack([n, n + 1], 1) if task == "vc" else self._spans(self.clips[i], clip["text"])
         row = self._row(task, example, spans, reverse=task == "asr")
-        return self._noisy(row, rng) if self.noise else row
+        return self._noisy(row, rng)
+
+    def _wordless(self, clip: Mapping[str, Any], instruction: str) -> Example:
+        """Speech of a voice with nothing said about its words."""
+        assert isinstance(self.fmt, InstructFormat)
+        prompt = self.fmt.wordless(clip["global"], instruction)
+        completion = self.fmt.completion("tts", semantic=clip["semantic"])
+        return Example(prompt + completion, [IGNORE] * len(prompt) + completion)
 
     def _noisy(self, row: Row, rng: np.random.Generator) -> Row:
-        block = self.fmt.vocab.semantic
-        speech = (row.ids >= block.offset) & (row.ids < block.offset + block.size)
-        hit = speech & (rng.random(len(row.ids)) < self.noise)
-        other = block.offset + rng.integers(block.size, size=len(row.ids))
-        return replace(row, ids=np.where(hit, other, row.ids))
+        vocab = self.fmt.vocab
+        if self.noise.speech:
+            row = _replaced(row, vocab.semantic, np.full(len(row.ids), self.noise.speech), rng)
+        if self.noise.text and row.task == "asr":
+            row = _replaced(row, vocab.text, self.noise.text * (row.labels != IGNORE), rng)
+        return row
 
     def _spans(self, clip: Mapping[str, Any], text: str) -> np.ndarray | None:
         if not clip.get("letters"):
@@ -148,6 +174,14 @@ class RowBuilder:
     def _content_start(self, task: str, ids: np.ndarray) -> int:
         opener = {"tts": "start_content", "asr": "start_semantic", "vc": "start_semantic"}[task]
         return int((ids == self.fmt.vocab.control[opener]).argmax()) + 1
+
+
+def _replaced(row: Row, block: Block, chance: np.ndarray, rng: np.random.Generator) -> Row:
+    """The row with ids of a block replaced by others of it, each with its chance (L,)."""
+    inside = (row.ids >= block.offset) & (row.ids < block.offset + block.size)
+    hit = inside & (rng.random(len(row.ids)) < chance)
+    other = block.offset + rng.integers(block.size, size=len(row.ids))
+    return replace(row, ids=np.where(hit, other, row.ids))
 
 
 def _frames_to_pieces(spans: np.ndarray, frames: int) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""The language model's training data: every clip as ids, its letters' times, and a second reading in an
-invented voice.
+"""The language model's training data: every clip as ids, its letters' times, and further readings of it in
+invented voices, in noise and in rooms.
 
 Written once from a feature cache and a trained codec; one JSON object per clip. Whoever trains needs
 neither audio nor codec.
@@ -23,20 +23,29 @@ from gpa.codec import trained
 from gpa.codec.features import WhisperFeatures, load_whisper_features
 from gpa.codec.losses import LetterHead
 from gpa.data.align import align, letter_targets
+from gpa.data.corrupt import CorruptArgs, Corrupter
 from gpa.data.features import FeatureCache, read_lines
 from gpa.data.tokenset import PREPARED, TokenSet
 from gpa.errors import CheckpointError
 from gpa.text import build_tokenizer_json, normalise_text, train_sentencepiece
 
 COMMAND = "python -m gpa.data.tokens CACHE --codec EXPORT --encoder DIR -o TOKENS"
-# Stretches of the frequency axis that make another voice of the same words.
-WARPS = ((0.84, 0.93), (1.08, 1.2))
+# Stretches of the frequency axis that make another voice of the same words; 1 leaves the voice.
+WARPS = ((0.84, 0.93), (1.0, 1.0), (1.08, 1.2))
+# What else a reading goes through: milder than what an enhancer is trained on, words must survive.
+CHANCES = {"eq": 0.5, "reverb": 0.25, "noise": 0.6, "band": 0.2}
+SNR_DB = (5.0, 30.0)
 
 
 class Extractor:
-    """A trained codec with its CTC head: clip -> row of ids."""
+    """A trained codec with its CTC head: clip -> row of ids, with so many further `readings`.
 
-    def __init__(self, export: Path, encoder: Path, seed: int = 0) -> None:
+    `noise` and `rooms` as in `CorruptArgs`.
+    """
+
+    def __init__(
+        self, export: Path, encoder: Path, readings: int = 1, noise: str = "", rooms: str = "", seed: int = 0
+    ) -> None:
         self.codec = trained.load_network(export)
         self.config = self.codec.config
         self.letters = LetterHead(self.config.quantizer.input_dim)
@@ -44,11 +53,12 @@ class Extractor:
             self.letters, trained.read_heads(export)["letters"], where=str(export / trained.HEADS)
         )
         self.whisper: WhisperFeatures = load_whisper_features(encoder)
-        self.seed = seed
+        self.seed, self.readings = seed, readings
+        self.corrupter = Corrupter(CorruptArgs(noise, rooms, chances=CHANCES, snr_db=SNR_DB), seed)
 
     @torch.inference_mode()
     def row(self, cache: FeatureCache, i: int) -> dict[str, Any]:
-        """Ids of clip i; letter times where it has a transcript; `warped` ids on every third clip."""
+        """Ids of clip i; letter times where it has a transcript; `readings` of a training clip."""
         meta, wav = cache.rows[i], cache.wav(i)
         codes = self.codec.encode_semantic(torch.from_numpy(cache.features(i)).T[None])[0]
         reference = audio.reference_clip(wav, int(self.config.ref_segment_duration * self.config.sample_rate))
@@ -62,11 +72,19 @@ class Extractor:
         }
         if row["text"]:
             row["letters"] = self._letter_frames(codes, row["text"])
-        if i % 3 == 0:
-            rng = np.random.default_rng((self.seed, i))
-            features = self.whisper(torch.from_numpy(wav)[None], float(rng.uniform(*WARPS[rng.integers(2)])))
-            row["warped"] = self.codec.encode_semantic(features)[0].tolist()
+        if row["split"].startswith("train"):
+            numbers = range(i * self.readings, (i + 1) * self.readings)
+            row["readings"] = [self._reading(wav, number) for number in numbers]
         return row
+
+    def _reading(self, wav: np.ndarray, number: int) -> list[int]:
+        """Ids of the clip in an invented voice and place; as many as it has otherwise."""
+        rng = np.random.default_rng((self.seed, number))
+        warp = float(rng.uniform(*WARPS[rng.integers(len(WARPS))]))
+        spoilt = self.corrupter.apply(wav, self.corrupter.chain(number))
+        with torch.autocast("cpu", torch.bfloat16):  # half the time; what is spoilt need not be exact
+            features = self.whisper(torch.from_numpy(spoilt)[None], warp)
+        return self.codec.encode_semantic(features.float())[0].tolist()
 
     def _letter_frames(self, codes: Tensor, text: str) -> list[int] | None:
         latents = self.codec.quantizer.decode(codes[None])
@@ -113,11 +131,14 @@ def main(argv: list[str] | None = None) -> None:
         help="more text for the text tokenizer, one sentence a line",
     )
     parser.add_argument("--vocab-size", type=int, default=512)
+    parser.add_argument("--readings", type=int, default=1, help="further readings of a training clip")
+    parser.add_argument("--noise", default="", help="folder of noise with a manifest.json, for readings")
+    parser.add_argument("--rooms", default="", help="folder of impulse responses, for readings")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     cache = FeatureCache(args.cache)
-    extractor = Extractor(args.codec, args.encoder)
+    extractor = Extractor(args.codec, args.encoder, args.readings, args.noise, args.rooms)
     train_sentencepiece(texts(cache.rows, args.text), args.out / "spm.model", args.vocab_size)
     values = int(np.prod(extractor.config.speaker_encoder.fsq_levels))
     build_tokenizer_json(args.out / "spm.model", extractor.config.quantizer.codebook_size, values, args.out)

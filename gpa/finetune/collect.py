@@ -58,6 +58,16 @@ def wav_of(row: dict[str, Any], rate: int) -> np.ndarray:
     return audio.load(row["path"], rate, begin=row["begin_time"], end=end)
 
 
+def training_sounds(manifest: Path, rate: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(samples, rate) of the training rows that can be read."""
+    for row in read(manifest):
+        if row["split"] == "train":
+            try:
+                yield wav_of(row, rate), rate
+            except AudioError:  # the doctor has said so
+                continue
+
+
 def _parts(row: ManifestRow, hear: Hear, heard_by: str) -> Iterator[dict[str, Any]]:
     """The row with its text, or the parts of a recording without one, each with what was heard."""
     made = {"id": row.id, "path": str(Path(row.audio.name).resolve()), "licence": row.licence}

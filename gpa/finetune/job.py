@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
 from gpa import config as recipes
 from gpa.data import prepare, tokenset
 from gpa.data.checks import Limits
-from gpa.errors import GPAError, UsageError
+from gpa.errors import UsageError
 from gpa.finetune import collect, compare, plan, replay
 from gpa.models.gpa import GPA
 from gpa.models.gpa.backbone import load_backbone
@@ -140,7 +139,8 @@ def _data(job: Job, base: GPA) -> None:
     prepare.prepare(dataclasses.replace(work, device=job.device, offline=job.offline))
     if not job.replay and base.voices:
         own = job.out / "replay"
-        _once(own / "tokens.jsonl", lambda: replay.write(base, texts[0], own))
+        recordings = collect.training_sounds(manifest, base.sample_rate)
+        _once(own / "tokens.jsonl", lambda: replay.write(base, texts[0], recordings, own))
     if job.items:
         items = job.out / "items"
         args = (base, manifest, job.called, texts[1], job.items, items)
@@ -213,19 +213,11 @@ def _assemble(job: Job, base: GPA) -> Path:
 
 def _voice(job: Job, base: GPA) -> Voice:
     """The codes of the training clip whose length is nearest to a good reference."""
-    best, chosen = np.inf, None
-    train = (row for row in collect.read(job.out / "manifest.jsonl") if row["split"] == "train")
-    for row in train:
-        try:
-            wav = collect.wav_of(row, base.sample_rate)
-        except GPAError:
-            continue
-        distance = abs(len(wav) / base.sample_rate - REFERENCE_SECONDS)
-        if distance < best:
-            best, chosen = distance, wav
-    if chosen is None:
+    sounds = collect.training_sounds(job.out / "manifest.jsonl", base.sample_rate)
+    best = min(sounds, key=lambda sound: abs(len(sound[0]) / sound[1] - REFERENCE_SECONDS), default=None)
+    if best is None:
         raise UsageError(f"{job.voice}: no clip can serve as the voice's reference")
-    return base.processor.voice((chosen, base.sample_rate), job.called, {"from": "gpa finetune"})
+    return base.processor.voice(best, job.called, {"from": "gpa finetune"})
 
 
 def _measured(job: Job, model: GPA, judge: compare.Judge, when: str) -> list[compare.Line]:

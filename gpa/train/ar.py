@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gpa.codec import trained
 from gpa.data import tokens, tokenset
 from gpa.data.batches import BatchPlan
-from gpa.data.rows import TASK_ORDER, Chain, LMBatch, Row, RowBuilder, Some, collate, pack
+from gpa.data.rows import TASK_ORDER, Chain, LMBatch, Noise, Row, RowBuilder, Some, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.backbone import Backbone, alignment_loss, load_backbone, new_backbone
 from gpa.models.gpa.configuration_gpa import GPAConfig
@@ -56,6 +56,8 @@ class LMData:
     share_asr: float = 1.0
     share_vc: float = 0.4
     noise: float = 0.0  # share of speech ids that are seen replaced by random ones
+    text_noise: float = 0.0  # the same of the pieces that recognition has just written
+    drop_text: float = 0.0  # share of speech that is learnt without its text, for guidance of conversion
     dev_rows: int = 64
     pack_ids: int = 0  # rows share sequences of this many ids; 0: one row each, padded to the longest
 
@@ -108,7 +110,9 @@ class LMFamily:
         if recipe.data.replay:
             train = Chain(train, self._replay(Path(recipe.data.replay)))
         self.text = fmt.text_tokenizer
-        self.train_rows, self.dev = RowBuilder(train, fmt, recipe.data.noise), RowBuilder(dev, fmt)
+        noise = Noise(recipe.data.noise, recipe.data.text_noise, recipe.data.drop_text)
+        self.train_rows = RowBuilder(train, fmt, noise)
+        self.dev = RowBuilder(dev, fmt)
         self.items = self._items(train)
         lengths = np.array([self.train_rows.length(task, i) for task, i, _ in self.items])
         fits = lengths <= recipe.data.max_ids

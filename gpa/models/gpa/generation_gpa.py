@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -60,8 +60,8 @@ class Sampling:
         """
         if changes.get("temperature") == 0 and changes.get("repetition_penalty") is None:
             changes = {**changes, "repetition_penalty": 1.0}
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Sampling(**{**values, **{name: value for name, value in changes.items() if value is not None}})
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(self, **given)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,25 @@ def logits_of(lm: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     return lm(input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False).logits[0].float()
 
 
+class NextLogits(Protocol):
+    """Logits (V,) of what follows a prompt and the ids so far; asked for after every id."""
+
+    def __call__(self, ids: Sequence[int]) -> Tensor: ...
+
+
+class Cached:
+    """One prompt, every id of it and after it read once."""
+
+    def __init__(self, lm: PreTrainedModel, prompt: Sequence[int]) -> None:
+        self.lm, self.prompt = lm, prompt
+
+    def __call__(self, ids: Sequence[int]) -> Tensor:
+        if not ids:
+            logits, self.cache = prefill(self.lm, self.prompt)
+            return logits
+        return decode_one(self.lm, ids[-1], self.cache)
+
+
 def stream(
     lm: PreTrainedModel,
     prompt: Sequence[int],
@@ -169,21 +188,23 @@ def stream(
     seed: int = 0,
     cached: bool = True,
     completion: Completion | None = None,
+    logits: NextLogits | None = None,
 ) -> Iterator[int]:
     """New ids one at a time, the stop id included. `completion` is filled on the way and says how it ended.
 
     Equal arguments give equal ids. Without `cached` every step runs the whole sequence: slow, and the same
-    ids. Raises PromptError, with the numbers, for a prompt that leaves no room in the context.
+    ids. `logits` come from elsewhere than the prompt alone. Raises PromptError, with the numbers, for a
+    prompt that leaves no room in the context.
     """
     completion = Completion() if completion is None else completion
     room = _room(lm, prompt)
     masks = _Masks.build(rules, lm.config.vocab_size, lm.device)
     generator = torch.Generator().manual_seed(seed)
     loops = LoopDetector(rules.loop)
-    logits, cache = prefill(lm, prompt)
+    following = logits or (Cached(lm, prompt) if cached else lambda ids: logits_of(lm, [*prompt, *ids])[-1])
     ids = completion.ids
     for _ in range(min(rules.max_new, room)):
-        token_id = choose(_masked(logits, ids, rules, masks), ids, sampling, generator)
+        token_id = choose(_masked(following(ids), ids, rules, masks), ids, sampling, generator)
         ids.append(token_id)
         completion.kept = len(ids)
         yield token_id
@@ -193,8 +214,6 @@ def stream(
         if loops.add(token_id):
             completion.finish_reason, completion.kept = "loop", len(ids) - loops.excess
             return
-        if len(ids) < min(rules.max_new, room):
-            logits = decode_one(lm, token_id, cache) if cached else logits_of(lm, [*prompt, *ids])[-1]
 
 
 def generate(
@@ -205,10 +224,12 @@ def generate(
     *,
     seed: int = 0,
     cached: bool = True,
+    logits: NextLogits | None = None,
 ) -> Completion:
     """`stream`, run to its end."""
     completion = Completion()
-    for _ in stream(lm, prompt, rules, sampling, seed=seed, cached=cached, completion=completion):
+    options: dict[str, Any] = {"seed": seed, "cached": cached, "logits": logits}
+    for _ in stream(lm, prompt, rules, sampling, completion=completion, **options):
         pass
     return completion
 

@@ -19,25 +19,32 @@ from transformers import Qwen3ForCausalLM
 from gpa.audio import AudioLike
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
-from gpa.errors import GenerationError, UsageError
+from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa import files_gpa as files
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
+from gpa.models.gpa.generation_gpa import Completion, Rules, generate
+from gpa.models.gpa.guided_gpa import anchored
 from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.models.gpa.segment import transcript_ids
 from gpa.nn.device import pick_device, pick_dtype
 from gpa.prompt import Format, canonical_task
+from gpa.text import normalise_text
 from gpa.vocab import Vocab
 
 logger = logging.getLogger(__name__)
 
 SEED_STEP = 1_000_003  # between the seeds of the parts of one request
+ASR = "asr"  # in the place of a transcript: what the model itself recognises
 _WORST = ("stop", "length", "loop")
 
 
 class GPA:
-    """A loaded model: `tts`, `asr`, `vc`, `voice`; below them `prompt`, `generate` and `codec`."""
+    """A loaded model: `tts`, `asr`, `vc`, `voice`; below them `prompt`, `generate` and `codec`.
+
+    `changes` of all that generate are those to the model's own sampling: temperature, top_k, top_p and
+    repetition_penalty.
+    """
 
     def __init__(
         self,
@@ -227,12 +234,9 @@ class GPA:
         *,
         task: str,
         constrained: bool = True,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
         seed: int = 0,
+        **changes: float | None,
     ) -> list[int]:
         """New ids after a prompt, the stop id included if it was reached; temperature 0 is greedy.
 
@@ -241,23 +245,12 @@ class GPA:
         follows from the prompt.
         """
         task = canonical_task(task)
-        sampling = self._sampling(task, temperature, top_k, top_p, repetition_penalty)
+        sampling = self.config.sampling[task].updated(**changes)
         budget = _budget(max_new_tokens, self.processor.budget_of(ids))
         rules = self.processor.rules(task, budget)
         if not constrained:
             rules = Rules(budget, rules.stop)
         return generate(self.lm, ids, rules, sampling, seed=seed).ids
-
-    def _sampling(
-        self,
-        task: str,
-        temperature: float | None,
-        top_k: int | None,
-        top_p: float | None,
-        penalty: float | None,
-    ) -> Sampling:
-        changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": penalty}
-        return self.config.sampling[task].updated(**changes)
 
     # Tasks ------------------------------------------------------------------------------------------------
 
@@ -266,20 +259,17 @@ class GPA:
         text: str,
         *,
         voice: VoiceLike = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
         seed: int = 0,
         pause: float = 0.2,
+        **changes: float | None,
     ) -> Speech:
         """Speak a text of any length in a voice; a long text is spoken in parts, `pause` seconds apart.
 
         `max_new_tokens` bounds each of them. PromptError for text that says nothing, GenerationError for no
         speech.
         """
-        sampling = self._sampling("tts", temperature, top_k, top_p, repetition_penalty)
+        sampling = self.config.sampling["tts"].updated(**changes)
         codes = self.resolve_voice(voice).codes
         pieces = self.processor.text_parts(text, codes)
         made = []
@@ -300,35 +290,48 @@ class GPA:
         *,
         voice: VoiceLike = None,
         mode: str = "lm",
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
         seed: int = 0,
+        transcript: str | None = None,
+        gamma: float | None = None,
+        **changes: float | None,
     ) -> Speech:
         """Say what `source` says in another voice.
 
         Mode "lm" generates it anew; "codec" keeps the source's semantic codes and only swaps the speaker's:
-        fast, exact in timing, and the baseline.
+        fast, exact in timing, and the baseline. A `transcript`, or "asr" for what the model itself
+        recognises, guides mode "lm" with strength `gamma` (1): speech with these words, in the source's time.
         """
         if mode not in ("lm", "codec"):
             raise UsageError(f"mode {mode!r}: choose lm or codec")
-        sampling = self._sampling("vc", temperature, top_k, top_p, repetition_penalty)
+        if transcript is not None and mode == "codec":
+            raise UsageError("a transcript guides mode lm; mode codec keeps what was heard")
+        if transcript is not None and not transcript.strip():
+            raise PromptError("the transcript is empty: leave it out")
+        sampling = self.config.sampling["vc"].updated(**changes)
         codes = self.resolve_voice(voice).codes
         wav = self.processor.hear(source, "the source")
         if mode == "codec":
             tokens = self.codec.semantic_tokens((wav, self.sample_rate))
             return self._speech(self.codec.decode(tokens, codes), tokens, ["stop"])
         made = []
-        for i, part in enumerate(self.processor.audio_parts(wav, "vc")):
+        parts = self.processor.audio_parts(wav, "vc")
+        if len(parts) > 1 and transcript not in (None, ASR):
+            raise UsageError(
+                f"the source takes {len(parts)} parts: cut it, or let transcript={ASR!r} hear each"
+            )
+        for i, part in enumerate(parts):
             ids = self.processor.build("vc", wav=part, voice=codes)
             n_source = int(len(part) / self.codec.spec.hop_length)
             most = _budget(max_new_tokens, self.processor.converted_ids(n_source))
             rules = self.processor.rules(
                 "vc", most, n_source // 4, loop=not self.processor.is_monotonous(ids)
             )
-            made.append(self._spoken(generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP)))
+            words = self._recognised(part) if transcript == ASR else transcript
+            fmt = self.processor.format
+            guided = None if not words else anchored(self.lm, fmt, ids, words, codes, rules, gamma)
+            done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided)
+            made.append(self._spoken(done))
         tokens = np.concatenate([t for t, _ in made])
         return self._speech(self.codec.decode(tokens, codes), tokens, [r for _, r in made])
 
@@ -336,18 +339,15 @@ class GPA:
         self,
         audio: AudioLike,
         *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
         seed: int = 0,
+        **changes: float | None,
     ) -> Transcript:
         """Write down what is said in audio of any length; a long one is cut at its quietest points.
 
         Greedy by default. `max_new_tokens` bounds each part. GenerationError if nothing was recognised.
         """
-        sampling = self._sampling("asr", temperature, top_k, top_p, repetition_penalty)
+        sampling = self.config.sampling["asr"].updated(**changes)
         wav = self.processor.hear(audio, "the audio")
         texts, tokens, reasons = [], [], []
         for i, part in enumerate(self.processor.audio_parts(wav, "asr")):
@@ -364,6 +364,13 @@ class GPA:
         if not text:
             raise GenerationError("no words were recognised: is there speech in the audio?")
         return Transcript(text, np.array(tokens, np.int64), max(reasons, key=_WORST.index))
+
+    def _recognised(self, wav: np.ndarray) -> str:
+        """The model's own transcript of (S,), "" where it finds no words: then nothing guides."""
+        try:
+            return normalise_text(self.asr((wav, self.sample_rate)).text)
+        except GenerationError:
+            return ""
 
     def _spoken(self, done: Completion) -> tuple[np.ndarray, str]:
         """Semantic codes of a completion, a loop's repetitions cut off."""
