@@ -12,13 +12,28 @@ if TYPE_CHECKING:
     from gpa.codec import load_codec
     from gpa.errors import GPAError
     from gpa.models.gpa import GPA, Speech, Transcript, Voice
+    from gpa.models.speechop.outputs_speechop import Sound
+    from gpa.speechop.model import SpeechOp
 
-__all__ = ["GPA", "GPAError", "Speech", "Transcript", "Voice", "__version__", "load_audio", "load_codec"]
+__all__ = [
+    "GPA",
+    "GPAError",
+    "Sound",
+    "Speech",
+    "SpeechOp",
+    "Transcript",
+    "Voice",
+    "__version__",
+    "load_audio",
+    "load_codec",
+]
 
 _HOME = {  # public name -> module, name there
     "GPA": ("gpa.models.gpa", "GPA"),
     "GPAError": ("gpa.errors", "GPAError"),
+    "Sound": ("gpa.models.speechop.outputs_speechop", "Sound"),
     "Speech": ("gpa.models.gpa", "Speech"),
+    "SpeechOp": ("gpa.speechop.model", "SpeechOp"),
     "Transcript": ("gpa.models.gpa", "Transcript"),
     "Voice": ("gpa.models.gpa", "Voice"),
     "load_audio": ("gpa.audio", "load"),

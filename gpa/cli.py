@@ -19,6 +19,7 @@ from typing import Any
 import gpa
 from gpa import bench, commands, evaluation, options
 from gpa.errors import AudioWarning, GPAError
+from gpa.speechop import commands as speechop
 
 INTERRUPTED, BROKEN_PIPE, FAILED = 130, 141, 1  # the first two as a shell reports signals 2 and 13
 
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _prepare, _train, _finetune, _plan):
         add(sub)
+    speechop.add(sub)
     bench.add(sub)
     evaluation.add(sub)
     return parser
@@ -155,8 +157,10 @@ def _vc(sub: Any) -> None:
         sub, "vc", commands.vc, "say the same in another voice", """\
   gpa vc speech.wav --voice me.json -o converted.wav
   gpa vc speech.wav --voice other.wav --mode codec -o fast.wav
+  gpa vc speech.wav --voice me.json --transcript "What it really says." -o clearer.wav
 
-prints the path of the file written.
+a transcript, or --itc for the model's own, guides the words of a conversion. prints the path of the file
+written.
 """
     )  # fmt: skip
     p.add_argument("audio", help="what to convert; - reads standard input")
@@ -167,6 +171,10 @@ prints the path of the file written.
         default="lm",
         help="lm: the model speaks anew; codec: only the voice codes are exchanged, much faster (default lm)",
     )
+    words = p.add_mutually_exclusive_group()
+    words.add_argument("--transcript", metavar="T", help="what the recording says")
+    words.add_argument("--itc", action="store_true", help="let the model itself recognise what it says")
+    p.add_argument("--gamma", type=float, metavar="G", help="strength of the transcript (default 1, 0: none)")
     options.output(p, "out.wav")
     options.sampling(p)
     options.model(p)

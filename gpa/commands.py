@@ -39,7 +39,7 @@ def say(message: str) -> None:
 
 def tts(args: argparse.Namespace) -> None:
     """Speak a text into a file."""
-    _check_output(args)
+    check_output(args)
     text = _stdin_text() if args.text == "-" else args.text
     model = _load(args)
     began = time.perf_counter()
@@ -49,11 +49,15 @@ def tts(args: argparse.Namespace) -> None:
 
 def vc(args: argparse.Namespace) -> None:
     """Say what a recording says in another voice, into a file."""
-    _check_output(args)
-    source = _sound(args.audio)
+    check_output(args)
+    words = "asr" if args.itc else args.transcript
+    if args.gamma is not None and words is None:
+        raise UsageError("--gamma is the strength of a transcript: give --transcript or --itc")
+    source = sound_of(args.audio)
     model = _load(args)
+    guided = {"transcript": words, "gamma": args.gamma}
     began = time.perf_counter()
-    speech = model.vc(source, voice=_voice_of(args, model), mode=args.mode, **_sampling(args))
+    speech = model.vc(source, voice=_voice_of(args, model), mode=args.mode, **guided, **_sampling(args))
     _deliver(args, speech, time.perf_counter() - began)
 
 
@@ -64,18 +68,18 @@ def asr(args: argparse.Namespace) -> int:
     for path in _progress(args.audio):
         try:
             began = time.perf_counter()
-            transcript = model.asr(_sound(path), **_sampling(args))
+            transcript = model.asr(sound_of(path), **_sampling(args))
         except GPAError as error:
             if len(args.audio) == 1:
                 raise
             failed = failed or error.exit_code
             say(f"error: {error}")
             if args.json:
-                _print_json({"path": path, "error": str(error)})
+                print_json({"path": path, "error": str(error)})
             continue
         took = time.perf_counter() - began
         if args.json:
-            _print_json({"path": path, **_fields(transcript, "text"), "took": round(took, 3)})
+            print_json({"path": path, **_fields(transcript, "text"), "took": round(took, 3)})
         else:
             line = " ".join(transcript.text.split())
             print(line if len(args.audio) == 1 else f"{path}\t{line}", flush=True)
@@ -86,7 +90,7 @@ def voice(args: argparse.Namespace) -> None:
     """Write the voice of a recording to a JSON file."""
     if args.output.suffix != ".json":
         raise UsageError(f"{args.output}: a voice is a JSON file, give it the suffix .json")
-    reference = _sound(args.audio)
+    reference = sound_of(args.audio)
     _load(args).voice(reference).save(args.output)
     print(args.output)
 
@@ -97,7 +101,7 @@ def info(args: argparse.Namespace) -> None:
     stated = {found["name"]: found["about"].get("licence", "not stated")}
     # Published files say nothing about their licences.
     found["licences"] = PUBLISHED_LICENCES if found["format"] == "published" else stated
-    _print_json(found) if args.json else print("\n".join(_lines(found)))
+    print_json(found) if args.json else print("\n".join(_lines(found)))
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -111,7 +115,7 @@ def verify(args: argparse.Namespace) -> int:
     good = all(stage.ok for stage in stages)
     if args.json:
         rows = [{**dataclasses.asdict(stage), "ok": stage.ok} for stage in stages]
-        _print_json({"ok": good, "path": str(model.path), "stages": rows})
+        print_json({"ok": good, "path": str(model.path), "stages": rows})
     else:
         for stage in stages:
             mark = "ok  " if stage.ok else "FAIL"
@@ -131,7 +135,7 @@ def doctor(args: argparse.Namespace) -> int:
 
     checks = probes.diagnose()
     if args.json:
-        _print_json({"ok": probes.healthy(checks), "checks": [dataclasses.asdict(check) for check in checks]})
+        print_json({"ok": probes.healthy(checks), "checks": [dataclasses.asdict(check) for check in checks]})
     else:
         print(probes.report(checks))
     return 0 if probes.healthy(checks) else 1
@@ -175,7 +179,7 @@ def prepare(args: argparse.Namespace) -> None:
         )
     )
     if report.lead:
-        _print_json(report.about) if args.json else print(verdict.table(report.about), flush=True)
+        print_json(report.about) if args.json else print(verdict.table(report.about), flush=True)
         say(f"{report.speed()}; written to {args.output}")
 
 
@@ -279,7 +283,8 @@ def _voice_of(args: argparse.Namespace, model: Any) -> Any:
     return min(model.voices)
 
 
-def _sound(path: str) -> Any:
+def sound_of(path: str) -> Any:
+    """Audio of a path, or of standard input for -."""
     return sys.stdin.buffer.read() if path == "-" else path
 
 
@@ -290,7 +295,7 @@ def _stdin_text() -> str:
         raise UsageError(f"the text on standard input is not UTF-8: {error}") from error
 
 
-def _check_output(args: argparse.Namespace) -> None:
+def check_output(args: argparse.Namespace) -> None:
     """Refuse what could only fail after the work is done."""
     if args.output == "-" and args.json:
         raise UsageError("-o - and --json both want standard output: choose one")
@@ -301,7 +306,11 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _deliver(args: argparse.Namespace, speech: Any, took: float) -> None:
-    """Write generated speech where it was asked for, and say so."""
+    deliver(args, speech, took, _fields(speech))
+
+
+def deliver(args: argparse.Namespace, speech: Any, took: float, about: dict[str, Any]) -> None:
+    """Write generated sound where it was asked for, and say so; `about` is for --json."""
     seconds = len(speech.wav) / speech.sample_rate
     if args.output == "-":
         with (
@@ -314,7 +323,7 @@ def _deliver(args: argparse.Namespace, speech: Any, took: float) -> None:
         speech.save(args.output)
     if args.json:
         timing = {"seconds": round(seconds, 3), "took": round(took, 3), "rtf": round(took / seconds, 3)}
-        _print_json({"path": args.output, "sample_rate": speech.sample_rate, **_fields(speech), **timing})
+        print_json({"path": args.output, "sample_rate": speech.sample_rate, **about, **timing})
     elif args.output != "-":
         print(args.output)
 
@@ -326,7 +335,8 @@ def _fields(result: Any, *more: str) -> dict[str, Any]:
     }
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """One line for machines."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 

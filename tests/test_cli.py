@@ -128,6 +128,19 @@ def test_vc_in_both_modes(shell: Shell, mode: str) -> None:
     assert shell.out == "o.wav\n" and len(soundfile.read("o.wav")[0]) > 0
 
 
+def test_vc_follows_a_transcript(shell: Shell) -> None:
+    command = ["vc", "in.wav", "--voice", "ref.wav", *BRIEF]
+    made = {}
+    for name, more in {"plain": [], "none": ["--gamma", "0"], "led": ["--gamma", "9"]}.items():
+        words = ["--transcript", "hello there", *more] if more else []
+        assert shell(*command, *words, "-o", f"{name}.wav") == 0
+        made[name] = Path(f"{name}.wav").read_bytes()
+    assert made["none"] == made["plain"] != made["led"]
+    assert shell(*command, "--itc", "-o", "own.wav") == 0
+    assert shell(*command, "--gamma", "2") == UsageError.exit_code
+    assert "--transcript or --itc" in complaint(shell)
+
+
 def test_a_kept_voice_is_the_recording(shell: Shell) -> None:
     assert shell("voice", "ref.wav", "-o", "v.json") == 0
     assert shell.out == "v.json\n" and json.loads(Path("v.json").read_text())

@@ -13,6 +13,7 @@ from gpa.errors import UsageError
 from gpa.train.__main__ import KINDS
 from gpa.train.ar import LMRecipe
 from gpa.train.codec import CodecRecipe
+from gpa.train.diffusion import DiffusionRecipe
 from gpa.train.latent import LatentRecipe
 from gpa.train.text import TextRecipe
 
@@ -22,6 +23,7 @@ CLASSES: dict[str, type] = {
     "codec": CodecRecipe,
     "gpa": LMRecipe,
     "latent": LatentRecipe,
+    "speechop": DiffusionRecipe,
     "text": TextRecipe,
 }
 

@@ -1,6 +1,8 @@
 """Generation by several prompts: the batch equals its branches alone, strength 0 the base; conversions."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,5 +111,6 @@ def test_transcripts_that_cannot_guide_are_refused(model: GPA, source: tuple[np.
     long = np.tile(source[0], 40), source[1]
     with pytest.raises(UsageError, match="parts"):
         model.vc(long, voice="anna", transcript="hello")
+    published: Any = SimpleNamespace(name="published")
     with pytest.raises(UsageError, match="instruct format"):
-        anchored(model.lm, None, [1], "hello", [1], RULES)  # type: ignore[arg-type]
+        anchored(model.lm, published, [1], "hello", [1], RULES)

@@ -43,7 +43,7 @@ LAYERS |= {
     "evals": 5,
 }
 LAYERS |= dict.fromkeys(
-    ("cli", "options", "commands", "bench", "demo", "doctor", "evaluation", "finetune"), 6
+    ("cli", "options", "commands", "bench", "demo", "doctor", "evaluation", "finetune", "speechop"), 6
 )
 LAYERS |= {"__main__": 6, "__init__": 6}
 STRANGERS = ("train", "serve", "evals")  # of one layer, yet they do not import each other

@@ -84,8 +84,8 @@ class Chain(Sequence[Mapping[str, Any]]):
 class Noise:
     """Shares of ids that the network sees replaced by random ones, and of texts that it does not see.
 
-    `speech` ids are heard or just spoken, `text` pieces just recognised; what is to be predicted stays. A small
-    corpus is then not learnt by heart (docs/log.md). Speech without its text trains the null of `vc`'s
+    `speech` ids are heard or just spoken, `text` pieces just recognised; what is to be predicted stays. A
+    small corpus is then not learnt by heart (docs/log.md). Speech without its text trains the null of
     guidance by a transcript.
     """
 

@@ -19,7 +19,7 @@ from gpa.train.loop import train
 from gpa.train.metrics import plot
 
 log = logging.getLogger(__name__)
-KINDS = ("codec", "gpa", "latent", "text")
+KINDS = ("codec", "gpa", "latent", "speechop", "text")
 
 
 def _family(tree: dict[str, Any]) -> tuple[Family, Any]:
@@ -39,6 +39,11 @@ def _family(tree: dict[str, Any]) -> tuple[Family, Any]:
 
         latent = config.build(LatentRecipe, tree)
         return LatentFamily(latent), latent
+    if kind == "speechop":
+        from gpa.train.diffusion import DiffusionFamily, DiffusionRecipe
+
+        speechop = config.build(DiffusionRecipe, tree)
+        return DiffusionFamily(speechop), speechop
     raise UsageError(f"recipe kind {kind!r}: choose one of {', '.join(KINDS)}")
 
 

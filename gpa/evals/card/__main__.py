@@ -1,0 +1,83 @@
+"""`python -m gpa.evals.card CHECKPOINT ...`: README.md and DATA.md of a checkpoint, from files alone.
+
+    python -m gpa.evals.card CHECKPOINT --runs RUN RUN ... --manifest DATA/speech/manifest.jsonl \\
+        --report OUT/report.json --notes NOTES.md [--watts 65] [-o FOLDER]
+
+What is not given is said to be missing on the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from pathlib import Path
+
+from gpa.data.tokenset import write_text
+from gpa.errors import GPAError, UsageError
+from gpa.evals import record
+from gpa.evals.card import corpora, notes, numbers, page, runs, weights
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `python -m gpa.evals.card`; raises GPAError."""
+    args = _parser().parse_args(argv)
+    if args.watts is not None and not (math.isfinite(args.watts) and args.watts > 0):
+        raise UsageError(f"--watts {args.watts:g}: a number above 0 is needed")
+    out = args.out or args.checkpoint
+    if not out.is_dir():
+        raise UsageError(f"{out}: no such folder to write to")
+    for name, text in page.written(_read(args)).items():
+        write_text(out / name, text)
+        log.info("wrote %s", out / name)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gpa.evals.card", description="Write the model card and the data card of a checkpoint."
+    )
+    parser.add_argument("checkpoint", type=Path, help="folder with gpa.json")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], metavar="RUN",
+        help="folders of the training runs that made it, in their order")  # fmt: skip
+    parser.add_argument("--manifest", type=Path, help="manifest.jsonl of the data")
+    parser.add_argument("--report", type=Path, help="report.json of gpa eval, of these very weights")
+    parser.add_argument("--notes", type=Path, help="Markdown of fixed sections, taken over word for word")
+    parser.add_argument(
+        "--watts", type=float, metavar="W", help="mean draw of the machine, to estimate energy"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FOLDER", help="where to write (default: the checkpoint)"
+    )
+    return parser
+
+
+def _read(args: argparse.Namespace) -> page.Sources:
+    checkpoint = weights.read_checkpoint(args.checkpoint)
+    found = record.read(args.report) if args.report else None
+    if found is not None:
+        numbers.check(found, checkpoint.digest, str(args.report))
+    return page.Sources(
+        checkpoint,
+        [runs.read_run(path) for path in args.runs],
+        corpora.read_manifest(args.manifest) if args.manifest else None,
+        found,
+        notes.read_notes(args.notes) if args.notes else notes.Notes(),
+        args.watts,
+    )
+
+
+def _command() -> int:
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.getLogger("gpa").setLevel(logging.INFO)
+    try:
+        main()
+    except GPAError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(_command())

@@ -1,0 +1,102 @@
+"""Checkpoint directories of SpeechOp: speechop.json, model.safetensors, and the latent codec in latent/.
+
+Knows files and tensor names; nothing about audio, text or sampling.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from gpa import hub
+from gpa.codec.features import half_where_it_fits
+from gpa.codec.latent import KLCodec
+from gpa.errors import CheckpointError, UsageError
+from gpa.models.speechop.configuration_speechop import FILE, SpeechOpConfig
+from gpa.models.speechop.modeling_speechop import SpeechOpModel
+
+SHIPPED = Path(__file__).resolve().parents[2] / "assets"
+CODEC = "latent"
+
+
+def shipped() -> list[str]:
+    """Names of the SpeechOp models that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{FILE}"))
+
+
+def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: bool = False) -> Path:
+    """The checkpoint directory behind a path, a shipped name or a repository id."""
+    name = os.fspath(path_or_repo)
+    if not Path(name).expanduser().exists() and name in shipped():
+        return SHIPPED / name
+    folder = hub.resolve(path_or_repo, revision, offline)
+    if (folder / FILE).is_file():
+        return folder
+    known = f"; shipped models: {', '.join(shipped())}" if shipped() else ""
+    hint = ", but a GPA model: load it with gpa.GPA" if (folder / "gpa.json").is_file() else ""
+    raise CheckpointError(f"{folder}: no SpeechOp model here (no {FILE}){hint}{known}")
+
+
+def load_model(folder: Path, config: SpeechOpConfig) -> tuple[SpeechOpModel, torch.dtype]:
+    """The network in float32 on the CPU, and the precision of its file."""
+    with torch.device("meta"):
+        model = SpeechOpModel(config)
+    state = hub.read_state(folder)
+    hub.load_strict(model, state, where=str(folder))
+    stored = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    return model.eval().requires_grad_(False), stored
+
+
+def load_codec(folder: Path, device: torch.device) -> KLCodec:
+    """The latent codec; CheckpointError if the directory lacks it."""
+    if not (folder / CODEC).is_dir():
+        raise CheckpointError(f"{folder}: no codec, {CODEC}/ is missing; export or download the model again")
+    return KLCodec.from_pretrained(folder / CODEC, device=device)
+
+
+def check_fit(config: SpeechOpConfig, codec: KLCodec, where: str) -> None:
+    """CheckpointError if the network was made for other latents than the codec's."""
+    latent, spec = config.latent, codec.spec
+    wanted = (latent.channels, latent.sample_rate, latent.hop)
+    found = (spec.channels, spec.sample_rate, spec.hop_length)
+    if wanted != found:
+        raise CheckpointError(
+            f"{where}: the network needs latents of {wanted} channels, Hz and samples a frame, its codec has "
+            f"{found}: they do not belong together"
+        )
+
+
+def write_checkpoint(
+    out: str | os.PathLike,
+    model: SpeechOpModel,
+    codec: KLCodec,
+    dtypes: tuple[torch.dtype, torch.dtype | None],
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint directory under a temporary name, then rename it: never half of one.
+
+    `dtypes` are the precisions of the network's and of the codec's weights. An existing directory is refused
+    unless it is empty or `overwrite`.
+    """
+    out = Path(out)
+    if out.exists() and not (overwrite or (out.is_dir() and not any(out.iterdir()))):
+        raise UsageError(f"{out} exists and is not empty: choose another directory, or overwrite=True")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    try:
+        state = half_where_it_fits(model.state_dict(), dtypes[0])
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        model.config.write(temporary)
+        codec.save_pretrained(temporary / CODEC, dtypes[1])
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out

@@ -1,0 +1,163 @@
+"""A plan run over audio of any length: window by window, each going on from the one before.
+
+Knows plans, latents and texts; no files, no waveforms, no recogniser.
+
+    C latent channels   T frames of the whole
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from gpa.compose import Average, Branch, Given, Guided, Plan
+from gpa.errors import UsageError
+from gpa.models.speechop.branches import Inputs, sample
+from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
+from gpa.models.speechop.diffusion import inpaint
+from gpa.models.speechop.layers_speechop import Text
+from gpa.models.speechop.modeling_speechop import Latents, SpeechOpModel
+from gpa.models.speechop.sampling import nodes
+from gpa.models.speechop.windows_speechop import Cut
+
+Progress = Callable[[int, int], None]  # evaluated steps so far, and all of them
+Encode = Callable[[str], Text]
+
+SEED_STEP = 1_000_003  # between the seeds of the windows of one request
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be made: `plans` and `texts` (name -> text) for each window of `cuts`.
+
+    `sources` (1, C, T) and `prompts` (1, C, P) by name; `known` are frames (1, C, T) that stay as they are.
+    """
+
+    cuts: Sequence[Cut]
+    plans: Sequence[Plan]
+    texts: Sequence[Mapping[str, str]]
+    sources: Mapping[str, Tensor] = field(default_factory=dict)
+    prompts: Mapping[str, Tensor] = field(default_factory=dict)
+    known: Latents | None = None
+
+
+class Watched:
+    """A network that reports each step: what `branches.sample` needs of one, no more."""
+
+    def __init__(self, model: SpeechOpModel, report: Callable[[], None]) -> None:
+        self.model, self.config, self.condition, self.report = model, model.config, model.condition, report
+
+    def denoise(self, *inputs: Any) -> Tensor:
+        """As the network's."""
+        v = self.model.denoise(*inputs)
+        self.report()
+        return v
+
+
+def run(
+    model: SpeechOpModel,
+    job: Job,
+    encode: Encode,
+    sampler: Sampler,
+    seed: int,
+    progress: Progress | None = None,
+) -> tuple[Tensor, dict[str, int]]:
+    """Latents (1, C, T) of a job, and how often each branch was evaluated.
+
+    Frames that an earlier window made are known to the next, in its source as well, as in training. The first
+    window's noise is that of `seed`; UsageError for a task the model lacks.
+    """
+    for plan in job.plans:
+        check_tasks(plan, model.config)
+    z = torch.zeros(1, model.config.latent.channels, job.cuts[-1][1], device=model.into.weight.device)
+    fixed = torch.zeros(1, z.shape[2], dtype=torch.bool, device=z.device)
+    if job.known is not None:
+        z, fixed = inpaint(z, job.known.values, job.known.mask), job.known.mask.clone()
+    total = len(job.cuts) * len(_levels(sampler))
+    ticks = iter(range(1, total + 1))
+    watched = Watched(model, (lambda: progress(next(ticks), total)) if progress else (lambda: None))
+    counts: Counter[str] = Counter()
+    for i, (start, stop) in enumerate(job.cuts):
+        inputs = _inputs(job, i, z[..., start:stop], fixed[:, start:stop], encode)
+        one = sample(
+            cast(SpeechOpModel, watched), job.plans[i], inputs, [(seed + i * SEED_STEP) % 2**63], sampler
+        )
+        z[..., start:stop] = one
+        fixed[:, start:stop] = True
+        counts += tally(job.plans[i], sampler)
+    return z, dict(counts)
+
+
+def _inputs(job: Job, i: int, z: Tensor, fixed: Tensor, encode: Encode) -> Inputs:
+    """The inputs of window i, of whose frames z (1, C, T) those in `fixed` (1, T) are known."""
+    start, stop = job.cuts[i]
+    known = Latents(z.clone(), fixed.clone()) if fixed.any() else None
+    sources: dict[Hashable, Tensor] = {
+        name: inpaint(whole[..., start:stop], z, fixed) for name, whole in job.sources.items()
+    }
+    prompts: dict[Hashable, Latents] = {
+        name: Latents(values, torch.ones(1, values.shape[2], dtype=torch.bool, device=z.device))
+        for name, values in job.prompts.items()
+    }
+    texts: dict[Hashable, Text] = {name: encode(text) for name, text in job.texts[i].items() if text}
+    return Inputs(torch.ones_like(fixed), texts, sources, prompts, known)
+
+
+# Plans ------------------------------------------------------------------------------------------------------
+
+
+def _levels(sampler: Sampler) -> list[float]:
+    """The log-SNRs at which the network is evaluated."""
+    low, high = sampler.lambda_range
+    levels = nodes(low, high, sampler.steps)
+    return levels if sampler.final else levels[:-1]
+
+
+def tally(plan: Plan, sampler: Sampler) -> Counter[str]:
+    """Branch -> how often sampling evaluates it, such as {"enhance(source)": 257, "tts(text)": 138}."""
+    return Counter(label(branch) for level in _levels(sampler) for branch in plan.branches(level))
+
+
+def label(branch: Branch) -> str:
+    """A branch in words: its task and what it is given."""
+    return f"{branch.task}({', '.join(sorted(slot for slot, _ in branch.given))})"
+
+
+def _bases(plan: Plan) -> Iterator[Guided]:
+    yield from [plan.base.first, plan.base.second] if isinstance(plan.base, Average) else [plan.base]
+
+
+def task_of(plan: Plan) -> str:
+    """The task of a plan's base, the first of an average."""
+    return next(_bases(plan)).task
+
+
+def check_tasks(plan: Plan, config: SpeechOpConfig) -> None:
+    """UsageError if a plan has a task that the model was not made for."""
+    for task in [*(base.task for base in _bases(plan)), *(term.task for term in plan.terms)]:
+        if task not in config.tasks.names:
+            known = ", ".join(config.tasks.names)
+            raise UsageError(f"this model has no task {task!r}; it knows {known}. Use another model")
+
+
+def without(plan: Plan, texts: Sequence[str]) -> Plan:
+    """A plan for a window in which these texts say nothing: terms that follow one go, bases go without."""
+    empty = {("text", name) for name in texts}
+
+    def bare(slots: Given) -> Given:
+        return slots - empty
+
+    def base(guided: Guided) -> Guided:
+        return dataclasses.replace(guided, given=bare(guided.given), null=bare(guided.null))
+
+    parts = [base(guided) for guided in _bases(plan)]
+    whole: Guided | Average = parts[0]
+    if isinstance(plan.base, Average):
+        whole = dataclasses.replace(plan.base, first=parts[0], second=parts[1])
+    return Plan(whole, tuple(term for term in plan.terms if not term.given & empty))
