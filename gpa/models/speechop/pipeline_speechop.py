@@ -87,10 +87,15 @@ class SpeechOp:
         return loaded
 
     def save_pretrained(
-        self, path: str | os.PathLike, dtype: torch.dtype | None = None, *, overwrite: bool = False
+        self,
+        path: str | os.PathLike,
+        dtype: torch.dtype | None = None,
+        *,
+        codec_dtype: torch.dtype | None = None,
+        overwrite: bool = False,
     ) -> Path:
-        """Write what `from_pretrained` loads; `dtype` is that of the network, the codec keeps its own."""
-        dtypes = (dtype or self.precision, None)
+        """Write what `from_pretrained` loads; network and codec keep the precision of their files."""
+        dtypes = (dtype or self.precision, codec_dtype)
         return files.write_checkpoint(path, self.model, self.codec, dtypes, overwrite)
 
     @property

@@ -1,0 +1,60 @@
+"""From the export of a SpeechOp run to the directory that people load: half precision, settings, a name.
+
+    python -m gpa.speechop.export runs/speechop/export --settings recipes/settings/speechop-mini.yaml -o DIR
+
+The settings file holds sections of speechop.json (sampler, compose, tts, about), laid over the trained ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpa.codec.latent import KLCodec
+from gpa.config import build, load_yaml
+from gpa.errors import UsageError
+from gpa.models.speechop.configuration_speechop import SpeechOpConfig
+from gpa.speechop.model import SpeechOp
+
+FREE = ("sampler", "compose", "tts", "about")  # what does not change the network
+
+
+def ship(
+    export: Path, out: Path, settings: Mapping[str, Any], dtype: torch.dtype, *, overwrite: bool = False
+) -> Path:
+    """Write a checkpoint directory, both networks in `dtype`; UsageError for settings of the network."""
+    if strange := sorted(set(settings) - set(FREE)):
+        raise UsageError(f"settings {strange} belong to training; free are {', '.join(FREE)}")
+    op = SpeechOp.from_pretrained(export, device="cpu", offline=True)
+    raw = dataclasses.asdict(op.config)
+    raw |= {name: {**raw[name], **section} for name, section in settings.items()}
+    config = build(SpeechOpConfig, raw, "settings")
+    out = op.save_pretrained(out, dtype, codec_dtype=dtype, overwrite=overwrite)
+    # The codec as stored is the one whose latents these are from now on.
+    mark = KLCodec.from_pretrained(out / "latent").fingerprint()
+    dataclasses.replace(config, about={**config.about, "codec": mark}).write(out)
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m gpa.speechop.export", description=__doc__)
+    parser.add_argument("export", type=Path, help="export folder of the run")
+    parser.add_argument("--settings", type=Path, help="YAML with sections of speechop.json")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    settings = load_yaml(args.settings) if args.settings else {}
+    out = ship(args.export, args.out, settings, getattr(torch, args.dtype), overwrite=args.overwrite)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

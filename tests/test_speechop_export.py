@@ -1,0 +1,42 @@
+"""From a run's export to the directory that ships: half precision, settings, one codec fingerprint."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import speechlike
+from gpa import SpeechOp
+from gpa.errors import UsageError
+from gpa.hub import read_state
+from gpa.speechop import export
+from tiny_speechop import write_tiny_speechop
+
+
+def test_a_shipped_model_is_the_trained_one_in_half_precision(tmp_path: Path) -> None:
+    run = write_tiny_speechop(tmp_path)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("sampler: {steps: 3, lambda_range: [-8.0, 8.0]}\nabout: {name: tiny}\n")
+    export.main([str(run), "--settings", str(settings), "-o", str(tmp_path / "out")])
+    for part in (tmp_path / "out", tmp_path / "out" / "latent"):
+        state = read_state(part)
+        assert {t.dtype for name, t in state.items() if t.ndim > 1 and "embed" not in name} >= {torch.float16}
+        before = read_state(run / part.relative_to(tmp_path / "out"))
+        assert all(torch.allclose(state[n].float(), t, atol=2e-2, rtol=2e-3) for n, t in before.items())
+    old, new = (SpeechOp.from_pretrained(path, device="cpu") for path in (run, tmp_path / "out"))
+    assert new.config.sampler.steps == 3 and new.config.sampler.name == old.config.sampler.name
+    assert new.config.about == {"name": "tiny", "codec": new.codec.fingerprint()}
+    assert (new.config.dit, new.config.compose) == (old.config.dit, old.config.compose)
+    sound = speechlike(0.5), 16_000
+    made, same = new.enhance(sound), old.enhance(sound, steps=3)
+    assert made.wav.shape == same.wav.shape and np.isfinite(made.wav).all()
+
+
+def test_settings_of_the_network_are_refused(tmp_path: Path) -> None:
+    run = write_tiny_speechop(tmp_path)
+    with pytest.raises(UsageError, match="dit"):
+        export.ship(run, tmp_path / "out", {"dit": {"layers": 1}}, torch.float16)
+    with pytest.raises(UsageError, match="steps"):
+        export.ship(run, tmp_path / "out", {"sampler": {"steps": 0}}, torch.float16)
+    assert not (tmp_path / "out").exists()
