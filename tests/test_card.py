@@ -15,8 +15,8 @@ from gpa.errors import UsageError
 from gpa.evals import record, report
 from gpa.evals.card.__main__ import main
 from gpa.evals.card.corpora import is_synthetic
+from gpa.evals.card.measured import summary_of
 from gpa.evals.card.notes import read_notes
-from gpa.evals.card.numbers import summary_of
 from gpa.evals.card.tables import cell, fence
 from gpa.evals.card.weights import read_checkpoint
 
@@ -42,8 +42,10 @@ Nobody.
 
 
 def row(name: str, split: str = "train", **more: Any) -> dict[str, Any]:
-    usual = {"path": f"{name}.wav", "corpus": "small", "speaker": "a", "gender": "F", "text": f"Text of {name}.",
-             "duration": 1800.0, "orig_sr": 16000, "licence": "CC0-1.0", "split": split}  # fmt: skip
+    usual = {
+        "path": f"{name}.wav", "corpus": "small", "speaker": "a", "gender": "F", "text": f"Text of {name}.",
+        "duration": 1800.0, "orig_sr": 16000, "licence": "CC0-1.0", "split": split,
+    }  # fmt: skip
     return {"id": name, **usual, **more}
 
 

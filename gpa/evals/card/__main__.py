@@ -16,7 +16,7 @@ from pathlib import Path
 from gpa.data.tokenset import write_text
 from gpa.errors import GPAError, UsageError
 from gpa.evals import record
-from gpa.evals.card import corpora, notes, numbers, page, runs, weights
+from gpa.evals.card import corpora, measured, notes, page, runs, weights
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def _read(args: argparse.Namespace) -> page.Sources:
     checkpoint = weights.read_checkpoint(args.checkpoint)
     found = record.read(args.report) if args.report else None
     if found is not None:
-        numbers.check(found, checkpoint.digest, str(args.report))
+        measured.check(found, checkpoint.digest, str(args.report))
     return page.Sources(
         checkpoint,
         [runs.read_run(path) for path in args.runs],

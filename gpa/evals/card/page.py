@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpa.evals.card import corpora, numbers, runs
+from gpa.evals.card import corpora, measured, runs
 from gpa.evals.card.corpora import Manifest
 from gpa.evals.card.notes import Notes
 from gpa.evals.card.runs import Run
@@ -27,7 +27,7 @@ class Sources:
     checkpoint: Checkpoint
     runs: Sequence[Run] = ()
     manifest: Manifest | None = None
-    report: numbers.Report | None = None
+    report: measured.Report | None = None
     notes: Notes = field(default_factory=Notes)
     watts: float | None = None
 
@@ -97,7 +97,7 @@ def _front(given: Sources) -> dict[str, Any]:
         found.setdefault(
             "datasets", sorted({str(r["corpus"]) for r in given.manifest.training if r.get("corpus")})
         )
-    if given.report is not None and (index := numbers.model_index(given.checkpoint.name, given.report)):
+    if given.report is not None and (index := measured.model_index(given.checkpoint.name, given.report)):
         found["model-index"] = index
     return found
 
@@ -175,7 +175,7 @@ def _made(given: Sources) -> str:
 def _measured(given: Sources) -> str:
     if given.report is None:
         return "Not measured: no report was given."
-    return numbers.measured(given.report, given.manifest.data_sha256 if given.manifest else None)
+    return measured.section(given.report, given.manifest.data_sha256 if given.manifest else None)
 
 
 def written(given: Sources) -> dict[str, str]:

@@ -31,10 +31,10 @@ failed item counts as all its words wrong."""
 
 def check(found: Report, digest: str, where: str) -> None:
     """UsageError unless the report is of the weights that have this hash."""
-    measured = found["settings"].get("model_sha256")
-    if measured != digest:
+    weights = found["settings"].get("model_sha256")
+    if weights != digest:
         raise UsageError(
-            f"{where}: measured the weights {str(measured)[:16]}, the checkpoint has {digest[:16]}: "
+            f"{where}: measured the weights {str(weights)[:16]}, the checkpoint has {digest[:16]}: "
             "measure this checkpoint, or give the report that did"
         )
 
@@ -52,7 +52,7 @@ def _rate(raw: Mapping[str, float] | None) -> Rate | None:
     return Rate(**raw) if raw else None
 
 
-def measured(found: Report, data_sha256: str | None) -> str:
+def section(found: Report, data_sha256: str | None) -> str:
     """Table, judges, comparison with the baselines, and by which command, when and on what."""
     summaries = [summary_of(raw) for raw in found["suites"].values()]
     lines = [READING, "", report.markdown(summaries, found["not_measured"], found["skipped"]), ""]
