@@ -17,6 +17,7 @@ from typing import Any
 from gpa import audio
 from gpa.errors import CheckpointError, GPAError, UsageError
 
+ENHANCER = "speechop-mini"
 DEFAULT_MODEL = "gpa-mini"
 PUBLISHED_LICENCES = {  # docs/checkpoints.md has the details
     "language_model": "Apache-2.0 in its repository; academic and personal use only, says its page",
@@ -142,10 +143,15 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Show all three tasks."""
+    """Show all three tasks, and restoration where a SpeechOp model is at hand."""
     from gpa.demo import run
 
-    run(_load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
+    model, enhancer = _load(args), None
+    if args.enhancer:
+        from gpa.speechop.model import SpeechOp
+
+        enhancer = SpeechOp.from_pretrained(args.enhancer, device=args.device, offline=args.offline)
+    run(model, args.out, text=args.text, voices=args.voices, seed=args.seed, enhancer=enhancer)
 
 
 def prepare(args: argparse.Namespace) -> None:

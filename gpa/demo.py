@@ -1,4 +1,5 @@
-"""`gpa demo`: a sentence in two voices, transcribed, converted from one voice to the other, and transcribed.
+"""`gpa demo`: a sentence in two voices, transcribed, converted from one voice to the other, and transcribed;
+then spoilt by noise and, where a SpeechOp model is there, restored.
 
 Uses the public API only. Writes WAVs and one picture, prints one table.
 """
@@ -12,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from gpa.errors import UsageError
+from gpa import audio
+from gpa.data import degrade
+from gpa.errors import GenerationError, UsageError
 
+NOISE_DB = 5.0  # of pink noise, below the speech
 TEXT = "The sun came out after the rain, and we walked down to the river."
 COLUMNS = ("step", "voice", "text in", "text out", "audio", "took", "RTF")
 
@@ -43,8 +47,31 @@ class Row:
         )
 
 
-def run(model: Any, out: Path, *, text: str | None = None, voices: Any = None, seed: int = 0) -> list[Row]:
-    """Run all steps with a loaded model, write WAVs and picture.png, print the table, return its rows."""
+@dataclass(frozen=True)
+class Clip:
+    """Sound that no codes were generated for."""
+
+    wav: np.ndarray
+    sample_rate: int
+
+    def save(self, path: Path) -> None:
+        """Write a WAV."""
+        audio.save(path, self.wav, self.sample_rate)
+
+
+def run(
+    model: Any,
+    out: Path,
+    *,
+    text: str | None = None,
+    voices: Any = None,
+    seed: int = 0,
+    enhancer: Any = None,
+) -> list[Row]:
+    """Run all steps with a loaded model, write WAVs and picture.png, print the table, return its rows.
+
+    `enhancer` is a SpeechOp model or None; it follows what `model` hears in the noise.
+    """
     text = TEXT if text is None else text
     source, target = voices or _two(model)
     out.mkdir(parents=True, exist_ok=True)
@@ -62,6 +89,8 @@ def run(model: Any, out: Path, *, text: str | None = None, voices: Any = None, s
         Row("convert", pair, "", "", _seconds(speech), took),
         _transcribe(model, speech, Path(str(target)).stem),
     ]
+    if enhancer is not None:
+        rows += _restore(model, enhancer, clips, Path(str(source)).stem, seed)
     print(table(rows), "", sep="\n")
     for name, clip in clips.items():
         clip.save(out / f"{name}.wav")
@@ -69,6 +98,21 @@ def run(model: Any, out: Path, *, text: str | None = None, voices: Any = None, s
     picture(clips, out / "picture.png")
     print(out / "picture.png")
     return rows
+
+
+def _restore(model: Any, enhancer: Any, clips: dict[str, Any], voice: str, seed: int) -> list[Row]:
+    """The first clip in noise, and restored."""
+    first = next(iter(clips.values()))
+    noise = degrade.coloured_noise(np.random.default_rng(seed), len(first.wav), slope_db=-3)
+    wav = (first.wav + degrade.at_ratio(first.wav, noise, NOISE_DB)) / 2  # room for the peaks of both
+    noisy = clips["4-in-noise"] = Clip(wav.astype(np.float32), first.sample_rate)
+    sound, took = _timed(enhancer.enhance, _sound(noisy), "asr", recogniser=model, seed=seed)
+    clips["5-enhanced"] = sound
+    return [
+        _transcribe(model, noisy, f"{voice} in noise"),
+        Row("enhance", f"{voice} in noise", sound.transcript or "", "", _seconds(sound), took),
+        _transcribe(model, sound, f"{voice} restored"),
+    ]
 
 
 def _two(model: Any) -> tuple[str, str]:
@@ -94,8 +138,12 @@ def _seconds(speech: Any) -> float:
 
 
 def _transcribe(model: Any, speech: Any, voice: str) -> Row:
-    transcript, took = _timed(model.asr, _sound(speech))
-    return Row("transcribe", voice, "", transcript.text, _seconds(speech), took)
+    began = time.perf_counter()
+    try:
+        text = model.asr(_sound(speech)).text
+    except GenerationError:
+        text = "(nothing)"
+    return Row("transcribe", voice, "", text, _seconds(speech), time.perf_counter() - began)
 
 
 def table(rows: list[Row]) -> str:
@@ -122,8 +170,9 @@ def picture(clips: dict[str, Any], path: Path) -> None:
         extent = (0, seconds, 0, clip.sample_rate / 2000)
         column[1].imshow(log_mel(clip.wav, clip.sample_rate), origin="lower", aspect="auto", extent=extent)
         column[1].set_yticks([])
-        at = (np.arange(len(clip.tokens)) + 0.5) * seconds / max(1, len(clip.tokens))
-        column[2].scatter(at, clip.tokens, s=5)
+        tokens = getattr(clip, "tokens", ())
+        at = (np.arange(len(tokens)) + 0.5) * seconds / max(1, len(tokens))
+        column[2].scatter(at, tokens, s=5)
         column[2].set(xlabel="seconds", xlim=(0, seconds))
     for row, label in zip(axes[:, 0], ("waveform", "mel bands", "semantic tokens"), strict=True):
         row.set_ylabel(label)

@@ -18,6 +18,7 @@ import gpa
 from conftest import speechlike
 from gpa import cli, commands
 from gpa.errors import AudioError, CheckpointError, PromptError, UsageError
+from tiny_speechop import write_tiny_speechop
 
 COMMANDS = (
     "tts",
@@ -195,13 +196,23 @@ def test_doctor_speaks_json(capfd: pytest.CaptureFixture[str]) -> None:
     assert code == (0 if found["ok"] else 1) and {"name", "ok", "detail", "fix"} == set(found["checks"][0])
 
 
-def test_demo_shows_all_steps(shell: Shell) -> None:
+@pytest.mark.parametrize("restores", [False, True])
+def test_demo_shows_all_steps(shell: Shell, tmp_path: Path, restores: bool) -> None:
     soundfile.write("other.wav", speechlike(3.0, seed=2), 16000)
-    assert shell("demo", "--voices", "ref.wav", "other.wav", "--text", "hello", "--out", "shown") == 0
+    enhancer = str(write_tiny_speechop(tmp_path)) if restores else ""
+    command = ["demo", "--voices", "ref.wav", "other.wav", "--text", "hello", "--enhancer", enhancer]
+    assert shell(*command, "--out", "shown") == 0
     lines = shell.out.splitlines()
-    assert [line.split()[0] for line in lines[2:8]] == ["speak", "transcribe"] * 2 + ["convert", "transcribe"]
+    steps = ["speak", "transcribe"] * 2 + ["convert", "transcribe"]
+    names = {"1-speak-ref.wav", "2-speak-other.wav", "3-convert-ref-to-other.wav", "picture.png"}
+    if restores:
+        steps, names = (
+            [*steps, "transcribe", "enhance", "transcribe"],
+            names | {"4-in-noise.wav", "5-enhanced.wav"},
+        )
+    assert [line.split()[0] for line in lines[2 : 2 + len(steps)]] == steps
     written = {path.name for path in Path("shown").iterdir()}
-    assert written == {"1-speak-ref.wav", "2-speak-other.wav", "3-convert-ref-to-other.wav", "picture.png"}
+    assert written == names
     assert all(str(Path("shown") / name) in lines for name in written)
     assert Path("shown/picture.png").read_bytes().startswith(b"\x89PNG")
 

@@ -21,15 +21,23 @@ from tqdm import tqdm
 from gpa import audio
 from gpa.codec.features import FRAME, WhisperFeatures, load_whisper_features
 from gpa.codec.pitch import yin
+from gpa.data.readings import Readings
 from gpa.errors import CheckpointError
 
 FEATURES, AUDIO, INDEX, PITCH = "features.f16", "audio.i16", "index.jsonl", "pitch.f16"
 COMMAND = "python -m gpa.data.features MANIFEST --encoder DIR -o CACHE"
 
 
-def write(rows: list[dict[str, Any]], root: Path, features: WhisperFeatures, out: Path) -> None:
+def write(
+    rows: list[dict[str, Any]],
+    root: Path,
+    features: WhisperFeatures,
+    out: Path,
+    reading: Readings | None = None,
+) -> None:
     """Append the clips that `out` does not hold yet; a partial last clip of a killed run is overwritten.
 
+    With `reading` the features are those of spoilt sound; the sound beside them stays the clip's.
     CheckpointError if `out` holds clips of another manifest.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -39,11 +47,12 @@ def write(rows: list[dict[str, Any]], root: Path, features: WhisperFeatures, out
     with (out / FEATURES).open("ab") as f, (out / AUDIO).open("ab") as a, (out / INDEX).open("a") as index:
         f.truncate(frames * features.channels * 2)
         a.truncate(frames * FRAME * 2)
-        for row in bar:
+        for number, row in enumerate(bar, len(done)):
             wav = audio.load(root / row["path"])
             wav = np.pad(wav, (0, -len(wav) % (2 * FRAME)))
             with torch.inference_mode():
-                states = features(torch.from_numpy(wav)[None])[0].T  # (T, C)
+                heard = reading(wav, number) if reading else features(torch.from_numpy(wav)[None])[0]
+            states = heard.T  # (T, C)
             f.write(states.half().numpy().tobytes())
             a.write((wav.clip(-1, 1) * 32767).astype(np.int16).tobytes())
             f.flush()
@@ -162,10 +171,15 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         help="folder of a Whisper encoder (config.json, model.safetensors)",
     )
+    parser.add_argument("--spoilt", action="store_true", help="as others would be heard: for data.spoilt")
+    parser.add_argument("--noise", default="", help="folder of noise with a manifest.json, with --spoilt")
+    parser.add_argument("--rooms", default="", help="folder of impulse responses, with --spoilt")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     rows = [json.loads(line) for line in args.manifest.read_text().splitlines()]
-    write(rows, args.manifest.parent, load_whisper_features(args.encoder), args.out)
+    features = load_whisper_features(args.encoder)
+    reading = Readings(features, args.noise, args.rooms) if args.spoilt else None
+    write(rows, args.manifest.parent, features, args.out, reading)
 
 
 if __name__ == "__main__":

@@ -20,31 +20,23 @@ from tqdm import tqdm
 
 from gpa import audio, hub
 from gpa.codec import trained
-from gpa.codec.features import WhisperFeatures, load_whisper_features
+from gpa.codec.features import load_whisper_features
 from gpa.codec.losses import LetterHead
 from gpa.data.align import align, letter_targets
-from gpa.data.corrupt import CorruptArgs, Corrupter
 from gpa.data.features import FeatureCache, read_lines
+from gpa.data.readings import Readings
 from gpa.data.tokenset import PREPARED, TokenSet
 from gpa.errors import CheckpointError
 from gpa.text import build_tokenizer_json, normalise_text, train_sentencepiece
 
 COMMAND = "python -m gpa.data.tokens CACHE --codec EXPORT --encoder DIR -o TOKENS"
-# Stretches of the frequency axis that make another voice of the same words; 1 leaves the voice.
-WARPS = ((0.84, 0.93), (1.0, 1.0), (1.08, 1.2))
-# What else a reading goes through: milder than what an enhancer is trained on, words must survive.
-CHANCES = {"eq": 0.5, "reverb": 0.25, "noise": 0.6, "band": 0.2}
-SNR_DB = (5.0, 30.0)
 
 
 class Extractor:
-    """A trained codec with its CTC head: clip -> row of ids, with so many further `readings`.
-
-    `noise` and `rooms` as in `CorruptArgs`.
-    """
+    """A trained codec with its CTC head: clip -> row of ids, with so many further `readings`."""
 
     def __init__(
-        self, export: Path, encoder: Path, readings: int = 1, noise: str = "", rooms: str = "", seed: int = 0
+        self, export: Path, encoder: Path, readings: int = 1, noise: str = "", rooms: str = ""
     ) -> None:
         self.codec = trained.load_network(export)
         self.config = self.codec.config
@@ -52,9 +44,7 @@ class Extractor:
         hub.load_strict(
             self.letters, trained.read_heads(export)["letters"], where=str(export / trained.HEADS)
         )
-        self.whisper: WhisperFeatures = load_whisper_features(encoder)
-        self.seed, self.readings = seed, readings
-        self.corrupter = Corrupter(CorruptArgs(noise, rooms, chances=CHANCES, snr_db=SNR_DB), seed)
+        self.readings, self.reading = readings, Readings(load_whisper_features(encoder), noise, rooms)
 
     @torch.inference_mode()
     def row(self, cache: FeatureCache, i: int) -> dict[str, Any]:
@@ -74,17 +64,9 @@ class Extractor:
             row["letters"] = self._letter_frames(codes, row["text"])
         if row["split"].startswith("train"):
             numbers = range(i * self.readings, (i + 1) * self.readings)
-            row["readings"] = [self._reading(wav, number) for number in numbers]
+            heard = (self.reading(wav, number)[None] for number in numbers)
+            row["readings"] = [self.codec.encode_semantic(features)[0].tolist() for features in heard]
         return row
-
-    def _reading(self, wav: np.ndarray, number: int) -> list[int]:
-        """Ids of the clip in an invented voice and place; as many as it has otherwise."""
-        rng = np.random.default_rng((self.seed, number))
-        warp = float(rng.uniform(*WARPS[rng.integers(len(WARPS))]))
-        spoilt = self.corrupter.apply(wav, self.corrupter.chain(number))
-        with torch.autocast("cpu", torch.bfloat16):  # half the time; what is spoilt need not be exact
-            features = self.whisper(torch.from_numpy(spoilt)[None], warp)
-        return self.codec.encode_semantic(features.float())[0].tolist()
 
     def _letter_frames(self, codes: Tensor, text: str) -> list[int] | None:
         latents = self.codec.quantizer.decode(codes[None])

@@ -37,9 +37,15 @@ from gpa.train.sound import contest, drawn
 
 @dataclass(frozen=True)
 class CodecData:
-    """Where the feature cache is and how batches are cut; `encoder` is that of the features, to hear with."""
+    """Where the feature cache is and how batches are cut; `encoder` is that of the features, to hear with.
+
+    `spoilt` is a second cache of the same clips (`gpa.data.features --spoilt`); a clip's features come from
+    there as often as `spoilt_share` says, what is to be decoded never does.
+    """
 
     cache: str
+    spoilt: str = ""
+    spoilt_share: float = 0.5
     encoder: str = ""
     train: tuple[str, ...] = ("train", "train-notext", "train-synthetic")
     dev: tuple[str, ...] = ("dev",)
@@ -130,6 +136,7 @@ class CodecFamily:
             raise UsageError("weights.heard needs the feature encoder's folder in data.encoder")
         self.cache = FeatureCache(recipe.data.cache)
         self.cache.measure_pitch()
+        self.spoilt = _spoilt(recipe.data, self.cache)
         self._ear = HeardDistance(recipe.data.encoder, self.config.features)
         self.ratio = self.config.latent_hop_length // FRAME
         least = max(recipe.data.crop_ids * self.ratio, 50)
@@ -199,14 +206,17 @@ class CodecFamily:
     def batch(self, step: int) -> CodecBatch:
         rng = np.random.default_rng((self.recipe.train.seed, 1, step))
         rows = rng.permutation([self.rows[i] for i in self.plan.batch(step)])
-        return self._collate(list(rows), rng)
+        return self._collate(list(rows), rng, self.spoilt)
 
-    def _collate(self, rows: list[int], rng: np.random.Generator) -> CodecBatch:
+    def _collate(
+        self, rows: list[int], rng: np.random.Generator, spoilt: FeatureCache | None = None
+    ) -> CodecBatch:
         data, cache = self.recipe.data, self.cache
         longest = max(cache.rows[i]["frames"] for i in rows)
         features = np.zeros((len(rows), longest, self.config.encoder.input_channels), np.float32)
         for n, i in enumerate(rows):
-            features[n, : cache.rows[i]["frames"]] = cache.features(i)
+            heard = spoilt if spoilt and rng.random() < data.spoilt_share else cache
+            features[n, : cache.rows[i]["frames"]] = heard.features(i)
         targets = [letter_targets(cache.rows[i].get("text") or "") for i in rows]
         # Always as many: batch norm must not see two clips.
         crop_rows = np.resize(np.arange(len(rows)), data.crops)
@@ -323,3 +333,17 @@ class CodecFamily:
     def export(self, module: nn.Module, path: Path) -> None:
         assert isinstance(module, CodecModule)
         trained.write(module.codec, {"letters": module.letters, "speakers": module.speakers}, path)
+
+
+def _spoilt(data: CodecData, cache: FeatureCache) -> FeatureCache | None:
+    """The second cache, if any; CheckpointError if it holds other clips."""
+    if not 0 <= data.spoilt_share <= 1:
+        raise UsageError(f"data.spoilt_share={data.spoilt_share}: a share from 0 to 1")
+    if not data.spoilt:
+        return None
+    spoilt = FeatureCache(data.spoilt)
+    if [(row["path"], row["frames"]) for row in spoilt.rows] != [
+        (row["path"], row["frames"]) for row in cache.rows
+    ]:
+        raise CheckpointError(f"{data.spoilt}: holds other clips than {data.cache}")
+    return spoilt

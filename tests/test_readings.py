@@ -1,0 +1,71 @@
+"""Spoilt readings: functions of their number, and a second cache that the codec's encoder hears."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import speechlike
+from gpa import config
+from gpa.codec.features import load_whisper_features
+from gpa.data import features
+from gpa.data.features import FeatureCache
+from gpa.data.readings import Readings
+from gpa.errors import CheckpointError, UsageError
+from gpa.train.codec import CodecFamily, CodecRecipe
+from training import codec_tree, write_encoder, write_manifest
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips with two caches, of what they are and of what others would hear."""
+    root = tmp_path_factory.mktemp("data")
+    command = [str(write_manifest(root)), "--encoder", str(write_encoder(root / "encoder"))]
+    features.main([*command, "-o", str(root / "cache")])
+    features.main([*command, "--spoilt", "-o", str(root / "spoilt")])
+    return root
+
+
+def family(data: Path, **more: object) -> CodecFamily:
+    tree = codec_tree(data / "cache")
+    tree["data"] |= more
+    return CodecFamily(config.build(CodecRecipe, tree))
+
+
+def test_a_reading_follows_from_its_number(data: Path) -> None:
+    reading = Readings(load_whisper_features(data / "encoder"))
+    wav = speechlike(1.28)
+    made = [reading(wav, number) for number in (1, 2, 1)]
+    assert torch.equal(made[0], made[2]) and not torch.equal(made[0], made[1])
+    assert made[0].shape == (reading.features.channels, len(wav) // 320) and made[0].isfinite().all()
+
+
+def test_a_spoilt_cache_has_other_features_of_the_same_sound(data: Path) -> None:
+    clean, spoilt = FeatureCache(data / "cache"), FeatureCache(data / "spoilt")
+    for i in range(len(clean)):
+        assert (clean.wav(i) == spoilt.wav(i)).all() and clean.rows[i] == spoilt.rows[i]
+        assert clean.features(i).shape == spoilt.features(i).shape
+    assert any((clean.features(i) != spoilt.features(i)).any() for i in range(len(clean)))
+
+
+def test_the_encoder_hears_it_and_the_decoder_does_not(data: Path) -> None:
+    plain = family(data)
+    always = family(data, spoilt=str(data / "spoilt"), spoilt_share=1.0)
+    never = family(data, spoilt=str(data / "spoilt"), spoilt_share=0.0)
+    a, b, c = (one.batch(0) for one in (plain, always, never))
+    assert torch.equal(a.features, c.features) and not torch.equal(a.features, b.features)
+    assert a.features.shape == b.features.shape and torch.equal(a.frames, b.frames)
+    rows, sound = plain.dev_rows, always._collate(plain.dev_rows, np.random.default_rng(0))
+    held = plain._collate(rows, np.random.default_rng(0))
+    assert torch.equal(sound.features, held.features) and torch.equal(sound.wav, held.wav)  # dev is as it is
+
+
+def test_a_cache_of_other_clips_is_refused(data: Path, tmp_path: Path) -> None:
+    manifest = data / "fewer.jsonl"
+    manifest.write_text("".join((data / "manifest.jsonl").read_text().splitlines(keepends=True)[:-1]))
+    features.main([str(manifest), "--encoder", str(data / "encoder"), "-o", str(tmp_path)])
+    with pytest.raises(CheckpointError, match="other clips"):
+        family(data, spoilt=str(tmp_path))
+    with pytest.raises(UsageError, match="spoilt_share"):
+        family(data, spoilt=str(data / "spoilt"), spoilt_share=2.0)
