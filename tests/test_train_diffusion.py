@@ -13,13 +13,16 @@ from gpa import config
 from gpa.codec.latent import KLCodec, LatentConfig, LatentModel
 from gpa.data import features
 from gpa.data import speechop as data
+from gpa.data.align import letters_of
 from gpa.data.corrupt import CorruptArgs, Corrupter
 from gpa.data.speechop import DiffusionBatch, Example, Pairs, SpeechLatents, collate
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.speechop import diffusion
 from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 from gpa.models.speechop.diffusion import Choice
+from gpa.models.speechop.layers_speechop import CrossAttention
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
+from gpa.text import normalise_text
 from gpa.train import metrics
 from gpa.train.diffusion import DiffusionFamily, DiffusionRecipe
 from gpa.train.family import Loss
@@ -265,6 +268,73 @@ def test_one_batch_can_be_overfitted(folder: Path, tmp_path: Path) -> None:
     for name in ("loss/tts", "loss/enhance"):
         values = [row[name] for row in rows if name in row]
         assert np.mean(values[-5:]) < 0.7 * values[0], name
+
+
+# Alignment -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def timed(folder: Path) -> Path:
+    """A token folder of the same clips, a letter every two ids."""
+    rows = [json.loads(line) for line in (folder / "cache" / "index.jsonl").read_text().splitlines()]
+    (folder / "tokens").mkdir()
+    with (folder / "tokens" / "tokens.jsonl").open("w") as file:
+        for row in rows:
+            text = normalise_text(row.get("text") or "")
+            times = (2 * np.arange(len(letters_of(text)))).tolist()
+            found = {"text": text, "letters": times, "semantic": [0] * (2 * len(times) + 2)}
+            file.write(json.dumps({"id": row["id"], "split": row["split"], **found}) + "\n")
+    return folder / "tokens"
+
+
+def test_a_head_is_shown_the_letters_of_each_frame(folder: Path, timed: Path) -> None:
+    made = family(folder, {"tokens": str(timed), "share_tts": 1.0}, alignment=0.5, alignment_layer=0)
+    module = module_of(made)
+    (batch,) = made.batch(0)
+    assert batch.look is not None and batch.text_mask is not None and batch.look.shape[:2] == batch.mask.shape
+    for n in range(len(batch.task)):
+        count = int(batch.text_mask[n].sum())
+        look = batch.look[n][batch.mask[n]]
+        if count:
+            assert (look[:, 0] < look[:, 1]).all() and look.max() <= count and (look[1:] >= look[:-1]).all()
+        assert not batch.look[n][~batch.mask[n]].any() and (count or not look.any())
+    with_it = loss_of(made, module, batch)
+    without = loss_of(family(folder, {"share_tts": 1.0}), module, dataclasses.replace(batch, look=None))
+    expected = without.value + 0.5 * with_it.metrics["alignment"]
+    torch.testing.assert_close(with_it.value, expected, rtol=1e-5, atol=1e-6)
+    assert with_it.metrics["alignment"] > 0
+
+
+def test_a_taught_head_looks_where_it_is_told(folder: Path, timed: Path, tmp_path: Path) -> None:
+    schedule = {"steps": 60, "save_every": 60, "eval_every": 60, "log_every": 1, "threads": 1}
+    data = {"tokens": str(timed), "share_tts": 1.0}
+    made = family(folder, data, alignment=1.0, alignment_layer=0, train=schedule)
+    optim = dataclasses.replace(made.recipe.optim, lr=2e-2)
+    train(made, made.recipe.train, optim, tmp_path, progress=False)
+    found = [row["alignment"] for row in metrics.read(tmp_path / "metrics.jsonl") if "alignment" in row]
+    assert np.mean(found[-5:]) < 0.7 * np.mean(found[:5])
+
+
+def test_the_first_heads_scores_are_those_of_its_attention(folder: Path) -> None:
+    torch.manual_seed(0)
+    cross = CrossAttention(8, 2)
+    x, place, text = torch.randn(1, 5, 8), torch.randn(1, 5, 8), torch.randn(1, 3, 8)
+    mask = torch.tensor([[True, True, False, True]])
+    keys = cross.keys(text, None)
+    weights = cross.scores(x, place, keys, mask).softmax(-1)
+    torch.nn.init.eye_(cross.out.weight)
+    made = cross(x, place, keys, mask)[..., :4]
+    torch.testing.assert_close(made, weights @ keys.value[:, 0])
+
+
+def test_alignment_without_times_is_refused(folder: Path, timed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"data\.tokens"):
+        family(folder, alignment=0.5)
+    with pytest.raises(UsageError, match="alignment_layer=9"):
+        family(folder, {"tokens": str(timed)}, alignment=0.5, alignment_layer=9)
+    (tmp_path / "tokens.jsonl").write_text('{"id": "x", "split": "train", "text": "", "semantic": [1]}\n')
+    with pytest.raises(UsageError, match="no letter times"):
+        family(folder, {"tokens": str(tmp_path)}, alignment=0.5, alignment_layer=0)
 
 
 # Runs ------------------------------------------------------------------------------------------------------

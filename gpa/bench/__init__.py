@@ -1,5 +1,5 @@
 """`gpa bench WHAT`: how fast something is, as a ratio to a named peer that runs on the same machine, turn by
-turn.
+turn; or, for SpeechOp, how well it restores speech beside its peers.
 
 Here are the parsers and what the commands print; each measurement has a file of its own. Nothing else in the
 package, and no test, depends on a time.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpa import commands, options
+from gpa.bench import speechop
 from gpa.errors import UsageError
 
 RECIPE = "recipes/gpa/mini.yaml"
@@ -21,14 +22,17 @@ RECIPE = "recipes/gpa/mini.yaml"
 def add(sub: Any) -> None:
     """Add `bench` and its measurements to the commands of `gpa`."""
     p = options.command(
-        sub, "bench", None, "measure speed against a named peer", """\
+        sub, "bench", None, "measure speed, or restoration, against named peers", """\
   gpa bench train --tokens runs/tokens
+  gpa bench speechop runs/speechop/export --data DATA
   gpa bench train --help
 
 docs/bench.md says what each number means.
 """
     )  # fmt: skip
-    _train(p.add_subparsers(dest="bench", metavar="WHAT", required=True))
+    what = p.add_subparsers(dest="bench", metavar="WHAT", required=True)
+    _train(what)
+    speechop.add(what)
 
 
 def _train(sub: Any) -> None:

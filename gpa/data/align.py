@@ -84,3 +84,11 @@ def piece_spans(pieces: Sequence[str], letters: str, first: Sequence[int], frame
         begins[n] = starts[n] if starts[n] >= 0 else max(0, following - 2)
         following = begins[n] if starts[n] >= 0 else following
     return np.stack([begins, np.maximum(ends, begins + 1)], 1)
+
+
+def frames_to_pieces(spans: np.ndarray, frames: int) -> np.ndarray:
+    """For each frame the pieces [first, last + 1) spoken within one frame before and two after it, (T, 2)."""
+    t = np.arange(frames)
+    first = np.searchsorted(spans[:, 1], t - 1, side="right").clip(max=len(spans) - 1)
+    last = (np.searchsorted(spans[:, 0], t + 2, side="right") - 1).clip(min=0)
+    return np.stack([np.minimum(first, last), last + 1], 1)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpa.data import tokenset
-from gpa.data.align import letters_of, piece_spans
+from gpa.data.align import frames_to_pieces, letters_of, piece_spans
 from gpa.data.tokenset import longest
 from gpa.errors import UsageError
 from gpa.prompt import INSTRUCTIONS, Example, Format, InstructFormat
@@ -166,7 +166,7 @@ class RowBuilder:
             if reverse:  # text piece n watches its frames, one frame of slack
                 target = content + np.stack([np.maximum(spans[:, 0] - 1, 0), spans[:, 1] + 1], 1)
             else:  # frame t watches the pieces spoken around t
-                target = content + _frames_to_pieces(spans, int((labels != IGNORE).sum()) - 1)
+                target = content + frames_to_pieces(spans, int((labels != IGNORE).sum()) - 1)
             n = min(len(target), len(ids) - begin)
             look[begin - 1 : begin - 1 + n] = np.minimum(target[:n], begin)
         return Row(task, ids, labels, look)
@@ -182,14 +182,6 @@ def _replaced(row: Row, block: Block, chance: np.ndarray, rng: np.random.Generat
     hit = inside & (rng.random(len(row.ids)) < chance)
     other = block.offset + rng.integers(block.size, size=len(row.ids))
     return replace(row, ids=np.where(hit, other, row.ids))
-
-
-def _frames_to_pieces(spans: np.ndarray, frames: int) -> np.ndarray:
-    """For each frame the pieces [first, last + 1) spoken within one frame before and two after it, (T, 2)."""
-    t = np.arange(frames)
-    first = np.searchsorted(spans[:, 1], t - 1, side="right").clip(max=len(spans) - 1)
-    last = (np.searchsorted(spans[:, 0], t + 2, side="right") - 1).clip(min=0)
-    return np.stack([np.minimum(first, last), last + 1], 1)
 
 
 def pack(rows: Sequence[Row], size: int) -> list[list[Row]]:

@@ -20,9 +20,12 @@ from tqdm import tqdm
 
 from gpa.codec.features import FRAME
 from gpa.codec.latent import KLCodec
+from gpa.data.align import frames_to_pieces, letters_of, piece_spans
 from gpa.data.corrupt import Corrupter, Pair
 from gpa.data.degrade import RATE
 from gpa.data.features import FeatureCache
+from gpa.data.tokens import COMMAND as TOKENS_COMMAND
+from gpa.data.tokens import read as read_tokens
 from gpa.errors import UsageError
 from gpa.models.speechop import diffusion
 from gpa.models.speechop.configuration_speechop import SpeechOpConfig
@@ -99,11 +102,15 @@ class SpeechLatents:
 
 @dataclass(frozen=True)
 class Example:
-    """One row before any decision: latents (C, T), of the prompt (C, P), and the text, normalised."""
+    """One row before any decision: latents (C, T), of the prompt (C, P), and the text, normalised.
+
+    `look` (T, 2) are the bytes [first, last) of the text that are spoken around each frame, where known.
+    """
 
     task: str
     target: Tensor
     text: str | None = None
+    look: Tensor | None = None
     source: Tensor | None = None
     prompt: Tensor | None = None
 
@@ -233,6 +240,7 @@ class DiffusionBatch:
     has_source: Tensor | None = None
     prompt: Tensor | None = None
     prompt_mask: Tensor | None = None
+    look: Tensor | None = None  # (B, T, 2), (0, 0) where nothing is known or the text is dropped
 
     @property
     def conditions(self) -> Conditions:
@@ -279,6 +287,11 @@ def collate(
     given: dict[str, Tensor] = {}
     if any(e.text for e in examples):
         given["text"], given["text_mask"] = text_ids([None if c.drop_text else e.text for e, c in pairs])
+    if any(e.look is not None for e in examples):
+        given["look"] = torch.zeros(*mask.shape, 2, dtype=torch.long)
+        for row, (e, c) in zip(given["look"], pairs, strict=True):
+            if e.look is not None and not c.drop_text:
+                row[: len(e.look)] = e.look
     sources = [None if c.drop_source else e.source for e, c in pairs]
     if any(s is not None for s in sources):
         given["source"] = diffusion.inpaint(padded([*sources, x[0]], channels)[0][:-1], x, clean)
@@ -293,3 +306,23 @@ def texts_of(speech: SpeechLatents, rows: Sequence[int]) -> dict[int, str]:
     """Normalised texts of the rows that have one."""
     found = {i: normalise_text(speech.rows[i].get("text") or "") for i in rows}
     return {i: text for i, text in found.items() if text}
+
+
+def looks_of(tokens: str | Path, speech: SpeechLatents, texts: dict[int, str]) -> dict[int, Tensor]:
+    """`Example.look` of texts whose letters `gpa.data.tokens` has timed, by row.
+
+    UsageError for a token folder that has none of them.
+    """
+    timed = {(row["id"], row["split"]): row for row in read_tokens(Path(tokens)) if row.get("letters")}
+    found = {}
+    for i, text in texts.items():
+        row = timed.get((speech.rows[i]["id"], speech.rows[i]["split"]))
+        if row is not None and row["text"] == text:
+            scale = speech.frames(i) / len(row["semantic"])
+            times = [int(at * scale) for at in row["letters"]]
+            pieces = [chr(byte) if byte < 128 else "" for byte in text.lower().encode()]
+            spans = piece_spans(pieces, letters_of(text), times, speech.frames(i))
+            found[i] = torch.from_numpy(frames_to_pieces(spans, speech.frames(i)))
+    if not found:
+        raise UsageError(f"{tokens}: has no letter times of these clips; make it: {TOKENS_COMMAND}")
+    return found

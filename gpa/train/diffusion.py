@@ -7,7 +7,7 @@ a prompt; the loss is the mean over all their noisy frames. Source: specificatio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,12 +31,14 @@ from gpa.data.speechop import (
     Pairs,
     SpeechLatents,
     collate,
+    looks_of,
     texts_of,
 )
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.speechop import diffusion
 from gpa.models.speechop.configuration_speechop import SIZES, SpeechOpConfig
 from gpa.models.speechop.diffusion import Choice
+from gpa.models.speechop.layers_speechop import CrossAttention
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.train.args import TrainArgs
 from gpa.train.engine import place
@@ -55,9 +57,11 @@ class DiffusionData:
     """Where the speech is (a cache of `gpa.data.features`) and how batches are cut.
 
     `share_tts` is that of TTS in a step's frames; the other tasks are drawn by the model's `tasks.weights`.
+    `tokens` is a folder of `gpa.data.tokens` of the same clips, for the times of their letters.
     """
 
     cache: str
+    tokens: str = ""
     train: tuple[str, ...] = ("train", "train-notext", "train-synthetic")
     dev: tuple[str, ...] = ("dev",)
     dev_clips: int = 24
@@ -86,6 +90,8 @@ class DiffusionRecipe:
     model: dict[str, Any] = field(default_factory=dict)
     init: str = ""  # an export to go on from
     fresh_encoder: bool = False  # do not take the audio encoder of `init`
+    alignment: float = 0.0  # weight of showing one head which letters a frame speaks; needs data.tokens
+    alignment_layer: int = 2
     corrupt: CorruptArgs = field(default_factory=CorruptArgs)
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
@@ -96,8 +102,12 @@ class DiffusionFamily:
 
     def __init__(self, recipe: DiffusionRecipe) -> None:
         self.recipe, data = recipe, recipe.data
+        if recipe.alignment and not (data.tokens and data.share_tts):
+            raise UsageError("alignment needs TTS rows, and the times of their letters in data.tokens")
         self.codec = KLCodec.from_pretrained(recipe.codec)
         self.config = settings(recipe, self.codec)
+        if recipe.alignment and not 0 <= recipe.alignment_layer < self.config.dit.layers:
+            raise UsageError(f"alignment_layer={recipe.alignment_layer}: of {self.config.dit.layers} layers")
         rate = self.config.latent.frame_rate
         self.crop, self.prompt = (max(1, round(seconds * rate)) for seconds in (data.crop_s, data.prompt_s))
         self.pairs_a_step = round((1 - data.share_tts) * data.batch_frames / self.crop)
@@ -110,6 +120,7 @@ class DiffusionFamily:
         if data.share_tts:
             self.texts = self._texts(rows, data.train)
             self.tts = list(self.texts)
+            self.looks = looks_of(data.tokens, self.speech, self.texts) if recipe.alignment else {}
             lengths = np.array([self.speech.frames(i) for i in self.tts])
             self.plan = BatchPlan(lengths, round(data.share_tts * data.batch_frames), recipe.train.seed)
         if self.pairs_a_step:
@@ -161,7 +172,7 @@ class DiffusionFamily:
         return tuple(self._collate(part, rng) for part in _alike(examples))
 
     def _tts(self, i: int, texts: dict[int, str]) -> Example:
-        return Example("tts", self.speech.clean(i), texts[i])
+        return Example("tts", self.speech.clean(i), texts[i], self.looks.get(i))
 
     def _collate(self, examples: list[Example], rng: np.random.Generator) -> DiffusionBatch:
         choices = [diffusion.choose(e.target.shape[1], e.task, rng, self.config) for e in examples]
@@ -171,13 +182,27 @@ class DiffusionFamily:
     # Losses -------------------------------------------------------------------------------------------------
 
     def losses(self, module: nn.Module, batch: tuple[DiffusionBatch, ...], step: int) -> Iterator[Loss]:
-        found = [part for one in batch for part in self._by_task(module, one)]
+        found, aligned = [], torch.zeros(())
+        for one in batch:
+            with _watched(self._taught(module, one)) as seen:
+                found += list(self._by_task(module, one))
+            for cross, inputs in seen:
+                aligned = _alignment(cross, inputs, one)
         total = torch.stack([value * frames for _, value, frames in found]).sum()
         metrics = {f"loss/{task}": value.item() for task, value, _ in found}
         metrics |= {f"tokens/{task}": frames for task, _, frames in found}
         metrics["tokens"] = sum(int(one.mask.sum()) for one in batch)
         metrics["positions"] = sum(one.mask.numel() for one in batch)
-        yield Loss("model", total / max(1, sum(frames for *_, frames in found)), metrics)
+        loss = total / max(1, sum(frames for *_, frames in found))
+        if self.recipe.alignment:
+            metrics["alignment"] = aligned.item()
+            loss = loss + self.recipe.alignment * aligned.to(loss.device)
+        yield Loss("model", loss, metrics)
+
+    def _taught(self, module: nn.Module, batch: DiffusionBatch) -> nn.Module | None:
+        """The block whose attention is shown the letters of a batch, if they are known."""
+        assert isinstance(module, SpeechOpModel)
+        return None if batch.look is None else module.blocks[self.recipe.alignment_layer]
 
     def _by_task(self, module: nn.Module, batch: DiffusionBatch) -> Iterator[tuple[str, Tensor, int]]:
         """Each task of a batch with its loss, the mean over its noisy frames, and their number."""
@@ -242,6 +267,34 @@ class DiffusionFamily:
 def _attention(device: torch.device) -> AbstractContextManager[None]:
     """On a CPU attention as plain products: the fused kernel's backward pass takes twice as long there."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+@contextmanager
+def _watched(block: nn.Module | None) -> Iterator[list[tuple[CrossAttention, Any]]]:
+    """What the block's cross-attention is given while this lasts, nothing without a block."""
+    seen: list[tuple[CrossAttention, Any]] = []
+    if block is None:
+        yield seen
+        return
+    cross = block.get_submodule("cross.inner")
+    hook = cross.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs)))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _alignment(cross: CrossAttention, inputs: Any, batch: DiffusionBatch) -> Tensor:
+    """-log of the attention that the first head gives to the letters spoken around a noisy frame."""
+    assert batch.look is not None
+    scores = cross.scores(*inputs).float()  # (B, T, 1 + N), the null's slot first
+    key = torch.arange(scores.shape[2], device=scores.device)
+    wanted = (key > batch.look[..., :1]) & (key <= batch.look[..., 1:])
+    rows = wanted.any(-1) & batch.frames
+    if not rows.any():
+        return scores.new_zeros(())
+    inside = scores[rows].masked_fill(~wanted[rows], float("-inf")).logsumexp(-1)
+    return (scores[rows].logsumexp(-1) - inside).mean()
 
 
 def _alike(examples: Sequence[Example]) -> list[list[Example]]:

@@ -97,6 +97,13 @@ class CrossAttention(nn.Module):
     def _with_slot(self, i: int, x: Tensor) -> Tensor:  # (B, N, D) -> (B, H, 1 + N, Dh)
         return split_heads(torch.cat([self.slot[i].expand(len(x), 1, -1), x], 1), self.heads)
 
+    def scores(self, x: Tensor, place: Tensor | None, text: TextKeys, mask: Tensor) -> Tensor:
+        """Logits (B, L, 1 + N) of the first head's attention, computed once more: for supervising it."""
+        width = text.key.shape[-1]
+        q = F.linear(x if place is None else x + place, self.query.weight[:width])
+        found = q @ text.key[:, 0].transpose(1, 2) / math.sqrt(width)
+        return found.masked_fill(~mask[:, None], -math.inf)
+
     def forward(self, x: Tensor, place: Tensor | None, text: TextKeys, mask: Tensor) -> Tensor:
         """x, place (B, L, D); mask (B, 1 + N) bool, True at the slot."""
         q = split_heads(self.query(x if place is None else x + place), self.heads)
