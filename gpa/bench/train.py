@@ -211,7 +211,7 @@ class Ours:
 
     def _step(self, step: int, batch: Make) -> list[dict[str, float]]:
         args, optim = self.recipe.train, self.recipe.optim
-        found, _ = loop._step(self.family, self.module, self.engine, args, optim, step, batch)
+        found, _ = loop.one_step(self.family, self.module, self.engine, args, optim, step, batch)
         return found
 
 

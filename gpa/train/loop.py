@@ -57,7 +57,7 @@ def train(
     deadline = time.monotonic() + (args.max_seconds or math.inf)
     with ahead(family.batch, _numbers(engine, args, range(start, args.steps)), args.workers) as batch:
         for step in story.steps(start, progress and engine.rank == 0):
-            rows, norms = _step(family, module, engine, args, optim, step, batch)
+            rows, norms = one_step(family, module, engine, args, optim, step, batch)
             done, last = step + 1, step + 1 == args.steps
             rows = [story.meter.add(row) for row in rows]
             if last or done % args.log_every == 0:
@@ -116,7 +116,7 @@ def _numbers(engine: Engine, args: TrainArgs, steps: range) -> range:
     return range(steps.start * size + engine.rank, steps.stop * size, engine.world)
 
 
-def _step(
+def one_step(
     family: Family,
     module: nn.Module,
     engine: Engine,
