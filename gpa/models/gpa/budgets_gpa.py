@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpa.errors import UsageError
 from gpa.models.gpa.generation_gpa import Completion, LoopDetector, Rules
 from gpa.models.gpa.segment import speech_seconds, transcript_ids
 from gpa.prompt import Format
@@ -60,3 +61,12 @@ class Budgets:
         """The semantic codes (T,) of a completion, a loop's repetitions cut off."""
         semantic = self.format.vocab.semantic
         return list(semantic.codes(i for i in done.ids[: done.kept] if i in semantic))
+
+
+def budget(max_new_tokens: int | None, otherwise: int) -> int:
+    """How many ids may be generated: as asked, else `otherwise`; UsageError for what is no count."""
+    if max_new_tokens is None:
+        return otherwise
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={max_new_tokens!r}: a positive whole number is needed")
+    return max_new_tokens

@@ -8,16 +8,19 @@ make more likely than no words do. Source: specification SpeechOp section 5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, compose_logits, given
-from gpa.errors import PromptError, UsageError
+from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.generation_gpa import Rules
+from gpa.models.gpa.outputs_gpa import Transcript
 from gpa.prompt import Format, InstructFormat
+from gpa.text import normalise_text
 
 PLAUSIBLE = 0.1  # an id less likely than this share of the likeliest is not promoted by the words
 
@@ -103,3 +106,11 @@ def anchored(
         Branch("tts"): fmt.wordless(voice),
     }
     return Composed(lm, plan, prompts, rules)
+
+
+def recognised(asr: Callable[[tuple[np.ndarray, int]], Transcript], sound: tuple[np.ndarray, int]) -> str:
+    """The transcript by which sound may guide itself, "" where no words are found: then nothing guides."""
+    try:
+        return normalise_text(asr(sound).text)
+    except GenerationError:
+        return ""

@@ -21,15 +21,15 @@ from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa import files_gpa as files
+from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.generation_gpa import Completion, Rules, generate
-from gpa.models.gpa.guided_gpa import anchored
+from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
+from gpa.models.gpa.guided_gpa import anchored, recognised
 from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.models.gpa.segment import transcript_ids
 from gpa.nn.device import pick_device, pick_dtype
 from gpa.prompt import Format, canonical_task
-from gpa.text import normalise_text
 from gpa.vocab import Vocab
 
 logger = logging.getLogger(__name__)
@@ -40,11 +40,7 @@ _WORST = ("stop", "length", "loop")
 
 
 class GPA:
-    """A loaded model: `tts`, `asr`, `vc`, `voice`; below them `prompt`, `generate` and `codec`.
-
-    `changes` of all that generate are those to the model's own sampling: temperature, top_k, top_p and
-    repetition_penalty.
-    """
+    """A loaded model: `tts`, `asr`, `vc`, `voice`; below them `prompt`, `generate` and `codec`."""
 
     def __init__(
         self,
@@ -234,9 +230,12 @@ class GPA:
         *,
         task: str,
         constrained: bool = True,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
         seed: int = 0,
-        **changes: float | None,
     ) -> list[int]:
         """New ids after a prompt, the stop id included if it was reached; temperature 0 is greedy.
 
@@ -245,12 +244,23 @@ class GPA:
         follows from the prompt.
         """
         task = canonical_task(task)
-        sampling = self.config.sampling[task].updated(**changes)
-        budget = _budget(max_new_tokens, self.processor.budget_of(ids))
-        rules = self.processor.rules(task, budget)
+        sampling = self._sampling(task, temperature, top_k, top_p, repetition_penalty)
+        most = budget(max_new_tokens, self.processor.budget_of(ids))
+        rules = self.processor.rules(task, most)
         if not constrained:
-            rules = Rules(budget, rules.stop)
+            rules = Rules(most, rules.stop)
         return generate(self.lm, ids, rules, sampling, seed=seed).ids
+
+    def _sampling(
+        self,
+        task: str,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        penalty: float | None,
+    ) -> Sampling:
+        changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": penalty}
+        return self.config.sampling[task].updated(**changes)
 
     # Tasks ------------------------------------------------------------------------------------------------
 
@@ -259,23 +269,26 @@ class GPA:
         text: str,
         *,
         voice: VoiceLike = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
         seed: int = 0,
         pause: float = 0.2,
-        **changes: float | None,
     ) -> Speech:
         """Speak a text of any length in a voice; a long text is spoken in parts, `pause` seconds apart.
 
         `max_new_tokens` bounds each of them. PromptError for text that says nothing, GenerationError for no
         speech.
         """
-        sampling = self.config.sampling["tts"].updated(**changes)
+        sampling = self._sampling("tts", temperature, top_k, top_p, repetition_penalty)
         codes = self.resolve_voice(voice).codes
         pieces = self.processor.text_parts(text, codes)
         made = []
         for i, piece in enumerate(pieces):
             least, most = self.processor.spoken_ids(piece)
-            rules = self.processor.rules("tts", _budget(max_new_tokens, most), least)
+            rules = self.processor.rules("tts", budget(max_new_tokens, most), least)
             ids = self.processor.build("tts", text=piece, voice=codes)
             made.append(self._spoken(generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP)))
         silence = np.zeros(int(pause * self.sample_rate), np.float32)
@@ -290,11 +303,14 @@ class GPA:
         *,
         voice: VoiceLike = None,
         mode: str = "lm",
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
         seed: int = 0,
         transcript: str | None = None,
         gamma: float | None = None,
-        **changes: float | None,
     ) -> Speech:
         """Say what `source` says in another voice.
 
@@ -308,7 +324,7 @@ class GPA:
             raise UsageError("a transcript guides mode lm; mode codec keeps what was heard")
         if transcript is not None and not transcript.strip():
             raise PromptError("the transcript is empty: leave it out")
-        sampling = self.config.sampling["vc"].updated(**changes)
+        sampling = self._sampling("vc", temperature, top_k, top_p, repetition_penalty)
         codes = self.resolve_voice(voice).codes
         wav = self.processor.hear(source, "the source")
         if mode == "codec":
@@ -323,14 +339,13 @@ class GPA:
         for i, part in enumerate(parts):
             ids = self.processor.build("vc", wav=part, voice=codes)
             n_source = int(len(part) / self.codec.spec.hop_length)
-            most = _budget(max_new_tokens, self.processor.converted_ids(n_source))
+            most = budget(max_new_tokens, self.processor.converted_ids(n_source))
             rules = self.processor.rules(
                 "vc", most, n_source // 4, loop=not self.processor.is_monotonous(ids)
             )
-            words = self._recognised(part) if transcript == ASR else transcript
-            fmt = self.processor.format
-            guided = None if not words else anchored(self.lm, fmt, ids, words, codes, rules, gamma)
-            done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided)
+            words = recognised(self.asr, (part, self.sample_rate)) if transcript == ASR else transcript
+            guided = words and anchored(self.lm, self.processor.format, ids, words, codes, rules, gamma)
+            done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided or None)
             made.append(self._spoken(done))
         tokens = np.concatenate([t for t, _ in made])
         return self._speech(self.codec.decode(tokens, codes), tokens, [r for _, r in made])
@@ -339,20 +354,23 @@ class GPA:
         self,
         audio: AudioLike,
         *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
         seed: int = 0,
-        **changes: float | None,
     ) -> Transcript:
         """Write down what is said in audio of any length; a long one is cut at its quietest points.
 
         Greedy by default. `max_new_tokens` bounds each part. GenerationError if nothing was recognised.
         """
-        sampling = self.config.sampling["asr"].updated(**changes)
+        sampling = self._sampling("asr", temperature, top_k, top_p, repetition_penalty)
         wav = self.processor.hear(audio, "the audio")
         texts, tokens, reasons = [], [], []
         for i, part in enumerate(self.processor.audio_parts(wav, "asr")):
             ids = self.processor.build("asr", wav=part)
-            most = _budget(max_new_tokens, transcript_ids(len(part) / self.sample_rate))
+            most = budget(max_new_tokens, transcript_ids(len(part) / self.sample_rate))
             done = generate(
                 self.lm, ids, self.processor.rules("asr", most), sampling, seed=seed + i * SEED_STEP
             )
@@ -364,13 +382,6 @@ class GPA:
         if not text:
             raise GenerationError("no words were recognised: is there speech in the audio?")
         return Transcript(text, np.array(tokens, np.int64), max(reasons, key=_WORST.index))
-
-    def _recognised(self, wav: np.ndarray) -> str:
-        """The model's own transcript of (S,), "" where it finds no words: then nothing guides."""
-        try:
-            return normalise_text(self.asr((wav, self.sample_rate)).text)
-        except GenerationError:
-            return ""
 
     def _spoken(self, done: Completion) -> tuple[np.ndarray, str]:
         """Semantic codes of a completion, a loop's repetitions cut off."""
@@ -385,11 +396,3 @@ class GPA:
             logger.warning("speech ended by %s, not by the model", reason)
         wav = wav / float(np.abs(wav).max(initial=1.0))  # quieter rather than clipped
         return Speech(wav, self.sample_rate, tokens, reason)
-
-
-def _budget(max_new_tokens: int | None, otherwise: int) -> int:
-    if max_new_tokens is None:
-        return otherwise
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens={max_new_tokens!r}: a positive whole number is needed")
-    return max_new_tokens
