@@ -3,6 +3,9 @@
 An error message says what is wrong, with the file, key or number concerned, and what to do next.
 """
 
+import logging
+from collections.abc import Callable
+
 
 class GPAError(Exception):
     """Root of all errors raised on purpose by this package."""
@@ -69,3 +72,15 @@ class MissingExtraError(GPAError, ImportError):
 
 class AudioWarning(UserWarning):
     """Audio that can be used but probably should not: silence, clipping, a short reference."""
+
+
+def exit_code(main: Callable[[], None], log: logging.Logger) -> int:
+    """Run the main function of a module: talk on stderr, an error of ours as one line, its exit code."""
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.getLogger("gpa").setLevel(logging.INFO)
+    try:
+        main()
+    except GPAError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0

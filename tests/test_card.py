@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from evaluated import write_evaluation
 from gpa.errors import UsageError
 from gpa.evals import record, report
+from gpa.evals.card import page
 from gpa.evals.card.__main__ import main
 from gpa.evals.card.corpora import is_synthetic
 from gpa.evals.card.measured import summary_of
@@ -297,3 +298,9 @@ def test_markdown_is_not_broken_by_content() -> None:
 def test_shipped_notes_are_complete(repo: Path) -> None:
     found = read_notes(repo / "recipes/settings/gpa-mini.md")
     assert found.front["license"] == "apache-2.0" and found.summary and "commands" in found.sections
+
+
+def test_paths_of_a_machine_are_not_on_a_card() -> None:
+    text = "encoder: /home/me/models/whisper, see https://a.org/b/c, gpa/assets/x, `/data/d`"
+    assert page._portable(text) == "encoder: .../whisper, see https://a.org/b/c, gpa/assets/x, `.../d`"
+    assert "/home/me/models/whisper" in page._portable(text, ("/home/me/models",))

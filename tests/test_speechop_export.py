@@ -40,3 +40,13 @@ def test_settings_of_the_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="steps"):
         export.ship(run, tmp_path / "out", {"sampler": {"steps": 0}}, torch.float16)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_card_beside_the_weights_survives_an_overwrite(tmp_path: Path) -> None:
+    run = write_tiny_speechop(tmp_path)
+    out = export.ship(run, tmp_path / "out", {}, torch.float16)
+    (out / "README.md").write_text("# card")
+    with pytest.raises(UsageError, match="not empty"):
+        export.ship(run, out, {}, torch.float16)
+    export.ship(run, out, {}, torch.float16, overwrite=True)
+    assert (out / "README.md").read_text() == "# card"

@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 
 from gpa.data.tokenset import write_text
-from gpa.errors import GPAError, UsageError
+from gpa.errors import UsageError, exit_code
 from gpa.evals import record
 from gpa.evals.card import corpora, measured, notes, page, runs, weights
 
@@ -68,16 +68,5 @@ def _read(args: argparse.Namespace) -> page.Sources:
     )
 
 
-def _command() -> int:
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    logging.getLogger("gpa").setLevel(logging.INFO)
-    try:
-        main()
-    except GPAError as error:
-        log.error("%s", error)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(_command())
+    raise SystemExit(exit_code(main, log))

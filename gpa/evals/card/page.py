@@ -5,6 +5,7 @@ What was not given is said to be missing. Nothing here knows any model by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from gpa.evals.card.tables import front_matter, table
 from gpa.evals.card.weights import Checkpoint, Part
 
 MARK = "<!-- Written by `python -m gpa.evals.card`; change its inputs, not this file. -->"
+ABSOLUTE = re.compile(r"(?<![\w:/.])/(?:[\w.-]+/)+([\w.-]+)")  # a path from the root, no part of a URL
 NO_DATA = "Not stated: no manifest was given."
 
 
@@ -180,4 +182,11 @@ def _measured(given: Sources) -> str:
 
 def written(given: Sources) -> dict[str, str]:
     """{file name: content} of both cards."""
-    return {"README.md": model_card(given), "DATA.md": data_card(given)}
+    cards = {"README.md": model_card(given), "DATA.md": data_card(given)}
+    named = tuple(run.path for run in given.runs)
+    return {name: _portable(text, named) for name, text in cards.items()}
+
+
+def _portable(text: str, named: tuple[str, ...] = ()) -> str:
+    """Absolute paths shortened to their last part, but for those in the folders that the author `named`."""
+    return ABSOLUTE.sub(lambda m: m[0] if m[0].startswith(named) else f".../{m[1]}", text)

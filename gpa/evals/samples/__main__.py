@@ -13,7 +13,7 @@ import logging
 import re
 from pathlib import Path
 
-from gpa.errors import GPAError, UsageError
+from gpa.errors import UsageError, exit_code
 from gpa.evals import record
 from gpa.evals.card.notes import read_notes
 from gpa.evals.samples.choose import groups
@@ -70,16 +70,5 @@ def _store(out: Path, files: dict[str, bytes]) -> None:
         (out / name).write_bytes(content)
 
 
-def _command() -> int:
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    logging.getLogger("gpa").setLevel(logging.INFO)
-    try:
-        main()
-    except GPAError as error:
-        log.error("%s", error)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(_command())
+    raise SystemExit(exit_code(main, log))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from gpa import hub
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.features import half_where_it_fits
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
-from gpa.errors import CheckpointError, UsageError
+from gpa.errors import CheckpointError
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.outputs_gpa import Voice
 
@@ -153,12 +152,7 @@ def write_checkpoint(
     refused unless it is empty or `overwrite`, which keeps a README.md there.
     """
     out = Path(out)
-    if out.exists() and not (overwrite or (out.is_dir() and not any(out.iterdir()))):
-        raise UsageError(f"{out} exists and is not empty: choose another directory, or overwrite=True")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
+    with hub.written_whole(out, overwrite) as temporary:
         save_lm(lm, temporary, dtypes[0])
         for name, content in text_files.items():
             (temporary / name).write_bytes(content)
@@ -170,15 +164,4 @@ def write_checkpoint(
         for name, voice in voices.items():
             voice.save(temporary / VOICES / f"{name}.json")
         replace(config, fingerprints=found).write(temporary)
-        _swap(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
-
-
-def _swap(new: Path, out: Path) -> None:
-    if out.exists():
-        if (out / "README.md").is_file():
-            shutil.copyfile(out / "README.md", new / "README.md")
-        shutil.rmtree(out)
-    os.replace(new, out)

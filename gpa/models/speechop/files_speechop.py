@@ -6,8 +6,6 @@ Knows files and tensor names; nothing about audio, text or sampling.
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from pathlib import Path
 
 import torch
@@ -16,7 +14,7 @@ from safetensors.torch import save_file
 from gpa import hub
 from gpa.codec.features import half_where_it_fits
 from gpa.codec.latent import KLCodec
-from gpa.errors import CheckpointError, UsageError
+from gpa.errors import CheckpointError
 from gpa.models.speechop.configuration_speechop import FILE, SpeechOpConfig
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 
@@ -81,22 +79,12 @@ def write_checkpoint(
     """Write a checkpoint directory under a temporary name, then rename it: never half of one.
 
     `dtypes` are the precisions of the network's and of the codec's weights. An existing directory is refused
-    unless it is empty or `overwrite`.
+    unless it is empty or `overwrite`, which keeps a README.md there.
     """
     out = Path(out)
-    if out.exists() and not (overwrite or (out.is_dir() and not any(out.iterdir()))):
-        raise UsageError(f"{out} exists and is not empty: choose another directory, or overwrite=True")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
+    with hub.written_whole(out, overwrite) as temporary:
         state = half_where_it_fits(model.state_dict(), dtypes[0])
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         model.config.write(temporary)
         codec.save_pretrained(temporary / CODEC, dtypes[1])
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
