@@ -135,6 +135,16 @@ def test_budget_and_minimum(lm: Qwen3ForCausalLM) -> None:
     assert (len(done.ids), done.finish_reason) == (3, "length")
 
 
+def test_an_exact_completion_has_all_ids_and_its_stop(lm: Qwen3ForCausalLM) -> None:
+    legal = (range(10, 12), range(STOP, STOP + 1))
+    for most in (1, 2, 7):
+        exact = Rules(max_new=most, stop=frozenset({STOP}), legal=legal, exact=True)
+        for seed in range(5):
+            done = generate(lm, PROMPT, exact, WARM, seed=seed)
+            assert (len(done.ids), done.ids[-1], done.finish_reason) == (most, STOP, "stop")
+            assert STOP not in done.ids[:-1]
+
+
 def test_context_is_never_exceeded(lm: Qwen3ForCausalLM) -> None:
     done = generate(lm, [1] * 60, Rules(100, frozenset()), Sampling())
     assert (len(done.ids), done.finish_reason) == (4, "length")

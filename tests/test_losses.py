@@ -14,7 +14,7 @@ from gpa.codec.losses import (
     feature_matching,
     generator_loss,
 )
-from gpa.codec.speaker import SpeakerEncoder
+from gpa.codec.speaker import Perceiver, SpeakerEncoder
 from gpa.codec.waveform import ISTFTDecoder
 
 
@@ -142,6 +142,17 @@ def test_speaker_encoder_ids_and_vectors() -> None:
     assert ids.shape == (3, 4) and 0 <= ids.min() and ids.max() < 16
     assert vector.shape == (3, 16) and x_vector.shape == (3, 16)
     torch.testing.assert_close(encoder.decode(ids), vector)  # the training pass and the ids agree
+
+
+def test_the_perceivers_norms_keep_a_loud_context_in_bounds() -> None:
+    """Without them latents answer to the size of the frame features, with them only to their direction."""
+    torch.manual_seed(0)
+    context = torch.randn(2, 30, 12)
+    for pre_norm in (False, True):
+        perceiver = Perceiver(12, 16, 4, pre_norm=pre_norm)
+        perceiver.proj_context.bias.data.zero_()
+        moved = (perceiver(1000 * context) - perceiver(context)).abs().max()
+        assert (moved < 1e-3) == pre_norm
 
 
 def test_an_encoder_without_x_vector_gives_the_same_ids() -> None:

@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,19 @@ def test_conversion(ours: GPA, clip: tuple[np.ndarray, int]) -> None:
     assert fast.finish_reason == "stop"
     with pytest.raises(UsageError, match="mode"):
         ours.vc(clip, voice="ben", mode="fast")
+
+
+def test_a_model_that_keeps_timing(
+    ours: GPA, clip: tuple[np.ndarray, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many ids as the source has, unless a bound is asked for."""
+    monkeypatch.setattr(ours.processor, "config", replace(ours.processor.config, keeps_timing=True))
+    heard = ours.codec.semantic_tokens(clip)
+    for seed in range(3):
+        speech = ours.vc(clip, voice="ben", seed=seed)
+        assert len(speech.tokens) == len(heard) or speech.finish_reason == "loop"
+        assert speech.finish_reason != "length"
+    assert len(ours.vc(clip, voice="ben", **SHORT).tokens) <= 12
 
 
 def test_transcript(ours: GPA, clip: tuple[np.ndarray, int]) -> None:

@@ -624,6 +624,21 @@ def test_a_new_decoder_takes_the_place_of_the_old(data: Path, runs: dict[str, Pa
     assert same(exported.encoder.state_dict(), ids)
 
 
+def test_a_new_voice_path_takes_the_place_of_the_old(
+    data: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    voice = {**codec_tree(data / "cache")["model"]["speaker_encoder"], "pre_norm": True}
+    changes = {"init": str(runs["codec"] / "export"), "model": {}, "speaker_encoder": voice}
+    family = codec_family(data, **changes)
+    before, module = trained.load_network(runs["codec"] / "export"), family.build()
+    assert same(before.decoder.state_dict(), module.codec.decoder.state_dict())  # type: ignore[union-attr]
+    run = go(tree_of("codec", data, **changes), tmp_path)
+    exported = trained.load_network(run / "export")
+    assert exported.config.speaker_encoder.pre_norm
+    stored = trained.load_network(sorted((run / "checkpoints").glob("*.pt"))[-1])
+    assert same(exported.state_dict(), stored.state_dict())
+
+
 def test_second_stage_leaves_the_ids_alone(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:
     """`freeze_ids`: after steps with discriminators, everything that makes ids is bit-identical."""
     changes = {"init": str(runs["codec"] / "export"), "freeze_ids": True, "model": {}}
@@ -707,6 +722,12 @@ def test_tokens_are_made_of_an_export_and_trained_on(
         readings = row.get("readings", [])
         assert len(readings) == (2 if row["split"].startswith("train") else 0)
         assert all(len(reading) == len(row["semantic"]) for reading in readings)
+    tokens.main(
+        [*command[:-4], "--readings", "1", "--spoilt", str(data / "cache"), "-o", str(tmp_path / "more")]
+    )
+    for row, more in zip(rows, tokens.read(tmp_path / "more"), strict=True):
+        if "readings" in row:  # this spoilt cache is the clean one
+            assert len(more["readings"]) == 2 and more["readings"][1] == more["semantic"]
     first = (out / "tokens.jsonl").read_bytes()
     lines = first.splitlines(keepends=True)
     (out / "tokens.jsonl").unlink()

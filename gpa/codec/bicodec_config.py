@@ -60,6 +60,7 @@ class SpeakerConfig:
     channels: int = 512
     normalise: bool = False  # batch norm before rounding (ours)
     x_vector: bool = True  # the utterance embedding of published training, which nothing else uses
+    pre_norm: bool = False  # scale what enters the perceiver's layers; training them then is stable (ours)
 
 
 @dataclass(frozen=True)

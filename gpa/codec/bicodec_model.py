@@ -94,6 +94,7 @@ class BiCodecModel(nn.Module):
             channels=s.channels,
             normalise=s.normalise,
             x_vector=s.x_vector,
+            pre_norm=s.pre_norm,
         )
         self.prenet = Decoder(config.prenet)
         if config.postnet:

@@ -124,6 +124,17 @@ class ECAPA(nn.Module):
         return self.linear(self.bn(self.pool(frames)))
 
 
+class RMSScale(nn.Module):
+    """L2-normalise, times sqrt(D), times gamma."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) * math.sqrt(x.shape[-1]) * self.gamma
+
+
 class PerceiverAttention(nn.Module):
     """Latents attend to themselves and the context; 8 heads of 64, no biases."""
 
@@ -150,21 +161,16 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
-class RMSScale(nn.Module):
-    """L2-normalise, times sqrt(D), times gamma."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) * math.sqrt(x.shape[-1]) * self.gamma
-
-
 class Perceiver(nn.Module):
-    """Learned latents read the frame features: (B, T, C) -> (B, G, D)."""
+    """Learned latents read the frame features: (B, T, C) -> (B, G, D).
 
-    def __init__(self, context_dim: int, dim: int, latents: int, depth: int = 2) -> None:
+    The published one has no norm but its last, and its gradient explodes in training (docs/log.md);
+    `pre_norm` scales the context and what enters every layer.
+    """
+
+    def __init__(
+        self, context_dim: int, dim: int, latents: int, depth: int = 2, pre_norm: bool = False
+    ) -> None:
         super().__init__()
         inner = int(dim * 4 * 2 / 3)
         self.proj_context = nn.Linear(context_dim, dim)
@@ -179,14 +185,19 @@ class Perceiver(nn.Module):
             for _ in range(depth)
         )
         self.norm = RMSScale(dim)
+        names = ("context", *(str(n) for n in range(2 * depth))) if pre_norm else ()
+        self.pre_norms = nn.ModuleDict({name: RMSScale(dim) for name in names})
+
+    def _scaled(self, name: str, x: Tensor) -> Tensor:
+        return self.pre_norms[name](x) if self.pre_norms else x
 
     def forward(self, context: Tensor) -> Tensor:
-        context = self.proj_context(context)
+        context = self._scaled("context", self.proj_context(context))
         x = self.latents.expand(len(context), -1, -1)
-        for layer in self.layers:
+        for n, layer in enumerate(self.layers):
             attention, feed_forward = layer.children()
-            x = attention(x, context) + x
-            x = feed_forward(x) + x
+            x = attention(self._scaled(str(2 * n), x), context) + x
+            x = feed_forward(self._scaled(str(2 * n + 1), x)) + x
         return self.norm(x)
 
 
@@ -204,10 +215,11 @@ class SpeakerEncoder(nn.Module):
         channels: int = 512,
         normalise: bool = False,
         x_vector: bool = True,
+        pre_norm: bool = False,
     ) -> None:
         super().__init__()
         self.speaker_encoder = ECAPA(n_mels, out_dim, channels, x_vector)
-        self.perceiver_sampler = Perceiver(3 * channels, latent_dim, token_num)
+        self.perceiver_sampler = Perceiver(3 * channels, latent_dim, token_num, pre_norm=pre_norm)
         self.quantizer = FSQ(latent_dim, levels, normalise=token_num if normalise else 0)
         self.project = nn.Linear(latent_dim * token_num, out_dim)
 

@@ -37,10 +37,16 @@ def read_config(path: Path) -> BiCodecConfig:
     return BiCodecConfig.from_dict(hub.read_json(_found(path, "config.json")))
 
 
-def settings_of(model: Mapping[str, Any], init: str, decoder: Mapping[str, Any]) -> BiCodecConfig:
-    """Sizes that a codec recipe means: `model` or those of the export `init`, with `decoder` put in."""
+def settings_of(model: Mapping[str, Any], init: str, parts: Mapping[str, Any]) -> BiCodecConfig:
+    """Sizes that a codec recipe means: `model` or those of the export `init`, with new `parts` put in."""
     sizes = BiCodecConfig.from_dict(dict(model)) if model else read_config(Path(init))
-    return BiCodecConfig.from_dict({**sizes.to_dict(), "decoder": dict(decoder)}) if decoder else sizes
+    return BiCodecConfig.from_dict({**sizes.to_dict(), **parts})
+
+
+def new_parts(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sizes of the parts that a codec recipe trains anew in place of those of `init`, by module name."""
+    named = {"decoder": recipe.get("decoder"), "speaker_encoder": recipe.get("speaker_encoder")}
+    return {name: dict(sizes) for name, sizes in named.items() if sizes}
 
 
 def read_heads(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -59,7 +65,7 @@ def load_network(path: Path) -> BiCodecModel:
     """
     if path.suffix == ".pt":
         recipe = config.load_yaml(path.parent.parent / "recipe.yaml")
-        settings = settings_of(recipe["model"], recipe["init"], recipe.get("decoder", {}))
+        settings = settings_of(recipe["model"], recipe["init"], new_parts(recipe))
         module = torch.load(path, map_location="cpu", weights_only=True)["module"]
         state = {k.removeprefix("codec."): v for k, v in module.items() if k.startswith("codec.")}
     else:

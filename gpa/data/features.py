@@ -152,6 +152,14 @@ class FeatureCache:
         self.measure_pitch()
         return np.fromfile(self._path / PITCH, np.float16)
 
+    def spoilt(self, path: str | Path) -> FeatureCache:
+        """The cache of the same clips, spoilt; CheckpointError if it holds others."""
+        other = FeatureCache(path)
+        mine, theirs = ([(row["path"], row["frames"]) for row in c.rows] for c in (self, other))
+        if mine != theirs:
+            raise CheckpointError(f"{path}: holds other clips than {self._path}")
+        return other
+
     def select(self, splits: tuple[str, ...]) -> Iterator[int]:
         """Row numbers of the given splits."""
         return (i for i, row in enumerate(self.rows) if row["split"] in splits)

@@ -36,7 +36,13 @@ class Extractor:
     """A trained codec with its CTC head: clip -> row of ids, with so many further `readings`."""
 
     def __init__(
-        self, export: Path, encoder: Path, readings: int = 1, noise: str = "", rooms: str = ""
+        self,
+        export: Path,
+        encoder: Path,
+        readings: int = 1,
+        noise: str = "",
+        rooms: str = "",
+        spoilt: FeatureCache | None = None,
     ) -> None:
         self.codec = trained.load_network(export)
         self.config = self.codec.config
@@ -45,12 +51,13 @@ class Extractor:
             self.letters, trained.read_heads(export)["letters"], where=str(export / trained.HEADS)
         )
         self.readings, self.reading = readings, Readings(load_whisper_features(encoder), noise, rooms)
+        self.spoilt = spoilt
 
     @torch.inference_mode()
     def row(self, cache: FeatureCache, i: int) -> dict[str, Any]:
         """Ids of clip i; letter times where it has a transcript; `readings` of a training clip."""
         meta, wav = cache.rows[i], cache.wav(i)
-        codes = self.codec.encode_semantic(torch.from_numpy(cache.features(i)).T[None])[0]
+        codes = self._heard(cache, i)
         reference = audio.reference_clip(wav, int(self.config.ref_segment_duration * self.config.sample_rate))
         row = {
             "id": meta["id"],
@@ -66,7 +73,12 @@ class Extractor:
             numbers = range(i * self.readings, (i + 1) * self.readings)
             heard = (self.reading(wav, number)[None] for number in numbers)
             row["readings"] = [self.codec.encode_semantic(features)[0].tolist() for features in heard]
+            if self.spoilt:
+                row["readings"].append(self._heard(self.spoilt, i).tolist())
         return row
+
+    def _heard(self, cache: FeatureCache, i: int) -> Tensor:
+        return self.codec.encode_semantic(torch.from_numpy(cache.features(i)).T[None])[0]
 
     def _letter_frames(self, codes: Tensor, text: str) -> list[int] | None:
         latents = self.codec.quantizer.decode(codes[None])
@@ -114,13 +126,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--vocab-size", type=int, default=512)
     parser.add_argument("--readings", type=int, default=1, help="further readings of a training clip")
+    parser.add_argument("--spoilt", type=Path, help="cache of gpa.data.features --spoilt: one reading more")
     parser.add_argument("--noise", default="", help="folder of noise with a manifest.json, for readings")
     parser.add_argument("--rooms", default="", help="folder of impulse responses, for readings")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     cache = FeatureCache(args.cache)
-    extractor = Extractor(args.codec, args.encoder, args.readings, args.noise, args.rooms)
+    spoilt = cache.spoilt(args.spoilt) if args.spoilt else None
+    extractor = Extractor(args.codec, args.encoder, args.readings, args.noise, args.rooms, spoilt)
     train_sentencepiece(texts(cache.rows, args.text), args.out / "spm.model", args.vocab_size)
     values = int(np.prod(extractor.config.speaker_encoder.fsq_levels))
     build_tokenizer_json(args.out / "spm.model", extractor.config.quantizer.codebook_size, values, args.out)

@@ -82,6 +82,9 @@ class CodecRecipe:
     kind: str = "codec"
     init: str = ""  # an exported codec folder to start from
     decoder: dict[str, Any] = field(default_factory=dict)  # a new waveform decoder in place of that of `init`
+    speaker_encoder: dict[str, Any] = field(
+        default_factory=dict
+    )  # a new voice path in place of that of `init`
     freeze_ids: bool = False
     quantize_from: int = 0  # step at which the codebook starts, at the encoder's cluster centres
     freeze_voice_from: int = -1  # step from which the global path stays as it is; negative: never
@@ -131,7 +134,8 @@ class CodecFamily:
             raise UsageError(
                 "a codec recipe needs the sizes in `model`, or an export to go on from in `init`"
             )
-        self.config = trained.settings_of(recipe.model, recipe.init, recipe.decoder)
+        self.parts = trained.new_parts(vars(recipe))
+        self.config = trained.settings_of(recipe.model, recipe.init, self.parts)
         if recipe.weights.heard and not recipe.data.encoder:
             raise UsageError("weights.heard needs the feature encoder's folder in data.encoder")
         self.cache = FeatureCache(recipe.data.cache)
@@ -167,10 +171,9 @@ class CodecFamily:
                 f"{export}: was trained on {len(heads['speakers']['bias'])} speakers, this recipe has "
                 f"{len(self.speaker_names)}; keep data.cache and data.train"
             )
-        state = codec.state_dict()
-        if self.recipe.decoder:
-            state = {k: t for k, t in state.items() if not k.startswith("decoder.")}
-            state |= {f"decoder.{k}": t for k, t in module.codec.decoder.state_dict().items()}
+        mine = module.codec.state_dict()
+        old = {k: t for k, t in codec.state_dict().items() if k.split(".")[0] not in self.parts}
+        state = old | {k: t for k, t in mine.items() if k.split(".")[0] in self.parts}
         hub.load_strict(module.codec, state, where=str(export))
         hub.load_strict(module.letters, heads["letters"], where=str(export / trained.HEADS))
         hub.load_strict(module.speakers, heads["speakers"], where=str(export / trained.HEADS))
@@ -339,11 +342,4 @@ def _spoilt(data: CodecData, cache: FeatureCache) -> FeatureCache | None:
     """The second cache, if any; CheckpointError if it holds other clips."""
     if not 0 <= data.spoilt_share <= 1:
         raise UsageError(f"data.spoilt_share={data.spoilt_share}: a share from 0 to 1")
-    if not data.spoilt:
-        return None
-    spoilt = FeatureCache(data.spoilt)
-    if [(row["path"], row["frames"]) for row in spoilt.rows] != [
-        (row["path"], row["frames"]) for row in cache.rows
-    ]:
-        raise CheckpointError(f"{data.spoilt}: holds other clips than {data.cache}")
-    return spoilt
+    return cache.spoilt(data.spoilt) if data.spoilt else None

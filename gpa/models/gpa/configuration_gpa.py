@@ -32,14 +32,16 @@ def _defaults() -> dict[str, Sampling]:
 class GPAConfig:
     """Content of gpa.json.
 
-    `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. `about` is free
-    text for people: licence, training data, command.
+    `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. A model that
+    `keeps_timing` was trained on conversions as long as their source, and makes them so. `about` is free text
+    for people: licence, training data, command.
     """
 
     name: str = "gpa"
     format: str = "published"
     max_audio_seconds: float = 30.0
     max_text_chars: int = 200
+    keeps_timing: bool = False
     sampling: Mapping[str, Sampling] = field(default_factory=_defaults)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)

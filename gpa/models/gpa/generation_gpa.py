@@ -70,7 +70,8 @@ class Rules:
 
     `legal` are runs of ids that may be generated (None: any id), `stop` ids end it, after a `closer` only a
     stop may follow, no stop before `min_new` ids, at most `max_new` ids. `loop` ids that repeat a short
-    cycle, or hold no more than three values, end it as a loop (None: never).
+    cycle, or hold no more than three values, end it as a loop (None: never). With `exact` the last of
+    `max_new` ids is the stop, and no other is.
     """
 
     max_new: int
@@ -79,6 +80,7 @@ class Rules:
     closers: frozenset[int] = frozenset()
     min_new: int = 0
     loop: int | None = None
+    exact: bool = False
 
 
 @dataclass
@@ -249,10 +251,11 @@ def _room(lm: PreTrainedModel, prompt: Sequence[int]) -> int:
 
 def _masked(logits: Tensor, ids: Sequence[int], rules: Rules, masks: _Masks) -> Tensor:
     """Logits with every id that may not come next at -inf."""
-    if ids and ids[-1] in rules.closers:
+    last = len(ids) + 1 == rules.max_new
+    if (ids and ids[-1] in rules.closers) or (rules.exact and last):
         mask: Tensor | None = masks.stop
     else:
-        mask = masks.unstopped if len(ids) < rules.min_new else masks.legal
+        mask = masks.unstopped if rules.exact or len(ids) < rules.min_new else masks.legal
     return logits if mask is None else logits.masked_fill(~mask, -math.inf)
 
 

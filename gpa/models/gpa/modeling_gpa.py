@@ -338,11 +338,7 @@ class GPA:
             )
         for i, part in enumerate(parts):
             ids = self.processor.build("vc", wav=part, voice=codes)
-            n_source = int(len(part) / self.codec.spec.hop_length)
-            most = budget(max_new_tokens, self.processor.converted_ids(n_source))
-            rules = self.processor.rules(
-                "vc", most, n_source // 4, loop=not self.processor.is_monotonous(ids)
-            )
+            rules = self.processor.conversion_rules(ids, max_new_tokens)
             words = recognised(self.asr, (part, self.sample_rate)) if transcript == ASR else transcript
             guided = words and anchored(self.lm, self.processor.format, ids, words, codes, rules, gamma)
             done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided or None)

@@ -19,9 +19,10 @@ from gpa.audio import AudioLike
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import CheckpointError, PromptError, UsageError
-from gpa.models.gpa.budgets_gpa import Budgets
+from gpa.models.gpa.budgets_gpa import Budgets, budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.files_gpa import GLM, read_text_files
+from gpa.models.gpa.generation_gpa import Rules
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
 from gpa.models.gpa.segment import split_audio, split_text
 from gpa.prompt import canonical_task, get_format
@@ -201,6 +202,14 @@ class GPAProcessor(Budgets):
         if seconds < 1:
             raise PromptError(f"the model's context of {self.context} ids does not hold one second of audio")
         return split_audio(wav, self.codec.spec.sample_rate, seconds)
+
+    def conversion_rules(self, ids: Sequence[int], max_new_tokens: int | None = None) -> Rules:
+        """What a conversion may look like: as long as its source where the model keeps timing."""
+        n_source = len(self.format.parse(ids).semantic)
+        exact = self.config.keeps_timing and max_new_tokens is None
+        most = n_source if exact else budget(max_new_tokens, self.converted_ids(n_source))
+        loop = not self.is_monotonous(ids)
+        return self.rules("vc", most, n_source // 4, loop=loop, exact=exact)
 
     def budget_of(self, ids: Sequence[int]) -> int:
         """A length budget read off a prompt; the rest of the context for one of no usual form."""
