@@ -263,12 +263,13 @@ def test_conversion(ours: GPA, clip: tuple[np.ndarray, int]) -> None:
 def test_a_model_that_keeps_timing(
     ours: GPA, clip: tuple[np.ndarray, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many ids as the source has, unless a bound is asked for."""
+    """About as many ids as the source has, and a stop, unless a bound is asked for."""
     monkeypatch.setattr(ours.processor, "config", replace(ours.processor.config, keeps_timing=True))
     heard = ours.codec.semantic_tokens(clip)
     for seed in range(3):
         speech = ours.vc(clip, voice="ben", seed=seed)
-        assert len(speech.tokens) == len(heard) or speech.finish_reason == "loop"
+        about = 0.9 * len(heard) <= len(speech.tokens) <= 1.05 * len(heard) + 5
+        assert about or speech.finish_reason == "loop"
         assert speech.finish_reason != "length"
     assert len(ours.vc(clip, voice="ben", **SHORT).tokens) <= 12
 

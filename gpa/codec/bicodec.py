@@ -133,8 +133,8 @@ class BiCodec:
         return self._spec
 
     def fingerprint(self) -> str:
-        """SHA-256 over config and weights as loaded, whatever the file layout."""
-        return state_digest(self.config.to_dict(), self.model.state_dict(), self.features.state_dict())
+        """SHA-256 over settings and weights as loaded, whatever the file layout."""
+        return state_digest(self.config.stated(), self.model.state_dict(), self.features.state_dict())
 
     def global_fingerprint(self) -> str:
         """SHA-256 over what gives global ids their meaning, rounded to half precision.

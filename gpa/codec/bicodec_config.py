@@ -124,6 +124,20 @@ class BiCodecConfig:
         """Inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
+    def stated(self) -> dict[str, Any]:
+        """What is not at its default: the same for a checkpoint older than a setting that it does not use."""
+        return _stated(self)
+
+
+def _stated(part: Any) -> dict[str, Any]:
+    fields = [(f, getattr(part, f.name)) for f in dataclasses.fields(part)]
+    kept = {f.name: value for f, value in fields if value != _default(f)}
+    return {k: _stated(v) if dataclasses.is_dataclass(v) else v for k, v in kept.items()}
+
+
+def _default(f: dataclasses.Field) -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
 
 _IGNORED = {
     "commitment",

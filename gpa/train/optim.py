@@ -95,6 +95,8 @@ def _muon(params: Sequence[nn.Parameter], module: nn.Module, args: OptimArgs) ->
     rows = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     hidden = [p for p in params if p.ndim == 2 and id(p) not in rows]
     others = [p for p in params if p.ndim != 2 or id(p) in rows]
+    if not hidden:  # discriminators are convolutions
+        return _adamw(params, args)
     muon = torch.optim.Muon(
         hidden, lr=args.lr, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"
     )

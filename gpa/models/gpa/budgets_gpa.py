@@ -36,19 +36,19 @@ class Budgets:
         return transcript_ids(n_source / self.frame_rate)
 
     def rules(
-        self, task: str, max_new: int, min_new: int = 0, *, loop: bool = True, exact: bool = False
+        self, task: str, max_new: int, min_new: int = 0, *, loop: bool = True, closed: bool = False
     ) -> Rules:
-        """What a completion of the task may look like; an `exact` one has `max_new` ids and then its stop."""
+        """What a completion may look like; a `closed` one stops after `max_new` ids if not before."""
         text = task == "asr"
         limit = LOOP_TEXT_IDS if text else int(LOOP_SECONDS * self.frame_rate)
         return Rules(
-            max_new=max_new + exact,
+            max_new=max_new + closed,
             stop=self.format.stop_ids(task),
             legal=self.format.legal_ids(task),
             closers=frozenset({self.format.vocab.control["end_content"]}) if text else frozenset(),
             min_new=min(min_new, max_new - 1),
             loop=limit if loop else None,
-            exact=exact,
+            closed=closed,
         )
 
     def is_monotonous(self, ids: Sequence[int]) -> bool:

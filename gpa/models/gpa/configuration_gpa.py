@@ -33,8 +33,8 @@ class GPAConfig:
     """Content of gpa.json.
 
     `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. A model that
-    `keeps_timing` was trained on conversions as long as their source, and makes them so. `about` is free text
-    for people: licence, training data, command.
+    `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
+    `about` is free text for people: licence, training data, command.
     """
 
     name: str = "gpa"

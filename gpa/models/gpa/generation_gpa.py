@@ -70,8 +70,8 @@ class Rules:
 
     `legal` are runs of ids that may be generated (None: any id), `stop` ids end it, after a `closer` only a
     stop may follow, no stop before `min_new` ids, at most `max_new` ids. `loop` ids that repeat a short
-    cycle, or hold no more than three values, end it as a loop (None: never). With `exact` the last of
-    `max_new` ids is the stop, and no other is.
+    cycle, or hold no more than three values, end it as a loop (None: never). What is `closed` has a stop
+    as the last of `max_new` ids, if not before.
     """
 
     max_new: int
@@ -80,7 +80,7 @@ class Rules:
     closers: frozenset[int] = frozenset()
     min_new: int = 0
     loop: int | None = None
-    exact: bool = False
+    closed: bool = False
 
 
 @dataclass
@@ -252,10 +252,10 @@ def _room(lm: PreTrainedModel, prompt: Sequence[int]) -> int:
 def _masked(logits: Tensor, ids: Sequence[int], rules: Rules, masks: _Masks) -> Tensor:
     """Logits with every id that may not come next at -inf."""
     last = len(ids) + 1 == rules.max_new
-    if (ids and ids[-1] in rules.closers) or (rules.exact and last):
+    if (ids and ids[-1] in rules.closers) or (rules.closed and last):
         mask: Tensor | None = masks.stop
     else:
-        mask = masks.unstopped if rules.exact or len(ids) < rules.min_new else masks.legal
+        mask = masks.unstopped if len(ids) < rules.min_new else masks.legal
     return logits if mask is None else logits.masked_fill(~mask, -math.inf)
 
 

@@ -205,11 +205,11 @@ class GPAProcessor(Budgets):
 
     def conversion_rules(self, ids: Sequence[int], max_new_tokens: int | None = None) -> Rules:
         """What a conversion may look like: as long as its source where the model keeps timing."""
-        n_source = len(self.format.parse(ids).semantic)
-        exact = self.config.keeps_timing and max_new_tokens is None
-        most = n_source if exact else budget(max_new_tokens, self.converted_ids(n_source))
-        loop = not self.is_monotonous(ids)
-        return self.rules("vc", most, n_source // 4, loop=loop, exact=exact)
+        n_source = len(self.format.parse(ids).semantic or ())
+        timed = self.config.keeps_timing and max_new_tokens is None
+        least = int(0.9 * n_source) if timed else n_source // 4
+        most = int(1.05 * n_source) + 5 if timed else budget(max_new_tokens, self.converted_ids(n_source))
+        return self.rules("vc", most, least, loop=not self.is_monotonous(ids), closed=timed)
 
     def budget_of(self, ids: Sequence[int]) -> int:
         """A length budget read off a prompt; the rest of the context for one of no usual form."""
