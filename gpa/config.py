@@ -111,3 +111,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def stated(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their default, recursively.
+
+    What a fingerprint should hold: a setting that is new here changes nothing for who does not use it.
+    """
+    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    kept = {f.name: values[f.name] for f in dataclasses.fields(settings) if values[f.name] != _default(f)}
+    return {name: stated(v) if dataclasses.is_dataclass(v) else v for name, v in kept.items()}
+
+
+def _default(f: dataclasses.Field) -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default

@@ -134,3 +134,22 @@ def test_shipped_recipes_parse_and_round_trip(path: Path) -> None:
     if isinstance(recipe, CodecRecipe) and recipe.model:
         sizes = BiCodecConfig.from_dict(recipe.model)
         assert BiCodecConfig.from_dict(sizes.to_dict()) == sizes
+
+
+def test_stated_leaves_out_what_is_at_its_default() -> None:
+    """A setting that is added later changes no fingerprint of those who do not use it."""
+
+    @dataclass(frozen=True)
+    class Inner:
+        size: int
+        extra: float = 0.0
+
+    @dataclass(frozen=True)
+    class Outer:
+        inner: Inner
+        maybe: Inner | None = None
+        rates: tuple[int, ...] = field(default_factory=tuple)
+
+    assert config.stated(Outer(Inner(3))) == {"inner": {"size": 3}}
+    full = Outer(Inner(0, 1.5), Inner(1), (2, 3))
+    assert config.stated(full) == {"inner": {"size": 0, "extra": 1.5}, "maybe": {"size": 1}, "rates": (2, 3)}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gpa.codec.harmonic import CENTRE, HarmonicDecoder
+from gpa.codec.harmonic import CENTRE, HarmonicDecoder, _centres
 from gpa.codec.pitch import yin
 
 RATE, HOP = 16_000, 320
@@ -128,3 +128,36 @@ def test_sharpening_lifts_what_stands_out_and_leaves_pitch(decoder):
     assert torch.equal(
         sharp.render(frames, f0, voiced), decoder.render(frames, f0, voiced)
     )  # training does not
+
+
+def test_voiced_sound_is_pulses_alone_up_to_a_frequency(decoder):
+    """Noise becomes pulses of the same power there; above it, and where nothing is voiced, all stays."""
+    torch.manual_seed(0)
+    pure = HarmonicDecoder(8, 16, 32, 1, bands=20, hop=HOP, sample_rate=RATE, voiced_to=3000.0)
+    frames, voiced = torch.randn(1, 42, 6), torch.tensor([[1.0, 1, 1, 0, 0, 0]])
+    (h, n), (h2, n2) = decoder._sources(frames, voiced), pure._sources(frames, voiced)
+    low = _centres(20, RATE) < 1000
+    high = _centres(20, RATE) > 6000
+    assert low.any() and high.any()
+    assert (n2[0, low, :3] < n[0, low, :3] - 2).all() and (h2[0, low, :3] > h[0, low, :3]).all()
+    torch.testing.assert_close(h2[0, high], h[0, high], atol=1e-2, rtol=0)
+    torch.testing.assert_close(n2[..., 3:], n[..., 3:])
+    torch.testing.assert_close(h2[..., 3:], h[..., 3:])
+    power = [(2 * a).exp() / 2 + (2 * b).exp() for a, b in ((h, n), (h2, n2))]
+    torch.testing.assert_close(power[0], power[1])
+
+
+def test_a_hoarse_voice_is_cleared(decoder):
+    """A low voice half of noise: what is left beside its harmonics is a small part of what was."""
+    pure = HarmonicDecoder(8, 16, 32, 1, bands=20, hop=HOP, sample_rate=RATE, voiced_to=3000.0)
+    frames = torch.zeros(1, 42, 60)
+    frames[:, 12:20] = frames[:, 32:40] = -20  # nothing above 2 kHz
+    frames[:, -2], frames[:, -1] = math.log(200) - CENTRE, 5.0
+    beside = []
+    for one in (decoder, pure):
+        spectrum = torch.fft.rfft(one.render(frames)[0, 4800:12_800]).abs().square()  # 2 Hz a bin
+        harmonics = torch.zeros(len(spectrum), dtype=torch.bool)
+        for k in range(1, 11):
+            harmonics[100 * k - 5 : 100 * k + 6] = True
+        beside.append(float(spectrum[:1100][~harmonics[:1100]].sum() / spectrum[:1100].sum()))
+    assert beside[0] > 0.2 and beside[1] < 0.1 * beside[0]

@@ -135,6 +135,7 @@ def test_misfits_are_refused(codec: KLCodec, tmp_path: Path) -> None:
         ({"frame": 100}, "frame is a multiple"),
         ({"channels": 0}, "positive"),
         ({"sharpen": (0.5,)}, "sharpen"),
+        ({"voiced_to": -1.0}, "voiced_to"),
     ],
 )
 def test_impossible_sizes_are_named(change: dict[str, Any], message: str) -> None:

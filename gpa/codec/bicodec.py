@@ -34,6 +34,7 @@ from gpa.codec.bicodec_config import (
 )
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.features import FeatureEncoder, half_where_it_fits, load_features, save_features, state_digest
+from gpa.config import stated
 from gpa.errors import CheckpointError, VocabError
 
 __all__ = [
@@ -134,7 +135,7 @@ class BiCodec:
 
     def fingerprint(self) -> str:
         """SHA-256 over settings and weights as loaded, whatever the file layout."""
-        return state_digest(self.config.stated(), self.model.state_dict(), self.features.state_dict())
+        return state_digest(stated(self.config), self.model.state_dict(), self.features.state_dict())
 
     def global_fingerprint(self) -> str:
         """SHA-256 over what gives global ids their meaning, rounded to half precision.

@@ -78,6 +78,7 @@ class WaveConfig:
     hidden: int = 0
     layers: int = 0
     sharpen: tuple[float, float] = (0.0, 0.0)  # of the source-filter decoder, see there
+    voiced_to: float = 0.0  # Hz, the same
 
 
 @dataclass(frozen=True)
@@ -123,20 +124,6 @@ class BiCodecConfig:
     def to_dict(self) -> dict[str, Any]:
         """Inverse of `from_dict`."""
         return dataclasses.asdict(self)
-
-    def stated(self) -> dict[str, Any]:
-        """What is not at its default: the same for a checkpoint older than a setting that it does not use."""
-        return _stated(self)
-
-
-def _stated(part: Any) -> dict[str, Any]:
-    fields = [(f, getattr(part, f.name)) for f in dataclasses.fields(part)]
-    kept = {f.name: value for f, value in fields if value != _default(f)}
-    return {k: _stated(v) if dataclasses.is_dataclass(v) else v for k, v in kept.items()}
-
-
-def _default(f: dataclasses.Field) -> Any:
-    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
 _IGNORED = {

@@ -63,7 +63,12 @@ def wave_decoder(c: WaveConfig, sample_rate: int) -> WaveDecoder:
     if c.bands:
         sizes = (c.input_channel, c.channels, c.hidden, c.layers)
         return HarmonicDecoder(
-            *sizes, bands=c.bands, hop=c.hop_length, sample_rate=sample_rate, sharpen=c.sharpen
+            *sizes,
+            bands=c.bands,
+            hop=c.hop_length,
+            sample_rate=sample_rate,
+            sharpen=c.sharpen,
+            voiced_to=c.voiced_to,
         )
     if c.n_fft:
         return ISTFTDecoder(c.input_channel, c.channels, c.hidden, c.layers, c.n_fft, c.hop_length)

@@ -20,6 +20,8 @@ from transformers.audio_utils import mel_filter_bank
 from gpa.nn.convnext import VocosBackbone
 
 FLOOR = 5e-5  # of mel power in `envelope_distance`: about 60 dB below loud speech, where rooms hum
+SLOPE = 400.0  # Hz over which `voiced_to` ends
+LEFT = 0.01  # share of the noise that stays below it
 CENTRE = math.log(150.0)  # Hz; the network predicts the logarithm of pitch around it
 
 
@@ -31,6 +33,7 @@ class HarmonicDecoder(nn.Module):
 
     window: Tensor
     spread: Tensor
+    share: Tensor
     filters: Tensor
     noise: Tensor
     rate = 1  # output frames per latent frame
@@ -46,14 +49,21 @@ class HarmonicDecoder(nn.Module):
         hop: int,
         sample_rate: int,
         sharpen: tuple[float, float] = (0.0, 0.0),
+        voiced_to: float = 0.0,
     ) -> None:
-        """`sharpen` is how much of what `_sharpened` finds is added, in time and over bands."""
+        """`sharpen` is how much of what `_sharpened` finds is added, in time and over bands.
+
+        Up to `voiced_to` Hz voiced sound is pulses alone (the harmonic part of Stylianou's model, 2001).
+        """
         super().__init__()
         self.backbone = VocosBackbone(input_channel, dim, hidden, layers)
         self.out = nn.Linear(dim, 2 * bands + 2)
         nn.init.normal_(self.out.weight, std=0.01)
         self.bands, self.hop, self.layers, self.sample_rate = bands, hop, layers, sample_rate
         self.sharpen = sharpen
+        share = torch.sigmoid((voiced_to - _centres(bands, sample_rate)) / SLOPE)
+        share = share.clamp_max(1 - LEFT) if voiced_to else torch.zeros(bands)
+        self.register_buffer("share", share[:, None], persistent=False)
         self.n_fft, self.step = 2 * hop, hop // 2
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.register_buffer("spread", _spread(bands, self.n_fft // 2 + 1, sample_rate), persistent=False)
@@ -82,12 +92,24 @@ class HarmonicDecoder(nn.Module):
             log_f0, logit = self.pitch(frames)
             f0, voiced = torch.exp(log_f0.clamp(-1, 1.1) + CENTRE), (logit > 0).float()
             frames = self._sharpened(frames)
-        harmonic, noise = frames[:, : 2 * self.bands].chunk(2, 1)
+        harmonic, noise = self._sources(frames, voiced)
         samples = frames.shape[-1] * self.hop
         pulses = self._pulses(f0.detach(), voiced.detach(), samples)
         hiss = self.noise.repeat(-(-samples // len(self.noise)))[:samples].expand_as(pulses)
         spectrum = self._stft(pulses) * self._envelope(harmonic) + self._stft(hiss) * self._envelope(noise)
         return self._istft(spectrum, samples)
+
+    def _sources(self, frames: Tensor, voiced: Tensor) -> tuple[Tensor, Tensor]:
+        """Envelopes of pulses and noise, (B, K, T) each. No loss on power tells a network which it is.
+
+        Noise under a voice is hoarseness, so `share` of it becomes pulses of the same power.
+        """
+        harmonic, noise = frames[:, : 2 * self.bands].chunk(2, 1)
+        if not self.share.any():
+            return harmonic, noise
+        share = self.share * voiced[:, None]
+        moved = 2 * noise + math.log(2) + share.clamp_min(1e-9).log()  # pulses of gain 1 have power 1/2
+        return torch.logaddexp(2 * harmonic, moved) / 2, noise + torch.log1p(-share) / 2
 
     def _sharpened(self, frames: Tensor) -> Tensor:
         """Frames whose envelopes stand out more against their neighbours, in time and over bands.
@@ -161,7 +183,17 @@ def _smooth(x: Tensor, width: int) -> Tensor:  # (B, C, N)
 
 def _spread(bands: int, bins: int, sample_rate: int) -> Tensor:
     """Linear interpolation from `bands` points, even on the mel scale, to `bins` of an STFT: (F, K)."""
-    mel = 2595 * torch.log10(1 + torch.linspace(0, sample_rate / 2, bins) / 700)
+    mel = _mel(torch.linspace(0, sample_rate / 2, bins))
     place = mel / mel[-1] * (bands - 1)
     distance = (place[:, None] - torch.arange(bands)).abs()
     return (1 - distance).clamp_min(0)
+
+
+def _mel(hz: Tensor) -> Tensor:
+    return 2595 * torch.log10(1 + hz / 700)
+
+
+def _centres(bands: int, sample_rate: int) -> Tensor:
+    """Frequencies of the points of `_spread`, (K,) in Hz."""
+    top = _mel(torch.tensor(sample_rate / 2))
+    return 700 * (10 ** (torch.linspace(0, 1, bands) * top / 2595) - 1)

@@ -29,11 +29,12 @@ from gpa.codec.bicodec_config import BackboneConfig, WaveConfig
 from gpa.codec.bicodec_model import Decoder, Encoder, wave_decoder
 from gpa.codec.features import half_where_it_fits, state_digest
 from gpa.codec.losses import MelDistance
-from gpa.config import build
+from gpa.config import build, stated
 from gpa.errors import AudioError, CheckpointError, UsageError
 
 KIND = "latent"  # model_type of its config.json
 LOG_VARIANCE = (-12.0, 4.0)  # of the posterior; beyond it nothing is gained and exp overflows
+OPTIONAL = ("bands", "n_fft", "sharpen", "voiced_to")  # sizes that may be zero
 START = -4.0  # log-variance before training: latents are heard through little noise
 
 
@@ -58,15 +59,17 @@ class LatentConfig:
     bands: int = 0
     n_fft: int = 0
     sharpen: tuple[float, ...] = (0.0, 0.0)  # of the source-filter decoder, at inference
+    voiced_to: float = 0.0  # Hz, of the same
 
     def __post_init__(self) -> None:
         step = self.mel_window // 4
-        numbers = [v for k, v in vars(self).items() if k not in ("bands", "n_fft", "sharpen")]
+        numbers = [v for k, v in vars(self).items() if k not in OPTIONAL]
         _require(min(numbers) > 0, "sizes are positive")
         _require(self.mel_window % 4 == 0 and self.frame % step == 0, "frame is a multiple of mel_window / 4")
         _require(self.hop_length % self.frame == 0, "hop_length is a multiple of frame")
         _require((self.bands > 0) != (self.n_fft > 0), "one of bands and n_fft is given")
         _require(len(self.sharpen) == 2, "sharpen is two numbers")
+        _require(self.voiced_to >= 0, "voiced_to is no negative frequency")
 
     @property
     def joined(self) -> int:
@@ -134,6 +137,7 @@ class LatentModel(nn.Module):
             n_fft=c.n_fft,
             hop_length=c.frame,
             sharpen=(c.sharpen[0], c.sharpen[1]),
+            voiced_to=c.voiced_to,
         )
         self.decoder = wave_decoder(wave, c.sample_rate)
         self.register_buffer("mean", torch.zeros(c.channels, 1))
@@ -220,8 +224,8 @@ class KLCodec:
         return self._spec
 
     def fingerprint(self) -> str:
-        """SHA-256 over config and weights as loaded."""
-        return state_digest(self.config.to_dict(), self.model.state_dict())
+        """SHA-256 over settings and weights as loaded."""
+        return state_digest(stated(self.config), self.model.state_dict())
 
     @torch.no_grad()
     def encode(self, wav: Tensor) -> Tensor:
