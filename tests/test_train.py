@@ -639,6 +639,20 @@ def test_a_new_voice_path_takes_the_place_of_the_old(
     assert same(exported.state_dict(), stored.state_dict())
 
 
+def test_how_the_decoder_renders_is_changed_without_training_it_anew(
+    data: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    first = {"init": str(runs["codec"] / "export"), "freeze_ids": True, "model": {}, "decoder": HARMONIC}
+    run = go(tree_of("codec", data, **first), tmp_path / "a")
+    then = {"init": str(run / "export"), "freeze_ids": True, "model": {}}
+    family = codec_family(data, **then, render={"voiced_to": 3000.0})
+    before, after = trained.load_network(run / "export"), family.build()
+    assert same(before.state_dict(), after.codec.state_dict())  # type: ignore[union-attr]
+    assert (before.config.decoder.voiced_to, family.config.decoder.voiced_to) == (0.0, 3000.0)
+    with pytest.raises(UsageError, match="render: bands: only sharpen, voiced_to"):
+        codec_family(data, **then, render={"bands": 40})
+
+
 def test_second_stage_leaves_the_ids_alone(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:
     """`freeze_ids`: after steps with discriminators, everything that makes ids is bit-identical."""
     changes = {"init": str(runs["codec"] / "export"), "freeze_ids": True, "model": {}}

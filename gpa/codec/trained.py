@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from gpa import config, hub
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
 from gpa.codec.features import load_features
-from gpa.errors import CheckpointError
+from gpa.errors import CheckpointError, UsageError
 
+RENDER = ("sharpen", "voiced_to")  # settings of a decoder that need no training
 HEADS = "heads.safetensors"
 
 
@@ -37,10 +38,17 @@ def read_config(path: Path) -> BiCodecConfig:
     return BiCodecConfig.from_dict(hub.read_json(_found(path, "config.json")))
 
 
-def settings_of(model: Mapping[str, Any], init: str, parts: Mapping[str, Any]) -> BiCodecConfig:
-    """Sizes that a codec recipe means: `model` or those of the export `init`, with new `parts` put in."""
-    sizes = BiCodecConfig.from_dict(dict(model)) if model else read_config(Path(init))
-    return BiCodecConfig.from_dict({**sizes.to_dict(), **parts})
+def settings_of(recipe: Mapping[str, Any]) -> BiCodecConfig:
+    """What a codec recipe means: `model` or the settings of `init`, with `new_parts` and `render` put in."""
+    given = recipe["model"]
+    sizes = BiCodecConfig.from_dict(dict(given)) if given else read_config(Path(recipe["init"]))
+    tree = sizes.to_dict() | new_parts(recipe)
+    if strange := sorted(set(recipe.get("render") or {}) - set(RENDER)):
+        raise UsageError(
+            f"render: {', '.join(strange)}: only {', '.join(RENDER)} leave the weights as they are"
+        )
+    tree["decoder"] = {**tree["decoder"], **(recipe.get("render") or {})}
+    return BiCodecConfig.from_dict(tree)
 
 
 def new_parts(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -65,7 +73,7 @@ def load_network(path: Path) -> BiCodecModel:
     """
     if path.suffix == ".pt":
         recipe = config.load_yaml(path.parent.parent / "recipe.yaml")
-        settings = settings_of(recipe["model"], recipe["init"], new_parts(recipe))
+        settings = settings_of(recipe)
         module = torch.load(path, map_location="cpu", weights_only=True)["module"]
         state = {k.removeprefix("codec."): v for k, v in module.items() if k.startswith("codec.")}
     else:

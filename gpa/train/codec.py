@@ -85,6 +85,9 @@ class CodecRecipe:
     speaker_encoder: dict[str, Any] = field(
         default_factory=dict
     )  # a new voice path in place of that of `init`
+    render: dict[str, Any] = field(
+        default_factory=dict
+    )  # settings of the decoder of `init` that need no weights
     freeze_ids: bool = False
     quantize_from: int = 0  # step at which the codebook starts, at the encoder's cluster centres
     freeze_voice_from: int = -1  # step from which the global path stays as it is; negative: never
@@ -135,7 +138,7 @@ class CodecFamily:
                 "a codec recipe needs the sizes in `model`, or an export to go on from in `init`"
             )
         self.parts = trained.new_parts(vars(recipe))
-        self.config = trained.settings_of(recipe.model, recipe.init, self.parts)
+        self.config = trained.settings_of(vars(recipe))
         if recipe.weights.heard and not recipe.data.encoder:
             raise UsageError("weights.heard needs the feature encoder's folder in data.encoder")
         self.cache = FeatureCache(recipe.data.cache)
