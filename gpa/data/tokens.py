@@ -73,7 +73,7 @@ class Extractor:
             numbers = range(i * self.readings, (i + 1) * self.readings)
             heard = (self.reading(wav, number)[None] for number in numbers)
             row["readings"] = [self.codec.encode_semantic(features)[0].tolist() for features in heard]
-            if self.spoilt:
+            if self.spoilt is not None:
                 row["readings"].append(self._heard(self.spoilt, i).tolist())
         return row
 

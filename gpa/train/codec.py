@@ -82,12 +82,8 @@ class CodecRecipe:
     kind: str = "codec"
     init: str = ""  # an exported codec folder to start from
     decoder: dict[str, Any] = field(default_factory=dict)  # a new waveform decoder in place of that of `init`
-    speaker_encoder: dict[str, Any] = field(
-        default_factory=dict
-    )  # a new voice path in place of that of `init`
-    render: dict[str, Any] = field(
-        default_factory=dict
-    )  # settings of the decoder of `init` that need no weights
+    speaker_encoder: dict[str, Any] = field(default_factory=dict)  # the same of the voice path
+    render: dict[str, Any] = field(default_factory=dict)  # settings of the decoder that need no training
     freeze_ids: bool = False
     quantize_from: int = 0  # step at which the codebook starts, at the encoder's cluster centres
     freeze_voice_from: int = -1  # step from which the global path stays as it is; negative: never
