@@ -9,7 +9,7 @@ import pytest
 
 from gpa.data import pieces, tokens
 from gpa.data.align import letters_of
-from gpa.errors import UsageError
+from gpa.errors import CheckpointError, UsageError
 
 TEXT = "He came in, well-known -- and sat down."  # the dashes spell nothing, the hyphen two words
 
@@ -79,3 +79,7 @@ def test_a_folder_with_pieces(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert len(found) == len(rows) + 4 and (out / "tokenizer.json").read_text() == "{}"
     with pytest.raises(UsageError, match="nothing can be cut"):
         pieces.main([str(source), "--least", "9", "--most", "3", "-o", str(out)])
+    with pytest.raises(UsageError, match="folder of their own"):
+        pieces.main([str(source), "-o", str(source)])
+    with pytest.raises(CheckpointError, match="no tokens there"):
+        pieces.main([str(tmp_path / "nothing"), "-o", str(out)])

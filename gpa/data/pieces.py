@@ -19,7 +19,7 @@ import numpy as np
 
 from gpa.data import tokens
 from gpa.data.align import letters_of
-from gpa.errors import UsageError, exit_code
+from gpa.errors import CheckpointError, UsageError, exit_code
 
 log = logging.getLogger(__name__)
 PAUSE = 7  # ids between the last letter of a word and the first of the next; three in flowing speech at 25/s
@@ -77,16 +77,23 @@ def _piece(row: Mapping[str, Any], begin: tuple[int, int], end: tuple[int, int])
 
 
 def write(source: Path, out: Path, least: int, most: int, count: int, seed: int = 0) -> int:
-    """Write the folder; the number of pieces. UsageError for bounds that no piece can meet."""
+    """Write the folder; the number of pieces. UsageError for bounds that no piece can meet,
+    or the folder itself as `out`; CheckpointError for one without tokens.jsonl.
+    """
     if not 0 < least <= most or count < 1:
         raise UsageError(f"pieces of {least} to {most} ids, {count} a clip: nothing can be cut like that")
+    if out.resolve() == source.resolve():
+        raise UsageError(f"{out}: give the pieces a folder of their own")
+    rows = tokens.read(source)
+    if not (source / "tokens.jsonl").is_file():
+        raise CheckpointError(f"{source}: a prepared folder has no letters' times, pieces need those")
     out.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.name != "tokens.jsonl":
             shutil.copy(path, out / path.name)
     partial, made = out / "tokens.jsonl.partial", 0
     with partial.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(tokens.read(source)):
+        for number, row in enumerate(rows):
             file.write(json.dumps(row) + "\n")
             if row.get("letters") and row["split"].startswith("train"):
                 for piece in pieces(row, np.random.default_rng((seed, number)), least, most, count):
