@@ -7,6 +7,7 @@ before it is built, so whatever a user types stays text. Source: specification s
 import io
 import json
 import operator
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,8 @@ from gpa.errors import MissingExtraError, PromptError, VocabError
 from gpa.normalise import normalise_text
 from gpa.vocab import CONTROL, GLOBAL_TOKEN, SEMANTIC_TOKEN, read_tokenizer_json
 
-__all__ = ["TextTokenizer", "build_tokenizer_json", "normalise_text", "train_sentencepiece"]
+FILES = ("tokenizer.json", "tokenizer_config.json")
+__all__ = ["TextTokenizer", "build_tokenizer_json", "copy_tokenizer", "normalise_text", "train_sentencepiece"]
 
 
 class TextTokenizer:
@@ -132,10 +134,16 @@ def build_tokenizer_json(
     path = Path(path)
     directory = path.parent if path.suffix == ".json" else path
     directory.mkdir(parents=True, exist_ok=True)
-    for name, content in (("tokenizer.json", spec), ("tokenizer_config.json", config)):
+    for name, content in zip(FILES, (spec, config), strict=True):
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
         (directory / name).write_text(text, encoding="utf-8")
     return directory / "tokenizer.json"
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Both files of the tokenizer of one folder into another; FileNotFoundError if it has none."""
+    for name in FILES:
+        shutil.copy(source / name, out / name)
 
 
 def _replace(old: str, new: str) -> dict[str, Any]:

@@ -743,6 +743,10 @@ def test_tokens_are_made_of_an_export_and_trained_on(
     for row, more in zip(rows, tokens.read(tmp_path / "more"), strict=True):
         if "readings" in row:  # this spoilt cache is the clean one
             assert len(more["readings"]) == 2 and more["readings"][1] == more["semantic"]
+    tokens.main([*command[:5], "--like", str(out), "-o", str(tmp_path / "like")])
+    taken = (tmp_path / "like" / "tokenizer.json").read_bytes()
+    assert taken == (out / "tokenizer.json").read_bytes()
+    assert not (tmp_path / "like" / "spm.model").exists()
     first = (out / "tokens.jsonl").read_bytes()
     lines = first.splitlines(keepends=True)
     (out / "tokens.jsonl").unlink()

@@ -25,7 +25,7 @@ from gpa.data import tokens, tokenset
 from gpa.errors import UsageError
 from gpa.models.gpa.backbone import Backbone, load_backbone
 from gpa.prompt import Format, get_format
-from gpa.text import TextTokenizer, normalise_text
+from gpa.text import TextTokenizer, copy_tokenizer, normalise_text
 from gpa.vocab import Vocab
 
 WORDS = (3, 22)  # of a sentence
@@ -135,8 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(f"{len(texts)} new sentences and {len(voices)} voices: nothing to speak")
     lm = load_backbone(args.lm).eval()
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (args.out / name).write_bytes((args.tokens / name).read_bytes())
+    copy_tokenizer(args.tokens, args.out)
     made = list(rows(lm, fmt, texts, voices, args.batch, args.temperature, args.seed))
     tokenset.write_text(args.out / "tokens.jsonl", "".join(json.dumps(row) + "\n" for row in made))
     print(f"{len(made)} of {len(texts)} sentences spoken, {sum(len(r['semantic']) for r in made)} ids")

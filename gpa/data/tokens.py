@@ -27,7 +27,8 @@ from gpa.data.features import FeatureCache, read_lines
 from gpa.data.readings import Readings
 from gpa.data.tokenset import PREPARED, TokenSet
 from gpa.errors import CheckpointError
-from gpa.text import build_tokenizer_json, normalise_text, train_sentencepiece
+from gpa.text import build_tokenizer_json, copy_tokenizer, normalise_text, train_sentencepiece
+from gpa.vocab import Vocab
 
 COMMAND = "python -m gpa.data.tokens CACHE --codec EXPORT --encoder DIR -o TOKENS"
 
@@ -52,6 +53,11 @@ class Extractor:
         )
         self.readings, self.reading = readings, Readings(load_whisper_features(encoder), noise, rooms)
         self.spoilt = spoilt
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many semantic codes and how many values of a speaker code there are."""
+        return self.config.quantizer.codebook_size, int(np.prod(self.config.speaker_encoder.fsq_levels))
 
     @torch.inference_mode()
     def row(self, cache: FeatureCache, i: int) -> dict[str, Any]:
@@ -125,6 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         help="more text for the text tokenizer, one sentence a line",
     )
     parser.add_argument("--vocab-size", type=int, default=512)
+    parser.add_argument("--like", type=Path, metavar="TOKENS", help="token folder whose tokenizer to take")
     parser.add_argument("--readings", type=int, default=1, help="further readings of a training clip")
     parser.add_argument("--spoilt", type=Path, help="cache of gpa.data.features --spoilt: one reading more")
     parser.add_argument("--noise", default="", help="folder of noise with a manifest.json, for readings")
@@ -135,10 +142,23 @@ def main(argv: list[str] | None = None) -> None:
     cache = FeatureCache(args.cache)
     spoilt = cache.spoilt(args.spoilt) if args.spoilt else None
     extractor = Extractor(args.codec, args.encoder, args.readings, args.noise, args.rooms, spoilt)
-    train_sentencepiece(texts(cache.rows, args.text), args.out / "spm.model", args.vocab_size)
-    values = int(np.prod(extractor.config.speaker_encoder.fsq_levels))
-    build_tokenizer_json(args.out / "spm.model", extractor.config.quantizer.codebook_size, values, args.out)
+    if args.like:
+        _take_tokenizer(args.like, args.out, extractor)
+    else:
+        train_sentencepiece(texts(cache.rows, args.text), args.out / "spm.model", args.vocab_size)
+        build_tokenizer_json(args.out / "spm.model", *extractor.sizes, args.out)
     _write(extractor, cache, args.out / "tokens.jsonl")
+
+
+def _take_tokenizer(source: Path, out: Path, extractor: Extractor) -> None:
+    """The tokenizer of another token folder; CheckpointError if it counts other codes than the codec."""
+    vocab = Vocab.from_file(source)
+    if (vocab.semantic.size, vocab.global_.size) != extractor.sizes:
+        raise CheckpointError(
+            f"{source}: has {vocab.semantic.size} codes and {vocab.global_.size} speaker codes, "
+            f"the codec {extractor.sizes[0]} and {extractor.sizes[1]}"
+        )
+    copy_tokenizer(source, out)
 
 
 def _write(extractor: Extractor, cache: FeatureCache, path: Path) -> None:

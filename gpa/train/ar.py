@@ -9,7 +9,6 @@ head's attention there. Inference is untouched; the network is transformers' own
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from gpa.models.gpa.backbone import Backbone, alignment_loss, load_backbone, new
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.prompt import get_format
 from gpa.tasks import IGNORE
-from gpa.text import TextTokenizer
+from gpa.text import TextTokenizer, copy_tokenizer
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.args import TrainArgs
@@ -265,8 +264,7 @@ class LMFamily:
             module.save_pretrained(path / adapters.FOLDER)  # the adapter alone, as peft writes it
             module = adapters.merged(self.recipe.init, path / adapters.FOLDER)
         module.save_pretrained(path)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(Path(self.recipe.data.tokens) / name, path / name)
+        copy_tokenizer(Path(self.recipe.data.tokens), path)
 
 
 def _shared(weights: np.ndarray, replayed: np.ndarray, share: float) -> np.ndarray:

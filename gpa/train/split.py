@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from gpa import hub
 from gpa.codec import trained
 from gpa.errors import CheckpointError, exit_code
+from gpa.text import copy_tokenizer
 from gpa.vocab import Vocab
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,7 @@ def split_lm(export: Path, tokens: Path, out: Path) -> None:
     sizes = hub.read_json(export / "config.json")
     stop = {"eos_token_id": new.stop, "pad_token_id": new.control["pad"], "vocab_size": new.size}
     (out / "config.json").write_text(json.dumps(sizes | stop, indent=2), encoding="utf-8")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tokens / name, out / name)
+    copy_tokenizer(tokens, out)
 
 
 def main(argv: list[str] | None = None) -> None:
