@@ -140,6 +140,7 @@ def _asr(sub: Any) -> None:
         sub, "asr", commands.asr, "write down what is said", """\
   gpa asr note.wav
   gpa asr talks/*.flac > transcripts.tsv
+  gpa asr note.wav --words names.txt
   gpa tts "Hello there." -o - | gpa asr -
 
 prints the transcript; of several files one line each, PATH<tab>TRANSCRIPT. a file that cannot be read
@@ -147,6 +148,8 @@ is reported, the others are still transcribed, and the exit code says so.
 """
     )  # fmt: skip
     p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, Opus or MP3; any rate; - reads standard input")
+    p.add_argument("--words", type=Path, metavar="FILE", help="names and terms that may be said, one a line")
+    p.add_argument("--beams", type=int, metavar="N", help="spellings kept side by side (1: none, fastest)")
     options.sampling(p)
     options.model(p)
     options.json(p, "print one JSON object a file: path, text, tokens, finish_reason, timing, or error")

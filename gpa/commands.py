@@ -64,12 +64,13 @@ def vc(args: argparse.Namespace) -> None:
 
 def asr(args: argparse.Namespace) -> int:
     """Print transcripts; a bad file is reported, the others are done, and its exit code is returned."""
+    words = _text_lines(args.words) if args.words else []
     model = _load(args)
     failed = 0
     for path in _progress(args.audio):
         try:
             began = time.perf_counter()
-            transcript = model.asr(sound_of(path), **_sampling(args))
+            transcript = model.asr(sound_of(path), beams=args.beams, words=words, **_sampling(args))
         except GPAError as error:
             if len(args.audio) == 1:
                 raise
@@ -271,6 +272,14 @@ def _check_shipped() -> None:
             f"the shipped model {DEFAULT_MODEL} is missing from {SHIPPED}: install the package again or "
             "fetch the whole repository; meanwhile give another with --model, or train one with recipes/gpa"
         )
+
+
+def _text_lines(path: Path) -> list[str]:
+    """The lines of a text file; UsageError for one that cannot be read as text."""
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: no text file ({error})") from error
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:

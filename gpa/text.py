@@ -47,6 +47,14 @@ class TextTokenizer:
         """The spelling of each id of `encode(text)`, a word's first with SentencePiece's leading U+2581."""
         return self._tokenizer.encode(text, add_special_tokens=False).tokens
 
+    def spellings(self) -> dict[int, str]:
+        """What each base id spells, leading spaces included, without ids of bytes and of unknown text."""
+        table = self._tokenizer.get_vocab()
+        plain = {
+            i: piece for piece, i in table.items() if not (piece.startswith("<") and piece.endswith(">"))
+        }
+        return {i: piece.replace("\u2581", " ").replace("\u0120", " ").lower() for i, piece in plain.items()}
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of base ids; an unfinished UTF-8 character becomes U+FFFD; VocabError for other ids."""
         found = [operator.index(token_id) for token_id in ids]

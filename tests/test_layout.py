@@ -30,7 +30,9 @@ MAX_LINES = 400
 MAX_DEPTH = 2
 
 # The layer of every module, by its first name under gpa. A new module needs a place here and in the docs.
-LAYERS = {name: 0 for name in ("errors", "config", "audio", "text", "normalise", "vocab", "hub", "compose")}
+LAYERS = dict.fromkeys(
+    ("errors", "config", "audio", "text", "normalise", "lexicon", "vocab", "hub", "compose"), 0
+)
 LAYERS |= {
     "nn": 1,
     "codec": 2,

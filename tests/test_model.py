@@ -282,6 +282,30 @@ def test_transcript(ours: GPA, clip: tuple[np.ndarray, int]) -> None:
     assert all(i in ours.vocab.text for i in transcript.tokens)
 
 
+def test_words_help_a_transcript(ours: GPA, clip: tuple[np.ndarray, int], tmp_path: Path) -> None:
+    """A checkpoint keeps its list of words, which turns what is written towards them; none, no added ones."""
+    with pytest.raises(UsageError, match=r"no words.txt"):
+        ours.asr(clip, words=["Quillan"])
+    with pytest.raises(UsageError, match="width of at least 1"):
+        ours.asr(clip, beams=0)
+    kept = ours.save_pretrained(tmp_path / "kept")
+    (kept / "words.txt").write_text("hello 3\nthere 1\n")
+    strong = json.loads((kept / "gpa.json").read_text()) | {
+        "beams": {"width": 6, "words": 40.0, "letter": 0.0}
+    }
+    (kept / "gpa.json").write_text(json.dumps(strong))
+    model = GPA.from_pretrained(kept)
+    greedy = model.asr(clip, beams=1, max_new_tokens=12).text
+    assert greedy == ours.asr(clip, max_new_tokens=12).text
+    assert model.asr(clip, max_new_tokens=12).text != greedy
+    assert len(model.processor.search(words=["Quillan"]).prior.lexicon) == 3  # type: ignore[union-attr]
+    again = model.save_pretrained(tmp_path / "again")
+    assert (again / "words.txt").read_text() == "hello 3\nthere 1\n"
+    (again / "words.txt").write_text("no count\n")
+    with pytest.raises(CheckpointError, match=r"words.txt, line 1"):
+        GPA.from_pretrained(again).asr(clip)
+
+
 @pytest.mark.parametrize("kind", ["published", "ours"])
 @pytest.mark.parametrize("task", ["asr", "tts", "vc"])
 def test_length_follows_from_the_input(

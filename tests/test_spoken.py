@@ -9,6 +9,7 @@ import pytest
 
 from gpa import audio
 from gpa.data import spoken
+from gpa.data.words import texts_in
 from gpa.errors import GenerationError, UsageError
 
 needs_flite = pytest.mark.skipif(not shutil.which("flite"), reason="flite is not installed")
@@ -35,7 +36,7 @@ def test_what_is_held_back_is_not_chosen(tmp_path: Path) -> None:
         {"reference": "Nine, ten; eleven twelve!"},
     ]
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    held = spoken.texts_in([tmp_path / "held.jsonl"], training=False)
+    held = texts_in([tmp_path / "held.jsonl"], training=False)
     texts = ["one two three four.", "five six seven eight.", "nine ten eleven twelve", "one two"]
     assert spoken.choose([*texts, "five six seven eight!"], (3, 5), held) == ["five six seven eight."]
     many = [f"the word {chr(97 + i)}{chr(97 + j)} is spoken" for i in range(20) for j in range(20)]

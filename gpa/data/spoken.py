@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 from gpa import audio
 from gpa.data.imagined import sentences
+from gpa.data.words import texts_in
 from gpa.errors import GenerationError, UsageError
+from gpa.lexicon import words_of
 from gpa.text import normalise_text
 
 VOICES = ("slt", "rms", "awb", "kal16")  # Flite's of 16 kHz
@@ -68,26 +70,14 @@ def choose(texts: Iterable[str], words: tuple[int, int], held: Iterable[str]) ->
 
 def covering(texts: Sequence[str], repeats: int, said: Iterable[str], seed: int) -> list[str]:
     """Texts, in a drawn order, that have a word which fewer than `repeats` of those before have."""
-    counts = Counter(word for text in said for word in words_of(text))
+    counts = Counter(word for text in said for word in set(words_of(text)))
     kept = []
     for n in np.random.default_rng(seed).permutation(len(texts)):
-        words = words_of(texts[n])
+        words = set(words_of(texts[n]))
         if any(counts[word] < repeats for word in words):
             kept.append(texts[n])
             counts.update(words)
     return kept
-
-
-def words_of(text: str) -> set[str]:
-    """The different words of a text."""
-    return set(re.findall(r"[a-z']+", text.lower()))
-
-
-def texts_in(files: Iterable[Path], *, training: bool) -> list[str]:
-    """Texts of manifests that are for training, or of those that are not and of an evaluation's items."""
-    rows = (json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines())
-    found = (row for row in rows if str(row.get("split")).startswith("train") == training)
-    return [row.get("text") or row.get("reference") or "" for row in found]
 
 
 def speak(text: str, voice: str, stretch: float, path: Path) -> None:

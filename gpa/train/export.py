@@ -3,7 +3,7 @@
     python -m gpa.train.export --lm runs/mini/export --codec runs/codec/export --features WHISPER --out DIR \\
         [--settings export.yaml] [--voice NAME=REF.wav ...] [--golden CLIP.wav=TEXT ...]
 
-The settings file holds keys of gpa.json (name, max_audio_seconds, max_text_chars, sampling, about).
+The settings file holds keys of gpa.json (name, max_audio_seconds, max_text_chars, sampling, beams, about).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def assemble(
     settings: Mapping[str, Any] | None = None,
     voices: Mapping[str, AudioLike] | None = None,
     golden: Sequence[tuple[AudioLike, str]] = (),
+    words: str | Path | None = None,
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,
 ) -> Path:
@@ -46,11 +47,13 @@ def assemble(
     `lm` is a transformers directory of a trained Qwen3, `tokenizer` (default: the same) one with
     tokenizer.json. `voices` are recordings by name. Voices and golden outputs are made by the checkpoint as
     stored, in `dtype`, so they are what a user's computer gives. `golden` are (clip, text) pairs, two or
-    more, or none.
+    more, or none. `words` is a list of gpa.data.words, which recognition spells by.
     """
     config = GPAConfig.from_dict({"version": VERSION, "format": "instruct", **(settings or {})}, "settings")
     network, _ = load_lm(Path(lm))
     model = GPA(network, codec, tokenizer or lm, config=config)
+    if words:
+        model.processor.take_words(Path(words))
     path = model.save_pretrained(out, dtype=dtype, codec_dtype=dtype, overwrite=overwrite)
     stored = GPA.from_pretrained(path, device="cpu", dtype="float32")
     for name, clip in (voices or {}).items():
@@ -79,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--golden", action="append", default=[], metavar="CLIP=TEXT", help="outputs to record, two or more"
     )
+    parser.add_argument("--words", type=Path, help="list of gpa.data.words, for recognition")
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true", help="replace --out (a README.md there stays)")
@@ -92,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         settings=load_yaml(args.settings) if args.settings else None,
         voices=dict(_pair(item, "--voice") for item in args.voice),
         golden=[_pair(item, "--golden") for item in args.golden],
+        words=args.words,
         dtype=getattr(torch, args.dtype),
         overwrite=args.overwrite,
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 from gpa import hub
 from gpa.errors import CheckpointError
+from gpa.models.gpa.beam_gpa import Beams
 from gpa.models.gpa.generation_gpa import Sampling
 
 FILE = "gpa.json"
@@ -34,6 +35,7 @@ class GPAConfig:
 
     `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. A model that
     `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
+    `beams` are how recognition searches, with the checkpoint's words.txt.
     `about` is free text for people: licence, training data, command.
     """
 
@@ -43,6 +45,7 @@ class GPAConfig:
     max_text_chars: int = 200
     keeps_timing: bool = False
     sampling: Mapping[str, Sampling] = field(default_factory=_defaults)
+    beams: Beams = Beams()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
 
@@ -63,8 +66,9 @@ class GPAConfig:
             raise CheckpointError(f"{where}: unknown keys {unknown}")
         try:
             raw["sampling"] = _defaults() | {k: Sampling(**v) for k, v in raw.get("sampling", {}).items()}
+            raw["beams"] = Beams(**raw.get("beams", {}))
         except TypeError as error:
-            raise CheckpointError(f"{where}: sampling: {error}") from error
+            raise CheckpointError(f"{where}: sampling or beams: {error}") from error
         return cls(**raw)
 
     def write(self, folder: Path) -> None:

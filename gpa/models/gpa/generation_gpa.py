@@ -96,7 +96,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class _Masks:
+class Masks:
     """Boolean masks over the vocabulary, made once per request; None lets everything pass."""
 
     legal: Tensor | None  # (V,)
@@ -104,7 +104,7 @@ class _Masks:
     stop: Tensor  # (V,)
 
     @classmethod
-    def build(cls, rules: Rules, size: int, device: torch.device) -> _Masks:
+    def build(cls, rules: Rules, size: int, device: torch.device) -> Masks:
         stop = torch.zeros(size, dtype=torch.bool, device=device)
         stop[sorted(rules.stop)] = True
         if rules.legal is None:
@@ -135,10 +135,16 @@ def prefill(lm: PreTrainedModel, ids: Sequence[int]) -> tuple[Tensor, DynamicCac
 @torch.inference_mode()
 def decode_one(lm: PreTrainedModel, token_id: int, cache: DynamicCache) -> Tensor:
     """Logits (V,) after one more id; the cache grows by it."""
-    ids = torch.tensor([[token_id]], device=lm.device)
+    return decode_several(lm, [token_id], cache)[0]
+
+
+@torch.inference_mode()
+def decode_several(lm: PreTrainedModel, token_ids: Sequence[int], cache: DynamicCache) -> Tensor:
+    """Logits (B, V) after one more id in each row of the cache."""
+    ids = torch.tensor(token_ids, device=lm.device)[:, None]
     with _threads_for_one(lm):
         out = lm(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return out.logits[0, -1].float()
+    return out.logits[:, -1].float()
 
 
 @contextmanager
@@ -199,14 +205,14 @@ def stream(
     prompt that leaves no room in the context.
     """
     completion = Completion() if completion is None else completion
-    room = _room(lm, prompt)
-    masks = _Masks.build(rules, lm.config.vocab_size, lm.device)
+    most = min(rules.max_new, room(lm, prompt))
+    masks = Masks.build(rules, lm.config.vocab_size, lm.device)
     generator = torch.Generator().manual_seed(seed)
     loops = LoopDetector(rules.loop)
     following = logits or (Cached(lm, prompt) if cached else lambda ids: logits_of(lm, [*prompt, *ids])[-1])
     ids = completion.ids
-    for _ in range(min(rules.max_new, room)):
-        token_id = choose(_masked(following(ids), ids, rules, masks), ids, sampling, generator)
+    for _ in range(most):
+        token_id = choose(masked(following(ids), ids, rules, masks), ids, sampling, generator)
         ids.append(token_id)
         completion.kept = len(ids)
         yield token_id
@@ -236,7 +242,8 @@ def generate(
     return completion
 
 
-def _room(lm: PreTrainedModel, prompt: Sequence[int]) -> int:
+def room(lm: PreTrainedModel, prompt: Sequence[int]) -> int:
+    """How many ids fit into the context after a prompt; PromptError, with the numbers, if there is none."""
     context = lm.config.max_position_embeddings
     if not prompt:
         raise PromptError("the prompt is empty")
@@ -249,7 +256,7 @@ def _room(lm: PreTrainedModel, prompt: Sequence[int]) -> int:
     return context - len(prompt)
 
 
-def _masked(logits: Tensor, ids: Sequence[int], rules: Rules, masks: _Masks) -> Tensor:
+def masked(logits: Tensor, ids: Sequence[int], rules: Rules, masks: Masks) -> Tensor:
     """Logits with every id that may not come next at -inf."""
     last = len(ids) + 1 == rules.max_new
     if (ids and ids[-1] in rules.closers) or (rules.closed and last):

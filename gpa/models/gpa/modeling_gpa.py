@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa import files_gpa as files
+from gpa.models.gpa.beam_gpa import transcribe
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
@@ -355,21 +356,25 @@ class GPA:
         top_p: float | None = None,
         repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
+        beams: int | None = None,
+        words: Iterable[str] = (),
         seed: int = 0,
     ) -> Transcript:
         """Write down what is said in audio of any length; a long one is cut at its quietest points.
 
-        Greedy by default. `max_new_tokens` bounds each part. GenerationError if nothing was recognised.
+        `beams` hypotheses are searched at temperature 0, helped by the checkpoint's list of words and by
+        `words`, names that may be said; 1 is greedy. `max_new_tokens` bounds each part. GenerationError if
+        nothing was recognised.
         """
         sampling = self._sampling("asr", temperature, top_k, top_p, repetition_penalty)
+        search = self.processor.search(beams, words)
         wav = self.processor.hear(audio, "the audio")
         texts, tokens, reasons = [], [], []
         for i, part in enumerate(self.processor.audio_parts(wav, "asr")):
             ids = self.processor.build("asr", wav=part)
             most = budget(max_new_tokens, transcript_ids(len(part) / self.sample_rate))
-            done = generate(
-                self.lm, ids, self.processor.rules("asr", most), sampling, seed=seed + i * SEED_STEP
-            )
+            rules = self.processor.rules("asr", most)
+            done = transcribe(self.lm, ids, rules, sampling, search, seed=seed + i * SEED_STEP)
             text_ids = self.processor.text_ids(done)
             texts.append(self.processor.text_tokenizer.decode(text_ids).strip())
             tokens += text_ids

@@ -7,18 +7,22 @@ language model only the size of its vocabulary and of its context.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpa import audio as sound
-from gpa import hub
+from gpa import hub, lexicon
 from gpa.audio import AudioLike
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import CheckpointError, PromptError, UsageError
+from gpa.lexicon import Lexicon
+from gpa.models.gpa.beam_gpa import Search, Spelling
 from gpa.models.gpa.budgets_gpa import Budgets, budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.files_gpa import GLM, read_text_files
@@ -162,6 +166,26 @@ class GPAProcessor(Budgets):
                 f"the {task} prompt has {len(ids)} ids, the model's context {self.context}: shorten the input"
             )
         return ids
+
+    def search(self, width: int | None = None, words: Iterable[str] = ()) -> Search:
+        """How a transcript is searched for: the checkpoint's way, with another width or more words."""
+        beams, more = self.config.beams, list(words)
+        beams = beams if width is None else replace(beams, width=width)
+        if more and not self.lexicon:
+            raise UsageError(f"words: this checkpoint has no {lexicon.FILE} that they could be added to")
+        known = self.lexicon.with_words(more) if more else self.lexicon
+        return Search(beams.width, Spelling(known, self.text_tokenizer.spellings(), beams) if known else None)
+
+    @cached_property
+    def lexicon(self) -> Lexicon:
+        """The words of the checkpoint, none for most."""
+        return Lexicon.parse(self.text_files.get(lexicon.FILE, b"").decode(), lexicon.FILE)
+
+    def take_words(self, path: Path) -> None:
+        """Take a list as the words of the checkpoint; CheckpointError for a file that is none."""
+        content = path.read_bytes()
+        self.lexicon = Lexicon.parse(content.decode(errors="replace"), str(path))
+        self.text_files[lexicon.FILE] = content
 
     def hear(self, audio: AudioLike, name: str) -> np.ndarray:
         """A waveform (S,) to transcribe or convert; AudioWarning if it is silent or clipped."""

@@ -1,0 +1,122 @@
+"""Words and how often they are said: what the spelling of a word should be, letter by letter.
+
+A lexicon is a text file, `words.txt`, one word and its count a line, so that people can read it, cut it and
+add to it. Recognition uses it as a prior beside the network (`gpa.models.gpa.beam_gpa`): shallow fusion
+(Gulcehre et al. 2015) with a model that knows words and nothing of what surrounds them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+
+from gpa.errors import CheckpointError
+
+FILE = "words.txt"
+END = " "  # of a word, after its last letter
+LETTERS = 27  # a to z and the apostrophe; with the end 28 things can follow
+LAST = "~"  # sorts behind every letter
+RARITY = 2000  # a word that a user adds
+NEAR = 3  # letters that are looked at where no word begins like this
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in order: runs of letters and apostrophes, in lower case."""
+    return re.findall(r"[a-z']+", text.lower())
+
+
+class Lexicon:
+    """Log-probabilities of a word's next letter.
+
+    What follows a prefix is counted over the words that begin with it; how much that is believed depends on
+    how many letters were seen to follow it (Witten and Bell 1991), and the rest falls to what follows its
+    last letters in all words. So a word that is not listed costs more, but can be said.
+    """
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self.counts = {word: int(n) for word, n in sorted(counts.items()) if n > 0}
+        self._words = [word + END for word in self.counts]  # sorted: "a " comes before "ab "
+        self._sums = [0, *accumulate(self.counts.values())]
+        self._near: dict[str, Counter[str]] = {}
+        self._known: dict[str, dict[str, float]] = {}
+
+    @classmethod
+    def of_texts(cls, texts: Iterable[str]) -> Lexicon:
+        """Of the words of some texts."""
+        return cls(Counter(word for text in texts for word in words_of(text)))
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Lexicon:
+        """From lines of a word and its count; CheckpointError, naming `where`, for any other line."""
+        counts: Counter[str] = Counter()
+        for number, line in enumerate(text.splitlines(), 1):
+            word, _, count = line.partition(" ")
+            if words_of(word) != [word] or not (count.isascii() and count.isdigit()):
+                raise CheckpointError(
+                    f"{where}, line {number}: {line!r:.60}: a word and its count are needed"
+                )
+            counts[word] += int(count)
+        return cls(counts)
+
+    def lines(self) -> str:
+        """The inverse of `parse`, the most frequent word first."""
+        ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        return "".join(f"{word} {count}\n" for word, count in ordered)
+
+    def with_words(self, texts: Iterable[str]) -> Lexicon:
+        """A lexicon that knows the words of some texts as well, each as if it were one in `RARITY` said."""
+        count = max(1, self._sums[-1] // RARITY)
+        more = Counter({word: count for text in texts for word in words_of(text)})
+        return Lexicon(Counter(self.counts) + more)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def log_prob(self, prefix: str, letter: str) -> float:
+        """Of a letter, or `END`, after the letters of a word so far."""
+        known = self._known.get(prefix)
+        if known is None:
+            known = self._known[prefix] = self._following(prefix)
+        return known.get(letter, known[""])
+
+    def _following(self, prefix: str) -> dict[str, float]:
+        """Log-probability of every letter that was seen after a prefix; "" is any other letter."""
+        share: dict[str, float] = {}
+        rest = 1 / (LETTERS + 1)
+        near = [self._after(prefix[len(prefix) - n :]) for n in range(min(NEAR + 1, len(prefix)))]
+        for counts in (*near, self._from(prefix)):
+            if counts:
+                total, kinds = sum(counts.values()), len(counts)
+                seen = {
+                    c: (counts[c] + kinds * share.get(c, rest)) / (total + kinds) for c in {*share, *counts}
+                }
+                share, rest = seen, kinds * rest / (total + kinds)
+        return {c: math.log(p) for c, p in share.items()} | {"": math.log(rest)}
+
+    def _from(self, prefix: str) -> Counter[str]:
+        """Which letters follow a prefix in the words that begin with it, and how often."""
+        low, high = bisect_left(self._words, prefix), bisect_left(self._words, prefix + LAST)
+        found: Counter[str] = Counter()
+        while low < high:
+            letter = self._words[low][len(prefix)]
+            after = bisect_left(self._words, prefix + letter + LAST, low, high)
+            found[letter] += self._sums[after] - self._sums[low]
+            low = after
+        return found
+
+    def _after(self, letters: str) -> Counter[str]:
+        """Which letters follow some letters anywhere in a word."""
+        if not self._near:
+            for word, count in self.counts.items():
+                spelt = word + END
+                for n in range(NEAR + 1):
+                    for i in range(n, len(spelt)):
+                        self._near.setdefault(spelt[i - n : i], Counter())[spelt[i]] += count
+        return self._near.get(letters, Counter())
