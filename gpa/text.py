@@ -19,8 +19,16 @@ from gpa.errors import MissingExtraError, PromptError, VocabError
 from gpa.normalise import normalise_text
 from gpa.vocab import CONTROL, GLOBAL_TOKEN, SEMANTIC_TOKEN, read_tokenizer_json
 
+PUNCTUATION = str.maketrans("", "", ".,?!;:")
 FILES = ("tokenizer.json", "tokenizer_config.json")
-__all__ = ["TextTokenizer", "build_tokenizer_json", "copy_tokenizer", "normalise_text", "train_sentencepiece"]
+__all__ = [
+    "TextTokenizer",
+    "build_tokenizer_json",
+    "copy_tokenizer",
+    "normalise_text",
+    "train_sentencepiece",
+    "without_punctuation",
+]
 
 
 class TextTokenizer:
@@ -146,6 +154,11 @@ def build_tokenizer_json(
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
         (directory / name).write_text(text, encoding="utf-8")
     return directory / "tokenizer.json"
+
+
+def without_punctuation(text: str) -> str:
+    """The words of a text alone, as recognition writes them."""
+    return " ".join(text.translate(PUNCTUATION).split())
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:

@@ -1,5 +1,6 @@
 """Model card and data card: everything on them is from files, and what no file says is said to be missing."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -232,6 +233,17 @@ def test_what_a_manifest_does_not_state_is_said(made: Path, tmp_path: Path) -> N
     _, data = cards(made, tmp_path, "--manifest", str(tmp_path / "manifest.jsonl"))
     assert "duration of 1 clips, licence of 2 clips, speaker of 1 clips, corpus of 1 clips" in data
     assert "No split is held out." in data and "not stated" in data
+
+
+def test_several_manifests_are_one(made: Path, tmp_path: Path) -> None:
+    """Rows, names and hashes of all."""
+    more = tmp_path / "spoken.jsonl"
+    more.write_text(json.dumps(row("flite-1", "train-synthetic", corpus="flite-synthetic")) + "\n")
+    first = str(made / "data/speech/manifest.jsonl")
+    _, alone = cards(made, tmp_path, "--manifest", first)
+    _, both = cards(made, tmp_path, "--manifest", first, str(more))
+    assert "flite-synthetic" in both and "flite-synthetic" not in alone
+    assert "manifest.jsonl, spoken.jsonl" in both and hashlib.sha256(more.read_bytes()).hexdigest() in both
 
 
 def test_synthetic_is_what_says_so() -> None:

@@ -11,12 +11,12 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from gpa import config
 from gpa.data.align import letters_of, piece_spans
-from gpa.data.rows import PUNCTUATION, TASK_ORDER, LMBatch, Noise, Row, RowBuilder, collate, pack
+from gpa.data.rows import TASK_ORDER, LMBatch, Noise, Row, RowBuilder, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.backbone import alignment_loss, new_backbone
 from gpa.prompt import INSTRUCTIONS
 from gpa.tasks import IGNORE
-from gpa.text import normalise_text
+from gpa.text import normalise_text, without_punctuation
 from gpa.train import average
 from gpa.train.ar import LMFamily, LMRecipe
 from gpa.train.loop import TrainArgs, train
@@ -57,7 +57,7 @@ def test_rows_are_inference_prompts_and_their_completions(family: LMFamily, task
         assert fmt.build(task, instruction=parsed.instruction, **fields) == prompt  # type: ignore[arg-type]
         seen.add(parsed.instruction)
         if task == "asr":
-            words = clip["text"].translate(PUNCTUATION).split()
+            words = without_punctuation(clip["text"]).split()
             completion = fmt.completion(task, text=" ".join(words))
             assert parsed.semantic in (clip["semantic"], *clip.get("readings", ()))
         else:
@@ -128,7 +128,7 @@ def test_speech_ids_look_at_the_pieces_spoken_then(family: LMFamily) -> None:
 def test_written_pieces_look_at_the_frames_where_they_are_spoken(family: LMFamily) -> None:
     for i, row in rows_of(family, "asr"):
         clip = family.train_rows.clips[i]
-        text = " ".join(clip["text"].translate(PUNCTUATION).split())
+        text = without_punctuation(clip["text"])
         spans = piece_spans(
             family.text.pieces(text), letters_of(text), clip["letters"], len(clip["semantic"])
         )

@@ -21,9 +21,9 @@ from gpa.data.tokenset import longest
 from gpa.errors import UsageError
 from gpa.prompt import INSTRUCTIONS, Example, Format, InstructFormat
 from gpa.tasks import IGNORE
+from gpa.text import without_punctuation
 from gpa.vocab import Block
 
-PUNCTUATION = str.maketrans("", "", ".,?!;:")
 TASK_ORDER = ("tts", "asr", "vc")
 OTHER = {"asr": 0.5, "vc": 0.75}  # how often a clip is heard in another reading, if it has one
 
@@ -122,7 +122,7 @@ class RowBuilder:
             others = self.by_speaker[clip["speaker"]]
             clip["global"] = self.clips[others[int(rng.integers(len(others)))]]["global"]
         if task == "asr" and self.fmt.name == "instruct":
-            clip["text"] = " ".join(clip["text"].translate(PUNCTUATION).split())
+            clip["text"] = without_punctuation(clip["text"])
         readings = clip.get("readings", ())
         if task != "tts" and readings and rng.random() < OTHER[task]:
             clip["semantic"] = readings[int(rng.integers(len(readings)))]

@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, help="folder with gpa.json")
     parser.add_argument("--runs", type=Path, nargs="+", default=[], metavar="RUN",
         help="folders of the training runs that made it, in their order")  # fmt: skip
-    parser.add_argument("--manifest", type=Path, help="manifest.jsonl of the data")
+    parser.add_argument("--manifest", type=Path, nargs="+", default=[], metavar="JSONL",
+        help="manifest.jsonl of the data, and further ones that were trained on")  # fmt: skip
     parser.add_argument("--report", type=Path, help="report.json of gpa eval, of these very weights")
     parser.add_argument("--notes", type=Path, help="Markdown of fixed sections, taken over word for word")
     parser.add_argument(
@@ -61,7 +62,7 @@ def _read(args: argparse.Namespace) -> page.Sources:
     return page.Sources(
         checkpoint,
         [runs.read_run(path) for path in args.runs],
-        corpora.read_manifest(args.manifest) if args.manifest else None,
+        corpora.read_manifests(args.manifest) if args.manifest else None,
         found,
         notes.read_notes(args.notes) if args.notes else notes.Notes(),
         args.watts,

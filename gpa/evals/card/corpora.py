@@ -35,6 +35,19 @@ class Manifest:
         return [row for row in self.rows if is_training(row)]
 
 
+def read_manifests(paths: Sequence[Path]) -> Manifest:
+    """Several manifests as one: the first one's hash of data, the rows, names and hashes of all."""
+    first, *others = [read_manifest(path) for path in paths]
+    every = [first, *others]
+    rows = [row for each in every for row in each.rows]
+    return Manifest(
+        ", ".join(each.file for each in every),
+        ", ".join(each.sha256 for each in every),
+        first.data_sha256,
+        rows,
+    )
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a JSONL manifest; UsageError naming the line that does not fit."""
     rows = []

@@ -22,6 +22,7 @@ from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa import files_gpa as files
 from gpa.models.gpa.beam_gpa import transcribe
+from gpa.models.gpa.best_gpa import best_take
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
@@ -252,16 +253,9 @@ class GPA:
             rules = Rules(most, rules.stop)
         return generate(self.lm, ids, rules, sampling, seed=seed).ids
 
-    def _sampling(
-        self,
-        task: str,
-        temperature: float | None,
-        top_k: int | None,
-        top_p: float | None,
-        penalty: float | None,
-    ) -> Sampling:
-        changes = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": penalty}
-        return self.config.sampling[task].updated(**changes)
+    def _sampling(self, task: str, *values: float | None) -> Sampling:
+        changes = zip(("temperature", "top_k", "top_p", "repetition_penalty"), values, strict=True)
+        return self.config.sampling[task].updated(**dict(changes))
 
     # Tasks ------------------------------------------------------------------------------------------------
 
@@ -275,23 +269,28 @@ class GPA:
         top_p: float | None = None,
         repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
+        best_of: int | None = None,
         seed: int = 0,
         pause: float = 0.2,
     ) -> Speech:
         """Speak a text of any length in a voice; a long text is spoken in parts, `pause` seconds apart.
 
-        `max_new_tokens` bounds each of them. PromptError for text that says nothing, GenerationError for no
-        speech.
+        Of `best_of` takes of each part the one is kept that the model recognises best. `max_new_tokens`
+        bounds each part. PromptError for text that says nothing, GenerationError for no speech.
         """
         sampling = self._sampling("tts", temperature, top_k, top_p, repetition_penalty)
         codes = self.resolve_voice(voice).codes
         pieces = self.processor.text_parts(text, codes)
+        takes = self.config.best_of if best_of is None else best_of
         made = []
         for i, piece in enumerate(pieces):
             least, most = self.processor.spoken_ids(piece)
             rules = self.processor.rules("tts", budget(max_new_tokens, most), least)
             ids = self.processor.build("tts", text=piece, voice=codes)
-            made.append(self._spoken(generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP)))
+            own = seed + i * SEED_STEP
+            made.append(
+                self._spoken(best_take(self.lm, self.processor, ids, piece, rules, sampling, takes, own))
+            )
         silence = np.zeros(int(pause * self.sample_rate), np.float32)
         wavs: list[np.ndarray] = []
         for tokens, _ in made:
