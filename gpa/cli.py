@@ -130,9 +130,6 @@ prints the path of the file written. `gpa info` lists the voices of a model.
     p.add_argument("text", help="what to say; - reads it from standard input")
     options.voice(p)
     options.output(p, "out.wav")
-    p.add_argument(
-        "--best-of", type=int, metavar="N", help="takes, of which the clearest is kept (1: fastest)"
-    )
     options.sampling(p)
     options.model(p)
     options.json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")

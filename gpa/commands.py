@@ -44,7 +44,7 @@ def tts(args: argparse.Namespace) -> None:
     text = _stdin_text() if args.text == "-" else args.text
     model = _load(args)
     began = time.perf_counter()
-    speech = model.tts(text, voice=_voice_of(args, model), best_of=args.best_of, **_sampling(args))
+    speech = model.tts(text, voice=_voice_of(args, model), **_sampling(args))
     _deliver(args, speech, time.perf_counter() - began)
 
 

@@ -35,7 +35,7 @@ class GPAConfig:
 
     `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. A model that
     `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
-    Of `best_of` takes of a text the best is kept; `beams` are how recognition searches, with words.txt.
+    `beams` are how recognition searches, with the checkpoint's words.txt.
     `about` is free text for people: licence, training data, command.
     """
 
@@ -45,7 +45,6 @@ class GPAConfig:
     max_text_chars: int = 200
     keeps_timing: bool = False
     sampling: Mapping[str, Sampling] = field(default_factory=_defaults)
-    best_of: int = 1
     beams: Beams = Beams()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)

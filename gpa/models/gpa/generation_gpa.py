@@ -204,46 +204,24 @@ def stream(
     ids. `logits` come from elsewhere than the prompt alone. Raises PromptError, with the numbers, for a
     prompt that leaves no room in the context.
     """
-    course = _Course(lm, rules, sampling, seed, completion)
+    completion = Completion() if completion is None else completion
+    most = min(rules.max_new, room(lm, prompt))
+    masks = Masks.build(rules, lm.config.vocab_size, lm.device)
+    generator = torch.Generator().manual_seed(seed)
+    loops = LoopDetector(rules.loop)
     following = logits or (Cached(lm, prompt) if cached else lambda ids: logits_of(lm, [*prompt, *ids])[-1])
-    for _ in range(min(rules.max_new, room(lm, prompt))):
-        yield course.step(following(course.ids))
-        if course.ended:
+    ids = completion.ids
+    for _ in range(most):
+        token_id = choose(masked(following(ids), ids, rules, masks), ids, sampling, generator)
+        ids.append(token_id)
+        completion.kept = len(ids)
+        yield token_id
+        if token_id in rules.stop:
+            completion.finish_reason = "stop"
             return
-
-
-class _Course:
-    """A completion on its way: what may come next, what is drawn, and whether that was the end."""
-
-    def __init__(
-        self,
-        lm: PreTrainedModel,
-        rules: Rules,
-        sampling: Sampling,
-        seed: int,
-        completion: Completion | None = None,
-    ) -> None:
-        self.rules, self.sampling = rules, sampling
-        self.completion = Completion() if completion is None else completion
-        self.masks = Masks.build(rules, lm.config.vocab_size, lm.device)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.loops, self.ended = LoopDetector(rules.loop), False
-
-    @property
-    def ids(self) -> list[int]:
-        return self.completion.ids
-
-    def step(self, logits: Tensor) -> int:
-        """The next id, from logits (V,)."""
-        ids, done = self.ids, self.completion
-        legal = masked(logits, ids, self.rules, self.masks)
-        ids.append(choose(legal, ids, self.sampling, self.generator))
-        done.kept = len(ids)
-        if ids[-1] in self.rules.stop:
-            done.finish_reason, self.ended = "stop", True
-        elif self.loops.add(ids[-1]):
-            done.finish_reason, done.kept, self.ended = "loop", len(ids) - self.loops.excess, True
-        return ids[-1]
+        if loops.add(token_id):
+            completion.finish_reason, completion.kept = "loop", len(ids) - loops.excess
+            return
 
 
 def generate(
@@ -262,27 +240,6 @@ def generate(
     for _ in stream(lm, prompt, rules, sampling, completion=completion, **options):
         pass
     return completion
-
-
-def generate_several(
-    lm: PreTrainedModel, prompt: Sequence[int], rules: Rules, sampling: Sampling, seeds: Sequence[int]
-) -> list[Completion]:
-    """What `generate` gives for each seed, side by side in one batch."""
-    courses = [_Course(lm, rules, sampling, seed) for seed in seeds]
-    first, cache = prefill(lm, prompt)
-    live, logits = courses, first.expand(len(courses), -1)
-    cache.batch_select_indices(torch.zeros(len(courses), dtype=torch.long, device=lm.device))
-    for _ in range(min(rules.max_new, room(lm, prompt))):
-        for course, row in zip(live, logits, strict=True):
-            course.step(row)
-        going = [n for n, course in enumerate(live) if not course.ended]
-        if not going:
-            break
-        if len(going) < len(live):
-            cache.batch_select_indices(torch.tensor(going, device=lm.device))
-            live = [live[n] for n in going]
-        logits = decode_several(lm, [course.ids[-1] for course in live], cache)
-    return [course.completion for course in courses]
 
 
 def room(lm: PreTrainedModel, prompt: Sequence[int]) -> int:

@@ -22,7 +22,6 @@ from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa import files_gpa as files
 from gpa.models.gpa.beam_gpa import transcribe
-from gpa.models.gpa.best_gpa import best_take
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
@@ -269,28 +268,23 @@ class GPA:
         top_p: float | None = None,
         repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
-        best_of: int | None = None,
         seed: int = 0,
         pause: float = 0.2,
     ) -> Speech:
         """Speak a text of any length in a voice; a long text is spoken in parts, `pause` seconds apart.
 
-        Of `best_of` takes of each part the one is kept that the model recognises best. `max_new_tokens`
-        bounds each part. PromptError for text that says nothing, GenerationError for no speech.
+        `max_new_tokens` bounds each of them. PromptError for text that says nothing, GenerationError for no
+        speech.
         """
         sampling = self._sampling("tts", temperature, top_k, top_p, repetition_penalty)
         codes = self.resolve_voice(voice).codes
         pieces = self.processor.text_parts(text, codes)
-        takes = self.config.best_of if best_of is None else best_of
         made = []
         for i, piece in enumerate(pieces):
             least, most = self.processor.spoken_ids(piece)
             rules = self.processor.rules("tts", budget(max_new_tokens, most), least)
             ids = self.processor.build("tts", text=piece, voice=codes)
-            own = seed + i * SEED_STEP
-            made.append(
-                self._spoken(best_take(self.lm, self.processor, ids, piece, rules, sampling, takes, own))
-            )
+            made.append(self._spoken(generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP)))
         silence = np.zeros(int(pause * self.sample_rate), np.float32)
         wavs: list[np.ndarray] = []
         for tokens, _ in made:
