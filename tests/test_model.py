@@ -379,7 +379,8 @@ def test_what_cannot_be_asked(ours: GPA, clip: tuple[np.ndarray, int]) -> None:
 def test_an_empty_result_is_an_error(
     ours: GPA, clip: tuple[np.ndarray, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modeling, "generate", lambda *a, **k: Completion([ours.vocab.stop], "stop", 1))
+    for name in ("generate", "transcribe"):
+        monkeypatch.setattr(modeling, name, lambda *a, **k: Completion([ours.vocab.stop], "stop", 1))
     with pytest.raises(GenerationError, match="no speech"):
         ours.tts("hello", voice="anna")
     with pytest.raises(GenerationError, match="no words"):
