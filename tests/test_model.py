@@ -299,6 +299,9 @@ def test_words_help_a_transcript(ours: GPA, clip: tuple[np.ndarray, int], tmp_pa
     assert greedy == ours.asr(clip, max_new_tokens=12).text
     assert model.asr(clip, max_new_tokens=12).text != greedy
     assert len(model.processor.search(words=["Quillan"]).prior.lexicon) == 3  # type: ignore[union-attr]
+    assert "quillan" in model.processor.search(words="Quillan").prior.lexicon.counts  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="at least 2 beams"):
+        model.asr(clip, beams=1, words=["Quillan"])
     again = model.save_pretrained(tmp_path / "again")
     assert (again / "words.txt").read_text() == "hello 3\nthere 1\n"
     (again / "words.txt").write_text("no count\n")

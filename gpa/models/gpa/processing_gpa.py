@@ -169,17 +169,19 @@ class GPAProcessor(Budgets):
 
     def search(self, width: int | None = None, words: Iterable[str] = ()) -> Search:
         """How a transcript is searched for: the checkpoint's way, with another width or more words."""
-        beams, more = self.config.beams, list(words)
+        beams, more = self.config.beams, [words] if isinstance(words, str) else list(words)
         beams = beams if width is None else replace(beams, width=width)
         if more and not self.lexicon:
             raise UsageError(f"words: this checkpoint has no {lexicon.FILE} that they could be added to")
+        if more and beams.width == 1:
+            raise UsageError("words: they choose between spellings, so at least 2 beams are needed")
         known = self.lexicon.with_words(more) if more else self.lexicon
         return Search(beams.width, Spelling(known, self.text_tokenizer.spellings(), beams) if known else None)
 
     @cached_property
     def lexicon(self) -> Lexicon:
         """The words of the checkpoint, none for most."""
-        return Lexicon.parse(self.text_files.get(lexicon.FILE, b"").decode(), lexicon.FILE)
+        return Lexicon.parse(self.text_files.get(lexicon.FILE, b"").decode(errors="replace"), lexicon.FILE)
 
     def take_words(self, path: Path) -> None:
         """Take a list as the words of the checkpoint; CheckpointError for a file that is none."""
