@@ -9,6 +9,7 @@ import json
 import operator
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,6 +56,7 @@ class TextTokenizer:
         """The spelling of each id of `encode(text)`, a word's first with SentencePiece's leading U+2581."""
         return self._tokenizer.encode(text, add_special_tokens=False).tokens
 
+    @cached_property
     def spellings(self) -> dict[int, str]:
         """What each base id spells, leading spaces included, without ids of bytes and of unknown text."""
         table = self._tokenizer.get_vocab()

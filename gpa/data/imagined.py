@@ -30,6 +30,7 @@ from gpa.vocab import Vocab
 
 WORDS = (3, 22)  # of a sentence
 PER_LETTER = (0.8, 3.0)  # ids of plausible speech; others were cut short or went astray
+UNSPOKEN = re.compile(r"\d|[A-Z]{3}|\[")  # numbers, headings, notes
 ENDS = re.compile(r"(?<=[.!?;])[\"')_]*\s+")
 
 
@@ -38,7 +39,7 @@ def sentences(text: str) -> Iterator[str]:
     for paragraph in re.split(r"\n\s*\n", text):
         for sentence in ENDS.split(" ".join(paragraph.replace("_", "").split())):
             words = sentence.split()
-            if WORDS[0] <= len(words) <= WORDS[1] and not re.search(r"\d|[A-Z]{3}|\[", sentence):
+            if WORDS[0] <= len(words) <= WORDS[1] and not UNSPOKEN.search(sentence):
                 yield normalise_text(sentence)
 
 

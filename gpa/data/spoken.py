@@ -23,7 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gpa import audio
-from gpa.data.imagined import sentences
+from gpa.data import tokenset
+from gpa.data.imagined import UNSPOKEN, sentences
 from gpa.data.words import texts_in
 from gpa.errors import GenerationError, UsageError
 from gpa.lexicon import words_of
@@ -44,7 +45,7 @@ def listed(path: Path) -> Iterator[str]:
         return
     for line in text.splitlines():
         sentence = line.rpartition("\t")[2]
-        if not re.search(r"\d|[A-Z]{3}|\[", sentence):
+        if not UNSPOKEN.search(sentence):
             yield normalise_text(sentence)
 
 
@@ -136,9 +137,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError("no sentence of that length is left to speak")
     args.out.mkdir(parents=True, exist_ok=True)
     made = list(rows(texts, args.out, args.seed, args.workers))
-    partial = args.out / "manifest.partial"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
-    partial.replace(args.out / "manifest.jsonl")
+    tokenset.write_text(args.out / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in made))
     print(f"{len(made)} sentences, {sum(row['duration'] for row in made) / 3600:.1f} h")
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from gpa.data import tokenset
 from gpa.errors import UsageError
 from gpa.lexicon import Lexicon
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     found = Lexicon.of_texts(texts_in(args.manifest, training=True))
     if not found:
         raise UsageError("no training text in these manifests")
-    args.out.write_text(found.lines(), encoding="utf-8")
+    tokenset.write_text(args.out, found.lines())
     print(f"{len(found)} words")
 
 

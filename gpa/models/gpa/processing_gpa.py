@@ -175,8 +175,10 @@ class GPAProcessor(Budgets):
             raise UsageError(f"words: this checkpoint has no {lexicon.FILE} that they could be added to")
         if more and beams.width == 1:
             raise UsageError("words: they choose between spellings, so at least 2 beams are needed")
+        if beams.width == 1 or not self.lexicon:
+            return Search(beams.width)
         known = self.lexicon.with_words(more) if more else self.lexicon
-        return Search(beams.width, Spelling(known, self.text_tokenizer.spellings(), beams) if known else None)
+        return Search(beams.width, Spelling(known, self.text_tokenizer.spellings, beams))
 
     @cached_property
     def lexicon(self) -> Lexicon:
