@@ -129,6 +129,15 @@ prints the path of the file written. `gpa info` lists the voices of a model.
     )  # fmt: skip
     p.add_argument("text", help="what to say; - reads it from standard input")
     options.voice(p)
+    p.add_argument(
+        "--gamma", type=float, metavar="G", help="how strongly the text guides (0: not at all, faster)"
+    )
+    p.add_argument(
+        "--pronunciations",
+        type=Path,
+        metavar="FILE",
+        help="words and their sound: tomato T AH0 M AA1 T OW0",
+    )
     options.output(p, "out.wav")
     options.sampling(p)
     options.model(p)

@@ -42,9 +42,11 @@ def tts(args: argparse.Namespace) -> None:
     """Speak a text into a file."""
     check_output(args)
     text = _stdin_text() if args.text == "-" else args.text
+    said = _pronunciations(args.pronunciations) if args.pronunciations else None
     model = _load(args)
+    options = {"gamma": args.gamma, "pronunciations": said}
     began = time.perf_counter()
-    speech = model.tts(text, voice=_voice_of(args, model), **_sampling(args))
+    speech = model.tts(text, voice=_voice_of(args, model), **options, **_sampling(args))
     _deliver(args, speech, time.perf_counter() - began)
 
 
@@ -280,6 +282,12 @@ def _text_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: no text file ({error})") from error
+
+
+def _pronunciations(path: Path) -> dict[str, str]:
+    """Words and their phones, one word a line."""
+    pairs = (line.split(None, 1) for line in _text_lines(path) if line.strip())
+    return {word: " ".join(phones) for word, *phones in pairs}
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:

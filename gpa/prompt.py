@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from gpa.errors import PromptError, VocabError
+from gpa.pronounce import Sounds
 from gpa.tasks import (
     ALIASES,
     FIELD_OF,
@@ -256,7 +257,8 @@ class PublishedFormat(_Format):
 class InstructFormat(_Format):
     """Our layout: task token, instruction, delimited blocks, then the opened output block.
 
-    Text and instructions pass through `normalise_text`, so callers may hand over any spelling.
+    Text and instructions pass through `normalise_text`, so callers may hand over any spelling; `Sounds` of a
+    pronouncing dictionary do not.
     """
 
     name = "instruct"
@@ -318,7 +320,7 @@ class InstructFormat(_Format):
         return [*(control[f"task_{task}"] for task in tasks), *words, control["end_instruction"]]
 
     def _clean(self, text: str) -> str:
-        return normalise_text(text)
+        return text if isinstance(text, Sounds) else normalise_text(text)
 
 
 Format = PublishedFormat | InstructFormat

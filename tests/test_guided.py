@@ -1,5 +1,6 @@
 """Generation by several prompts: the batch equals its branches alone, strength 0 the base; conversions."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from gpa.compose import Branch, Guided, Plan, Term, compose_logits, given
 from gpa.errors import PromptError, UsageError
 from gpa.models.gpa import GPA
 from gpa.models.gpa.generation_gpa import Cached, Rules, Sampling, generate, logits_of
-from gpa.models.gpa.guided_gpa import PLAUSIBLE, Composed, anchored
+from gpa.models.gpa.guided_gpa import PLAUSIBLE, Composed, anchored, spoken
 from gpa.models.gpa.outputs_gpa import Transcript
 from test_generation import LEGAL, PROMPT, SIZE, STOP
 from test_generation import lm as lm  # the tiny network, a fixture
@@ -66,12 +67,36 @@ def test_a_transcript_that_leaves_no_room_is_refused(lm: Qwen3ForCausalLM) -> No
         Composed(lm, plan(1.0), {**PROMPTS, WORDS: [3] * 60}, RULES)
 
 
-# Conversions ------------------------------------------------------------------------------------------------
+# Speech ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> GPA:
     return GPA.from_pretrained(tiny, device="cpu")
+
+
+def test_speech_follows_its_text(model: GPA, tiny: Path) -> None:
+    """Strength 0 is the prompt alone; a checkpoint says its own strength, and a call may say another."""
+    plain = model.tts("hello there", voice="anna", seed=3)
+    assert model.config.gamma == 0
+    led = model.tts("hello there", voice="anna", seed=3, gamma=8.0)
+    again = model.tts("hello there", voice="anna", seed=3, gamma=8.0)
+    assert led.tokens.tolist() == again.tokens.tolist() != plain.tokens.tolist()
+    config = replace(model.config, gamma=8.0)
+    guided = GPA(model.lm, model.codec, tiny, config=config, voices=model.voices)
+    assert (guided.tts("hello there", voice="anna", seed=3).tokens == led.tokens).all()
+    assert (guided.tts("hello there", voice="anna", seed=3, gamma=0.0).wav == plain.wav).all()
+
+
+def test_a_strength_that_cannot_guide_speech_is_refused(model: GPA) -> None:
+    with pytest.raises(UsageError, match="gamma nan"):
+        model.tts("hello", voice="anna", gamma=float("nan"))
+    published: Any = SimpleNamespace(name="published")
+    with pytest.raises(UsageError, match="instruct format"):
+        spoken(model.lm, published, [1], [1], RULES, 1.0)
+
+
+# Conversions ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

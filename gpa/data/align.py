@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpa.pronounce import Respelt
+
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"  # CTC classes 1..28; 0 is blank
 
@@ -58,17 +60,28 @@ def align(log_probs: np.ndarray, targets: Sequence[int]) -> np.ndarray | None:
 
 
 def _spelling(piece: str) -> str:
-    """The letters of a piece; a byte piece such as <0x71> has those of its character."""
+    """The characters of a piece; a byte piece such as <0x71> has that of its code."""
     if byte := _BYTE.fullmatch(piece):
-        piece = chr(int(byte[1], 16))
-    return "".join(c for c in piece if c in LETTERS[1:])
+        return chr(int(byte[1], 16))
+    return piece.replace("\u2581", "").replace(" ", "")
+
+
+def respelt_letters(text: str, respelt: Respelt, first: Sequence[int]) -> tuple[str, list[int]]:
+    """An alignment of a text as one of its respelling: what stands there for its letters, and the frames."""
+    letters, frames = letters_of(text), {}
+    for place, c in enumerate(text):
+        n = len(frames)
+        if n < len(letters) and (" " if c == "-" else c) == letters[n]:
+            frames[place] = first[n]
+    aligned = [(c, frames[at]) for c, at in zip(*respelt, strict=True) if at in frames]
+    return "".join(c for c, _ in aligned), [frame for _, frame in aligned]
 
 
 def piece_spans(pieces: Sequence[str], letters: str, first: Sequence[int], frames: int) -> np.ndarray:
     """Frames [begin, end) of each text piece, (N, 2): from its first letter to the next spelled piece's.
 
-    `letters` is what was aligned, `first` its frames. A piece without letters (punctuation) lies between
-    its neighbours.
+    `letters` is what was aligned, `first` its frames. A piece without any (punctuation) lies between its
+    neighbours.
     """
     starts, at = np.full(len(pieces), -1), 0
     for n, piece in enumerate(pieces):

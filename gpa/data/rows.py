@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from gpa.data import tokenset
-from gpa.data.align import frames_to_pieces, letters_of, piece_spans
+from gpa.data.align import frames_to_pieces, letters_of, piece_spans, respelt_letters
 from gpa.data.tokenset import longest
 from gpa.errors import UsageError
 from gpa.prompt import INSTRUCTIONS, Example, Format, InstructFormat
+from gpa.pronounce import Pronunciations, Respelt
 from gpa.tasks import IGNORE
 from gpa.text import without_punctuation
 from gpa.vocab import Block
 
 TASK_ORDER = ("tts", "asr", "vc")
+SPELT = 0.1  # share of words that stay spelt in a text of sounds, as unknown words will
 OTHER = {"asr": 0.5, "vc": 0.75}  # how often a clip is heard in another reading, if it has one
 
 
@@ -86,20 +88,30 @@ class Noise:
 
     `speech` ids are heard or just spoken, `text` pieces just recognised; what is to be predicted stays. A
     small corpus is then not learnt by heart (docs/log.md). Speech without its text trains the null of
-    guidance by a transcript.
+    guidance by a text. Of texts that could be respelt by a dictionary, a share stays `spelt`.
     """
 
     speech: float = 0.0
     text: float = 0.0
     drop_text: float = 0.0
+    spelt: float = 0.0
 
 
 class RowBuilder:
-    """Clips to supervised rows, by the same `prompt` object that builds inference prompts."""
+    """Clips to supervised rows, by the same `prompt` object that builds inference prompts.
 
-    def __init__(self, clips: Sequence[Mapping[str, Any]], fmt: Format, noise: Noise | None = None) -> None:
+    What is to be spoken is given by the sounds of a dictionary, if there is one.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Mapping[str, Any]],
+        fmt: Format,
+        noise: Noise | None = None,
+        dictionary: Pronunciations | None = None,
+    ) -> None:
         self.clips, self.fmt, self.text = clips, fmt, fmt.text_tokenizer
-        self.noise = noise or Noise()
+        self.noise, self.dictionary = noise or Noise(), dictionary
         if self.noise.drop_text and not isinstance(fmt, InstructFormat):
             raise UsageError(f"data.drop_text needs the instruct format, not {fmt.name}")
         self.by_speaker: dict[str, list[int]] = {}
@@ -130,9 +142,11 @@ class RowBuilder:
         words = instruction if self.fmt.name == "instruct" else None
         if task == "tts" and self.noise.drop_text and rng.random() < self.noise.drop_text:
             return self._noisy(self._row(task, self._wordless(clip, instruction), None, reverse=False), rng)
+        respelt = self._respelt(clip["text"], rng) if task == "tts" and self.dictionary else None
+        clip["text"] = respelt.text if respelt else clip["text"]
         example = tokenset.example(self.fmt, task, clip, words)
         n = np.arange(len(given))
-        spans = np.stack([n, n + 1], 1) if task == "vc" else self._spans(self.clips[i], clip["text"])
+        spans = np.stack([n, n + 1], 1) if task == "vc" else self._spans(self.clips[i], clip["text"], respelt)
         row = self._row(task, example, spans, reverse=task == "asr")
         return self._noisy(row, rng)
 
@@ -151,11 +165,20 @@ class RowBuilder:
             row = _replaced(row, vocab.text, self.noise.text * (row.labels != IGNORE), rng)
         return row
 
-    def _spans(self, clip: Mapping[str, Any], text: str) -> np.ndarray | None:
+    def _respelt(self, text: str, rng: np.random.Generator) -> Respelt | None:
+        """A text with the sounds of its words, but for some; None where it stays spelt."""
+        if self.dictionary and rng.random() >= self.noise.spelt:
+            some = SPELT if self.noise.spelt else 0.0
+            return self.dictionary.respelt(text, lambda word: rng.random() < some)
+        return None
+
+    def _spans(self, clip: Mapping[str, Any], text: str, respelt: Respelt | None) -> np.ndarray | None:
         if not clip.get("letters"):
             return None
-        pieces = self.text.pieces(text)
-        return piece_spans(pieces, letters_of(clip["text"]), clip["letters"], len(clip["semantic"]))
+        letters, first = letters_of(clip["text"]), clip["letters"]
+        if respelt:
+            letters, first = respelt_letters(clip["text"], respelt, first)
+        return piece_spans(self.text.pieces(text), letters, first, len(clip["semantic"]))
 
     def _row(self, task: str, example: Any, spans: np.ndarray | None, reverse: bool) -> Row:
         ids, labels = np.array(example.input_ids), np.array(example.labels)

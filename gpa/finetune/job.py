@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from gpa import config as recipes
+from gpa import pronounce
 from gpa.data import prepare, tokenset
 from gpa.data.checks import Limits
 from gpa.errors import UsageError
@@ -172,6 +173,8 @@ def _recipe(job: Job, base: GPA) -> dict[str, Any]:
             "tokens": str(job.out / "tokens"),
             "replay": rehearsal,
             "replay_share": share,
+            "pronunciations": str(base.path / pronounce.FILE) if base.processor.pronunciations else "",
+            "drop_text": 0.1 if base.config.gamma else 0.0,  # what guidance by a text is measured against
             "max_ids": longest,
             "batch_ids": max(job.batch_ids, longest),
         },

@@ -27,6 +27,7 @@ from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.backbone import Backbone, alignment_loss, load_backbone, new_backbone
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.prompt import get_format
+from gpa.pronounce import Pronunciations
 from gpa.tasks import IGNORE
 from gpa.text import TextTokenizer, copy_tokenizer
 from gpa.train import adapters
@@ -57,6 +58,8 @@ class LMData:
     noise: float = 0.0  # share of speech ids that are seen replaced by random ones
     text_noise: float = 0.0  # the same of the pieces that recognition has just written
     drop_text: float = 0.0  # share of speech that is learnt without its text, for guidance of conversion
+    pronunciations: str = ""  # dictionary of gpa.data.pronunciations by which speech is asked for
+    spelt: float = 0.3  # share of texts that stay spelt nevertheless
     dev_rows: int = 64
     pack_ids: int = 0  # rows share sequences of this many ids; 0: one row each, padded to the longest
 
@@ -109,9 +112,10 @@ class LMFamily:
         if recipe.data.replay:
             train = Chain(train, self._replay(Path(recipe.data.replay)))
         self.text = fmt.text_tokenizer
-        noise = Noise(recipe.data.noise, recipe.data.text_noise, recipe.data.drop_text)
-        self.train_rows = RowBuilder(train, fmt, noise)
-        self.dev = RowBuilder(dev, fmt)
+        noise = Noise(recipe.data.noise, recipe.data.text_noise, recipe.data.drop_text, recipe.data.spelt)
+        dictionary = Pronunciations.read(Path(path)) if (path := recipe.data.pronunciations) else None
+        self.train_rows = RowBuilder(train, fmt, noise, dictionary)
+        self.dev = RowBuilder(dev, fmt, dictionary=dictionary)
         self.items = self._items(train)
         lengths = np.array([self.train_rows.length(task, i) for task, i, _ in self.items])
         fits = lengths <= recipe.data.max_ids

@@ -26,6 +26,7 @@ from gpa.models.gpa.backbone import Backbone
 from gpa.models.gpa.budgets_gpa import Budgets
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.generation_gpa import Completion, Sampling, generate
+from gpa.pronounce import Pronunciations
 
 Clip = Mapping[str, Any]
 TASKS = ("asr", "tts")
@@ -76,10 +77,18 @@ class Validation:
     """Chosen rows and how they are generated from; called with a network it gives its metrics."""
 
     def __init__(
-        self, rows: Mapping[int, Clip], budgets: Budgets, sampling: Mapping[str, Sampling] | None = None
+        self,
+        rows: Mapping[int, Clip],
+        budgets: Budgets,
+        sampling: Mapping[str, Sampling] | None = None,
+        dictionary: Pronunciations | None = None,
     ) -> None:
-        """`rows` are clips by the seed of their random numbers; `sampling` is per task, as in gpa.json."""
+        """`rows` are clips by the seed of their random numbers; `sampling` is per task, as in gpa.json.
+
+        Speech is asked for by the sounds of a `dictionary`.
+        """
         self.rows, self.budgets, self.format = rows, budgets, budgets.format
+        self.dictionary = dictionary or Pronunciations({})
         self.sampling = sampling or GPAConfig().sampling
 
     def __call__(self, lm: Backbone) -> dict[str, float]:
@@ -112,7 +121,8 @@ class Validation:
 
     def _speak(self, lm: Backbone, clip: Clip, seed: int) -> tuple[list[int], bool]:
         """Semantic codes (T,) that say the clip's text in its voice, and whether they ended by themselves."""
-        prompt = self.format.build("tts", text=clip["text"], global_=clip["global"])
+        text = self.dictionary.respelt(clip["text"]).text if self.dictionary else clip["text"]
+        prompt = self.format.build("tts", text=text, global_=clip["global"])
         done = self._complete(lm, "tts", prompt, self.budgets.spoken_ids(clip["text"]), seed)
         return self.budgets.codes(done), done.finish_reason == "stop"
 
@@ -139,7 +149,8 @@ def prepare(
     config = GPAConfig.read(Path(init)) if init else GPAConfig()
     budgets = Budgets(dev.fmt, args.frame_rate or _frame_rate(Path(tokens), codec))
     sampling = {**config.sampling, **({"tts": args.speech} if args.speech else {})}
-    return Validation(_choose(dev, args.rows, max_ids, config, budgets.frame_rate), budgets, sampling)
+    rows = _choose(dev, args.rows, max_ids, config, budgets.frame_rate)
+    return Validation(rows, budgets, sampling, dev.dictionary)
 
 
 def _frame_rate(tokens: Path, codec: str) -> float:

@@ -35,7 +35,8 @@ class GPAConfig:
 
     `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. A model that
     `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
-    `beams` are how recognition searches, with the checkpoint's words.txt.
+    `beams` are how recognition searches, with the checkpoint's words.txt; `gamma` is how strongly a text
+    guides its speech, for models that have learnt speech without text too (`data.drop_text` of a recipe).
     `about` is free text for people: licence, training data, command.
     """
 
@@ -46,6 +47,7 @@ class GPAConfig:
     keeps_timing: bool = False
     sampling: Mapping[str, Sampling] = field(default_factory=_defaults)
     beams: Beams = Beams()
+    gamma: float = 0.0
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,7 +1,8 @@
 """Generation by several prompts at once: `gpa.compose` over the next id.
 
-A conversion that follows a transcript is the conversion plus guidance by speech of that text: what the words
-make more likely than no words do. Source: specification SpeechOp section 5.
+Speech that follows its text is speech plus what the text makes more likely than no text does (classifier-free
+guidance); a conversion that follows a transcript is the conversion plus the same. Source: specification
+SpeechOp section 5.
 
     B branches   L positions   V vocabulary   K ids that are legal
 """
@@ -9,6 +10,7 @@ make more likely than no words do. Source: specification SpeechOp section 5.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, compose_logits, given
 from gpa.errors import GenerationError, PromptError, UsageError
-from gpa.models.gpa.generation_gpa import Rules
+from gpa.models.gpa.generation_gpa import Rules, threads_for_one
 from gpa.models.gpa.outputs_gpa import Transcript
 from gpa.prompt import Format, InstructFormat
 from gpa.text import normalise_text
@@ -72,15 +74,37 @@ class Composed:
     def _run(self, ids: Tensor) -> Tensor:  # (B, L) -> (B, V)
         places = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         padded = {} if self.mask.all() else {"attention_mask": self.mask}  # alone it runs as `Cached` does
-        out = self.lm(
-            input_ids=ids,
-            position_ids=places,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **padded,
-        )
+        several = ids.shape[1] > 1
+        with nullcontext() if several else threads_for_one(self.lm):
+            out = self.lm(
+                input_ids=ids,
+                position_ids=places,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **padded,
+            )
         return out.logits[:, -1].float()
+
+
+def spoken(
+    lm: PreTrainedModel,
+    fmt: Format,
+    prompt: Sequence[int],
+    voice: Sequence[int],
+    rules: Rules,
+    gamma: float,
+) -> Composed | None:
+    """Speech (`prompt`) that follows its text with strength `gamma`; None at 0, where nothing guides.
+
+    UsageError for a format without wordless speech, or a strength that is no number.
+    """
+    if gamma == 0:
+        return None
+    text = given(text="words")
+    plan = Plan(Guided("tts", text), (Term("tts", text, gamma=gamma),))
+    prompts = {Branch("tts", text): prompt, Branch("tts"): _instructed(fmt).wordless(voice)}
+    return Composed(lm, plan, prompts, rules)
 
 
 def anchored(
@@ -96,8 +120,7 @@ def anchored(
 
     UsageError for a format without wordless speech, or a strength that is no number.
     """
-    if not isinstance(fmt, InstructFormat):
-        raise UsageError(f"a transcript guides models of the instruct format; this one has {fmt.name}")
+    fmt = _instructed(fmt)
     words = Term("tts", given(text="words"), gamma=GAMMA_LOGITS if gamma is None else gamma)
     plan = Plan(Guided("vc", given(source="source")), (words,))
     prompts = {
@@ -106,6 +129,12 @@ def anchored(
         Branch("tts"): fmt.wordless(voice),
     }
     return Composed(lm, plan, prompts, rules)
+
+
+def _instructed(fmt: Format) -> InstructFormat:
+    if not isinstance(fmt, InstructFormat):
+        raise UsageError(f"a text guides models of the instruct format; this one has {fmt.name}")
+    return fmt
 
 
 def recognised(asr: Callable[[tuple[np.ndarray, int]], Transcript], sound: tuple[np.ndarray, int]) -> str:

@@ -25,7 +25,8 @@ from gpa.models.gpa.beam_gpa import transcribe
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
-from gpa.models.gpa.guided_gpa import anchored, recognised
+from gpa.models.gpa.guided_gpa import anchored, recognised, spoken
+from gpa.models.gpa.info_gpa import describe
 from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.models.gpa.segment import transcript_ids
@@ -159,41 +160,7 @@ class GPA:
 
     def info(self) -> dict[str, Any]:
         """Path, format, sizes, limits, voices and fingerprints, ready for JSON."""
-        c, spec, p = self.lm.config, self.codec.spec, self.processor
-        modules = {"language_model": self.lm, "codec": self.codec.model, "features": self.codec.features}
-        modules |= {"glm_tokenizer": p.glm.model} if p.glm else {}
-        return {
-            "name": self.config.name,
-            "path": str(self.path) if self.path else None,
-            "format": self.config.format,
-            "parameters": {n: sum(x.numel() for x in module.parameters()) for n, module in modules.items()},
-            "language_model": {
-                "layers": c.num_hidden_layers,
-                "hidden_size": c.hidden_size,
-                "heads": c.num_attention_heads,
-                "key_value_heads": c.num_key_value_heads,
-                "intermediate_size": c.intermediate_size,
-                "vocab_size": c.vocab_size,
-                "context": c.max_position_embeddings,
-                "dtype": str(self.lm.dtype).removeprefix("torch."),
-                "device": str(self.device),
-            },
-            "vocabulary": {block.name: [block.offset, block.size] for block in p.vocab.blocks},
-            "codec": {
-                "sample_rate": spec.sample_rate,
-                "semantic_rate": spec.frame_rate,
-                "semantic_codes": spec.codebook_size,
-                "global_tokens": spec.n_global,
-                "global_codes": spec.global_size,
-                "context": list(spec.context or ()),
-                "features": self.codec.config.features,
-            },
-            "max_audio_seconds": self.config.max_audio_seconds,
-            "max_text_chars": self.config.max_text_chars,
-            "voices": sorted(self.voices),
-            "about": dict(self.config.about),
-            "fingerprints": p.fingerprints(),
-        }
+        return describe(self.lm, self.processor, self.path)
 
     def voice(self, reference: AudioLike, *, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
         """The voice of a recording, 3 to 6 s of clear speech; AudioWarning if short, silent or clipped."""
@@ -270,12 +237,17 @@ class GPA:
         max_new_tokens: int | None = None,
         seed: int = 0,
         pause: float = 0.2,
+        gamma: float | None = None,
+        pronunciations: Mapping[str, str] | None = None,
     ) -> Speech:
         """Speak a text of any length in a voice; a long text is spoken in parts, `pause` seconds apart.
 
-        `max_new_tokens` bounds each of them. PromptError for text that says nothing, GenerationError for no
-        speech.
+        `max_new_tokens` bounds each of them. The text guides with strength `gamma`, by default the model's
+        own; 0 is off, and faster. `pronunciations` say how words sound, `{"tomato": "T AH0 M AA1 T OW0"}`,
+        in the phones of the CMU Pronouncing Dictionary. PromptError for text that says nothing,
+        GenerationError for no speech.
         """
+        gamma = self.config.gamma if gamma is None else gamma
         sampling = self._sampling("tts", temperature, top_k, top_p, repetition_penalty)
         codes = self.resolve_voice(voice).codes
         pieces = self.processor.text_parts(text, codes)
@@ -283,8 +255,11 @@ class GPA:
         for i, piece in enumerate(pieces):
             least, most = self.processor.spoken_ids(piece)
             rules = self.processor.rules("tts", budget(max_new_tokens, most), least)
-            ids = self.processor.build("tts", text=piece, voice=codes)
-            made.append(self._spoken(generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP)))
+            said = self.processor.pronounced(piece, pronunciations)
+            ids = self.processor.build("tts", text=said, voice=codes)
+            guided = spoken(self.lm, self.processor.format, ids, codes, rules, gamma)
+            done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided)
+            made.append(self._spoken(done))
         silence = np.zeros(int(pause * self.sample_rate), np.float32)
         wavs: list[np.ndarray] = []
         for tokens, _ in made:
@@ -334,7 +309,8 @@ class GPA:
             ids = self.processor.build("vc", wav=part, voice=codes)
             rules = self.processor.conversion_rules(ids, max_new_tokens)
             words = recognised(self.asr, (part, self.sample_rate)) if transcript == ASR else transcript
-            guided = words and anchored(self.lm, self.processor.format, ids, words, codes, rules, gamma)
+            said = words and self.processor.pronounced(words)
+            guided = said and anchored(self.lm, self.processor.format, ids, said, codes, rules, gamma)
             done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided or None)
             made.append(self._spoken(done))
         tokens = np.concatenate([t for t, _ in made])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpa import audio as sound
-from gpa import hub, lexicon
+from gpa import hub, lexicon, pronounce
 from gpa.audio import AudioLike
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
@@ -30,6 +30,7 @@ from gpa.models.gpa.generation_gpa import Rules
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
 from gpa.models.gpa.segment import split_audio, split_text
 from gpa.prompt import canonical_task, get_format
+from gpa.pronounce import Pronunciations, Sounds
 from gpa.text import TextTokenizer, normalise_text
 from gpa.vocab import Vocab
 
@@ -151,8 +152,12 @@ class GPAProcessor(Budgets):
         voice: Sequence[int] | None = None,
         instruction: str | None = None,
     ) -> list[int]:
-        """The prompt for a waveform (S,), a text, a voice's codes; PromptError if it exceeds the context."""
+        """The prompt for a waveform (S,), a text, a voice's codes; PromptError if it exceeds the context.
+
+        A text has its words' sounds where the checkpoint knows them.
+        """
         semantic = glm = None
+        text = None if text is None else self.pronounced(text)
         if wav is not None:
             clip = (wav, self.codec.spec.sample_rate)
             semantic = self.codec.semantic_tokens(clip).tolist()
@@ -166,6 +171,26 @@ class GPAProcessor(Budgets):
                 f"the {task} prompt has {len(ids)} ids, the model's context {self.context}: shorten the input"
             )
         return ids
+
+    def pronounced(self, text: str, more: Mapping[str, str] | None = None) -> str:
+        """A text as speech is asked for: by the sounds of the checkpoint's dictionary and of `more`."""
+        if more and not self.pronunciations:
+            raise UsageError(f"pronunciations: this checkpoint has no {pronounce.FILE} to add them to")
+        known = self.pronunciations.with_words(more) if more else self.pronunciations
+        if not known or isinstance(text, Sounds):
+            return text
+        return known.respelt(normalise_text(text)).text
+
+    @cached_property
+    def pronunciations(self) -> Pronunciations:
+        """How words sound, for speech; nothing for most checkpoints."""
+        content = self.text_files.get(pronounce.FILE)
+        return Pronunciations.parse(content, pronounce.FILE) if content else Pronunciations({})
+
+    def take_pronunciations(self, path: Path) -> None:
+        """Take a file as the checkpoint's dictionary; CheckpointError for a file that is none."""
+        self.pronunciations = Pronunciations.read(path)
+        self.text_files[pronounce.FILE] = path.read_bytes()
 
     def search(self, width: int | None = None, words: Iterable[str] = ()) -> Search:
         """How a transcript is searched for: the checkpoint's way, with another width or more words."""
@@ -208,7 +233,8 @@ class GPAProcessor(Budgets):
 
     def _fit(self, text: str, voice: Sequence[int]) -> list[str]:
         """The text in pieces whose prompt and speech fit the context."""
-        needed = len(self.format.build("tts", text=text, global_=voice)) + self.spoken_ids(text)[1]
+        said = self.pronounced(text)
+        needed = len(self.format.build("tts", text=said, global_=voice)) + self.spoken_ids(text)[1]
         if needed <= self.context:
             return [text]
         halves = split_text(text, len(text) // 2 + 1)

@@ -1,0 +1,52 @@
+"""What a loaded checkpoint says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from gpa.models.gpa.processing_gpa import GPAProcessor
+
+
+def describe(lm: PreTrainedModel, processor: GPAProcessor, path: Path | None) -> dict[str, Any]:
+    """Path, format, sizes, limits, voices and fingerprints, ready for JSON."""
+    c, codec, p = lm.config, processor.codec, processor
+    spec, config = codec.spec, processor.config
+    modules = {"language_model": lm, "codec": codec.model, "features": codec.features}
+    modules |= {"glm_tokenizer": p.glm.model} if p.glm else {}
+    return {
+        "name": config.name,
+        "path": str(path) if path else None,
+        "format": config.format,
+        "parameters": {n: sum(x.numel() for x in module.parameters()) for n, module in modules.items()},
+        "language_model": {
+            "layers": c.num_hidden_layers,
+            "hidden_size": c.hidden_size,
+            "heads": c.num_attention_heads,
+            "key_value_heads": c.num_key_value_heads,
+            "intermediate_size": c.intermediate_size,
+            "vocab_size": c.vocab_size,
+            "context": c.max_position_embeddings,
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            "device": str(lm.device),
+        },
+        "vocabulary": {block.name: [block.offset, block.size] for block in p.vocab.blocks},
+        "codec": {
+            "sample_rate": spec.sample_rate,
+            "semantic_rate": spec.frame_rate,
+            "semantic_codes": spec.codebook_size,
+            "global_tokens": spec.n_global,
+            "global_codes": spec.global_size,
+            "context": list(spec.context or ()),
+            "features": codec.config.features,
+        },
+        "max_audio_seconds": config.max_audio_seconds,
+        "max_text_chars": config.max_text_chars,
+        "words": len(p.lexicon),
+        "pronunciations": len(p.pronunciations),
+        "voices": sorted(p.voices),
+        "about": dict(config.about),
+        "fingerprints": p.fingerprints(),
+    }
