@@ -21,6 +21,7 @@ END = " "  # of a word, after its last letter
 LETTERS = 27  # a to z and the apostrophe; with the end 28 things can follow
 LAST = "~"  # sorts behind every letter
 RARITY = 2000  # a word that a user adds
+LISTED = 0.25  # the count of a word that is known and was never counted
 NEAR = 3  # letters that are looked at where no word begins like this
 
 
@@ -34,13 +35,16 @@ class Lexicon:
 
     What follows a prefix is counted over the words that begin with it; how much that is believed depends on
     how many letters were seen to follow it (Witten and Bell 1991), and the rest falls to what follows its
-    last letters in all words. So a word that is not listed costs more, but can be said.
+    last letters in all words. So a word that is not known costs more, but can be said.
     """
 
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        self.counts = {word: int(n) for word, n in sorted(counts.items()) if n > 0}
-        self._words = [word + END for word in self.counts]  # sorted: "a " comes before "ab "
-        self._sums = [0, *accumulate(self.counts.values())]
+    def __init__(self, counts: Mapping[str, int], listed: Iterable[str] = ()) -> None:
+        """Words and how often they were said; `listed` ones are known beside them."""
+        self.counts = {word: int(n) for word, n in counts.items() if n > 0}
+        self.listed = tuple(listed)
+        weights = sorted({**dict.fromkeys(self.listed, LISTED), **self.counts}.items())
+        self._words = [word + END for word, _ in weights]  # sorted: "a " comes before "ab "
+        self._sums = [0.0, *accumulate(weight for _, weight in weights)]
         self._near: dict[str, Counter[str]] = {}
         self._known: dict[str, dict[str, float]] = {}
 
@@ -69,9 +73,9 @@ class Lexicon:
 
     def with_words(self, texts: Iterable[str]) -> Lexicon:
         """A lexicon that knows the words of some texts as well, each as if it were one in `RARITY` said."""
-        count = max(1, self._sums[-1] // RARITY)
+        count = max(1, sum(self.counts.values()) // RARITY)
         more = Counter({word: count for text in texts for word in words_of(text)})
-        return Lexicon(Counter(self.counts) + more)
+        return Lexicon(Counter(self.counts) + more, self.listed)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -90,24 +94,26 @@ class Lexicon:
         """Log-probability of every letter that was seen after a prefix; "" is any other letter."""
         share: dict[str, float] = {}
         rest = 1 / (LETTERS + 1)
-        near = [self._after(prefix[len(prefix) - n :]) for n in range(min(NEAR + 1, len(prefix)))]
-        for counts in (*near, self._from(prefix)):
+        orders: list[Mapping[str, float]] = [self._from(prefix)]
+        orders[:0] = (self._after(prefix[len(prefix) - n :]) for n in range(min(NEAR + 1, len(prefix))))
+        for counts in orders:
             if counts:
                 total, kinds = sum(counts.values()), len(counts)
                 seen = {
-                    c: (counts[c] + kinds * share.get(c, rest)) / (total + kinds) for c in {*share, *counts}
+                    c: (counts.get(c, 0) + kinds * share.get(c, rest)) / (total + kinds)
+                    for c in {*share, *counts}
                 }
                 share, rest = seen, kinds * rest / (total + kinds)
         return {c: math.log(p) for c, p in share.items()} | {"": math.log(rest)}
 
-    def _from(self, prefix: str) -> Counter[str]:
+    def _from(self, prefix: str) -> dict[str, float]:
         """Which letters follow a prefix in the words that begin with it, and how often."""
         low, high = bisect_left(self._words, prefix), bisect_left(self._words, prefix + LAST)
-        found: Counter[str] = Counter()
+        found: dict[str, float] = {}
         while low < high:
             letter = self._words[low][len(prefix)]
             after = bisect_left(self._words, prefix + letter + LAST, low, high)
-            found[letter] += self._sums[after] - self._sums[low]
+            found[letter] = self._sums[after] - self._sums[low]
             low = after
         return found
 

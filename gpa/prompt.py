@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from gpa.errors import PromptError, VocabError
-from gpa.pronounce import Sounds
+from gpa.pronounce import Verbatim
 from gpa.tasks import (
     ALIASES,
     FIELD_OF,
@@ -257,8 +257,8 @@ class PublishedFormat(_Format):
 class InstructFormat(_Format):
     """Our layout: task token, instruction, delimited blocks, then the opened output block.
 
-    Text and instructions pass through `normalise_text`, so callers may hand over any spelling; `Sounds` of a
-    pronouncing dictionary do not.
+    Text and instructions pass through `normalise_text`, so callers may hand over any spelling; what `parse`
+    returns and texts of a pronouncing dictionary are `Verbatim` and do not.
     """
 
     name = "instruct"
@@ -319,8 +319,12 @@ class InstructFormat(_Format):
         control = self.vocab.control
         return [*(control[f"task_{task}"] for task in tasks), *words, control["end_instruction"]]
 
+    def _value(self, kind: str, ids: list[int]) -> Any:
+        value = super()._value(kind, ids)
+        return Verbatim(value) if kind == "content" else value
+
     def _clean(self, text: str) -> str:
-        return text if isinstance(text, Sounds) else normalise_text(text)
+        return text if isinstance(text, Verbatim) else normalise_text(text)
 
 
 Format = PublishedFormat | InstructFormat

@@ -30,14 +30,14 @@ _WORD = re.compile(r"[a-z']+")
 _OWNED = {**dict.fromkeys("P T K F TH".split(), "S"), **dict.fromkeys("S Z SH ZH CH JH".split(), "IH0 Z")}
 
 
-class Sounds(str):
-    """A text with sounds in it: to be read as it stands, not normalised."""
+class Verbatim(str):
+    """A text to be read as it stands, not normalised: it has sounds in it, or was read back from ids."""
 
 
 class Respelt(NamedTuple):
     """A text of sounds, and for each of its characters the place of its origin in the text before."""
 
-    text: Sounds
+    text: Verbatim
     origins: list[int]
 
 
@@ -120,7 +120,7 @@ class Pronunciations:
             n = len(out[-1])
             origins += (start + i * len(word) // n for i in range(n))
             at = match.end()
-        return Respelt(Sounds("".join([*out, text[at:]])), [*origins, *range(at, len(text))])
+        return Respelt(Verbatim("".join([*out, text[at:]])), [*origins, *range(at, len(text))])
 
 
 def of_cmudict(lines: Iterable[str], notice: str = "") -> Pronunciations:

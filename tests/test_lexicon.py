@@ -58,6 +58,22 @@ def test_a_listed_word_is_likelier(lexicon: Lexicon) -> None:
     assert total("cats") > total("catz") > total("cxtz") > -math.inf
 
 
+def test_a_known_word_is_likelier_than_an_unknown_one_and_less_than_a_counted_one(lexicon: Lexicon) -> None:
+    more = Lexicon(lexicon.counts, ["catnip", "the"])
+
+    def total(of: Lexicon, word: str) -> float:
+        return sum(of.log_prob(word[:i], c) for i, c in enumerate(word + END))
+
+    assert total(more, "catnip") > total(lexicon, "catnip")
+    assert total(more, "cats") > total(more, "catnip") > total(more, "catnix")
+    assert more.counts == lexicon.counts and total(more, "the") == pytest.approx(
+        total(lexicon, "the"), abs=0.2
+    )
+    assert more.with_words(["dog"]).listed == more.listed
+    for prefix in ("", "cat", "catn", "the", "zz"):
+        assert sum(math.exp(more.log_prob(prefix, c)) for c in LETTERS) == pytest.approx(1.0)
+
+
 def test_lists_come_back(lexicon: Lexicon) -> None:
     assert Lexicon.parse(lexicon.lines(), "x").counts == lexicon.counts
     assert lexicon.lines().splitlines()[0] == "the 4"

@@ -14,7 +14,7 @@ from gpa.errors import CheckpointError, PromptError, UsageError
 from gpa.models.gpa import GPA
 from gpa.normalise import normalise_text
 from gpa.prompt import InstructFormat
-from gpa.pronounce import SYMBOLS, Pronunciations, Sounds, of_cmudict, symbols
+from gpa.pronounce import SYMBOLS, Pronunciations, Verbatim, of_cmudict, symbols
 
 CMUDICT = """\
 stupid S T UW1 P AH0 D
@@ -72,7 +72,7 @@ def test_what_is_somebodys_is_derived(dictionary: Pronunciations, word: str, pho
 def test_every_character_knows_its_origin(dictionary: Pronunciations) -> None:
     text = "read, alice's stupid cat - dogs!"
     found = dictionary.respelt(text)
-    assert found.text == 'read, "&L@S1Z ST"UP@D K&T - dogs!' and isinstance(found.text, Sounds)
+    assert found.text == 'read, "&L@S1Z ST"UP@D K&T - dogs!' and isinstance(found.text, Verbatim)
     assert len(found.origins) == len(found.text) and found.origins == sorted(found.origins)
     assert [text[at] for c, at in zip(*found, strict=True) if c in ",- !"] == list(",    - !")
     assert dictionary.respelt(text, lambda word: word == "cat").text.endswith("cat - dogs!")

@@ -13,8 +13,10 @@ from gpa import config
 from gpa.data.align import letters_of, piece_spans
 from gpa.data.rows import TASK_ORDER, LMBatch, Noise, Row, RowBuilder, collate, pack
 from gpa.errors import CheckpointError, UsageError
+from gpa.lexicon import words_of
 from gpa.models.gpa.backbone import alignment_loss, new_backbone
 from gpa.prompt import INSTRUCTIONS
+from gpa.pronounce import Pronunciations
 from gpa.tasks import IGNORE
 from gpa.text import normalise_text, without_punctuation
 from gpa.train import average
@@ -103,6 +105,32 @@ def test_speech_without_its_text_is_the_wordless_prompt(folder: Path) -> None:
     published: Any = SimpleNamespace(name="published", text_tokenizer=None)
     with pytest.raises(UsageError, match="drop_text needs the instruct format"):
         RowBuilder([], published, Noise(drop_text=0.1))
+
+
+def test_speech_is_asked_for_by_the_sounds_of_a_dictionary(folder: Path, tmp_path: Path) -> None:
+    """A share of texts and a tenth of words stay spelt, held-out ones do not; no row is too long."""
+    clips = LMFamily(config.build(LMRecipe, lm_tree(folder))).train_rows.clips
+    words = {word: "K AE1 T AH0 L AO2 G" for clip in clips for word in words_of(clip["text"])}
+    said = Pronunciations(words)
+    (tmp_path / "said").write_bytes(said.content())
+    data = {"tokens": str(folder), "pronunciations": str(tmp_path / "said"), "spelt": 0.4}
+    family = LMFamily(config.build(LMRecipe, lm_tree(folder, data=data)))
+    fmt, kinds = family.train_rows.fmt, set()
+    for i, row in rows_of(family, "tts", 80):
+        clip, parsed = family.train_rows.clips[i], fmt.parse(row.ids.tolist())
+        assert parsed.target == clip["semantic"] and parsed.text is not None
+        prompt = row.ids[row.labels == IGNORE].tolist()
+        again = fmt.build("tts", text=parsed.text, global_=parsed.global_, instruction=parsed.instruction)
+        assert again == prompt and len(row.ids) <= family.train_rows.length("tts", i)
+        sounds = parsed.text.count('K"&T@LOG')
+        kinds.add((sounds > 0, sounds < len(words_of(clip["text"]))))
+    assert kinds >= {(True, False), (False, True), (True, True)}
+    rng = np.random.default_rng(0)
+    held = fmt.parse(family.dev.row("tts", 0, rng).ids.tolist()).text
+    assert held == said.respelt(normalise_text(family.dev.clips[0]["text"])).text
+    published: Any = SimpleNamespace(name="published", text_tokenizer=None)
+    with pytest.raises(UsageError, match="pronunciations needs the instruct format"):
+        RowBuilder([], published, dictionary=said)
 
 
 def piece_of(family: LMFamily, row: Row, position: int) -> str:

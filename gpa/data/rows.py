@@ -112,15 +112,27 @@ class RowBuilder:
     ) -> None:
         self.clips, self.fmt, self.text = clips, fmt, fmt.text_tokenizer
         self.noise, self.dictionary = noise or Noise(), dictionary
-        if self.noise.drop_text and not isinstance(fmt, InstructFormat):
-            raise UsageError(f"data.drop_text needs the instruct format, not {fmt.name}")
+        given = {"drop_text": self.noise.drop_text, "pronunciations": dictionary}
+        if (asked := [name for name in given if given[name]]) and not isinstance(fmt, InstructFormat):
+            raise UsageError(f"data.{asked[0]} needs the instruct format, not {fmt.name}")
+        self._longer: dict[str, bool] = {}
         self.by_speaker: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             self.by_speaker.setdefault(clip["speaker"], []).append(i)
 
     def length(self, task: str, i: int) -> int:
         """Most ids that the row can have, whichever instruction it gets."""
-        return longest(self.fmt, (task,), {"glm": (), "target": (), **self.clips[i]})
+        clip = {"glm": (), "target": (), **self.clips[i]}
+        if task == "tts" and self.dictionary:  # each word in the form that has more ids
+            clip["text"] = self.dictionary.respelt(clip["text"], self._longer_spelt).text
+        return longest(self.fmt, (task,), clip)
+
+    def _longer_spelt(self, word: str) -> bool:
+        if word not in self._longer:
+            sounds = self.dictionary and self.dictionary.sounds(word)
+            ids = [len(self.text.encode(form)) for form in (word, sounds or word)]
+            self._longer[word] = ids[0] > ids[1]
+        return self._longer[word]
 
     def row(self, task: str, i: int, rng: np.random.Generator) -> Row:
         """Clip i as a row of `task`, with a paraphrased instruction and, unless the clip names its voice,
@@ -142,7 +154,7 @@ class RowBuilder:
         words = instruction if self.fmt.name == "instruct" else None
         if task == "tts" and self.noise.drop_text and rng.random() < self.noise.drop_text:
             return self._noisy(self._row(task, self._wordless(clip, instruction), None, reverse=False), rng)
-        respelt = self._respelt(clip["text"], rng) if task == "tts" and self.dictionary else None
+        respelt = self._respelt(clip["text"], rng) if task == "tts" else None
         clip["text"] = respelt.text if respelt else clip["text"]
         example = tokenset.example(self.fmt, task, clip, words)
         n = np.arange(len(given))

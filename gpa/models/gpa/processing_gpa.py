@@ -30,7 +30,7 @@ from gpa.models.gpa.generation_gpa import Rules
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
 from gpa.models.gpa.segment import split_audio, split_text
 from gpa.prompt import canonical_task, get_format
-from gpa.pronounce import Pronunciations, Sounds
+from gpa.pronounce import Pronunciations, Verbatim
 from gpa.text import TextTokenizer, normalise_text
 from gpa.vocab import Vocab
 
@@ -177,7 +177,7 @@ class GPAProcessor(Budgets):
         if more and not self.pronunciations:
             raise UsageError(f"pronunciations: this checkpoint has no {pronounce.FILE} to add them to")
         known = self.pronunciations.with_words(more) if more else self.pronunciations
-        if not known or isinstance(text, Sounds):
+        if not known or isinstance(text, Verbatim):
             return text
         return known.respelt(normalise_text(text)).text
 
@@ -207,14 +207,16 @@ class GPAProcessor(Budgets):
 
     @cached_property
     def lexicon(self) -> Lexicon:
-        """The words of the checkpoint, none for most."""
-        return Lexicon.parse(self.text_files.get(lexicon.FILE, b"").decode(errors="replace"), lexicon.FILE)
+        """The words of the checkpoint, none for most; with them those whose sound it knows."""
+        said = Lexicon.parse(self.text_files.get(lexicon.FILE, b"").decode(errors="replace"), lexicon.FILE)
+        return Lexicon(said.counts, self.pronunciations.phones) if said else said
 
     def take_words(self, path: Path) -> None:
         """Take a list as the words of the checkpoint; CheckpointError for a file that is none."""
         content = path.read_bytes()
-        self.lexicon = Lexicon.parse(content.decode(errors="replace"), str(path))
+        Lexicon.parse(content.decode(errors="replace"), str(path))
         self.text_files[lexicon.FILE] = content
+        vars(self).pop("lexicon", None)  # read anew
 
     def hear(self, audio: AudioLike, name: str) -> np.ndarray:
         """A waveform (S,) to transcribe or convert; AudioWarning if it is silent or clipped."""
