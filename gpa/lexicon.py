@@ -21,7 +21,7 @@ END = " "  # of a word, after its last letter
 LETTERS = 27  # a to z and the apostrophe; with the end 28 things can follow
 LAST = "~"  # sorts behind every letter
 RARITY = 2000  # a word that a user adds
-LISTED = 0.25  # the count of a word that is known and was never counted
+LISTED = 1  # the count of a word that is known and was never counted
 NEAR = 3  # letters that are looked at where no word begins like this
 
 
@@ -44,7 +44,7 @@ class Lexicon:
         self.listed = tuple(listed)
         weights = sorted({**dict.fromkeys(self.listed, LISTED), **self.counts}.items())
         self._words = [word + END for word, _ in weights]  # sorted: "a " comes before "ab "
-        self._sums = [0.0, *accumulate(weight for _, weight in weights)]
+        self._sums = [0, *accumulate(weight for _, weight in weights)]
         self._near: dict[str, Counter[str]] = {}
         self._known: dict[str, dict[str, float]] = {}
 

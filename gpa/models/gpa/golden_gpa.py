@@ -144,11 +144,12 @@ def _prompt(model: GPA, golden: Golden, case: Mapping[str, Any]) -> list[int]:
 def _fields(model: GPA, golden: Golden, row: Mapping[str, Any]) -> dict[str, Any]:
     """What a case's or row's layout takes: its text, and recorded codes in place of its files."""
     source, reference = (row.get(f"{name}_path") or row.get(name) for name in ("audio", "ref_audio"))
+    text = row.get("text")
     fields = {
         "glm": golden.codes("glm", source),
         "semantic": golden.codes("semantic", source),
         "global": golden.codes("global", reference),
-        "content": row.get("text"),
+        "content": text and model.processor.pronounced(text),
     }
     blocks = model.processor.format.layouts[canonical_task(row["task"])].blocks
     return {FIELD_OF[kind]: fields[kind] for kind in blocks}
