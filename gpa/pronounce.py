@@ -93,7 +93,8 @@ class Pronunciations:
     def with_words(self, more: Mapping[str, str]) -> Pronunciations:
         """With a user's own: word -> phones, UsageError for what is neither."""
         for word, phones in more.items():
-            if not _WORD.fullmatch(word.lower()) or not symbols(phones):
+            strings = isinstance(word, str) and isinstance(phones, str)
+            if not strings or not _WORD.fullmatch(word.lower()) or not symbols(phones):
                 raise UsageError(f"pronunciations: {word!r}: {phones!r}: a word and its phones are needed")
         more = {word.lower(): phones for word, phones in more.items()}
         return Pronunciations(self.phones | more, self.notice)

@@ -141,9 +141,9 @@ def test_speech_is_asked_for_by_sound(model: GPA) -> None:
 
 
 def test_pronunciations_that_are_none_are_refused(model: GPA, tiny: Path) -> None:
-    for word, phones in (("cat", "miau"), ("two words", "K AE1 T"), ("cat", ""), ("", "K")):
+    for word, phones in (("cat", "miau"), ("two words", "K AE1 T"), ("cat", ""), ("", "K"), ("cat", ["K"])):
         with pytest.raises(UsageError, match=re.compile("phone|pronunciations")):
-            model.tts("the cat", voice="anna", pronunciations={word: phones})
+            model.tts("the cat", voice="anna", pronunciations={word: phones})  # type: ignore[dict-item]
     with pytest.raises(UsageError, match="has no pronunciations"):
         GPA.from_pretrained(tiny, device="cpu").tts("hi", voice="anna", pronunciations={"hi": "HH AY1"})
     with pytest.raises(PromptError):

@@ -309,8 +309,8 @@ class GPA:
             ids = self.processor.build("vc", wav=part, voice=codes)
             rules = self.processor.conversion_rules(ids, max_new_tokens)
             words = recognised(self.asr, (part, self.sample_rate)) if transcript == ASR else transcript
-            said = words and self.processor.pronounced(words)
-            guided = said and anchored(self.lm, self.processor.format, ids, said, codes, rules, gamma)
+            said = self.processor.pronounced(words or "")
+            guided = words and anchored(self.lm, self.processor.format, ids, said, codes, rules, gamma)
             done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided or None)
             made.append(self._spoken(done))
         tokens = np.concatenate([t for t, _ in made])

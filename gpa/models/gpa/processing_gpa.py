@@ -191,6 +191,7 @@ class GPAProcessor(Budgets):
         """Take a file as the checkpoint's dictionary; CheckpointError for a file that is none."""
         self.pronunciations = Pronunciations.read(path)
         self.text_files[pronounce.FILE] = path.read_bytes()
+        vars(self).pop("lexicon", None)  # knows these words too
 
     def search(self, width: int | None = None, words: Iterable[str] = ()) -> Search:
         """How a transcript is searched for: the checkpoint's way, with another width or more words."""
