@@ -26,6 +26,9 @@ _VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
 SYMBOLS = dict(zip(_CONSONANTS, "BCD6FGHJKLMN9PRS$T0VWYZ3", strict=True)) | dict(
     zip(_VOWELS, "A&^O#%E521I4+7U", strict=True), **{SCHWA: "@"}
 )
+_PHONES = {phone: SYMBOLS[phone] for phone in _CONSONANTS} | {
+    vowel + stress: SYMBOLS.get(vowel + stress, SYMBOLS[vowel]) for vowel in _VOWELS for stress in "012"
+}
 _WORD = re.compile(r"[a-z']+")
 _OWNED = {**dict.fromkeys("P T K F TH".split(), "S"), **dict.fromkeys("S Z SH ZH CH JH".split(), "IH0 Z")}
 
@@ -47,11 +50,9 @@ def symbols(phones: str) -> str:
     several = sum(phone[-1].isdigit() for phone in found) > 1
     out = []
     for phone in found:
-        vowel = phone[-1] in "012"
-        symbol = SYMBOLS.get(phone if phone == SCHWA else phone.rstrip("012"))
-        if symbol is None or vowel != (phone.rstrip("012") in _VOWELS):
+        if phone not in _PHONES:
             raise UsageError(f"phone {phone!r}: those of the CMU Pronouncing Dictionary are needed")
-        out.append((STRESS if several and phone.endswith("1") else "") + symbol)
+        out.append((STRESS if several and phone.endswith("1") else "") + _PHONES[phone])
     return "".join(out)
 
 

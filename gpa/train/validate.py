@@ -88,7 +88,7 @@ class Validation:
         Speech is asked for by the sounds of a `dictionary`.
         """
         self.rows, self.budgets, self.format = rows, budgets, budgets.format
-        self.dictionary = dictionary or Pronunciations({})
+        self.dictionary = dictionary
         self.sampling = sampling or GPAConfig().sampling
 
     def __call__(self, lm: Backbone) -> dict[str, float]:
