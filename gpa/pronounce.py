@@ -9,16 +9,15 @@ So a network that has met few words knows how the rest are said.
 
 from __future__ import annotations
 
-import lzma
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from gpa import wordlist
 from gpa.errors import CheckpointError, UsageError
 
 FILE = "pronunciations.txt.xz"
-NOTICE = ";;; "
 STRESS = '"'  # before the vowel of the main stress, in words of several vowels
 SCHWA = "AH0"
 _CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
@@ -56,6 +55,11 @@ def symbols(phones: str) -> str:
     return "".join(out)
 
 
+def _known(phones: str) -> bool:
+    found = phones.split()
+    return bool(found) and all(phone in _PHONES for phone in found)
+
+
 class Pronunciations:
     """Words and their phones, and whose they are."""
 
@@ -66,13 +70,12 @@ class Pronunciations:
     @classmethod
     def parse(cls, content: bytes, where: str) -> Pronunciations:
         """Content of a dictionary's file; CheckpointError, naming `where`, for anything else."""
-        try:
-            lines = lzma.decompress(content).decode().splitlines()
-        except (lzma.LZMAError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{where}: no pronouncing dictionary: {error}") from error
-        notice = [line.removeprefix(NOTICE) for line in lines if line.startswith(NOTICE)]
-        pairs = (line.partition(" ") for line in lines if not line.startswith(NOTICE))
-        return cls({word: phones for word, _, phones in pairs}, "\n".join(notice))
+        lines, notice = wordlist.unpack(content, where)
+        found = {word: phones for word, _, phones in (line.partition(" ") for line in lines)}
+        wrong = next((f"{w} {p}" for w, p in found.items() if not _WORD.fullmatch(w) or not _known(p)), None)
+        if wrong is not None:
+            raise CheckpointError(f"{where}: {wrong!r:.60}: a word and its phones are needed")
+        return cls(found, notice)
 
     @classmethod
     def read(cls, path: Path) -> Pronunciations:
@@ -84,9 +87,9 @@ class Pronunciations:
 
     def content(self) -> bytes:
         """The inverse of `parse`; equal dictionaries have equal content."""
-        lines = [NOTICE + line for line in self.notice.splitlines()]
-        lines += [f"{word} {phones}" for word, phones in sorted(self.phones.items())]
-        return lzma.compress(("\n".join(lines) + "\n").encode(), preset=9 | lzma.PRESET_EXTREME)
+        return wordlist.pack(
+            (f"{word} {phones}" for word, phones in sorted(self.phones.items())), self.notice
+        )
 
     def __len__(self) -> int:
         return len(self.phones)

@@ -6,6 +6,7 @@ import math
 import pytest
 from transformers import Qwen3ForCausalLM
 
+from gpa.bigrams import Bigrams, Wording
 from gpa.errors import PromptError, UsageError
 from gpa.lexicon import Lexicon
 from gpa.models.gpa import beam_gpa as beam
@@ -16,6 +17,10 @@ from test_generation import CLOSER, LEGAL, PROMPT, RULES, STOP, lm
 __all__ = ["lm"]
 SHORT = Rules(max_new=3, stop=frozenset({STOP}), legal=(range(10, 13), range(STOP, STOP + 1)))
 OPEN = Rules(max_new=20, stop=frozenset({STOP}))
+
+
+def words(counts: dict[str, int], bigrams: dict[str, dict[str, float]] | None = None) -> Wording:
+    return Wording(Lexicon(counts), Bigrams.of_shares(bigrams or {}))
 
 
 def score(lm: Qwen3ForCausalLM, ids: list[int], legal: list[int]) -> float:
@@ -59,25 +64,36 @@ def test_rules_hold(lm: Qwen3ForCausalLM) -> None:
 def test_a_prior_decides(lm: Qwen3ForCausalLM) -> None:
     """A strong prior for one spelling makes it win; a weight of nothing changes nothing."""
     pieces = {10: "a", 11: "b", 12: "z"}
-    strong = Spelling(Lexicon({"bab": 9}), pieces, Beams(4, words=50.0))
+    strong = Spelling(words({"bab": 9}), pieces, Beams(4, words=50.0))
     fixed = Rules(max_new=4, min_new=3, stop=frozenset({STOP}), legal=SHORT.legal)
     assert beam_search(lm, PROMPT, fixed, 8, strong).ids == [11, 10, 11, STOP]
-    none = Spelling(Lexicon({"bab": 9}), pieces, Beams(4, words=0.0))
+    none = Spelling(words({"bab": 9}), pieces, Beams(4, words=0.0))
     assert beam_search(lm, PROMPT, fixed, 8, none) == beam_search(lm, PROMPT, fixed, 8)
 
 
 def test_spelling_scores_words() -> None:
     """Letter by letter through pieces of several letters; a space after a space ends no word."""
-    lexicon = Lexicon({"ab": 3, "b": 1})
-    spelling = Spelling(lexicon, {1: "a", 2: "b", 3: " ab", 4: " "}, Beams(4, words=0.5, letter=0.25))
+    wording = words({"ab": 3, "b": 1}, {"ab": {"b": 0.25}})
+    spelling = Spelling(wording, {1: "a", 2: "b", 3: " ab", 4: " "}, Beams(4, words=0.5, letter=0.25))
     first, state = spelling("", 1)
     second, state = spelling(state, 2)
     third, state = spelling(state, 3)
-    assert state == "ab"
-    spelt = [("", "a"), ("a", "b"), ("ab", " "), ("", "a"), ("a", "b")]
-    assert first + second + third == pytest.approx(0.5 * sum(lexicon.log_prob(*s) for s in spelt) + 5 * 0.25)
-    assert spelling("ab", 99) == (pytest.approx(0.5 * lexicon.log_prob("ab", " ")), "")
-    assert spelling("", 4) == (0.25, "")
+    assert state == "ab ab"
+    spelt = [("", "", "a"), ("", "a", "b"), ("", "ab", " "), ("ab", "", "a"), ("ab", "a", "b")]
+    assert first + second + third == pytest.approx(0.5 * sum(wording.log_prob(*s) for s in spelt) + 5 * 0.25)
+    assert spelling("b ab", 99) == (pytest.approx(0.5 * wording.log_prob("b", "ab", " ")), "ab ")
+    assert spelling("ab ", 4) == (0.25, "ab ")
+    assert spelling("", 4) == (0.25, " ")
+
+
+def test_the_word_before_decides(lm: Qwen3ForCausalLM) -> None:
+    """The same letters after another word: what mostly follows it wins."""
+    pieces = {10: "a", 11: " a", 12: " b"}
+    two = Rules(max_new=3, min_new=2, stop=frozenset({STOP}), legal=SHORT.legal)
+    for follows, piece in (("a", 11), ("b", 12)):
+        wording = words({"a": 5, "b": 5}, {"a": {follows: 0.9}, "b": {"ab": 0.9}})
+        prior = Spelling(wording, pieces, Beams(8, words=40.0))
+        assert beam_search(lm, PROMPT, two, 40, prior).ids[1:] == [piece, STOP]
 
 
 def test_loops_are_counted_off(lm: Qwen3ForCausalLM) -> None:

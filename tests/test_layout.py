@@ -31,7 +31,11 @@ MAX_DEPTH = 2
 
 # The layer of every module, by its first name under gpa. A new module needs a place here and in the docs.
 LAYERS = dict.fromkeys(
-    ("errors", "config", "audio", "text", "normalise", "lexicon", "pronounce", "vocab", "hub", "compose"), 0
+    (
+        *("errors", "config", "audio", "text", "normalise", "wordlist", "lexicon", "bigrams", "pronounce"),
+        *("vocab", "hub", "compose"),
+    ),
+    0,
 )
 LAYERS |= {
     "nn": 1,

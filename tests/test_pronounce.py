@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import speechlike
+from gpa import wordlist
 from gpa.data import pronunciations
 from gpa.data.align import letters_of, piece_spans, respelt_letters
 from gpa.errors import CheckpointError, PromptError, UsageError
@@ -90,8 +91,11 @@ def test_files_come_back(dictionary: Pronunciations, tmp_path: Path, capsys: pyt
     assert made.read_bytes() == Pronunciations.read(made).content() != dictionary.content()
     assert b"stupid S T UW1 P AH0 D\n" in lzma.decompress(made.read_bytes())
     for content in (b"stupid S T", lzma.compress(b"\xff\xfe")):
-        with pytest.raises(CheckpointError, match=r"said.*no pronouncing dictionary"):
+        with pytest.raises(CheckpointError, match=r"said.*no compressed list of words"):
             Pronunciations.parse(content, "said")
+    for line in ("stupid", "stupid S D Q", "Stupid S T", "said 3 the"):
+        with pytest.raises(CheckpointError, match="a word and its phones"):
+            Pronunciations.parse(wordlist.pack([line]), "said")
     with pytest.raises(CheckpointError, match="No such file"):
         Pronunciations.read(tmp_path / "none")
     (tmp_path / "empty").write_text("\n")

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from conftest import speechlike
 from gpa import config
-from gpa.codec.features import load_whisper_features
+from gpa.codec.features import POSITIONS, load_whisper_features, save_features
 from gpa.data import features
 from gpa.data.features import FeatureCache
 from gpa.data.readings import Readings
@@ -39,6 +40,24 @@ def test_a_reading_follows_from_its_number(data: Path) -> None:
     made = [reading(wav, number) for number in (1, 2, 1)]
     assert torch.equal(made[0], made[2]) and not torch.equal(made[0], made[1])
     assert made[0].shape == (reading.features.channels, len(wav) // 320) and made[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_positions_that_can_be_computed_are_not_stored(
+    data: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Whisper's sinusoids come back; positions that were trained are kept."""
+    features = load_whisper_features(data / "encoder")
+    table = features.encoder.embed_positions.weight
+    expected = table.clone()
+    save_features(features, tmp_path / "plain", dtype)
+    assert POSITIONS not in load_file(tmp_path / "plain" / "model.safetensors")
+    assert torch.equal(load_whisper_features(tmp_path / "plain").encoder.embed_positions.weight, expected)
+    with torch.no_grad():
+        table[3, 5] += 0.25
+    save_features(features, tmp_path / "trained", dtype)
+    again = load_whisper_features(tmp_path / "trained").encoder.embed_positions.weight
+    assert torch.equal(again, table.to(dtype).float()) and not torch.equal(again, expected)
 
 
 def test_a_spoilt_cache_has_other_features_of_the_same_sound(data: Path) -> None:

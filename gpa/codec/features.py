@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model, WhisperConfig
 from transformers.audio_utils import mel_filter_bank
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
 from gpa import hub
 from gpa.errors import CheckpointError
 
+POSITIONS = "embed_positions.weight"  # of Whisper: sinusoids, which an encoder without them begins with
 FRAME = 320  # samples of 16 kHz audio per feature frame, both kinds
 
 
@@ -124,7 +125,7 @@ def load_whisper_features(path: str | Path) -> WhisperFeatures:
     path = Path(path)
     features = WhisperFeatures(WhisperConfig(**hub.read_json(path / "config.json")))
     state = {name.removeprefix("encoder."): tensor for name, tensor in hub.read_state(path).items()}
-    hub.load_strict(features.encoder, state, where=str(path))
+    hub.load_strict(features.encoder, state, optional=(POSITIONS,), where=str(path))
     return features.eval()
 
 
@@ -198,12 +199,18 @@ def save_features(features: FeatureEncoder, path: str | Path, dtype: torch.dtype
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     module = features.model if isinstance(features, Wav2Vec2Features) else features.encoder
-    save_file(
-        half_where_it_fits(module.state_dict(), dtype), path / "model.safetensors", metadata={"format": "pt"}
-    )
+    state = half_where_it_fits(module.state_dict(), dtype)
+    if isinstance(features, WhisperFeatures) and _are_sinusoids(state[POSITIONS]):
+        del state[POSITIONS]  # a megabyte that can be computed
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     (path / "config.json").write_text(
         json.dumps(module.config.to_diff_dict(), indent=2) + "\n", encoding="utf-8"
     )
+
+
+def _are_sinusoids(positions: Tensor) -> bool:
+    """Whether positions (N, D) are those of Whisper, up to half precision."""
+    return torch.allclose(positions.float(), sinusoids(*positions.shape), rtol=0, atol=1e-3)
 
 
 def half_where_it_fits(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gpa.data import tokenset
 from gpa.errors import UsageError
 from gpa.pronounce import of_cmudict
 
@@ -21,11 +22,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--licence", type=Path, required=True, help="its LICENSE")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    lines = args.cmudict.read_text(encoding="utf-8").splitlines()
-    found = of_cmudict(lines, args.licence.read_text(encoding="utf-8"))
+    try:
+        lines, licence = (
+            args.cmudict.read_text(encoding="utf-8").splitlines(),
+            args.licence.read_text("utf-8"),
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{args.cmudict}, {args.licence}: {error}") from error
+    found = of_cmudict(lines, licence)
     if not found:
         raise UsageError(f"{args.cmudict}: no words and phones in it")
-    args.out.write_bytes(found.content())
+    tokenset.write_bytes(args.out, found.content())
     print(f"{len(found.phones)} words")
 
 

@@ -39,6 +39,7 @@ def assemble(
     voices: Mapping[str, AudioLike] | None = None,
     golden: Sequence[tuple[AudioLike, str]] = (),
     words: str | Path | None = None,
+    bigrams: str | Path | None = None,
     pronunciations: str | Path | None = None,
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,
@@ -48,14 +49,17 @@ def assemble(
     `lm` is a transformers directory of a trained Qwen3, `tokenizer` (default: the same) one with
     tokenizer.json. `voices` are recordings by name. Voices and golden outputs are made by the checkpoint as
     stored, in `dtype`, so they are what a user's computer gives. `golden` are (clip, text) pairs, two or
-    more, or none. `words` is a list of gpa.data.words, which recognition spells by,
-    `pronunciations` a dictionary of gpa.data.pronunciations, by which speech is asked for.
+    more, or none. `words` is a list of gpa.data.words, which recognition spells by, `bigrams` of
+    gpa.data.bigrams, by which it puts them together, `pronunciations` a dictionary of
+    gpa.data.pronunciations, by which speech is asked for.
     """
     config = GPAConfig.from_dict({"version": VERSION, "format": "instruct", **(settings or {})}, "settings")
     network, _ = load_lm(Path(lm))
     model = GPA(network, codec, tokenizer or lm, config=config)
     if words:
         model.processor.take_words(Path(words))
+    if bigrams:
+        model.processor.take_bigrams(Path(bigrams))
     if pronunciations:
         model.processor.take_pronunciations(Path(pronunciations))
     path = model.save_pretrained(out, dtype=dtype, codec_dtype=dtype, overwrite=overwrite)
@@ -87,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         "--golden", action="append", default=[], metavar="CLIP=TEXT", help="outputs to record, two or more"
     )
     parser.add_argument("--words", type=Path, help="list of gpa.data.words, for recognition")
+    parser.add_argument("--bigrams", type=Path, help="of gpa.data.bigrams, for recognition")
     parser.add_argument("--pronunciations", type=Path, help="of gpa.data.pronunciations, for speech")
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
     parser.add_argument("--out", type=Path, required=True)
@@ -102,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
         voices=dict(_pair(item, "--voice") for item in args.voice),
         golden=[_pair(item, "--golden") for item in args.golden],
         words=args.words,
+        bigrams=args.bigrams,
         pronunciations=args.pronunciations,
         dtype=getattr(torch, args.dtype),
         overwrite=args.overwrite,

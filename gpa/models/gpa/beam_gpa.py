@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gpa.bigrams import Wording
 from gpa.errors import UsageError
-from gpa.lexicon import END, Lexicon
+from gpa.lexicon import END
 from gpa.models.gpa import generation_gpa as generation
 from gpa.models.gpa.generation_gpa import Completion, LoopDetector, Rules, Sampling
 
@@ -50,21 +51,25 @@ class Prior(Protocol):
 
 
 class Spelling:
-    """A lexicon as a prior on text ids; the state is the word so far. Other ids end a word."""
+    """Words as a prior on text ids; the state is the word before and the word so far. Other ids end one."""
 
-    def __init__(self, lexicon: Lexicon, pieces: dict[int, str], beams: Beams) -> None:
+    def __init__(self, wording: Wording, pieces: dict[int, str], beams: Beams) -> None:
         """`pieces` are the text ids and what they spell, spaces included."""
-        self.lexicon, self.pieces, self.beams = lexicon, pieces, beams
+        self.wording, self.pieces, self.beams = wording, pieces, beams
 
     def __call__(self, state: str, token_id: int) -> tuple[float, str]:
+        before, _, word = state.partition(END)
         piece = self.pieces.get(token_id)
         spelt = END if piece is None else piece
         score = 0.0 if piece is None else self.beams.letter * len(piece)
         for letter in spelt:
-            if state or letter != END:  # a space after a space ends no word
-                score += self.beams.words * self.lexicon.log_prob(state, letter)
-            state = "" if letter == END else state + letter
-        return score, state
+            if word or letter != END:  # a space after a space ends no word
+                score += self.beams.words * self.wording.log_prob(before, word, letter)
+            if letter == END:
+                before, word = word or before, ""
+            else:
+                word += letter
+        return score, before + END + word
 
 
 class Search(NamedTuple):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from gpa import hub, lexicon, pronounce
+from gpa import bigrams, hub, lexicon, pronounce
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.features import half_where_it_fits
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
@@ -38,6 +38,7 @@ TEXT_FILES = (
     "merges.txt",
     "chat_template.jinja",
     lexicon.FILE,
+    bigrams.FILE,
     pronounce.FILE,
 )
 

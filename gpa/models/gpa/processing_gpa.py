@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from gpa import audio as sound
-from gpa import hub, lexicon, pronounce
+from gpa import bigrams, hub, lexicon, pronounce
 from gpa.audio import AudioLike
+from gpa.bigrams import Bigrams, Wording
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import CheckpointError, PromptError, UsageError
@@ -191,7 +192,7 @@ class GPAProcessor(Budgets):
         """Take a file as the checkpoint's dictionary; CheckpointError for a file that is none."""
         self.pronunciations = Pronunciations.read(path)
         self.text_files[pronounce.FILE] = path.read_bytes()
-        vars(self).pop("lexicon", None)  # knows these words too
+        self._reread()
 
     def search(self, width: int | None = None, words: Iterable[str] = ()) -> Search:
         """How a transcript is searched for: the checkpoint's way, with another width or more words."""
@@ -203,8 +204,8 @@ class GPAProcessor(Budgets):
             raise UsageError("words: they choose between spellings, so at least 2 beams are needed")
         if beams.width == 1 or not self.lexicon:
             return Search(beams.width)
-        known = self.lexicon.with_words(more) if more else self.lexicon
-        return Search(beams.width, Spelling(known, self.text_tokenizer.spellings, beams))
+        wording = Wording(self.lexicon.with_words(more), self.bigrams) if more else self.wording
+        return Search(beams.width, Spelling(wording, self.text_tokenizer.spellings, beams))
 
     @cached_property
     def lexicon(self) -> Lexicon:
@@ -217,7 +218,29 @@ class GPAProcessor(Budgets):
         content = path.read_bytes()
         Lexicon.parse(content.decode(errors="replace"), str(path))
         self.text_files[lexicon.FILE] = content
-        vars(self).pop("lexicon", None)  # read anew
+        self._reread()
+
+    @cached_property
+    def bigrams(self) -> Bigrams:
+        """Which words follow which, for recognition; nothing for most checkpoints."""
+        content = self.text_files.get(bigrams.FILE)
+        return Bigrams.parse(content, bigrams.FILE) if content else Bigrams({})
+
+    def take_bigrams(self, path: Path) -> None:
+        """Take a file as the checkpoint's; CheckpointError for a file that is none."""
+        self.bigrams = Bigrams.read(path)
+        self.text_files[bigrams.FILE] = path.read_bytes()
+        self._reread()
+
+    @cached_property
+    def wording(self) -> Wording:
+        """What recognition knows of words, and of which follow which."""
+        return Wording(self.lexicon, self.bigrams)
+
+    def _reread(self) -> None:
+        """What was made of the text files is made anew when it is next asked for."""
+        for made in ("lexicon", "wording"):
+            vars(self).pop(made, None)
 
     def hear(self, audio: AudioLike, name: str) -> np.ndarray:
         """A waveform (S,) to transcribe or convert; AudioWarning if it is silent or clipped."""
