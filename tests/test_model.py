@@ -180,6 +180,11 @@ def test_unreadable_directories(ours: GPA, tmp_path: Path) -> None:
         ("surprise", 1, "surprise"),
         ("version", 9, "version 9"),
         ("fingerprints", {}, "codec"),
+        ("gamma", "strong", "gamma: expected a number"),
+        ("gamma", -1, "finite number of at least 0"),
+        ("max_text_chars", 1.5, "max_text_chars: expected int"),
+        ("sampling", {"tts": {"heat": 1}}, r"sampling.tts: unknown keys \['heat'\]"),
+        ("beams", {"width": 0}, "width of at least 1"),
     ):
         tree = json.loads((tmp_path / "m" / "gpa.json").read_text())
         (out / "gpa.json").write_text(json.dumps({**tree, key: value}))
@@ -298,8 +303,8 @@ def test_words_help_a_transcript(ours: GPA, clip: tuple[np.ndarray, int], tmp_pa
     greedy = model.asr(clip, beams=1, max_new_tokens=12).text
     assert greedy == ours.asr(clip, max_new_tokens=12).text
     assert model.asr(clip, max_new_tokens=12).text != greedy
-    assert len(model.processor.search(words=["Quillan"]).prior.lexicon) == 3  # type: ignore[union-attr]
-    assert "quillan" in model.processor.search(words="Quillan").prior.lexicon.counts  # type: ignore[union-attr]
+    assert len(model.processor.search(words=["Quillan"]).prior.wording.lexicon) == 3  # type: ignore[union-attr]
+    assert "quillan" in model.processor.search(words="Quillan").prior.wording.lexicon.counts  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="at least 2 beams"):
         model.asr(clip, beams=1, words=["Quillan"])
     again = model.save_pretrained(tmp_path / "again")

@@ -144,6 +144,19 @@ def test_speech_is_asked_for_by_sound(model: GPA) -> None:
     assert first.tokens.tolist() == same.tokens.tolist() != other.tokens.tolist()
 
 
+def test_long_sounds_are_parts_too(model: GPA) -> None:
+    """A text is cut so that what it sounds like fits, be it by the call's own pronunciations."""
+    voice, long = model.resolve_voice("anna").codes, {"cat": " ".join(["K AE1 T"] * 25)}
+    text = " ".join(["cat"] * 12)
+    known = model.processor.dictionary(long)
+    parts = model.processor.text_parts(text, voice, known)
+    assert len(parts) > len(model.processor.text_parts(text, voice)) and " ".join(parts) == text
+    for part in parts:
+        said = model.processor.pronounced(part, known)
+        ids = model.prompt("tts", text=said, voice="anna")
+        assert len(ids) + model.processor.spoken_ids(part)[1] <= model.processor.context
+
+
 def test_pronunciations_that_are_none_are_refused(model: GPA, tiny: Path) -> None:
     for word, phones in (("cat", "miau"), ("two words", "K AE1 T"), ("cat", ""), ("", "K"), ("cat", ["K"])):
         with pytest.raises(UsageError, match=re.compile("phone|pronunciations")):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpa import hub
-from gpa.errors import CheckpointError
+from gpa import config, hub
+from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.beam_gpa import Beams
 from gpa.models.gpa.generation_gpa import Sampling
 
@@ -51,6 +52,10 @@ class GPAConfig:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.gamma) and self.gamma >= 0):
+            raise UsageError(f"gamma={self.gamma}: a finite number of at least 0 is needed")
+
     @classmethod
     def read(cls, folder: Path) -> GPAConfig:
         """From a checkpoint directory; the published settings where there is no gpa.json."""
@@ -59,19 +64,15 @@ class GPAConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], where: str = FILE) -> GPAConfig:
-        """Typed content; CheckpointError for an unknown key, so that no setting is silently ignored."""
+        """Typed content; CheckpointError for unknown keys and wrong types: no setting is silently ignored."""
         raw = dict(raw)
         if (version := raw.pop("version", None)) != VERSION:
             raise CheckpointError(f"{where}: version {version!r}; this release reads version {VERSION}")
-        unknown = sorted(set(raw) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise CheckpointError(f"{where}: unknown keys {unknown}")
         try:
-            raw["sampling"] = _defaults() | {k: Sampling(**v) for k, v in raw.get("sampling", {}).items()}
-            raw["beams"] = Beams(**raw.get("beams", {}))
-        except TypeError as error:
-            raise CheckpointError(f"{where}: sampling or beams: {error}") from error
-        return cls(**raw)
+            found = config.build(cls, raw, "settings")
+        except UsageError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        return dataclasses.replace(found, sampling={**_defaults(), **found.sampling})
 
     def write(self, folder: Path) -> None:
         """Write gpa.json, the inverse of `read`."""

@@ -250,12 +250,13 @@ class GPA:
         gamma = self.config.gamma if gamma is None else gamma
         sampling = self._sampling("tts", temperature, top_k, top_p, repetition_penalty)
         codes = self.resolve_voice(voice).codes
-        pieces = self.processor.text_parts(text, codes)
+        known = self.processor.dictionary(pronunciations)
+        pieces = self.processor.text_parts(text, codes, known)
         made = []
         for i, piece in enumerate(pieces):
             least, most = self.processor.spoken_ids(piece)
             rules = self.processor.rules("tts", budget(max_new_tokens, most), least)
-            said = self.processor.pronounced(piece, pronunciations)
+            said = self.processor.pronounced(piece, known)
             ids = self.processor.build("tts", text=said, voice=codes)
             guided = spoken(self.lm, self.processor.format, ids, codes, rules, gamma)
             done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided)

@@ -173,14 +173,18 @@ class GPAProcessor(Budgets):
             )
         return ids
 
-    def pronounced(self, text: str, more: Mapping[str, str] | None = None) -> str:
-        """A text as speech is asked for: by the sounds of the checkpoint's dictionary and of `more`."""
-        if more and not self.pronunciations:
-            raise UsageError(f"pronunciations: this checkpoint has no {pronounce.FILE} to add them to")
-        known = self.pronunciations.with_words(more) if more else self.pronunciations
+    def pronounced(self, text: str, known: Pronunciations | None = None) -> str:
+        """A text as speech is asked for: by the sounds of a dictionary, the checkpoint's own by default."""
+        known = self.pronunciations if known is None else known
         if not known or isinstance(text, Verbatim):
             return text
         return known.respelt(normalise_text(text)).text
+
+    def dictionary(self, more: Mapping[str, str] | None = None) -> Pronunciations:
+        """The checkpoint's dictionary with somebody's own words; UsageError if it has none."""
+        if more and not self.pronunciations:
+            raise UsageError(f"pronunciations: this checkpoint has no {pronounce.FILE} to add them to")
+        return self.pronunciations.with_words(more) if more else self.pronunciations
 
     @cached_property
     def pronunciations(self) -> Pronunciations:
@@ -250,16 +254,17 @@ class GPAProcessor(Budgets):
 
     # Limits and budgets -----------------------------------------------------------------------------------
 
-    def text_parts(self, text: str, voice: Sequence[int]) -> list[str]:
-        """Text in parts that one pass can speak; PromptError if there is nothing to say."""
+    def text_parts(self, text: str, voice: Sequence[int], known: Pronunciations | None = None) -> list[str]:
+        """Text in parts that one pass can speak by a dictionary; PromptError if there is nothing to say."""
         spoken = normalise_text(text) if self.config.format == "instruct" else text
         if not spoken.strip():
             raise PromptError(f"there is nothing to say in {text!r}")
-        return [p for part in split_text(spoken, self.config.max_text_chars) for p in self._fit(part, voice)]
+        parts = split_text(spoken, self.config.max_text_chars)
+        return [piece for part in parts for piece in self._fit(part, voice, known)]
 
-    def _fit(self, text: str, voice: Sequence[int]) -> list[str]:
+    def _fit(self, text: str, voice: Sequence[int], known: Pronunciations | None) -> list[str]:
         """The text in pieces whose prompt and speech fit the context."""
-        said = self.pronounced(text)
+        said = self.pronounced(text, known)
         needed = len(self.format.build("tts", text=said, global_=voice)) + self.spoken_ids(text)[1]
         if needed <= self.context:
             return [text]
@@ -268,7 +273,7 @@ class GPAProcessor(Budgets):
             raise PromptError(
                 f"speaking {text!r} may take {needed} ids, the model's context is {self.context}"
             )
-        return [piece for half in halves for piece in self._fit(half, voice)]
+        return [piece for half in halves for piece in self._fit(half, voice, known)]
 
     def audio_parts(self, wav: np.ndarray, task: str) -> list[np.ndarray]:
         """A waveform in parts that one pass can take: the model's limit, or less if the context is short."""
