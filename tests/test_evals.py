@@ -22,6 +22,7 @@ from gpa.evals import baselines, bench, compare, items, judges, panel, plots, re
 from gpa.evals.speaker import cosine, enrol
 from gpa.evals.store import Store
 from gpa.evals.wer import Edits
+from gpa.programs import call
 
 TRAINED = "He was seen to leave the house at noon."
 FRESH = [
@@ -441,9 +442,9 @@ def test_ogg_payload_counts_packets_only() -> None:
 
 def test_a_program_that_fails_is_an_error_of_the_item() -> None:
     with pytest.raises(GenerationError, match="false exited with 1"):
-        baselines.call("false")
+        call("false")
     with pytest.raises(GenerationError, match="no-such-program"):
-        baselines.call("no-such-program")
+        call("no-such-program")
 
 
 # Resuming ---------------------------------------------------------------------------------------------------

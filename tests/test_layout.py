@@ -33,7 +33,7 @@ MAX_DEPTH = 2
 LAYERS = dict.fromkeys(
     (
         *("errors", "config", "audio", "text", "normalise", "wordlist", "lexicon", "bigrams", "pronounce"),
-        *("vocab", "hub", "compose"),
+        *("vocab", "hub", "programs", "compose"),
     ),
     0,
 )

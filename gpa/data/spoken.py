@@ -11,7 +11,6 @@ import argparse
 import json
 import re
 import shutil
-import subprocess
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,13 +27,13 @@ from gpa.data.imagined import UNSPOKEN, sentences
 from gpa.data.words import texts_in
 from gpa.errors import GenerationError, UsageError
 from gpa.lexicon import words_of
+from gpa.programs import call
 from gpa.text import normalise_text
 
 VOICES = ("slt", "rms", "awb", "kal16")  # Flite's of 16 kHz
 STRETCH = (0.85, 1.15)  # of durations
 RATE = 16000  # Hz, of these voices
 HELD = 10  # every tenth sentence, by its checksum, is never spoken: there must be unseen ones left
-TIMEOUT = 60.0
 
 
 def listed(path: Path) -> Iterator[str]:
@@ -85,10 +84,9 @@ def speak(text: str, voice: str, stretch: float, path: Path) -> None:
     """Flite's reading of a text to `path`, a WAV of 16 kHz. GenerationError if it fails."""
     command = ("flite", "-voice", voice, "--setf", f"duration_stretch={stretch:.3f}", "-t", text + " ", "-o")
     partial = path.with_suffix(".partial")
-    found = subprocess.run([*command, str(partial)], capture_output=True, timeout=TIMEOUT, check=False)
-    if found.returncode or not partial.is_file():
-        said = found.stderr.decode(errors="replace").strip()[-200:]
-        raise GenerationError(f"flite exited with {found.returncode} at {text!r}: {said}")
+    call(*command, str(partial))
+    if not partial.is_file():
+        raise GenerationError(f"flite said nothing of {text!r}")
     partial.replace(path)
 
 

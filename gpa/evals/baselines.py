@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from gpa import audio
-from gpa.errors import GenerationError
 from gpa.evals.bench import SAMPLE_RATE, Bench, Case, Made, Suite
+from gpa.programs import TIMEOUT, call
 
-TIMEOUT = 120  # seconds that a program may take for one item
 NARROW = 8_000  # Hz, of Codec2
 CODEC2_MODE = "450"  # bit/s: its lowest (c2enc fills frames of 18 bits up to whole bytes: not counted)
 
@@ -73,17 +72,6 @@ def program_version(*command: str) -> Callable[[], str]:
         return said.partition("  ")[0]  # eSpeak goes on about its folder
 
     return version
-
-
-def call(*command: str) -> None:
-    """Run a program; GenerationError with its last words where it fails or takes too long."""
-    try:
-        found = subprocess.run(command, capture_output=True, timeout=TIMEOUT, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise GenerationError(f"{command[0]}: {error}") from error
-    if found.returncode:
-        words = found.stderr.decode(errors="replace").strip()[-200:]
-        raise GenerationError(f"{command[0]} exited with {found.returncode}: {words}")
 
 
 def _speaker(*command: str) -> Callable[[Bench, Case, np.ndarray], Made]:
