@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -673,6 +674,40 @@ def test_second_stage_leaves_the_ids_alone(data: Path, runs: dict[str, Path], tm
     assert torch.equal(codecs[0].encode_semantic(x), codecs[1].encode_semantic(x))
     wav = torch.from_numpy(cache.wav(0))[None, :16000]
     assert torch.equal(codecs[0].encode_global(wav), codecs[1].encode_global(wav))
+
+
+def test_the_voice_path_meets_voices_of_nobody(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    """`--invented` appends training clips at other speeds; with `free_voice` only semantic ids are kept."""
+    cache = tmp_path / "cache"
+    shutil.copytree(data / "cache", cache)
+    features.main(
+        [
+            str(data / "manifest.jsonl"),
+            "--encoder",
+            str(data / "encoder"),
+            "--invented",
+            "2",
+            "-o",
+            str(cache),
+        ]
+    )
+    known, both = FeatureCache(data / "cache"), FeatureCache(cache)
+    assert both.rows[:6] == known.rows and len(both) == 6 + 2 * 5
+    for row in both.rows[6:]:
+        assert row["split"] != "dev" and row["speaker"] == "" and 0.08 <= abs(math.log(row["speed"])) <= 0.25
+        plain = next(each for each in known.rows if each["path"] == row["path"])
+        assert abs(row["frames"] - plain["frames"] / row["speed"]) <= 3
+    assert len({row["speed"] for row in both.rows[6:]}) == 10
+    changes = {"init": str(runs["codec"] / "export"), "freeze_ids": True, "free_voice": True, "model": {}}
+    tree = tree_of("codec", data, **changes)
+    tree["data"]["cache"] = str(cache)
+    run = go(tree, tmp_path / "run")
+    before, after = (load_file(path / "export" / "model.safetensors") for path in (runs["codec"], run))
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"prenet", "decoder", "speaker_encoder"}
+    heads = [trained.read_heads(path / "export") for path in (runs["codec"], run)]
+    assert same(heads[0]["letters"], heads[1]["letters"])
+    assert not same(heads[0]["speakers"], heads[1]["speakers"])  # as wide as before: nobody is no speaker
 
 
 def codec_family(data: Path, **changes: Any) -> CodecFamily:

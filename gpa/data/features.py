@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,7 @@ from gpa.codec.pitch import yin
 from gpa.data.readings import Readings
 from gpa.errors import CheckpointError
 
+CHANGE = (0.08, 0.24)  # of speed, natural logarithm, either way
 FEATURES, AUDIO, INDEX, PITCH = "features.f16", "audio.i16", "index.jsonl", "pitch.f16"
 COMMAND = "python -m gpa.data.features MANIFEST --encoder DIR -o CACHE"
 
@@ -37,7 +40,8 @@ def write(
 ) -> None:
     """Append the clips that `out` does not hold yet; a partial last clip of a killed run is overwritten.
 
-    With `reading` the features are those of spoilt sound; the sound beside them stays the clip's.
+    A row's `speed`, if any, is that of its sound. With `reading` the features are those of spoilt sound; the
+    sound beside them stays the clip's.
     CheckpointError if `out` holds clips of another manifest.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -49,6 +53,8 @@ def write(
         a.truncate(frames * FRAME * 2)
         for number, row in enumerate(bar, len(done)):
             wav = audio.load(root / row["path"])
+            if speed := row.get("speed"):
+                wav = audio.load((wav, round(audio.SAMPLE_RATE * speed)))
             wav = np.pad(wav, (0, -len(wav) % (2 * FRAME)))
             with torch.inference_mode():
                 heard = reading(wav, number) if reading else features(torch.from_numpy(wav)[None])[0]
@@ -68,12 +74,31 @@ def _written(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not index.exists():
         return []
     done = read_lines(index)
-    if [row["path"] for row in done] != [row["path"] for row in rows[: len(done)]]:
+    if list(map(_clip, done)) != list(map(_clip, rows[: len(done)])):
         raise CheckpointError(f"{index}: holds clips of another manifest; write to a new folder")
     partial = index.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in done), encoding="utf-8")
     partial.replace(index)  # at once: a kill here loses no clip
     return done
+
+
+def _clip(row: dict[str, Any]) -> tuple[str, float | None]:
+    return row["path"], row.get("speed")
+
+
+def invented(rows: list[dict[str, Any]], copies: int) -> list[dict[str, Any]]:
+    """Training clips again, each `copies` times at a speed of its own: lower or higher voices, of nobody.
+
+    Resampled sound has another pitch and other formants, so a recogniser of speakers takes it for somebody
+    else (Yamamoto et al. 2019). The speaker of such a row is "".
+    """
+    found = []
+    for row in rows:
+        for n in range(copies if row["split"].startswith("train") else 0):
+            rng = np.random.default_rng(zlib.crc32(f"{row['path']} {n}".encode()))
+            change = float(rng.uniform(*CHANGE)) * (1 if rng.random() < 0.5 else -1)
+            found.append({**row, "speaker": "", "speed": round(math.exp(change), 3)})
+    return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -155,7 +180,7 @@ class FeatureCache:
     def spoilt(self, path: str | Path) -> FeatureCache:
         """The cache of the same clips, spoilt; CheckpointError if it holds others."""
         other = FeatureCache(path)
-        mine, theirs = ([(row["path"], row["frames"]) for row in c.rows] for c in (self, other))
+        mine, theirs = ([(_clip(row), row["frames"]) for row in c.rows] for c in (self, other))
         if mine != theirs:
             raise CheckpointError(f"{path}: holds other clips than {self._path}")
         return other
@@ -179,12 +204,15 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         help="folder of a Whisper encoder (config.json, model.safetensors)",
     )
+    parser.add_argument("--invented", type=int, default=0, metavar="N",
+        help="training clips N times more, at other speeds: voices of nobody, for a codec")  # fmt: skip
     parser.add_argument("--spoilt", action="store_true", help="as others would be heard: for data.spoilt")
     parser.add_argument("--noise", default="", help="folder of noise with a manifest.json, with --spoilt")
     parser.add_argument("--rooms", default="", help="folder of impulse responses, with --spoilt")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     rows = [json.loads(line) for line in args.manifest.read_text().splitlines()]
+    rows += invented(rows, args.invented)
     features = load_whisper_features(args.encoder)
     reading = Readings(features, args.noise, args.rooms) if args.spoilt else None
     write(rows, args.manifest.parent, features, args.out, reading)

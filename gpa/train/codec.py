@@ -75,7 +75,10 @@ class CodecWeights:
 
 @dataclass(frozen=True)
 class CodecRecipe:
-    """A whole codec recipe; `freeze_ids` trains the decoder only: ids already extracted stay valid."""
+    """A whole codec recipe; `freeze_ids` trains the decoder only: ids already extracted stay valid.
+
+    With `free_voice` the voice path learns nevertheless, and its ids have to be extracted anew.
+    """
 
     data: CodecData
     model: dict[str, Any] = field(default_factory=dict)  # BiCodecConfig; empty: that of `init`
@@ -85,6 +88,7 @@ class CodecRecipe:
     speaker_encoder: dict[str, Any] = field(default_factory=dict)  # the same of the voice path
     render: dict[str, Any] = field(default_factory=dict)  # settings of the decoder that need no training
     freeze_ids: bool = False
+    free_voice: bool = False
     quantize_from: int = 0  # step at which the codebook starts, at the encoder's cluster centres
     freeze_voice_from: int = -1  # step from which the global path stays as it is; negative: never
     train: TrainArgs = field(default_factory=TrainArgs)
@@ -150,7 +154,7 @@ class CodecFamily:
         self.dev_rows = [i for i in fits if split[i] in recipe.data.dev]
         self.dev_rows = self.dev_rows[:: max(1, len(self.dev_rows) // recipe.data.dev_clips)]
         everybody = self.cache.select(recipe.data.train)  # whatever the crops: an export's head fits
-        self.speaker_names = sorted({self.cache.rows[i]["speaker"] for i in everybody})
+        self.speaker_names = sorted({self.cache.rows[i]["speaker"] for i in everybody} - {""})
         lengths = np.array([self.cache.rows[i]["frames"] for i in self.rows])
         self.plan = BatchPlan(lengths, recipe.data.batch_frames, recipe.train.seed)
 
@@ -162,6 +166,10 @@ class CodecFamily:
         if self.config.standardise:
             self._measure_features(module.codec)
         return module
+
+    @property
+    def _frozen_voice(self) -> bool:
+        return self.recipe.freeze_ids and not self.recipe.free_voice
 
     def _start_from(self, module: CodecModule, export: Path) -> None:
         codec, heads = trained.load_network(export), trained.read_heads(export)
@@ -198,6 +206,8 @@ class CodecFamily:
         codec = module.codec
         if self.recipe.freeze_ids:
             trained = [*codec.prenet.parameters(), *codec.decoder.parameters()]
+            if self.recipe.free_voice:
+                trained += [*codec.speaker_encoder.parameters(), *module.speakers.parameters()]
         else:
             trained = [*codec.parameters(), *module.letters.parameters(), *module.speakers.parameters()]
         groups = {"generator": trained}
@@ -256,7 +266,7 @@ class CodecFamily:
         w, codec = self.recipe.weights, module.codec
         if step >= self.recipe.quantize_from and not codec.quantizer.started:
             self._start_codebook(codec)
-        voice_frozen = self.recipe.freeze_ids or 0 <= self.recipe.freeze_voice_from <= step
+        voice_frozen = self._frozen_voice or 0 <= self.recipe.freeze_voice_from <= step
         codec.speaker_encoder.train(not voice_frozen).requires_grad_(not voice_frozen)
         codec.quantizer.train(not self.recipe.freeze_ids)
         loss, metrics, wav = self._reconstruct(module, batch)
@@ -270,15 +280,17 @@ class CodecFamily:
         w, codec = self.recipe.weights, module.codec
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recipe.freeze_ids):
             z_q, codes, vq = codec.quantizer(codec.latents(batch.features))
-            speaker = codec.speaker_encoder(codec.mel(batch.reference))
             ctc = self._ctc(module, z_q, batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_voice):
+            speaker = codec.speaker_encoder(codec.mel(batch.reference))
             speaker_loss = self._speaker(module, speaker, batch)
         crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
         sound, wav = self._sound(module, codec.decoder(codec.condition(crop, speaker)), batch)
         parts = {**sound, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
         metrics = {name: part.item() for name, part in parts.items()}
         metrics["used_codes"] = float(codes.unique().numel())
-        trained = sound if self.recipe.freeze_ids else parts
+        voice = {} if self._frozen_voice else {"speaker": speaker_loss}
+        trained = sound | voice if self.recipe.freeze_ids else parts
         loss = torch.stack([getattr(w, name) * part for name, part in trained.items()]).sum()
         return loss, metrics, wav
 
