@@ -305,6 +305,8 @@ def test_words_help_a_transcript(ours: GPA, clip: tuple[np.ndarray, int], tmp_pa
     assert model.asr(clip, max_new_tokens=12).text != greedy
     assert len(model.processor.search(words=["Quillan"]).prior.wording.lexicon) == 3  # type: ignore[union-attr]
     assert "quillan" in model.processor.search(words="Quillan").prior.wording.lexicon.counts  # type: ignore[union-attr]
+    once, twice = (model.processor.search(words=["Quillan"]).prior for _ in range(2))
+    assert once.wording is twice.wording  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="at least 2 beams"):
         model.asr(clip, beams=1, words=["Quillan"])
     again = model.save_pretrained(tmp_path / "again")

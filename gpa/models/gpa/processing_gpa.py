@@ -60,6 +60,7 @@ class GPAProcessor(Budgets):
         self.vocab = Vocab.from_file(folder, glm_size=glm.codebook_size if glm else None, size=vocab_size)
         super().__init__(get_format(config.format, self.vocab, self.text_tokenizer), codec.spec.frame_rate)
         self.voices: dict[str, Voice] = {}
+        self._added: dict[tuple[str, ...], Wording] = {}  # `Wording` with the words last added
         self._tokenizer_fingerprint = hub.fingerprint_files(folder / "tokenizer.json")
         self._check_sizes()
 
@@ -200,7 +201,7 @@ class GPAProcessor(Budgets):
 
     def search(self, width: int | None = None, words: Iterable[str] = ()) -> Search:
         """How a transcript is searched for: the checkpoint's way, with another width or more words."""
-        beams, more = self.config.beams, [words] if isinstance(words, str) else list(words)
+        beams, more = self.config.beams, (words,) if isinstance(words, str) else tuple(words)
         beams = beams if width is None else replace(beams, width=width)
         if more and not self.lexicon:
             raise UsageError(f"words: this checkpoint has no {lexicon.FILE} that they could be added to")
@@ -208,8 +209,14 @@ class GPAProcessor(Budgets):
             raise UsageError("words: they choose between spellings, so at least 2 beams are needed")
         if beams.width == 1 or not self.lexicon:
             return Search(beams.width)
-        wording = Wording(self.lexicon.with_words(more), self.bigrams) if more else self.wording
+        wording = self._wording_with(more) if more else self.wording
         return Search(beams.width, Spelling(wording, self.text_tokenizer.spellings, beams))
+
+    def _wording_with(self, more: tuple[str, ...]) -> Wording:
+        """With somebody's words as well; kept, since many recordings are asked with the same."""
+        if more not in self._added:
+            self._added = {more: Wording(self.lexicon.with_words(more), self.bigrams)}
+        return self._added[more]
 
     @cached_property
     def lexicon(self) -> Lexicon:
@@ -243,6 +250,7 @@ class GPAProcessor(Budgets):
 
     def _reread(self) -> None:
         """What was made of the text files is made anew when it is next asked for."""
+        self._added = {}
         for made in ("lexicon", "wording"):
             vars(self).pop(made, None)
 
