@@ -9,6 +9,7 @@ Mercer (1980), where what the bigrams leave of probability falls to the lexicon.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
@@ -16,9 +17,10 @@ from pathlib import Path
 
 from gpa import wordlist
 from gpa.errors import CheckpointError
-from gpa.lexicon import END, LAST, Lexicon, words_of
+from gpa.lexicon import END, LAST, Lexicon
 
 FILE = "bigrams.txt.xz"
+_LINE = re.compile(r"[a-z']+( \d{1,3}( [a-z']+)+)+", re.ASCII)
 MOST = 0.95  # of the probability after a word that bigrams may take
 
 
@@ -38,26 +40,25 @@ class Bigrams:
             for other, share in sorted(following.items()):
                 if share > 0:
                     found.setdefault(max(0, round(-math.log2(share))), []).append(other)
-            lines[word] = " ".join(f"{n} {' '.join(found[n])}" for n in sorted(found))
+            if found:
+                lines[word] = " ".join(f"{n} {' '.join(found[n])}" for n in sorted(found))
         return cls(lines, notice)
 
     @classmethod
     def parse(cls, content: bytes, where: str) -> Bigrams:
         """Content of a file; CheckpointError, naming `where`, for anything else."""
         lines, notice = wordlist.unpack(content, where)
-        pairs = [line.partition(" ") for line in lines]
-        for number, (word, _, rest) in enumerate(pairs, 1):
-            if words_of(word) != [word] or not rest[:1].isdigit():
-                raise CheckpointError(f"{where}, line {number}: {word!r:.40} and what follows it are needed")
-        return cls({word: rest for word, _, rest in pairs}, notice)
+        for number, line in enumerate(lines, 1):
+            if not _LINE.fullmatch(line):
+                raise CheckpointError(
+                    f"{where}, line {number}: {line!r:.40}: a word and what follows it are needed"
+                )
+        return cls({word: rest for word, _, rest in (line.partition(" ") for line in lines)}, notice)
 
     @classmethod
     def read(cls, path: Path) -> Bigrams:
         """A file; CheckpointError for one that is none, or is not there."""
-        try:
-            return cls.parse(path.read_bytes(), str(path))
-        except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror}") from error
+        return cls.parse(wordlist.read(path), str(path))
 
     def content(self) -> bytes:
         """The inverse of `parse`; equal bigrams have equal content."""
@@ -85,7 +86,7 @@ class Wording:
     def __init__(self, lexicon: Lexicon, bigrams: Bigrams) -> None:
         self.lexicon, self.bigrams = lexicon, bigrams
         self._followers: dict[str, _Followers] = {}
-        self._log_probs: dict[str, float] = {"": 0.0}
+        self._log_probs: dict[str, float] = {}
 
     def log_prob(self, before: str, prefix: str, letter: str) -> float:
         """Of a letter, or `END`, after the letters of a word so far and the word `before` ("": none)."""
@@ -102,8 +103,8 @@ class Wording:
     def _spelt(self, prefix: str) -> float:
         """Log-probability of the letters of a prefix, by the lexicon."""
         if prefix not in self._log_probs:
-            last = self.lexicon.log_prob(prefix[:-1], prefix[-1])
-            self._log_probs[prefix] = self._spelt(prefix[:-1]) + last
+            each = (self.lexicon.log_prob(prefix[:n], letter) for n, letter in enumerate(prefix))
+            self._log_probs[prefix] = sum(each)
         return self._log_probs[prefix]
 
 

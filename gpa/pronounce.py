@@ -80,10 +80,7 @@ class Pronunciations:
     @classmethod
     def read(cls, path: Path) -> Pronunciations:
         """A dictionary's file; CheckpointError for a file that is none, or is not there."""
-        try:
-            return cls.parse(path.read_bytes(), str(path))
-        except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror}") from error
+        return cls.parse(wordlist.read(path), str(path))
 
     def content(self) -> bytes:
         """The inverse of `parse`; equal dictionaries have equal content."""

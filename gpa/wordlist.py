@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import lzma
 from collections.abc import Iterable
+from pathlib import Path
 
 from gpa.errors import CheckpointError
 
@@ -16,7 +17,8 @@ NOTICE = ";;; "  # begins a line of the licence
 def pack(lines: Iterable[str], notice: str = "") -> bytes:
     """Lines below a notice; equal lines give equal content."""
     everything = [*(NOTICE + line for line in notice.splitlines()), *lines]
-    return lzma.compress(("\n".join(everything) + "\n").encode(), preset=9 | lzma.PRESET_EXTREME)
+    text = "".join(line + "\n" for line in everything)
+    return lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
 
 
 def unpack(content: bytes, where: str) -> tuple[list[str], str]:
@@ -27,3 +29,11 @@ def unpack(content: bytes, where: str) -> tuple[list[str], str]:
         raise CheckpointError(f"{where}: no compressed list of words: {error}") from error
     notice = [line.removeprefix(NOTICE) for line in lines if line.startswith(NOTICE)]
     return [line for line in lines if not line.startswith(NOTICE)], "\n".join(notice)
+
+
+def read(path: Path) -> bytes:
+    """Content of a file; CheckpointError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error

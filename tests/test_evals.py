@@ -22,7 +22,6 @@ from gpa.evals import baselines, bench, compare, items, judges, panel, plots, re
 from gpa.evals.speaker import cosine, enrol
 from gpa.evals.store import Store
 from gpa.evals.wer import Edits
-from gpa.programs import call
 
 TRAINED = "He was seen to leave the house at noon."
 FRESH = [
@@ -438,13 +437,6 @@ def test_ogg_payload_counts_packets_only() -> None:
         return b"OggS" + bytes(22) + bytes([len(packets), *packets]) + bytes(sum(packets))
 
     assert baselines.ogg_payload(page(19) + page(40) + page(10, 20) + page(7)) == 37
-
-
-def test_a_program_that_fails_is_an_error_of_the_item() -> None:
-    with pytest.raises(GenerationError, match="false exited with 1"):
-        call("false")
-    with pytest.raises(GenerationError, match="no-such-program"):
-        call("no-such-program")
 
 
 # Resuming ---------------------------------------------------------------------------------------------------

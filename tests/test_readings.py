@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from conftest import speechlike
 from gpa import config
-from gpa.codec.features import POSITIONS, load_whisper_features, save_features
+from gpa.codec.features import POSITIONS, load_whisper_features, restore_positions, save_features
 from gpa.data import features
 from gpa.data.features import FeatureCache
 from gpa.data.readings import Readings
@@ -42,22 +42,27 @@ def test_a_reading_follows_from_its_number(data: Path) -> None:
     assert made[0].shape == (reading.features.channels, len(wav) // 320) and made[0].isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_positions_that_can_be_computed_are_not_stored(
     data: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """Whisper's sinusoids come back; positions that were trained are kept."""
+    """Whisper's own sinusoids come back; others, be they trained or only rounded, are kept as they are."""
     features = load_whisper_features(data / "encoder")
     table = features.encoder.embed_positions.weight
-    expected = table.clone()
+    exact = table.clone()
     save_features(features, tmp_path / "plain", dtype)
     assert POSITIONS not in load_file(tmp_path / "plain" / "model.safetensors")
-    assert torch.equal(load_whisper_features(tmp_path / "plain").encoder.embed_positions.weight, expected)
-    with torch.no_grad():
-        table[3, 5] += 0.25
-    save_features(features, tmp_path / "trained", dtype)
-    again = load_whisper_features(tmp_path / "trained").encoder.embed_positions.weight
-    assert torch.equal(again, table.to(dtype).float()) and not torch.equal(again, expected)
+    assert torch.equal(load_whisper_features(tmp_path / "plain").encoder.embed_positions.weight, exact)
+    for name, other in (
+        ("rounded", exact.half().float()),
+        ("trained", exact + 0.25 * torch.eye(*exact.shape)),
+    ):
+        table.data.copy_(other)
+        save_features(features, tmp_path / name, dtype)
+        again = load_whisper_features(tmp_path / name).encoder.embed_positions.weight
+        assert torch.equal(again, other.to(dtype).float()) and not torch.equal(again, exact)
+        restore_positions(features)
+        assert torch.equal(table, exact) == (name == "rounded")
 
 
 def test_a_spoilt_cache_has_other_features_of_the_same_sound(data: Path) -> None:
@@ -65,6 +70,9 @@ def test_a_spoilt_cache_has_other_features_of_the_same_sound(data: Path) -> None
     for i in range(len(clean)):
         assert (clean.wav(i) == spoilt.wav(i)).all() and clean.rows[i] == spoilt.rows[i]
         assert clean.features(i).shape == spoilt.features(i).shape
+    with pytest.raises(CheckpointError, match="other clips"):
+        clean.rows[1] = clean.rows[1] | {"resampled": 1.1}
+        clean.spoilt(data / "spoilt")
     assert any((clean.features(i) != spoilt.features(i)).any() for i in range(len(clean)))
 
 

@@ -680,27 +680,27 @@ def test_the_voice_path_meets_voices_of_nobody(data: Path, runs: dict[str, Path]
     """`--invented` appends training clips at other speeds; with `free_voice` only semantic ids are kept."""
     cache = tmp_path / "cache"
     shutil.copytree(data / "cache", cache)
-    features.main(
-        [
-            str(data / "manifest.jsonl"),
-            "--encoder",
-            str(data / "encoder"),
-            "--invented",
-            "2",
-            "-o",
-            str(cache),
-        ]
-    )
+    command = [str(data / "manifest.jsonl"), "--encoder", str(data / "encoder"), "-o", str(cache)]
+    for copies in ("1", "2"):
+        features.main([*command, "--invented", copies])
     known, both = FeatureCache(data / "cache"), FeatureCache(cache)
     assert both.rows[:6] == known.rows and len(both) == 6 + 2 * 5
     for row in both.rows[6:]:
-        assert row["split"] != "dev" and row["speaker"] == "" and 0.08 <= abs(math.log(row["speed"])) <= 0.25
+        assert (row["split"], row["speaker"]) == ("invented", "")
+        assert 0.08 <= abs(math.log(row["resampled"])) <= 0.25
         plain = next(each for each in known.rows if each["path"] == row["path"])
-        assert abs(row["frames"] - plain["frames"] / row["speed"]) <= 3
-    assert len({row["speed"] for row in both.rows[6:]}) == 10
+        assert abs(row["frames"] - plain["frames"] / row["resampled"]) <= 3
+    assert len({row["id"] for row in both.rows[6:]}) == 10
     changes = {"init": str(runs["codec"] / "export"), "freeze_ids": True, "free_voice": True, "model": {}}
     tree = tree_of("codec", data, **changes)
-    tree["data"]["cache"] = str(cache)
+    tree["data"] |= {"cache": str(cache), "train": ["train", "train-notext", "invented"]}
+    index = (cache / "index.jsonl").read_text()
+    (cache / "index.jsonl").write_text(index.replace('"resampled": ', '"resampled": 1'))
+    with pytest.raises(CheckpointError, match="another manifest"):
+        features.main([*command, "--invented", "2"])
+    with pytest.raises(UsageError, match="0 or more"):
+        features.main([*command, "--invented", "-1"])
+    (cache / "index.jsonl").write_text(index)
     run = go(tree, tmp_path / "run")
     before, after = (load_file(path / "export" / "model.safetensors") for path in (runs["codec"], run))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
@@ -708,6 +708,11 @@ def test_the_voice_path_meets_voices_of_nobody(data: Path, runs: dict[str, Path]
     heads = [trained.read_heads(path / "export") for path in (runs["codec"], run)]
     assert same(heads[0]["letters"], heads[1]["letters"])
     assert not same(heads[0]["speakers"], heads[1]["speakers"])  # as wide as before: nobody is no speaker
+
+
+def test_a_free_voice_needs_frozen_ids(data: Path) -> None:
+    with pytest.raises(UsageError, match="exception from freeze_ids"):
+        codec_family(data, free_voice=True)
 
 
 def codec_family(data: Path, **changes: Any) -> CodecFamily:

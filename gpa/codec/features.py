@@ -200,7 +200,7 @@ def save_features(features: FeatureEncoder, path: str | Path, dtype: torch.dtype
     path.mkdir(parents=True, exist_ok=True)
     module = features.model if isinstance(features, Wav2Vec2Features) else features.encoder
     state = half_where_it_fits(module.state_dict(), dtype)
-    if isinstance(features, WhisperFeatures) and _are_sinusoids(state[POSITIONS]):
+    if isinstance(features, WhisperFeatures) and _rounding(features) == 0:
         del state[POSITIONS]  # a megabyte that can be computed
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     (path / "config.json").write_text(
@@ -208,9 +208,17 @@ def save_features(features: FeatureEncoder, path: str | Path, dtype: torch.dtype
     )
 
 
-def _are_sinusoids(positions: Tensor) -> bool:
-    """Whether positions (N, D) are those of Whisper, up to half precision."""
-    return torch.allclose(positions.float(), sinusoids(*positions.shape), rtol=0, atol=1e-3)
+def restore_positions(features: FeatureEncoder) -> None:
+    """Positions of a Whisper encoder that half precision has rounded become sinusoids again."""
+    if isinstance(features, WhisperFeatures) and _rounding(features) < 1e-3:
+        table = features.encoder.embed_positions.weight
+        table.data.copy_(sinusoids(*table.shape))
+
+
+def _rounding(features: WhisperFeatures) -> float:
+    """How far the positions are from Whisper's sinusoids."""
+    table = features.encoder.embed_positions.weight.detach().float().cpu()
+    return float((table - sinusoids(*table.shape)).abs().max())
 
 
 def half_where_it_fits(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gpa import config, hub
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
-from gpa.codec.features import load_features
+from gpa.codec.features import load_features, restore_positions
 from gpa.errors import CheckpointError, UsageError
 
 RENDER = ("sharpen", "voiced_to")  # settings of a decoder that need no training
@@ -86,7 +86,9 @@ def load_network(path: Path) -> BiCodecModel:
 def load(path: str | Path, features: str | Path) -> BiCodec:
     """A whole codec from an export (or checkpoint) and the folder of the encoder it was trained on."""
     network = load_network(Path(path))
-    return BiCodec(network, load_features(features, network.config.features))
+    encoder = load_features(features, network.config.features)
+    restore_positions(encoder)
+    return BiCodec(network, encoder)
 
 
 def _found(path: Path, name: str) -> Path:

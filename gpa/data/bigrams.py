@@ -25,16 +25,13 @@ as the Python package symspellpy distributes them under this licence; here as po
 
 def counts_in(path: Path, words: int) -> dict[tuple[str, ...], int]:
     """Lines of so many words and a count; UsageError for a line or a file that is not this."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    lines = tokenset.read_text(path).splitlines()
     found: dict[tuple[str, ...], int] = {}
     for number, line in enumerate(lines, 1):
         *each, count = line.split() or [""]
         if len(each) != words or not (count.isascii() and count.isdigit()):
             raise UsageError(f"{path}, line {number}: {line!r:.60}: {words} word(s) and a count are needed")
-        if all(words_of(word) == [word] for word in each):
+        if int(count) and all(words_of(word) == [word] for word in each):
             found[tuple(each)] = int(count)
     return found
 
@@ -67,11 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     shares = shares_of(counts_in(args.pairs, 2), counts_in(args.words, 1))
-    try:
-        licence = args.licence.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{args.licence}: {error}") from error
-    bigrams = Bigrams.of_shares(shares, SOURCE + licence)
+    bigrams = Bigrams.of_shares(shares, SOURCE + tokenset.read_text(args.licence))
     tokenset.write_bytes(args.out, bigrams.content())
     print(f"{sum(len(after) for after in shares.values())} pairs of {len(shares)} words")
 

@@ -1,7 +1,7 @@
 """The codec's training cache: one clip's feature-encoder output and waveform, in two flat files.
 
 Written once by `write` (resumable per clip), read at random by `FeatureCache`. Rows are the manifest's, in
-its order. The pitch is measured when it is first asked for, into a third file.
+its order, then those `invented`. The pitch is measured when it is first asked for, into a third file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpa import audio
 from gpa.codec.features import FRAME, WhisperFeatures, load_whisper_features
 from gpa.codec.pitch import yin
 from gpa.data.readings import Readings
-from gpa.errors import CheckpointError
+from gpa.errors import CheckpointError, UsageError
 
 CHANGE = (0.08, 0.24)  # of speed, natural logarithm, either way
 FEATURES, AUDIO, INDEX, PITCH = "features.f16", "audio.i16", "index.jsonl", "pitch.f16"
@@ -40,9 +40,9 @@ def write(
 ) -> None:
     """Append the clips that `out` does not hold yet; a partial last clip of a killed run is overwritten.
 
-    A row's `speed`, if any, is that of its sound. With `reading` the features are those of spoilt sound; the
-    sound beside them stays the clip's.
-    CheckpointError if `out` holds clips of another manifest.
+    A row that is `resampled` has so many times the speed of its file. With `reading` the features are those
+    of spoilt sound; the sound beside them stays the clip's. CheckpointError if `out` holds clips of another
+    manifest.
     """
     out.mkdir(parents=True, exist_ok=True)
     done = _written(out, rows)
@@ -53,7 +53,7 @@ def write(
         a.truncate(frames * FRAME * 2)
         for number, row in enumerate(bar, len(done)):
             wav = audio.load(root / row["path"])
-            if speed := row.get("speed"):
+            if speed := row.get("resampled"):
                 wav = audio.load((wav, round(audio.SAMPLE_RATE * speed)))
             wav = np.pad(wav, (0, -len(wav) % (2 * FRAME)))
             with torch.inference_mode():
@@ -83,21 +83,25 @@ def _written(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _clip(row: dict[str, Any]) -> tuple[str, float | None]:
-    return row["path"], row.get("speed")
+    return row["path"], row.get("resampled")
 
 
 def invented(rows: list[dict[str, Any]], copies: int) -> list[dict[str, Any]]:
     """Training clips again, each `copies` times at a speed of its own: lower or higher voices, of nobody.
 
     Resampled sound has another pitch and other formants, so a recogniser of speakers takes it for somebody
-    else (Yamamoto et al. 2019). The speaker of such a row is "".
+    else (Yamamoto et al. 2019). The speaker of such a row is "", its split "invented".
     """
     found = []
-    for row in rows:
-        for n in range(copies if row["split"].startswith("train") else 0):
+    for n in range(copies):
+        for row in (row for row in rows if row["split"].startswith("train")):
             rng = np.random.default_rng(zlib.crc32(f"{row['path']} {n}".encode()))
             change = float(rng.uniform(*CHANGE)) * (1 if rng.random() < 0.5 else -1)
-            found.append({**row, "speaker": "", "speed": round(math.exp(change), 3)})
+            speed = round(math.exp(change), 3)
+            name = {"id": f"{row.get('id', row['path'])}@{speed}", "speaker": "", "split": "invented"}
+            found.append({**row, **name, "resampled": speed})
+            if "duration" in row:
+                found[-1]["duration"] = round(row["duration"] / speed, 3)
     return found
 
 
@@ -212,6 +216,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     rows = [json.loads(line) for line in args.manifest.read_text().splitlines()]
+    if args.invented < 0:
+        raise UsageError(f"--invented {args.invented}: 0 or more copies")
     rows += invented(rows, args.invented)
     features = load_whisper_features(args.encoder)
     reading = Readings(features, args.noise, args.rooms) if args.spoilt else None

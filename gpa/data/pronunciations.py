@@ -22,14 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--licence", type=Path, required=True, help="its LICENSE")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    try:
-        lines, licence = (
-            args.cmudict.read_text(encoding="utf-8").splitlines(),
-            args.licence.read_text("utf-8"),
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{args.cmudict}, {args.licence}: {error}") from error
-    found = of_cmudict(lines, licence)
+    found = of_cmudict(tokenset.read_text(args.cmudict).splitlines(), tokenset.read_text(args.licence))
     if not found:
         raise UsageError(f"{args.cmudict}: no words and phones in it")
     tokenset.write_bytes(args.out, found.content())

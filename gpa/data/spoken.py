@@ -84,7 +84,11 @@ def speak(text: str, voice: str, stretch: float, path: Path) -> None:
     """Flite's reading of a text to `path`, a WAV of 16 kHz. GenerationError if it fails."""
     command = ("flite", "-voice", voice, "--setf", f"duration_stretch={stretch:.3f}", "-t", text + " ", "-o")
     partial = path.with_suffix(".partial")
-    call(*command, str(partial))
+    partial.unlink(missing_ok=True)
+    try:
+        call(*command, str(partial))
+    except GenerationError as error:
+        raise GenerationError(f"{error}; at {text!r}") from error
     if not partial.is_file():
         raise GenerationError(f"flite said nothing of {text!r}")
     partial.replace(path)

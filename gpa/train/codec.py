@@ -77,7 +77,7 @@ class CodecWeights:
 class CodecRecipe:
     """A whole codec recipe; `freeze_ids` trains the decoder only: ids already extracted stay valid.
 
-    With `free_voice` the voice path learns nevertheless, and its ids have to be extracted anew.
+    With `free_voice` the voice path learns nevertheless: voices have to be made anew.
     """
 
     data: CodecData
@@ -137,6 +137,8 @@ class CodecFamily:
             raise UsageError(
                 "a codec recipe needs the sizes in `model`, or an export to go on from in `init`"
             )
+        if recipe.free_voice and not recipe.freeze_ids:
+            raise UsageError("free_voice is an exception from freeze_ids; without it everything learns")
         self.parts = trained.new_parts(vars(recipe))
         self.config = trained.settings_of(vars(recipe))
         if recipe.weights.heard and not recipe.data.encoder:

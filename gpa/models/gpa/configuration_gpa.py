@@ -36,9 +36,9 @@ class GPAConfig:
 
     `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. A model that
     `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
-    `beams` are how recognition searches, with the checkpoint's words.txt; `gamma` is how strongly a text
-    guides its speech, for models that have learnt speech without text too (`data.drop_text` of a recipe).
-    `about` is free text for people: licence, training data, command.
+    `beams` are how recognition searches, with the checkpoint's words and bigrams; `gamma` is how strongly a
+    text guides its speech, for models that have learnt speech without text too (`data.drop_text` of a
+    recipe). `about` is free text for people: licence, training data, command.
     """
 
     name: str = "gpa"
@@ -55,6 +55,11 @@ class GPAConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
             raise UsageError(f"gamma={self.gamma}: a finite number of at least 0 is needed")
+        for name in ("max_audio_seconds", "max_text_chars"):
+            if not (math.isfinite(value := getattr(self, name)) and value > 0):
+                raise UsageError(f"{name}={value}: a finite number above 0 is needed")
+        if strange := sorted(set(self.sampling) - set(_defaults())):
+            raise UsageError(f"sampling: unknown tasks {strange}; known: {sorted(_defaults())}")
 
     @classmethod
     def read(cls, folder: Path) -> GPAConfig:

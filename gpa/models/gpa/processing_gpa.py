@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpa import audio as sound
-from gpa import bigrams, hub, lexicon, pronounce
+from gpa import bigrams, hub, lexicon, pronounce, wordlist
 from gpa.audio import AudioLike
 from gpa.bigrams import Bigrams, Wording
 from gpa.codec.bicodec import BiCodec
@@ -195,8 +195,9 @@ class GPAProcessor(Budgets):
 
     def take_pronunciations(self, path: Path) -> None:
         """Take a file as the checkpoint's dictionary; CheckpointError for a file that is none."""
-        self.pronunciations = Pronunciations.read(path)
-        self.text_files[pronounce.FILE] = path.read_bytes()
+        content = wordlist.read(path)
+        self.pronunciations = Pronunciations.parse(content, str(path))
+        self.text_files[pronounce.FILE] = content
         self._reread()
 
     def search(self, width: int | None = None, words: Iterable[str] = ()) -> Search:
@@ -238,9 +239,12 @@ class GPAProcessor(Budgets):
         return Bigrams.parse(content, bigrams.FILE) if content else Bigrams({})
 
     def take_bigrams(self, path: Path) -> None:
-        """Take a file as the checkpoint's; CheckpointError for a file that is none."""
-        self.bigrams = Bigrams.read(path)
-        self.text_files[bigrams.FILE] = path.read_bytes()
+        """Take a file as the checkpoint's; CheckpointError for a file that is none, or without words.txt."""
+        if not self.lexicon:
+            raise CheckpointError(f"{path}: bigrams join a list of words, {lexicon.FILE}: it is needed, too")
+        content = wordlist.read(path)
+        self.bigrams = Bigrams.parse(content, str(path))
+        self.text_files[bigrams.FILE] = content
         self._reread()
 
     @cached_property
