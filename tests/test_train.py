@@ -31,6 +31,7 @@ from gpa.data.rows import TASK_ORDER, LMBatch
 from gpa.errors import CheckpointError, TrainingError, UsageError
 from gpa.train import checkpoint, metrics
 from gpa.train.__main__ import _family, main
+from gpa.train.average import average
 from gpa.train.codec import CodecFamily, CodecRecipe
 from gpa.train.loop import Family, Loss, TrainArgs, step_seed, train
 from gpa.train.optim import Both, OptimArgs, Optimizer, learning_rate, make_optimizer
@@ -708,6 +709,12 @@ def test_the_voice_path_meets_voices_of_nobody(data: Path, runs: dict[str, Path]
     heads = [trained.read_heads(path / "export") for path in (runs["codec"], run)]
     assert same(heads[0]["letters"], heads[1]["letters"])
     assert not same(heads[0]["speakers"], heads[1]["speakers"])  # as wide as before: nobody is no speaker
+    average(runs["codec"] / "export", run / "export", 0.25, tmp_path / "mean")
+    mean = trained.load_network(tmp_path / "mean").state_dict()
+    for name, tensor in before.items():
+        expected = tensor.lerp(after[name], 0.25) if tensor.is_floating_point() else after[name]
+        assert torch.equal(mean[name], expected), name
+    assert same(trained.read_heads(tmp_path / "mean")["speakers"], heads[0]["speakers"])
 
 
 def test_a_free_voice_needs_frozen_ids(data: Path) -> None:

@@ -13,13 +13,15 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from gpa import hub
+from gpa.codec.trained import HEADS
 from gpa.errors import CheckpointError, UsageError
 
 
 def average(first: Path, second: Path, share: float, out: Path) -> None:
-    """Write `first` with every tensor (1 - share) first + share second, in float32.
+    """Write `first` with every tensor (1 - share) first + share second, in float32; counts are the second's.
 
-    CheckpointError where the two hold different tensors, UsageError for a share outside 0 .. 1.
+    The heads of a codec, which only training uses, stay those of the first. CheckpointError where the two
+    hold different tensors, UsageError for a share outside 0 .. 1.
     """
     if not 0 <= share <= 1:
         raise UsageError(f"--share {share}: between 0 and 1")
@@ -28,10 +30,13 @@ def average(first: Path, second: Path, share: float, out: Path) -> None:
     if sizes[0] != sizes[1]:
         differs = sorted(sizes[0].items() ^ sizes[1].items())
         raise CheckpointError(f"{second}: not a network like {first}: {differs[0][0]} differs")
-    mean = {name: tensor.float().lerp(other[name].float(), share) for name, tensor in one.items()}
+    mean = {
+        name: tensor.float().lerp(other[name].float(), share) if tensor.is_floating_point() else other[name]
+        for name, tensor in one.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     for path in first.iterdir():
-        if path.suffix == ".json" and not path.name.endswith(".index.json"):
+        if path.name == HEADS or (path.suffix == ".json" and not path.name.endswith(".index.json")):
             shutil.copy(path, out / path.name)
     save_file(mean, out / "model.safetensors", metadata={"format": "pt"})
 
