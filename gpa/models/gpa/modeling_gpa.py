@@ -332,8 +332,8 @@ class GPA:
     ) -> Transcript:
         """Write down what is said in audio of any length; a long one is cut at its quietest points.
 
-        `beams` hypotheses are searched at temperature 0, helped by the checkpoint's list of words and by
-        `words`, names that may be said; 1 is greedy. `max_new_tokens` bounds each part. GenerationError if
+        `beams` hypotheses are searched at temperature 0, helped by the checkpoint's words and bigrams and
+        by `words`, names that may be said; 1 is greedy. `max_new_tokens` bounds each part. GenerationError if
         nothing was recognised.
         """
         sampling = self._sampling("asr", temperature, top_k, top_p, repetition_penalty)
