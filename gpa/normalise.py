@@ -30,8 +30,13 @@ _ABBREVIATIONS = {
     "co": "company", "inc": "incorporated", "ltd": "limited", "corp": "corporation", "dept": "department",
     "ave": "avenue", "blvd": "boulevard", "approx": "approximately", "vol": "volume", "jan": "january",
     "feb": "february", "aug": "august", "sept": "september", "oct": "october", "nov": "november",
-    "dec": "december",
+    "dec": "december", "drs": "doctors", "viz": "namely",
 }  # fmt: skip
+# Words without vowels that are not read letter by letter, as others are: tv, fpcc.
+_VOWELLESS = {
+    *_ABBREVIATIONS,
+    *"hm hmm mm mmm sh shh pst psst brr brrr grr grrr pfft tsk zzz nth th nd rd ll ft lb lbs".split(),
+}
 _PLAIN = str.maketrans({
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4`", "'"),
     **dict.fromkeys("\u2010\u2011\u2012\u2212\u00ad", "-"),
@@ -47,9 +52,10 @@ _SYMBOLS = {"&": "and", "%": "percent", "+": "plus", "=": "equals", "@": "at", "
 def normalise_text(text: str) -> str:
     """English text as our models read and write it: lower-case words and . , ? ! ; : - ' only.
 
-    Digits, ordinals, years, money, percentages, times, fractions and common abbreviations become words;
-    typographic punctuation its plain form; Latin accents are dropped. Letters of other scripts stay (byte
-    fallback encodes them), all else becomes a space. Idempotent: normalised text passes unchanged.
+    Digits, ordinals, years, money, percentages, times, fractions and common abbreviations become words, other
+    short words without vowels their letters; typographic punctuation its plain form; Latin accents are
+    dropped. Letters of other scripts stay (byte fallback encodes them), all else becomes a space. Idempotent:
+    normalised text passes unchanged.
     """
     # Removing a symbol can join two neighbours into something expandable ("d_r." has "dr."), so repeat
     # until nothing changes; ordinary text needs two rounds, the bound only stops adversarial input.
@@ -80,8 +86,13 @@ def _expand_abbreviations(text: str) -> str:
     text = re.sub(r"\bno\. ?(?=\d)", "number ", text)
     text = re.sub(r"(?<=\d) ?ft\b\.?", " feet", text)
     text = re.sub(r"\bst\. (?=[a-z])", "saint ", text)
-    text = re.sub(r"\b(mr|mrs|dr|messrs)\b(\.?)", _expand_word, text)
-    return re.sub(r"\b([a-z]+)(\.)(?![a-z])", _expand_word, text)
+    text = re.sub(r"\b(mr|mrs|ms|dr|drs|messrs)\b(\.?)", _expand_word, text)
+    text = re.sub(r"\b([a-z]+)(\.)(?![a-z])", _expand_word, text)
+    return re.sub(r"(?<![\w'])[b-df-hj-np-tv-xz]{2,5}(?![\w'])", _spell_vowelless, text)
+
+
+def _spell_vowelless(match: re.Match[str]) -> str:
+    return match[0] if match[0] in _VOWELLESS else " ".join(match[0])
 
 
 def _spell_initials(match: re.Match[str]) -> str:
