@@ -16,6 +16,7 @@ from typing import Any
 
 from gpa import audio
 from gpa.errors import CheckpointError, GPAError, UsageError
+from gpa.wordlist import read_text
 
 ENHANCER = "speechop-mini"
 DEFAULT_MODEL = "gpa-mini"
@@ -66,7 +67,7 @@ def vc(args: argparse.Namespace) -> None:
 
 def asr(args: argparse.Namespace) -> int:
     """Print transcripts; a bad file is reported, the others are done, and its exit code is returned."""
-    words = _text_lines(args.words) if args.words else []
+    words = read_text(args.words).split("\n") if args.words else []
     model = _load(args)
     failed = 0
     for path in _progress(args.audio):
@@ -276,17 +277,9 @@ def _check_shipped() -> None:
         )
 
 
-def _text_lines(path: Path) -> list[str]:
-    """The lines of a text file; UsageError for one that cannot be read as text."""
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no text file ({error})") from error
-
-
 def _pronunciations(path: Path) -> dict[str, str]:
     """Words and their phones, one word a line."""
-    pairs = (line.split(None, 1) for line in _text_lines(path) if line.strip())
+    pairs = (line.split(None, 1) for line in read_text(path).split("\n") if line.strip())
     return {word: " ".join(phones) for word, *phones in pairs}
 
 

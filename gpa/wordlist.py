@@ -1,6 +1,7 @@
-"""Files of words that somebody else's work is in: lines of text below its licence, compressed.
+"""Files of words: plain ones, which people write, and those that somebody else's work is in.
 
-What a checkpoint carries of a dictionary (`gpa.pronounce`) and of counts (`gpa.bigrams`) is written so.
+The latter are lines of text below its licence, compressed: what a checkpoint carries of a dictionary
+(`gpa.pronounce`) and of counts (`gpa.bigrams`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import lzma
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpa.errors import CheckpointError
+from gpa.errors import CheckpointError, UsageError
 
 NOTICE = ";;; "  # begins a line of the licence
 
@@ -37,3 +38,11 @@ def read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
+
+
+def read_text(path: Path) -> str:
+    """A plain file of text; UsageError for one that cannot be read as such."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: no text file ({error})") from error

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from gpa import wordlist
 from gpa.bigrams import Bigrams
 from gpa.data import tokenset
 from gpa.errors import UsageError
@@ -25,7 +26,7 @@ as the Python package symspellpy distributes them under this licence; here as po
 
 def counts_in(path: Path, words: int) -> dict[tuple[str, ...], int]:
     """Lines of so many words and a count; UsageError for a line or a file that is not this."""
-    lines = tokenset.read_text(path).splitlines()
+    lines = wordlist.read_text(path).splitlines()
     found: dict[tuple[str, ...], int] = {}
     for number, line in enumerate(lines, 1):
         *each, count = line.split() or [""]
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     shares = shares_of(counts_in(args.pairs, 2), counts_in(args.words, 1))
-    bigrams = Bigrams.of_shares(shares, SOURCE + tokenset.read_text(args.licence))
+    bigrams = Bigrams.of_shares(shares, SOURCE + wordlist.read_text(args.licence))
     tokenset.write_bytes(args.out, bigrams.content())
     print(f"{sum(len(after) for after in shares.values())} pairs of {len(shares)} words")
 

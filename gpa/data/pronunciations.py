@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gpa import wordlist
 from gpa.data import tokenset
 from gpa.errors import UsageError
 from gpa.pronounce import of_cmudict
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--licence", type=Path, required=True, help="its LICENSE")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    found = of_cmudict(tokenset.read_text(args.cmudict).splitlines(), tokenset.read_text(args.licence))
+    found = of_cmudict(wordlist.read_text(args.cmudict).splitlines(), wordlist.read_text(args.licence))
     if not found:
         raise UsageError(f"{args.cmudict}: no words and phones in it")
     tokenset.write_bytes(args.out, found.content())

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gpa import hub
-from gpa.errors import CheckpointError, MissingExtraError, UsageError
+from gpa.errors import CheckpointError, MissingExtraError
 from gpa.prompt import INSTRUCTIONS, Example, Format
 from gpa.tasks import FIELD_OF
 from gpa.text import normalise_text
@@ -196,14 +196,6 @@ def _wording(format: Format, task: str) -> int:
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
     write_text(path, json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def read_text(path: Path) -> str:
-    """A file of text; UsageError if it is none, or is not there."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ language model only the size of its vocabulary and of its context.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -195,10 +195,7 @@ class GPAProcessor(Budgets):
 
     def take_pronunciations(self, path: Path) -> None:
         """Take a file as the checkpoint's dictionary; CheckpointError for a file that is none."""
-        content = wordlist.read(path)
-        self.pronunciations = Pronunciations.parse(content, str(path))
-        self.text_files[pronounce.FILE] = content
-        self._reread()
+        self._take(path, pronounce.FILE, Pronunciations.parse)
 
     def search(self, width: int | None = None, words: Iterable[str] = ()) -> Search:
         """How a transcript is searched for: the checkpoint's way, with another width or more words."""
@@ -222,15 +219,12 @@ class GPAProcessor(Budgets):
     @cached_property
     def lexicon(self) -> Lexicon:
         """The words of the checkpoint, none for most; with them those whose sound it knows."""
-        said = Lexicon.parse(self.text_files.get(lexicon.FILE, b"").decode(errors="replace"), lexicon.FILE)
+        said = _lexicon(self.text_files.get(lexicon.FILE, b""), lexicon.FILE)
         return Lexicon(said.counts, self.pronunciations.phones) if said else said
 
     def take_words(self, path: Path) -> None:
         """Take a list as the words of the checkpoint; CheckpointError for a file that is none."""
-        content = path.read_bytes()
-        Lexicon.parse(content.decode(errors="replace"), str(path))
-        self.text_files[lexicon.FILE] = content
-        self._reread()
+        self._take(path, lexicon.FILE, _lexicon)
 
     @cached_property
     def bigrams(self) -> Bigrams:
@@ -242,20 +236,20 @@ class GPAProcessor(Budgets):
         """Take a file as the checkpoint's; CheckpointError for a file that is none, or without words.txt."""
         if not self.lexicon:
             raise CheckpointError(f"{path}: bigrams join a list of words, {lexicon.FILE}: it is needed, too")
-        content = wordlist.read(path)
-        self.bigrams = Bigrams.parse(content, str(path))
-        self.text_files[bigrams.FILE] = content
-        self._reread()
+        self._take(path, bigrams.FILE, Bigrams.parse)
 
     @cached_property
     def wording(self) -> Wording:
         """What recognition knows of words, and of which follow which."""
         return Wording(self.lexicon, self.bigrams)
 
-    def _reread(self) -> None:
-        """What was made of the text files is made anew when it is next asked for."""
+    def _take(self, path: Path, name: str, parse: Callable[[bytes, str], Any]) -> None:
+        """Take a file that `parse` accepts as one of the text side; what was made of these is made anew."""
+        content = wordlist.read(path)
+        parse(content, str(path))
+        self.text_files[name] = content
         self._added = {}
-        for made in ("lexicon", "wording"):
+        for made in ("lexicon", "bigrams", "pronunciations", "wording"):
             vars(self).pop(made, None)
 
     def hear(self, audio: AudioLike, name: str) -> np.ndarray:
@@ -320,6 +314,10 @@ class GPAProcessor(Budgets):
         if parsed.semantic:
             return min(room, self.converted_ids(len(parsed.semantic)))
         return min(room, self.spoken_ids(parsed.text)[1]) if parsed.text else room
+
+
+def _lexicon(content: bytes, where: str) -> Lexicon:
+    return Lexicon.parse(content.decode(errors="replace"), where)
 
 
 def _label(audio: AudioLike, otherwise: str) -> str:
