@@ -212,9 +212,11 @@ class GPAProcessor(Budgets):
 
     def _wording_with(self, more: tuple[str, ...]) -> Wording:
         """With somebody's words as well; kept, since many recordings are asked with the same."""
-        if more not in self._added:
-            self._added = {more: Wording(self.lexicon.with_words(more), self.bigrams)}
-        return self._added[more]
+        found = self._added.get(more)
+        if found is None:  # another thread may put its own words there meanwhile
+            found = Wording(self.lexicon.with_words(more), self.bigrams)
+            self._added = {more: found}
+        return found
 
     @cached_property
     def lexicon(self) -> Lexicon:
