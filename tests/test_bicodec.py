@@ -196,7 +196,8 @@ def test_half_precision_keeps_voices_valid(ours: BiCodec, tmp_path: Path) -> Non
     assert half.precision == torch.float16
     assert half.model.encoder.project.weight.dtype == torch.float32
     assert half.fingerprint() != ours.fingerprint()
-    assert half.global_fingerprint() == ours.global_fingerprint()
+    assert half.global_fingerprint() == ours.global_fingerprint() != ours.decoder_fingerprint()
+    assert half.decoder_fingerprint() == ours.decoder_fingerprint()
     assert half_where_it_fits({"x": torch.tensor([1e6])}, torch.float16)["x"].dtype == torch.float32
 
 
@@ -226,7 +227,7 @@ def test_unknown_settings_are_refused_by_name(replica: Path) -> None:
 # Behaviour --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["published", "ours"])
+@pytest.mark.parametrize("kind", ["published", "ours", "harmonic"])
 def test_batched_equals_single(kind: str, request: pytest.FixtureRequest) -> None:
     codec: BiCodec = request.getfixturevalue(kind)
     clips = [(speechlike(s, seed=i), RATE) for i, s in enumerate((1.0, 0.73, 1.0, 0.2))]
@@ -235,6 +236,7 @@ def test_batched_equals_single(kind: str, request: pytest.FixtureRequest) -> Non
         single = codec.encode(clip)
         assert np.array_equal(tokens.codes, single.codes)
         assert np.array_equal(tokens.global_, single.global_)
+        assert tokens.timbre == single.timbre and (tokens.timbre is None) == (kind != "harmonic")
         assert tokens.codes.dtype == np.int64
 
 
@@ -249,7 +251,8 @@ def test_rates_and_shapes(kind: str, request: pytest.FixtureRequest) -> None:
     assert wav.shape == (frames * codec.spec.hop_length,)
     assert wav.dtype == np.float32
     forms = (tokens.codes, tokens.codes[0].tolist(), torch.from_numpy(tokens.codes))
-    assert all(np.array_equal(codec.decode(form, tokens.global_[None, None]), wav) for form in forms)
+    voice, timbre = tokens.global_[None, None], tokens.timbre
+    assert all(np.array_equal(codec.decode(form, voice, timbre), wav) for form in forms)
 
 
 @pytest.mark.parametrize("kind", ["published", "ours", "harmonic"])
@@ -258,8 +261,9 @@ def test_windows_equal_the_whole(kind: str, request: pytest.FixtureRequest) -> N
     random = np.random.default_rng(0)
     codes = random.integers(0, codec.spec.codebook_size, 230)
     voice = random.integers(0, codec.spec.global_size, codec.spec.n_global)
-    whole = codec.decode(codes, voice, window=1000)
-    assert np.abs(codec.decode(codes, voice, window=50) - whole).max() < 1e-5 * np.abs(whole).max()
+    timbre = codec.encode((speechlike(1.0), RATE)).timbre
+    whole = codec.decode(codes, voice, timbre, window=1000)
+    assert np.abs(codec.decode(codes, voice, timbre, window=50) - whole).max() < 1e-5 * np.abs(whole).max()
 
 
 @pytest.mark.parametrize("kind", ["published", "ours"])

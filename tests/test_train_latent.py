@@ -120,12 +120,38 @@ def test_training_goes_on_from_an_export(folder: Path, tmp_path: Path) -> None:
     assert second.config == codec.config
 
 
+def test_frozen_latents_stay_what_a_model_of_them_knows(folder: Path, tmp_path: Path) -> None:
+    first = family(folder)
+    first.export(module_of(first), tmp_path / "before")
+    schedule = {"steps": 3, "eval_every": 3, "save_every": 3, "threads": 1}
+    changes = {"model": {}, "init": str(tmp_path / "before"), "train": schedule, "freeze_latents": True}
+    made = family(folder, **changes, data={**latent_tree(folder / "cache")["data"], "jitter": 0.5})
+    assert "kl" not in first_losses(made)[1]
+    train(made, made.recipe.train, made.recipe.optim, tmp_path / "run", progress=False)
+    before, after = (KLCodec.from_pretrained(tmp_path / name) for name in ("before", "run/export"))
+    wav = made.batch(0).wav
+    assert torch.equal(before.encode(wav), after.encode(wav))
+    assert not torch.equal(before.decode(before.encode(wav)), after.decode(after.encode(wav)))
+
+
+def test_jitter_is_a_share_of_the_spread(folder: Path) -> None:
+    made = family(folder, data={**latent_tree(folder / "cache")["data"], "jitter": 0.5})
+    codec = module_of(made).codec
+    codec.spread.mul_(3)
+    torch.manual_seed(0)
+    mean, sure = torch.zeros(500, 4, 40), torch.full((500, 4, 40), -40.0)
+    widths = made._drawn(codec, mean, sure).std((1, 2)) / 3
+    assert 0 < widths.min() < 0.05 and 0.4 < widths.max() < 0.6
+
+
 def test_unusable_recipes_are_refused(folder: Path) -> None:
     tree = latent_tree(folder / "cache")["data"]
     for change, message in [
         ({"model": {}}, "`init`"),
         ({"model": {**LATENT, "frame": 160, "hop_length": 640}}, "frame of 320"),
         ({"data": {**tree, "noisy": 2.0}}, "data.noisy"),
+        ({"data": {**tree, "jitter": -1.0}}, "data.jitter"),
+        ({"freeze_latents": True}, "freeze_latents"),
         ({"data": {**tree, "crop_latents": 999}}, "crop_latents"),
         ({"corrupt": {"order": ["echo"]}}, "unknown degradations"),
         ({"model": {**LATENT, "widht": 3}}, r"model: unknown keys \['widht'\]"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 from gpa.audio import AudioLike
+from gpa.codec.timbre import Timbre
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,10 +45,13 @@ class CodecSpec:
 
 @dataclass(frozen=True)
 class AudioTokens:
-    """One clip as codes: `codes` (K, T) int64 and, where the codec has them, `global_` (G,) int64."""
+    """One clip as codes: `codes` (K, T) int64 and, where the codec has them, `global_` (G,) int64 and the
+    timbre of its voice.
+    """
 
     codes: np.ndarray
     global_: np.ndarray | None = None
+    timbre: Timbre | None = None
 
 
 @runtime_checkable

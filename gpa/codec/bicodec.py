@@ -10,6 +10,7 @@ audio and codes; ids of a language model's vocabulary never come here.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,8 +35,10 @@ from gpa.codec.bicodec_config import (
 )
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.features import FeatureEncoder, half_where_it_fits, load_features, save_features, state_digest
+from gpa.codec.harmonic import FLOOR, HarmonicDecoder
+from gpa.codec.timbre import Timbre, measure
 from gpa.config import stated
-from gpa.errors import CheckpointError, VocabError
+from gpa.errors import CheckpointError, UsageError, VocabError
 
 __all__ = [
     "BackboneConfig",
@@ -73,7 +76,7 @@ class BiCodec:
         self.model = model.to(self.device, torch.float32).eval().requires_grad_(False)
         self.features = features.to(self.device, torch.float32).eval().requires_grad_(False)
         self.precision = torch.float32  # of the files, which saving keeps
-        self._global_fingerprint = ""
+        self._fingerprints: dict[str, str] = {}
         s, reach = config.speaker_encoder, model.context()
         self._spec = CodecSpec(
             name="bicodec",
@@ -142,23 +145,31 @@ class BiCodec:
 
         A voice made before the decoder was trained further, or the weights were stored smaller, stays valid.
         """
-        if not self._global_fingerprint:
-            names = {n: t for n, t in self.model.state_dict().items() if n.startswith("speaker_encoder.")}
+        return self._rounded("speaker_encoder.")
+
+    def decoder_fingerprint(self) -> str:
+        """SHA-256 over all weights of the network, rounded likewise: what gives a timbre its meaning."""
+        return self._rounded("")
+
+    def _rounded(self, start: str) -> str:
+        if start not in self._fingerprints:
+            names = {n: t for n, t in self.model.state_dict().items() if n.startswith(start)}
             half = half_where_it_fits(names, torch.float16)
-            self._global_fingerprint = state_digest({}, {n: t.float() for n, t in half.items()})
-        return self._global_fingerprint
+            self._fingerprints[start] = state_digest({}, {n: t.float() for n, t in half.items()})
+        return self._fingerprints[start]
 
     # Encoding ---------------------------------------------------------------------------------------------
 
     def encode(self, audio: AudioLike, *, rate: int | None = None) -> AudioTokens:
-        """Both kinds of ids: codes (1, T) and global_ (G,). `rate` is that of a bare array."""
+        """Both kinds of ids, codes (1, T) and global_ (G,), and a timbre. `rate` is that of a bare array."""
         return self.encode_batch([audio], rate=rate)[0]
 
     def encode_batch(self, audios: Sequence[AudioLike], *, rate: int | None = None) -> list[AudioTokens]:
         """`encode` of several clips, equal to that of each alone."""
         wavs = [self._load(audio, rate) for audio in audios]
         semantic, global_ = self._semantic(wavs), self._global(wavs)
-        return [AudioTokens(codes[None], voice) for codes, voice in zip(semantic, global_, strict=True)]
+        timbres = [self._timbre(wav, voice) for wav, voice in zip(wavs, global_, strict=True)]
+        return [AudioTokens(c[None], v, t) for c, v, t in zip(semantic, global_, timbres, strict=True)]
 
     def semantic_tokens(self, audio: AudioLike, *, rate: int | None = None) -> np.ndarray:
         """Semantic ids (T,) int64 of one clip; AudioError if the audio cannot be used."""
@@ -173,6 +184,25 @@ class BiCodec:
     def global_tokens(self, audio: AudioLike, *, rate: int | None = None) -> np.ndarray:
         """Global ids (G,) int64 of a voice: of its first `ref_segment_duration` seconds, tiled if shorter."""
         return self._global([self._load(audio, rate)])[0]
+
+    def voice_tokens(self, audio: AudioLike, *, rate: int | None = None) -> tuple[np.ndarray, Timbre | None]:
+        """`global_tokens` of a voice, and its timbre where the decoder can draw one (ours, not published)."""
+        wav = self._load(audio, rate)
+        codes = self._global([wav])[0]
+        return codes, self._timbre(wav, codes)
+
+    def _timbre(self, wav: np.ndarray, global_: np.ndarray) -> Timbre | None:
+        """Of a waveform (S,): its first seconds against what is decoded of their own ids, equally loud."""
+        decoder = self.model.decoder
+        if not isinstance(decoder, HarmonicDecoder):
+            return None
+        real = wav[: int(self.config.ref_segment_duration * self.config.sample_rate)]
+        ours = self.decode(self._semantic([real])[0], global_)
+        real = np.pad(real, (0, len(ours) - len(real)))
+        real = real * float(np.sqrt(np.square(ours).mean() / np.square(real).mean().clip(1e-12)))
+        pair = torch.from_numpy(np.stack([real, ours]).astype(np.float32)).to(self.device)
+        found = decoder.log_mel(pair).cpu()
+        return measure(found[0], found[1], math.log(FLOOR) / 2, self.decoder_fingerprint())
 
     def reference_clip(self, wav: np.ndarray) -> np.ndarray:
         """What the global path hears of a 16 kHz waveform (S,): spec 2.2 steps 2 and 3."""
@@ -207,17 +237,22 @@ class BiCodec:
     # Decoding ---------------------------------------------------------------------------------------------
 
     def decode(
-        self, semantic: Ids | AudioTokens, global_: Ids | None = None, *, window: int = WINDOW
+        self,
+        semantic: Ids | AudioTokens,
+        global_: Ids | None = None,
+        timbre: Timbre | None = None,
+        *,
+        window: int = WINDOW,
     ) -> np.ndarray:
         """Waveform float32 (S,), `hop_length` samples per id, as the network gives it (mean not removed).
 
         `semantic` (T,) and `global_` (G,) are lists, arrays or tensors, leading axes of size 1 allowed; an
-        AudioTokens stands for both. Long input is decoded `window` ids at a time with the exact context on
-        either side, which equals decoding it whole. Raises VocabError for a code out of range.
+        AudioTokens stands for all. Long input is decoded `window` ids at a time with the exact context on
+        either side, which equals decoding it whole. Raises VocabError for a code out of range, UsageError for
+        a timbre that the decoder cannot draw.
         """
         if isinstance(semantic, AudioTokens):
-            global_ = semantic.global_
-            semantic = semantic.codes
+            global_, timbre, semantic = semantic.global_, semantic.timbre, semantic.codes
         codes = _flat(semantic, "semantic", self._spec.codebook_size)
         voice = _flat([] if global_ is None else global_, "global", self._spec.global_size)
         if len(voice) != self._spec.n_global:
@@ -225,7 +260,15 @@ class BiCodec:
         spans = range(0, len(codes), window)
         with torch.inference_mode():
             parts = [self._frames(codes, voice, i, min(i + window, len(codes))) for i in spans]
-            return self.model.render(torch.cat(parts, -1))[0].cpu().numpy()
+            frames = torch.cat(parts, -1)
+            if timbre is not None:
+                frames = self._drawing().retouched(frames, timbre)
+            return self.model.render(frames)[0].cpu().numpy()
+
+    def _drawing(self) -> HarmonicDecoder:
+        if not isinstance(self.model.decoder, HarmonicDecoder):
+            raise UsageError("this codec's decoder draws no bands, so it takes no timbre")
+        return self.model.decoder
 
     def _frames(self, semantic: np.ndarray, global_: np.ndarray, begin: int, end: int) -> Tensor:
         """Decoder frames of ids `begin` to `end` of a clip (T,), equal to that part of the whole."""

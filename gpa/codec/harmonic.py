@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
+from gpa.codec.timbre import Timbre
+from gpa.errors import UsageError
 from gpa.nn.convnext import VocosBackbone
 
-FLOOR = 5e-5  # of mel power in `envelope_distance`: about 60 dB below loud speech, where rooms hum
+FLOOR = 5e-5  # of mel power in `log_mel`: about 60 dB below loud speech, where rooms hum
+RETOUCH = 3.0  # nepers, either way, by which `retouched` changes a band at most
 SLOPE = 400.0  # Hz over which `voiced_to` ends
 LEFT = 0.01  # share of the noise that stays below it
 CENTRE = math.log(150.0)  # Hz; the network predicts the logarithm of pitch around it
@@ -36,6 +39,7 @@ class HarmonicDecoder(nn.Module):
     share: Tensor
     filters: Tensor
     noise: Tensor
+    between: Tensor
     rate = 1  # output frames per latent frame
 
     def __init__(
@@ -71,6 +75,7 @@ class HarmonicDecoder(nn.Module):
             self.n_fft // 2 + 1, bands, 0.0, sample_rate / 2, sample_rate, norm="slaney", mel_scale="slaney"
         )
         self.register_buffer("filters", torch.from_numpy(filters).float().T, persistent=False)
+        self.register_buffer("between", _between(self.filters, bands, sample_rate), persistent=False)
         # The same second of noise for everybody, so that decoding is a function of the ids.
         noise = torch.randn(sample_rate, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", noise, persistent=False)
@@ -133,19 +138,36 @@ class HarmonicDecoder(nn.Module):
         What `render` gives on average over phases, without rendering: a frame's expected power is the sum of
         both sources', flat ones, times their envelopes squared. voiced (B, T) says where pulses are.
         """
-        harmonic, noise = frames[:, : 2 * self.bands].float().chunk(2, 1)
-        pulses = self._gain(harmonic).square() * voiced[:, None] / 2  # cosines of unit power in all
-        power = (pulses + self._gain(noise).square()) * self.window.square().sum()
+        return F.l1_loss(self._drawn(frames, voiced), self.log_mel(real))
+
+    def log_mel(self, wav: Tensor) -> Tensor:  # (B, T * hop) -> (B, K, T)
+        """Log-mel amplitude of sound, in nepers and at least half the logarithm of `FLOOR`."""
         side = (self.n_fft - self.hop) // 2
         stft = torch.stft(
-            F.pad(real, (side, side)),
+            F.pad(wav, (side, side)),
             self.n_fft,
             self.hop,
             window=self.window,
             center=False,
             return_complex=True,
         )
-        return F.l1_loss(self._log_mel(power), self._log_mel(stft.abs().square()))
+        return self._log_mel(stft.abs().square())
+
+    def retouched(self, frames: Tensor, timbre: Timbre) -> Tensor:
+        """Frames (B, 2K + 2, T) that draw a timbre: both envelopes change by what their log-mel lacks."""
+        if len(timbre.gain) != self.bands:
+            raise UsageError(f"a timbre of {len(timbre.gain)} bands; this decoder draws {self.bands}")
+        drawn = self._drawn(frames, (self.pitch(frames)[1] > 0).float())
+        change = self.between @ timbre.change(drawn).clamp(-RETOUCH, RETOUCH)
+        bands, rest = frames[:, : 2 * self.bands], frames[:, 2 * self.bands :]
+        return torch.cat([bands + change.repeat(1, 2, 1), rest], 1)
+
+    def _drawn(self, frames: Tensor, voiced: Tensor) -> Tensor:
+        """The log-mel (B, K, T) that frames stand for: of their expected power."""
+        harmonic, noise = frames[:, : 2 * self.bands].float().chunk(2, 1)
+        pulses = self._gain(harmonic).square() * voiced[:, None] / 2  # cosines of unit power in all
+        power = (pulses + self._gain(noise).square()) * self.window.square().sum()
+        return self._log_mel(power)
 
     def _log_mel(self, power: Tensor) -> Tensor:  # (B, F, T) -> (B, M, T)
         return 0.5 * torch.log((self.filters @ power).clamp_min(FLOOR))
@@ -187,6 +209,15 @@ def _spread(bands: int, bins: int, sample_rate: int) -> Tensor:
     place = mel / mel[-1] * (bands - 1)
     distance = (place[:, None] - torch.arange(bands)).abs()
     return (1 - distance).clamp_min(0)
+
+
+def _between(filters: Tensor, bands: int, sample_rate: int) -> Tensor:
+    """Linear interpolation from the centres of mel filters (K, F) to the points of `_spread`: (K, K)."""
+    centres = (filters * torch.linspace(0, sample_rate / 2, filters.shape[1])).sum(1) / filters.sum(1)
+    points = _centres(bands, sample_rate).clamp(centres[0], centres[-1])
+    above = torch.searchsorted(centres, points).clamp(1, len(centres) - 1)
+    share = (points - centres[above - 1]) / (centres[above] - centres[above - 1])
+    return (1 - share)[:, None] * F.one_hot(above - 1, bands) + share[:, None] * F.one_hot(above, bands)
 
 
 def _mel(hz: Tensor) -> Tensor:

@@ -92,9 +92,10 @@ def _resynthesise(bench: Bench, case: Case, wav: np.ndarray) -> Made:
 
 
 def bits_per_second(spec: CodecSpec, tokens: AudioTokens) -> float:
-    """Bits of a clip's codes over its seconds, all values of a codebook taken as equally likely."""
+    """Bits of a clip's codes and timbre over its seconds, all values taken as equally likely."""
     books, frames = tokens.codes.shape
     constant = spec.n_global * math.log2(spec.global_size) if spec.n_global else 0.0
+    constant += tokens.timbre.bits if tokens.timbre else 0.0
     return (books * frames * math.log2(spec.codebook_size) + constant) / (frames / spec.frame_rate)
 
 

@@ -50,6 +50,13 @@ class LatentData:
     crops: int = 14
     crop_latents: int = 64  # latent frames per crop
     noisy: float = 0.5
+    jitter: float = 0.0  # noise on latents, at most this share of their spread: generated ones are not exact
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noisy <= 1:
+            raise UsageError(f"data.noisy={self.noisy}: a share from 0 to 1")
+        if self.jitter < 0:
+            raise UsageError(f"data.jitter={self.jitter}: 0 or more")
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,15 @@ class LatentWeights:
 
 @dataclass(frozen=True)
 class LatentRecipe:
-    """A whole recipe of a latent codec."""
+    """A whole recipe of a latent codec; `freeze_latents` trains what decodes them only, so that models of
+    the latents of `init` stay valid.
+    """
 
     data: LatentData
     model: dict[str, Any] = field(default_factory=dict)  # LatentConfig; empty: that of `init`
     kind: str = "latent"
     init: str = ""  # an exported latent codec to go on from
+    freeze_latents: bool = False
     corrupt: CorruptArgs = field(default_factory=CorruptArgs)
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
@@ -120,8 +130,8 @@ class LatentFamily:
             )
         if recipe.weights.heard and not recipe.data.encoder:
             raise UsageError("weights.heard needs the feature encoder's folder in data.encoder")
-        if not 0 <= recipe.data.noisy <= 1:
-            raise UsageError(f"data.noisy={recipe.data.noisy}: a share from 0 to 1")
+        if recipe.freeze_latents and not recipe.init:
+            raise UsageError("freeze_latents keeps the latents of an export: name it in `init`")
         self.config = _settings(recipe)
         if self.config.frame != FRAME or self.config.sample_rate != 16_000:
             raise UsageError(
@@ -160,11 +170,13 @@ class LatentFamily:
         module = LatentModule(self.config, self.recipe.weights.adversarial_from >= 0)
         if self.recipe.init:
             hub.load_strict(module.codec, hub.read_state(self.recipe.init), where=self.recipe.init)
+        if self.recipe.freeze_latents:
+            module.codec.encoder.requires_grad_(False)
         return module
 
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
         assert isinstance(module, LatentModule)
-        groups = {"generator": list(module.codec.parameters())}
+        groups = {"generator": [p for p in module.codec.parameters() if p.requires_grad]}
         if module.discriminators is not None:
             groups["discriminator"] = list(module.discriminators.parameters())
         return groups
@@ -195,11 +207,12 @@ class LatentFamily:
         assert isinstance(module, LatentModule)
         w, codec = self.recipe.weights, module.codec
         mean, log_variance = codec.posterior(batch.wav)
-        z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
+        z = self._drawn(codec, mean, log_variance)
         frames = codec.frames(z)
         few, render = batch.first(w.rendered), step >= w.render_from
         parts, _ = drawn(codec.decoder, frames, batch, envelope=bool(w.envelope), render=False)
-        parts["kl"] = kl(mean, log_variance, w.free_nats)
+        if not self.recipe.freeze_latents:
+            parts["kl"] = kl(mean, log_variance, w.free_nats)
         wav = None
         if render or not parts.keys() - {"kl"}:
             _, wav = drawn(codec.decoder, frames[: len(few.wav)], few, envelope=False, render=True)
@@ -211,6 +224,14 @@ class LatentFamily:
             yield Loss("generator", loss, metrics)
             return
         yield from contest(critic, few.wav, wav, loss, metrics, (w.adversarial, w.matching))
+
+    def _drawn(self, codec: LatentModel, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """Latents (B, C, T) of a posterior, each row with as much `data.jitter` as chance gives it."""
+        noise = torch.randn_like(mean) * torch.exp(0.5 * log_variance)
+        if jitter := self.recipe.data.jitter:
+            share = jitter * torch.rand(len(mean), 1, 1, device=mean.device)
+            noise = noise + share * codec.spread * torch.randn_like(mean)
+        return mean + noise
 
     def _sound_parts(self, module: LatentModule, wav: Tensor | None, real: Tensor) -> dict[str, Tensor]:
         """Losses of sound."""
@@ -242,12 +263,15 @@ class LatentFamily:
         return values
 
     def export(self, module: nn.Module, path: Path) -> None:
-        """Write what `KLCodec` loads, with the statistics of latents of the first batches."""
+        """Write what `KLCodec` loads, with the statistics of latents of the first batches, or those of
+        `init` where the latents are its own.
+        """
         assert isinstance(module, LatentModule)
         model = copy.deepcopy(module.codec).float()
         device = next(model.parameters()).device
-        batches = (self.batch(step).wav for step in range(MEASURED))
-        model.measure(crop.to(device) for wav in batches for crop in wav)
+        if not self.recipe.freeze_latents:
+            batches = (self.batch(step).wav for step in range(MEASURED))
+            model.measure(crop.to(device) for wav in batches for crop in wav)
         KLCodec(model, device).save_pretrained(path, torch.float32)
 
 

@@ -249,7 +249,8 @@ class GPA:
         """
         gamma = self.config.gamma if gamma is None else gamma
         sampling = self._sampling("tts", temperature, top_k, top_p, repetition_penalty)
-        codes = self.resolve_voice(voice).codes
+        speaker = self.resolve_voice(voice)
+        codes = speaker.codes
         known = self.processor.dictionary(pronunciations)
         pieces = self.processor.text_parts(text, codes, known)
         made = []
@@ -264,7 +265,7 @@ class GPA:
         silence = np.zeros(int(pause * self.sample_rate), np.float32)
         wavs: list[np.ndarray] = []
         for tokens, _ in made:
-            wavs += [silence] * bool(wavs) + [self.codec.decode(tokens, codes)]
+            wavs += [silence] * bool(wavs) + [self.codec.decode(tokens, codes, speaker.timbre)]
         return self._speech(np.concatenate(wavs), np.concatenate([t for t, _ in made]), [r for _, r in made])
 
     def vc(
@@ -295,11 +296,12 @@ class GPA:
         if transcript is not None and not transcript.strip():
             raise PromptError("the transcript is empty: leave it out")
         sampling = self._sampling("vc", temperature, top_k, top_p, repetition_penalty)
-        codes = self.resolve_voice(voice).codes
+        speaker = self.resolve_voice(voice)
+        codes = speaker.codes
         wav = self.processor.hear(source, "the source")
         if mode == "codec":
             tokens = self.codec.semantic_tokens((wav, self.sample_rate))
-            return self._speech(self.codec.decode(tokens, codes), tokens, ["stop"])
+            return self._speech(self.codec.decode(tokens, codes, speaker.timbre), tokens, ["stop"])
         made = []
         parts = self.processor.audio_parts(wav, "vc")
         if len(parts) > 1 and transcript not in (None, ASR):
@@ -315,7 +317,7 @@ class GPA:
             done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided or None)
             made.append(self._spoken(done))
         tokens = np.concatenate([t for t, _ in made])
-        return self._speech(self.codec.decode(tokens, codes), tokens, [r for _, r in made])
+        return self._speech(self.codec.decode(tokens, codes, speaker.timbre), tokens, [r for _, r in made])
 
     def asr(
         self,

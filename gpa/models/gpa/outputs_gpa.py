@@ -14,6 +14,7 @@ import numpy as np
 
 from gpa import audio as sound
 from gpa import hub
+from gpa.codec.timbre import Timbre
 from gpa.errors import CheckpointError, UsageError
 
 KIND, VERSION = "gpa-voice", 1
@@ -21,7 +22,7 @@ KIND, VERSION = "gpa-voice", 1
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker as the codec's global codes: made once, reused at will, a few hundred bytes.
+    """A speaker as the codec's global codes and, where it can draw one, a timbre: made once, reused at will.
 
     `codec` is the fingerprint of the codec that gives the codes their meaning; `about` is free text (origin,
     licence).
@@ -31,6 +32,7 @@ class Voice:
     codec: str
     name: str = ""
     about: Mapping[str, str] = field(default_factory=dict)
+    timbre: Timbre | None = None
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a JSON file, whole or not at all."""
@@ -39,6 +41,8 @@ class Voice:
             raise UsageError(f"{path}: a voice is saved as .json")
         tree = {"kind": KIND, "version": VERSION, "name": self.name or path.stem, "codec": self.codec}
         tree |= {"codes": list(self.codes), "about": dict(self.about)}
+        if self.timbre is not None:
+            tree["timbre"] = self.timbre.to_dict()
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,11 +63,13 @@ class Voice:
         codes = raw.get("codes")
         if not isinstance(codes, list) or not codes or not all(type(c) is int for c in codes):
             raise CheckpointError(f"{path}: codes must be a list of whole numbers")
+        timbre = raw.get("timbre")
         return cls(
             tuple(codes),
             str(raw.get("codec", "")),
             str(raw.get("name") or path.stem),
             dict(raw.get("about") or {}),
+            None if timbre is None else Timbre.from_dict(timbre, str(path)),
         )
 
 

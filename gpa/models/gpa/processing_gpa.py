@@ -6,6 +6,7 @@ language model only the size of its vocabulary and of its context.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,8 @@ from gpa.prompt import canonical_task, get_format
 from gpa.pronounce import Pronunciations, Verbatim
 from gpa.text import TextTokenizer, normalise_text
 from gpa.vocab import Vocab
+
+logger = logging.getLogger(__name__)
 
 # What `prompt` takes for each task.
 INPUTS = {"asr": ("audio",), "tts": ("text", "voice"), "vc": ("source", "voice")}
@@ -93,11 +96,14 @@ class GPAProcessor(Budgets):
         """The voice of a recording; see `GPA.voice`."""
         wav = sound.load(reference, self.codec.spec.sample_rate)
         sound.check_reference(wav, self.codec.spec.sample_rate, name=_label(reference, "the reference"))
-        codes = self.codec.global_tokens((wav, self.codec.spec.sample_rate))
-        return Voice(tuple(codes.tolist()), self.codec.global_fingerprint(), name, dict(about or {}))
+        codes, timbre = self.codec.voice_tokens((wav, self.codec.spec.sample_rate))
+        return Voice(tuple(codes.tolist()), self.codec.global_fingerprint(), name, dict(about or {}), timbre)
 
     def checked(self, voice: Voice) -> Voice:
-        """The voice, if it is one of this codec's; CheckpointError otherwise."""
+        """The voice, if it is one of this codec's; CheckpointError otherwise.
+
+        A timbre that corrects another decoder is left out, with a warning.
+        """
         spec = self.codec.spec
         what = f"voice {voice.name!r}" if voice.name else "the voice"
         if len(voice.codes) != spec.n_global or not all(0 <= c < spec.global_size for c in voice.codes):
@@ -108,6 +114,13 @@ class GPAProcessor(Budgets):
             raise CheckpointError(
                 f"{what} was made with another codec: make it again from the recording, with  gpa voice"
             )
+        if voice.timbre and voice.timbre.decoder != self.codec.decoder_fingerprint():
+            logger.warning(
+                "%s keeps its codes, not its timbre, which is another decoder's: "
+                "make it again from the recording, with  gpa voice",
+                what,
+            )
+            return replace(voice, timbre=None)
         return voice
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
