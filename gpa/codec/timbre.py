@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from gpa.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEP = 0.1  # nepers: what a timbre is rounded to
 GAINS, SHIFTS = (-2, 5), (-15, 15)  # least and most steps of the spread's logarithm and of the level
