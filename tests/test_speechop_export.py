@@ -8,6 +8,7 @@ import torch
 
 from conftest import speechlike
 from gpa import SpeechOp
+from gpa.codec.latent import KLCodec
 from gpa.errors import UsageError
 from gpa.hub import read_state
 from gpa.speechop import export
@@ -50,3 +51,18 @@ def test_a_card_beside_the_weights_survives_an_overwrite(tmp_path: Path) -> None
         export.ship(run, out, {}, torch.float16)
     export.ship(run, out, {}, torch.float16, overwrite=True)
     assert (out / "README.md").read_text() == "# card"
+
+
+def test_another_decoder_of_the_same_latents_can_ship(tmp_path: Path) -> None:
+    run = write_tiny_speechop(tmp_path)
+    codec, stranger = (KLCodec.from_pretrained(run / "latent") for _ in range(2))
+    codec.model.prenet.linear.bias.add_(0.5)
+    codec.save_pretrained(tmp_path / "decoder")
+    out = export.ship(run, tmp_path / "out", {}, torch.float32, codec=tmp_path / "decoder")
+    shipped = SpeechOp.from_pretrained(out, device="cpu")
+    assert shipped.codec.fingerprint() == codec.fingerprint() == shipped.config.about["codec"]
+    stranger.model.encoder.project.bias.add_(0.5)
+    stranger.save_pretrained(tmp_path / "stranger")
+    with pytest.raises(UsageError, match="freeze_latents"):
+        export.ship(run, tmp_path / "none", {}, torch.float32, codec=tmp_path / "stranger")
+    assert not (tmp_path / "none").exists()
