@@ -17,6 +17,7 @@ from gpa.codec.bicodec import BiCodec
 from gpa.codec.harmonic import FLOOR, HarmonicDecoder
 from gpa.codec.timbre import CENTRE, GAINS, SHIFTS, STEP, Timbre, measure
 from gpa.errors import CheckpointError, UsageError
+from gpa.evals.suites import bits_per_second
 from gpa.models.gpa.outputs_gpa import Voice
 
 BANDS, LEAST = 20, math.log(FLOOR) / 2
@@ -111,7 +112,10 @@ def test_resynthesis_comes_nearer_to_a_voice_unlike_any(mini: GPA) -> None:
     wav = np.convolve(wav, [1.0, 0.0, 0.0, 0.7, 0.0, -0.5], "same").astype(np.float32) / 2
     tokens = mini.codec.encode((wav, 16_000))
     assert tokens.timbre is not None and 500 < tokens.timbre.bits < 700
-    plain, drawn = mini.codec.decode(replace(tokens, timbre=None)), mini.codec.decode(tokens)
+    without = replace(tokens, timbre=None)
+    more = bits_per_second(mini.codec.spec, tokens) - bits_per_second(mini.codec.spec, without)
+    assert more * tokens.codes.shape[1] / mini.codec.spec.frame_rate == pytest.approx(tokens.timbre.bits)
+    plain, drawn = mini.codec.decode(without), mini.codec.decode(tokens)
     assert plain.shape == drawn.shape
     decoder = mini.codec.model.decoder
     assert isinstance(decoder, HarmonicDecoder)

@@ -54,6 +54,7 @@ __all__ = [
 WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
 WINDOW = 512  # semantic ids decoded at once: 10 s of the published model, about 0.3 GB
 BATCH = 8
+PASSES = 2  # a timbre is measured with, the second on what the first has left
 Ids = Sequence[int] | np.ndarray | Tensor
 # Constants of the mel that some files carry and others do not; ours are computed (spec 6.2).
 _RECOMPUTED = ("mel_transformer.*",)
@@ -168,8 +169,8 @@ class BiCodec:
         """`encode` of several clips, equal to that of each alone."""
         wavs = [self._load(audio, rate) for audio in audios]
         semantic, global_ = self._semantic(wavs), self._global(wavs)
-        timbres = [self._timbre(wav, voice) for wav, voice in zip(wavs, global_, strict=True)]
-        return [AudioTokens(c[None], v, t) for c, v, t in zip(semantic, global_, timbres, strict=True)]
+        given = zip(wavs, semantic, global_, strict=True)
+        return [AudioTokens(ids[None], voice, self._timbre(wav, ids, voice)) for wav, ids, voice in given]
 
     def semantic_tokens(self, audio: AudioLike, *, rate: int | None = None) -> np.ndarray:
         """Semantic ids (T,) int64 of one clip; AudioError if the audio cannot be used."""
@@ -189,20 +190,27 @@ class BiCodec:
         """`global_tokens` of a voice, and its timbre where the decoder can draw one (ours, not published)."""
         wav = self._load(audio, rate)
         codes = self._global([wav])[0]
-        return codes, self._timbre(wav, codes)
+        wav = wav[: int(self.config.ref_segment_duration * self.config.sample_rate)]
+        return codes, self._timbre(wav, self._semantic([wav])[0], codes) if self._draws else None
 
-    def _timbre(self, wav: np.ndarray, global_: np.ndarray) -> Timbre | None:
-        """Of a waveform (S,): its first seconds against what is decoded of their own ids, equally loud."""
-        decoder = self.model.decoder
-        if not isinstance(decoder, HarmonicDecoder):
+    @property
+    def _draws(self) -> bool:
+        return isinstance(self.model.decoder, HarmonicDecoder)
+
+    def _timbre(self, wav: np.ndarray, semantic: np.ndarray, global_: np.ndarray) -> Timbre | None:
+        """Of a waveform (S,), against what is decoded of its ids, equally loud."""
+        if not self._draws:
             return None
-        real = wav[: int(self.config.ref_segment_duration * self.config.sample_rate)]
-        ours = self.decode(self._semantic([real])[0], global_)
-        real = np.pad(real, (0, len(ours) - len(real)))
-        real = real * float(np.sqrt(np.square(ours).mean() / np.square(real).mean().clip(1e-12)))
-        pair = torch.from_numpy(np.stack([real, ours]).astype(np.float32)).to(self.device)
-        found = decoder.log_mel(pair).cpu()
-        return measure(found[0], found[1], math.log(FLOOR) / 2, self.decoder_fingerprint())
+        timbre = None
+        for _ in range(PASSES):
+            ours = self.decode(semantic, global_, timbre)
+            real = np.pad(wav, (0, len(ours) - len(wav)))
+            real = real * float(np.sqrt(np.square(ours).mean() / np.square(real).mean().clip(1e-12)))
+            pair = torch.from_numpy(np.stack([real, ours]).astype(np.float32)).to(self.device)
+            found = self._drawing().log_mel(pair).cpu()
+            floor, mark = math.log(FLOOR) / 2, self.decoder_fingerprint()
+            timbre = measure(found[0], found[1], floor, mark, timbre)
+        return timbre
 
     def reference_clip(self, wav: np.ndarray) -> np.ndarray:
         """What the global path hears of a 16 kHz waveform (S,): spec 2.2 steps 2 and 3."""

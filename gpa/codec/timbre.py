@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STEP = 0.1  # nepers: what a timbre is rounded to
 GAINS, SHIFTS = (-2, 5), (-15, 15)  # least and most steps of the spread's logarithm and of the level
 CENTRE = -3.5  # nepers: about where speech is, so that a change of spread is no change of level
-QUIET = 0.3  # share of frames that are left out: pauses say nothing about a voice
+QUIET = 0.1  # share of frames that are left out: pauses say nothing about a voice
 ENOUGH = 100  # louder frames, of 20 ms, from which statistics are taken at their word
 AUDIBLE = 1.0  # nepers above the floor that something must reach, lest it be silence
 
@@ -69,21 +69,26 @@ def _steps(values: Any, within: tuple[int, int]) -> bool:
     return isinstance(values, list) and all(type(v) is int and within[0] <= v <= within[1] for v in values)
 
 
-def measure(real: Tensor, ours: Tensor, floor: float, decoder: str = "") -> Timbre:
+def measure(
+    real: Tensor, ours: Tensor, floor: float, decoder: str = "", before: Timbre | None = None
+) -> Timbre:
     """What log-mels (K, T) of a decoded clip need to have the statistics of its recording's.
 
-    Silence, at `floor`, asks for nothing, and short clips for less.
+    `ours` was decoded with the timbre `before`, which the result takes the place of. Silence, at `floor`,
+    asks for nothing, and short clips for less.
     """
     loudness = real.mean(0)
     loud = loudness >= loudness.quantile(QUIET)
     trust = min(1.0, int(loud.sum()) / ENOUGH) if real.max() > floor + AUDIBLE else 0.0
     (wanted, width), (found, own) = (
-        (x[:, loud].mean(1), x[:, loud].std(1, unbiased=False).clamp_min(1e-3)) for x in (real, ours)
+        (x[:, loud].mean(1) - CENTRE, x[:, loud].std(1, unbiased=False).clamp_min(1e-3)) for x in (real, ours)
     )
-    gain = (trust * (width / own).log() / STEP).round().clamp(*GAINS)
-    target = found + trust * (wanted - found)
-    shift = (target - CENTRE - (gain * STEP).exp() * (found - CENTRE)) / STEP
-    return Timbre(_whole(gain), _whole(shift.round().clamp(*SHIFTS)), decoder)
+    known = before or Timbre((0,) * len(real), (0,) * len(real))
+    had, at = (real.new_tensor(steps) * STEP for steps in (known.gain, known.shift))
+    gain = ((had + trust * (width / own).log()) / STEP).round().clamp(*GAINS)
+    more = (gain * STEP - had).exp()  # than before
+    shift = found + trust * (wanted - found) - more * (found - at)
+    return Timbre(_whole(gain), _whole((shift / STEP).round().clamp(*SHIFTS)), decoder)
 
 
 def _whole(steps: Tensor) -> tuple[int, ...]:
