@@ -191,24 +191,24 @@ class BiCodec:
         wav = self._load(audio, rate)
         codes = self._global([wav])[0]
         wav = wav[: int(self.config.ref_segment_duration * self.config.sample_rate)]
-        return codes, self._timbre(wav, self._semantic([wav])[0], codes) if self._draws else None
+        return codes, self._timbre(wav, self._semantic([wav])[0], codes) if self._harmonic else None
 
     @property
-    def _draws(self) -> bool:
-        return isinstance(self.model.decoder, HarmonicDecoder)
+    def _harmonic(self) -> HarmonicDecoder | None:
+        """The decoder, if it draws bands and so can draw a timbre."""
+        return self.model.decoder if isinstance(self.model.decoder, HarmonicDecoder) else None
 
     def _timbre(self, wav: np.ndarray, semantic: np.ndarray, global_: np.ndarray) -> Timbre | None:
         """Of a waveform (S,), against what is decoded of its ids, equally loud."""
-        if not self._draws:
+        if self._harmonic is None:
             return None
-        timbre = None
+        timbre, floor, mark = None, math.log(FLOOR) / 2, self.decoder_fingerprint()
         for _ in range(PASSES):
             ours = self.decode(semantic, global_, timbre)
             real = np.pad(wav, (0, len(ours) - len(wav)))
             real = real * float(np.sqrt(np.square(ours).mean() / np.square(real).mean().clip(1e-12)))
             pair = torch.from_numpy(np.stack([real, ours]).astype(np.float32)).to(self.device)
-            found = self._drawing().log_mel(pair).cpu()
-            floor, mark = math.log(FLOOR) / 2, self.decoder_fingerprint()
+            found = self._harmonic.log_mel(pair).cpu()
             timbre = measure(found[0], found[1], floor, mark, timbre)
         return timbre
 
@@ -268,15 +268,15 @@ class BiCodec:
         spans = range(0, len(codes), window)
         with torch.inference_mode():
             parts = [self._frames(codes, voice, i, min(i + window, len(codes))) for i in spans]
-            frames = torch.cat(parts, -1)
-            if timbre is not None:
-                frames = self._drawing().retouched(frames, timbre)
+            frames = self._retouched(torch.cat(parts, -1), timbre)
             return self.model.render(frames)[0].cpu().numpy()
 
-    def _drawing(self) -> HarmonicDecoder:
-        if not isinstance(self.model.decoder, HarmonicDecoder):
+    def _retouched(self, frames: Tensor, timbre: Timbre | None) -> Tensor:
+        if timbre is None:
+            return frames
+        if self._harmonic is None:
             raise UsageError("this codec's decoder draws no bands, so it takes no timbre")
-        return self.model.decoder
+        return self._harmonic.retouched(frames, timbre)
 
     def _frames(self, semantic: np.ndarray, global_: np.ndarray, begin: int, end: int) -> Tensor:
         """Decoder frames of ids `begin` to `end` of a clip (T,), equal to that part of the whole."""
