@@ -295,7 +295,7 @@ class Parrot:
         return self._say(read(source[0]), 0.0)
 
     def encode(self, source: Any) -> Any:
-        return SimpleNamespace(codes=np.zeros((1, 1), int), source=source[0])
+        return SimpleNamespace(codes=np.zeros((1, 1), int), timbre=None, source=source[0])
 
     def decode(self, tokens: Any) -> np.ndarray:
         return self._say(read(tokens.source), float(tokens.source[-1])).wav
