@@ -425,6 +425,39 @@ def test_stage_two_begins_its_audio_encoder_anew(folder: Path, tmp_path: Path) -
             family(folder, model={}, init=str(tmp_path), codec=str(tmp_path / name))
 
 
+def test_a_run_may_go_on_with_an_ear(folder: Path, tmp_path: Path) -> None:
+    """What is heard comes from the spoilt sound; a network without an ear goes on as it was."""
+    before = family(folder)
+    module = module_of(before)
+    before.export(module, tmp_path)
+    heard = {"kind": "whisper", "weights": str(folder / "encoder"), "channels": 32}
+    after = family(folder, model={"ear": heard}, init=str(tmp_path))
+    assert after.ear is not None and after.config.about["ear"] == after.ear.fingerprint()
+    for old, new in zip(before.batch(3), after.batch(3), strict=True):
+        if old.source is None:
+            assert new.source is None
+            continue
+        assert new.source is not None and new.source.shape[1] == 4 + 32
+        assert torch.equal(new.source[:, :4], old.source) and new.source[:, 4:].any()
+    rng = np.random.default_rng(0)
+    one = after.pairs.example("enhance", 1, 3, rng)
+    wav = before.pairs.corrupter.enhance(after.speech.wav(1, *_crop(after)), 3).source
+    assert one.source is not None
+    assert torch.equal(one.source[4:], after.ear(torch.from_numpy(wav)[None])[0])
+    went_on = after.build().eval()
+    with torch.inference_mode():
+        assert after.evaluate(went_on) == before.evaluate(module)
+    after.export(went_on, tmp_path / "after")
+    again = family(folder, model={}, init=str(tmp_path / "after"))
+    assert again.config == after.config and again.build().state_dict().keys() == went_on.state_dict().keys()
+
+
+def _crop(made: DiffusionFamily) -> tuple[int, int]:
+    """Begin and end of the crop of row 1 that a new generator of seed 0 draws."""
+    begin = int(np.random.default_rng(0).integers(0, made.speech.frames(1) - made.crop + 1))
+    return begin, begin + made.crop
+
+
 @pytest.mark.parametrize(
     ("cut", "change", "message"),
     [

@@ -30,6 +30,7 @@ from gpa.errors import UsageError
 from gpa.models.speechop import diffusion
 from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 from gpa.models.speechop.diffusion import Choice
+from gpa.models.speechop.ear_speechop import Ear
 from gpa.models.speechop.layers_speechop import Text
 from gpa.models.speechop.modeling_speechop import Conditions, Latents
 from gpa.models.speechop.text_speechop import text_ids
@@ -44,8 +45,9 @@ class SpeechLatents:
     cache.
     """
 
-    def __init__(self, folder: str | Path, codec: KLCodec) -> None:
+    def __init__(self, folder: str | Path, codec: KLCodec, ear: Ear | None = None) -> None:
         self.cache, self.codec, hop = FeatureCache(folder, sound_only=True), codec, codec.spec.hop_length
+        self.ear = ear
         if codec.spec.sample_rate != RATE or hop % FRAME:
             raise UsageError(
                 f"the codec needs {RATE} Hz and a hop of whole {FRAME} samples, as the cache has"
@@ -89,6 +91,12 @@ class SpeechLatents:
         with torch.autocast(self.codec.device.type, enabled=False):
             return [self.codec.encode(torch.from_numpy(wav)[None])[0].cpu() for wav in wavs]
 
+    def source(self, wav: np.ndarray, latents: Tensor) -> Tensor:
+        """Latents (C, T) of a sound (S,), and below them what the ear hears of it, if there is one."""
+        if self.ear is None:
+            return latents
+        return torch.cat([latents, self.ear(torch.from_numpy(wav)[None])[0].cpu()])
+
     def stretch(self, rows: Sequence[int], rng: np.random.Generator, samples: int) -> np.ndarray:
         """So many samples of one of the rows, repeated if it is shorter; of these babble is made."""
         i, hop = int(rng.choice(rows)), self.per * FRAME
@@ -104,7 +112,8 @@ class SpeechLatents:
 class Example:
     """One row before any decision: latents (C, T), of the prompt (C, P), and the text, normalised.
 
-    `look` (T, 2) are the bytes [first, last) of the text that are spoken around each frame, where known.
+    A source has the channels of an ear below its latents. `look` (T, 2) are the bytes [first, last) of the
+    text that are spoken around each frame, where known.
     """
 
     task: str
@@ -151,7 +160,8 @@ class Pairs:
         """Source, target and prompt of a random crop of row i, spoilt by the chain of the number."""
         cut = self._cut(i, self.crop, rng)
         pair, used = _MAKE[task](self, cut, number, rng)
-        source, target = self._latents(pair.source, [cut]), self._latents(pair.target, [cut])
+        source = self.speech.source(pair.source, self._latents(pair.source, [cut]))
+        target = self._latents(pair.target, [cut])
         prompt = None if pair.prompt is None else self._latents(pair.prompt, used)
         return Example(task, target, source=source, prompt=prompt)
 
@@ -294,7 +304,9 @@ def collate(
                 row[: len(e.look)] = e.look
     sources = [None if c.drop_source else e.source for e, c in pairs]
     if any(s is not None for s in sources):
-        given["source"] = diffusion.inpaint(padded([*sources, x[0]], channels)[0][:-1], x, clean)
+        high = channels + config.ear.channels
+        values, _ = padded([*sources, x[0].new_zeros(high, x.shape[2])], high)
+        given["source"] = diffusion.inpaint_source(values[:-1], x, clean)
         given["has_source"] = torch.tensor([s is not None for s in sources])
     if any(e.prompt is not None for e in examples):
         given["prompt"], given["prompt_mask"] = padded([e.prompt for e in examples], channels)

@@ -36,8 +36,10 @@ from gpa.data.speechop import (
 )
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.speechop import diffusion
+from gpa.models.speechop import files_speechop as files
 from gpa.models.speechop.configuration_speechop import SIZES, SpeechOpConfig
 from gpa.models.speechop.diffusion import Choice
+from gpa.models.speechop.ear_speechop import load_ear
 from gpa.models.speechop.layers_speechop import CrossAttention
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.train.args import TrainArgs
@@ -47,6 +49,7 @@ from gpa.train.optim import OptimArgs
 
 LATENT = "latent"  # folder of the codec in an export
 ENCODER = ("encoder.", "encoder_into.")  # how names of the audio encoder's parameters start
+LISTEN = "encoder.listen.weight"  # may be new: it starts from zero
 ABSENT = tuple(f"{start}*" for start in ENCODER)
 ALIKE = 8  # held-out clips of similar length that share a batch
 WHOLE = Choice(drop_text=False, drop_source=False, start=0, stop=0)  # of held-out examples: nothing is lost
@@ -115,7 +118,11 @@ class DiffusionFamily:
             if not self.pairs_a_step:
                 raise UsageError("data.batch_frames leaves no room for a crop beside TTS: raise it")
             self.tasks, self.chances = _drawn_tasks(self.config)
-        self.speech = SpeechLatents(data.cache, self.codec)
+        self.ear = load_ear(self.config, files.SHIPPED)
+        if self.ear is not None:
+            about = {**self.config.about, "ear": self.ear.fingerprint()}
+            self.config = replace(self.config, about=about)
+        self.speech = SpeechLatents(data.cache, self.codec, self.ear)
         rows = self._rows(data.train)
         if data.share_tts:
             self.texts = self._texts(rows, data.train)
@@ -151,7 +158,8 @@ class DiffusionFamily:
         if init:
             state, fresh = hub.read_state(hub.resolve(init)), self.recipe.fresh_encoder
             kept = {name: t for name, t in state.items() if not (fresh and name.startswith(ENCODER))}
-            hub.load_strict(model, kept, optional=ABSENT if fresh else (), where=init)
+            absent = ABSENT if fresh else (LISTEN,) if LISTEN not in state else ()
+            hub.load_strict(model, kept, optional=absent, where=init)
         return model
 
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:

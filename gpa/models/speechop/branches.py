@@ -28,7 +28,7 @@ V = TypeVar("V")
 class Inputs:
     """A batch of utterances and what the names in a plan stand for.
 
-    `mask` (B, T) bool: the frames to be made. `texts`, `sources` (B, C, T) and `prompts` by name. For
+    `mask` (B, T) bool: the frames to be made. `texts`, `sources` (B, C + H, T) and `prompts` by name. For
     editing, `known` holds latents whose marked frames stay as they are, in every branch.
     """
 

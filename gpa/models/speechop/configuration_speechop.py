@@ -85,6 +85,25 @@ class AudioStack(Stack):
 
 
 @dataclass(frozen=True)
+class EarSettings:
+    """What the audio encoder is given of a source beside its latents (ear_speechop.py).
+
+    `kind`: "none" (the paper's: latents alone) or "whisper", states of a frozen Whisper encoder, which keep
+    words of noisy speech that small latents lose. `weights`: a shipped folder, a path or a repository;
+    `channels`: of all its states of one latent frame.
+    """
+
+    kind: str = "none"
+    weights: str = ""
+    channels: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("ear.kind", self.kind, ("none", "whisper"))
+        given = bool(self.weights) and self.channels > 0
+        _require(given == (self.kind != "none"), "ear: weights and channels go with a kind, none without")
+
+
+@dataclass(frozen=True)
 class TextEncoder:
     """Where text states come from.
 
@@ -282,6 +301,7 @@ class SpeechOpConfig:
     latent: Latent = field(default_factory=Latent)
     dit: Stack = field(default_factory=Stack)
     encoder: AudioStack = field(default_factory=AudioStack)
+    ear: EarSettings = field(default_factory=EarSettings)
     text: TextEncoder = field(default_factory=TextEncoder)
     schedule: Schedule = field(default_factory=Schedule)
     loss: Loss = field(default_factory=Loss)

@@ -220,6 +220,12 @@ def inpaint(z: Tensor, x: Tensor, clean: Tensor) -> Tensor:
     return torch.where(clean[:, None], x, z)
 
 
+def inpaint_source(source: Tensor, x: Tensor, clean: Tensor) -> Tensor:
+    """A source (B, C + H, T) whose marked frames have the clean latents x (B, C, T); what is heard stays."""
+    latents, heard = source.tensor_split([x.shape[1]], 1)
+    return torch.cat([inpaint(latents, x, clean), heard], 1)
+
+
 def draw_levels(n: int, rng: np.random.Generator, schedule: Schedule) -> Tensor:
     """Log-SNRs (n,) float32 of t drawn uniformly from (0, 1)."""
     return log_snr(torch.from_numpy(rng.random(n)), schedule).float()

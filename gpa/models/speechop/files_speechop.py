@@ -16,6 +16,7 @@ from gpa.codec.features import half_where_it_fits
 from gpa.codec.latent import KLCodec
 from gpa.errors import CheckpointError
 from gpa.models.speechop.configuration_speechop import FILE, SpeechOpConfig
+from gpa.models.speechop.ear_speechop import Ear
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets"
@@ -57,8 +58,8 @@ def load_codec(folder: Path, device: torch.device) -> KLCodec:
     return KLCodec.from_pretrained(folder / CODEC, device=device)
 
 
-def check_fit(config: SpeechOpConfig, codec: KLCodec, where: str) -> None:
-    """CheckpointError if the network was made for other latents than the codec's."""
+def check_fit(config: SpeechOpConfig, codec: KLCodec, ear: Ear | None, where: str) -> None:
+    """CheckpointError if the network was made for other latents than the codec's, or for another ear."""
     latent, spec = config.latent, codec.spec
     wanted = (latent.channels, latent.sample_rate, latent.hop)
     found = (spec.channels, spec.sample_rate, spec.hop_length)
@@ -67,6 +68,9 @@ def check_fit(config: SpeechOpConfig, codec: KLCodec, where: str) -> None:
             f"{where}: the network needs latents of {wanted} channels, Hz and samples a frame, its codec has "
             f"{found}: they do not belong together"
         )
+    if config.ear.channels != (0 if ear is None else ear.channels):
+        heard = "none was given" if ear is None else f"the one given has {ear.channels}"
+        raise CheckpointError(f"{where}: the network's ear has {config.ear.channels} channels, {heard}")
 
 
 def write_checkpoint(

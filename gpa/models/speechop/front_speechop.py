@@ -2,7 +2,7 @@
 
 Knows the codec, the config and how audio is cut; no plans and no sampling.
 
-    S samples   C latent channels   T latent frames
+    S samples   C latent channels   H channels of the ear, or 0   T latent frames
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gpa.audio import AudioLike
 from gpa.codec.latent import KLCodec
 from gpa.errors import AudioWarning, UsageError
 from gpa.models.speechop.configuration_speechop import SpeechOpConfig
+from gpa.models.speechop.ear_speechop import Ear
 from gpa.models.speechop.text_speechop import speaking_rate
 from gpa.models.speechop.windows_speechop import Cut, Windows, join_words, quietest, share, standard_gain
 from gpa.models.speechop.words_speechop import LEAST, Recogniser, recognised, spoken, units
@@ -60,6 +61,7 @@ class Front:
     codec: KLCodec
     config: SpeechOpConfig
     windows: Windows
+    ear: Ear | None = None
 
     @property
     def rate(self) -> float:
@@ -89,6 +91,13 @@ class Front:
     def encode(self, wav: np.ndarray, gain: float) -> Heard:
         """A waveform (S,) brought to the standard level by its gain."""
         return Heard(wav, gain, self.codec.encode(torch.from_numpy((wav * gain).astype(np.float32))[None]))
+
+    def source(self, heard: Heard) -> Tensor:
+        """What the network is given of a source (1, C + H, T): its latents, and what the ear hears."""
+        if self.ear is None:
+            return heard.latents
+        wav = torch.from_numpy((heard.wav * heard.gain).astype(np.float32))[None]
+        return torch.cat([heard.latents, self.ear(wav)], 1)
 
     def nothing(self, seconds: float | None) -> Heard:
         """Silence for so long, where there is no source; UsageError without a length."""

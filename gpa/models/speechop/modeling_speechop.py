@@ -3,7 +3,8 @@
 Specification 1.1. `condition` computes what does not change during sampling, `denoise` one velocity and
 `forward` both. Knows no schedule beyond the range of the log-SNR, no sampler, no codec.
 
-    B batch   C latent channels   T target frames   P prompt frames   L = P + T   N text positions   D width
+    B batch   C latent channels   H channels of the ear, or 0   T target frames   P prompt frames   L = P + T
+    N text positions   D width
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class Conditions:
     """What a batch is conditioned on; every null is explicit.
 
     `task` (B,) int64, `mask` (B, T) bool the real target frames. `text` None, or a row without real
-    positions, is the null text. `source` (B, C, T) None, or a row False in `has_source` (B,), is the null
-    source. `prompt` None, or a row without real frames, is the null prompt.
+    positions, is the null text. `source` (B, C + H, T) None, or a row False in `has_source` (B,), is the
+    null source; below its latents stands what an ear of H channels hears, if the model has one. `prompt`
+    None, or a row without real frames, is the null prompt.
     """
 
     task: Tensor
@@ -68,7 +70,9 @@ class Context(NamedTuple):
 
 
 class AudioEncoder(nn.Module):
-    """Source latents to features of each frame; driven by the task alone, without a noise level."""
+    """Source latents, and what an ear hears, to features of each frame; driven by the task alone, without a
+    noise level.
+    """
 
     def __init__(self, config: SpeechOpConfig) -> None:
         super().__init__()
@@ -76,13 +80,20 @@ class AudioEncoder(nn.Module):
         self.head_width = sizes.width // sizes.heads
         self.task = nn.Embedding(len(config.tasks.names), sizes.width)
         self.into = nn.Linear(config.latent.channels, sizes.width)
+        self.listen: nn.Linear | None = None
+        if config.ear.channels:
+            self.listen = nn.Linear(config.ear.channels, sizes.width, bias=False)
+            nn.init.zeros_(self.listen.weight)  # a network without an ear can go on with one
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
         self.norm = nn.RMSNorm(sizes.width, eps=EPS)
 
     def forward(self, source: Tensor, mask: Tensor, task: Tensor) -> Tensor:
-        """source (B, C, L), mask (B, L), task (B,) -> (B, L, De)."""
+        """source (B, C + H, L), mask (B, L), task (B,) -> (B, L, De)."""
         frames, cond = frames_of(mask, self.head_width), F.silu(self.task(task))
-        x = self.into(source.transpose(1, 2))
+        latents, heard = source.transpose(1, 2).tensor_split([self.into.in_features], 2)
+        x = self.into(latents)
+        if self.listen is not None:
+            x = x + self.listen(F.layer_norm(heard, heard.shape[2:]))
         for block in self.blocks:
             x = block(x, frames, cond)
         return self.norm(x)
@@ -168,8 +179,9 @@ class SpeechOpModel(nn.Module):
         null = null if self.null_source is None else self.null_source
         if given.source is None:
             return null.expand(*mask.shape, -1)
-        latents = torch.cat([prompt.values, given.source], 2)
-        features = self.encoder_into(self.encoder(latents, mask, given.task))
+        unheard = given.source.shape[1] - prompt.values.shape[1]  # of a prompt latents are enough
+        source = torch.cat([F.pad(prompt.values, (0, 0, 0, unheard)), given.source], 2)
+        features = self.encoder_into(self.encoder(source, mask, given.task))
         if given.has_source is None:
             return features
         return torch.where(given.has_source[:, None, None], features, null)

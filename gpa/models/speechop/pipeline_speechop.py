@@ -23,6 +23,7 @@ from gpa.compose import Average, Guided, Plan, Term
 from gpa.errors import UsageError
 from gpa.models.speechop import files_speechop as files
 from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
+from gpa.models.speechop.ear_speechop import Ear, load_ear
 from gpa.models.speechop.front_speechop import Front, Guide, Heard
 from gpa.models.speechop.layers_speechop import Text
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
@@ -50,14 +51,15 @@ class SpeechOp:
         model: SpeechOpModel,
         codec: KLCodec,
         *,
+        ear: Ear | None = None,
         recogniser: Recogniser | None = None,
         windows: Windows | None = None,
         text_encoder: Callable[[Text], Text] | None = None,
         path: Path | None = None,
     ) -> None:
         """Join loaded parts, CheckpointError if they do not fit; `text_encoder` if the config says byt5."""
-        files.check_fit(model.config, codec, str(path or "SpeechOp"))
-        self.model, self.codec, self.path = model.eval(), codec, path
+        files.check_fit(model.config, codec, ear, str(path or "SpeechOp"))
+        self.model, self.codec, self.ear, self.path = model.eval(), codec, ear, path
         self.recogniser, self.windows, self.text_encoder = recogniser, windows or Windows(), text_encoder
         self.precision = next(model.parameters()).dtype  # of the files, which saving keeps
         self.offline = False
@@ -82,7 +84,9 @@ class SpeechOp:
         chosen = pick_device(device)
         model, stored = files.load_model(folder, SpeechOpConfig.read(folder))
         codec = files.load_codec(folder, chosen)
-        loaded = cls(model.to(chosen), codec, recogniser=recogniser, windows=windows, path=folder)
+        ear = load_ear(model.config, files.SHIPPED, chosen, offline)
+        model = model.to(chosen)
+        loaded = cls(model, codec, ear=ear, recogniser=recogniser, windows=windows, path=folder)
         loaded.precision, loaded.offline = stored, offline
         return loaded
 
@@ -290,7 +294,7 @@ class SpeechOp:
                 raise UsageError(f"{name}={value!r}: a whole number from {least} on is needed")
         sampler: Sampler = self.config.sampler
         sampler = sampler if steps is None else dataclasses.replace(sampler, steps=steps)
-        front = Front(self.codec, self.config, self.windows)
+        front = Front(self.codec, self.config, self.windows, self.ear)
         listener = partial(self._listener, recogniser)
         return Request(front, self.model, self._encode, listener, sampler, seed, self.progress)
 

@@ -94,9 +94,9 @@ class Request:
     ) -> Sound:
         """Sound as long and as loud as `first`."""
         frames = first.latents.shape[2]
-        latents = {name: heard.latents for name, heard in sources.items()}
+        given = {name: self.front.source(heard) for name, heard in sources.items()}
         prompts = {name: used.latents for name, (used, _) in samples.items()}
-        z, counts = self.run(Job(self.front.cuts(frames), plans, texts, latents, prompts))
+        z, counts = self.run(Job(self.front.cuts(frames), plans, texts, given, prompts))
         wav = self.front.decode(z, first.gain, len(first.wav))
         spans = zip(self.front.spans(frames), guide.texts, strict=True)
         parts = tuple(Part(*span, text) for span, text in spans)

@@ -2,7 +2,7 @@
 
 Knows plans, latents and texts; no files, no waveforms, no recogniser.
 
-    C latent channels   T frames of the whole
+    C latent channels   H channels of the ear, or 0   T frames of the whole
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpa.compose import Average, Branch, Given, Guided, Plan
 from gpa.errors import UsageError
 from gpa.models.speechop.branches import Inputs, sample
 from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
-from gpa.models.speechop.diffusion import inpaint
+from gpa.models.speechop.diffusion import inpaint, inpaint_source
 from gpa.models.speechop.layers_speechop import Text
 from gpa.models.speechop.modeling_speechop import Latents, SpeechOpModel
 from gpa.models.speechop.sampling import nodes
@@ -36,7 +36,8 @@ SEED_STEP = 1_000_003  # between the seeds of the windows of one request
 class Job:
     """What is to be made: `plans` and `texts` (name -> text) for each window of `cuts`.
 
-    `sources` (1, C, T) and `prompts` (1, C, P) by name; `known` are frames (1, C, T) that stay as they are.
+    `sources` (1, C + H, T) and `prompts` (1, C, P) by name; `known` are frames (1, C, T) that stay as they
+    are.
     """
 
     cuts: Sequence[Cut]
@@ -99,7 +100,7 @@ def _inputs(job: Job, i: int, z: Tensor, fixed: Tensor, encode: Encode) -> Input
     start, stop = job.cuts[i]
     known = Latents(z.clone(), fixed.clone()) if fixed.any() else None
     sources: dict[Hashable, Tensor] = {
-        name: inpaint(whole[..., start:stop], z, fixed) for name, whole in job.sources.items()
+        name: inpaint_source(whole[..., start:stop], z, fixed) for name, whole in job.sources.items()
     }
     prompts: dict[Hashable, Latents] = {
         name: Latents(values, torch.ones(1, values.shape[2], dtype=torch.bool, device=z.device))

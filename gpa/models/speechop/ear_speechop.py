@@ -1,0 +1,71 @@
+"""What the audio encoder may be given of a source beside its latents: what a recogniser's encoder hears.
+
+Latents of a small codec lose words of noisy speech, as they must draw the noise too; an encoder that learnt
+to recognise keeps them. Knows waveforms and latent frames; no network of this family, no sampling.
+
+    B recordings   S samples   H channels of the ear   T latent frames
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpa import hub
+from gpa.codec.features import FRAME, WhisperFeatures, load_whisper_features, state_digest
+from gpa.errors import CheckpointError, UsageError
+from gpa.models.speechop.configuration_speechop import SpeechOpConfig
+
+SAMPLE_RATE = 16_000  # Hz, Whisper's
+
+
+class Ear:
+    """States of a Whisper encoder, those of one latent frame joined. Computes in float32."""
+
+    def __init__(self, features: WhisperFeatures, hop: int, device: str | torch.device = "cpu") -> None:
+        """`hop` is the latents', in samples at 16 kHz; UsageError if it is no whole number of states."""
+        if hop % FRAME:
+            raise UsageError(f"an ear needs latents of whole {FRAME} samples, not {hop}")
+        self.features = features.to(device, torch.float32).eval().requires_grad_(False)
+        self.device, self.joined = torch.device(device), hop // FRAME
+        self.channels = self.joined * features.channels
+
+    @torch.no_grad()
+    def __call__(self, wav: Tensor) -> Tensor:
+        """What is heard (B, H, ceil(S / hop)) of wav (B, S); zeros fill the last frame."""
+        hop = self.joined * FRAME
+        with torch.autocast(self.device.type, enabled=False):
+            x = self.features(F.pad(wav.to(self.device).float(), (0, -wav.shape[1] % hop)))
+        return x.unflatten(2, (-1, self.joined)).transpose(2, 3).flatten(1, 2)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights as loaded."""
+        return state_digest({}, self.features.encoder.state_dict())
+
+
+def load_ear(
+    config: SpeechOpConfig, shipped: Path, device: str | torch.device = "cpu", offline: bool = False
+) -> Ear | None:
+    """The ear that a model was trained with, None for one that hears latents alone.
+
+    `ear.weights` is a folder of `shipped`, a path or a repository; CheckpointError if what is there is
+    another ear.
+    """
+    settings, latent = config.ear, config.latent
+    if settings.kind == "none":
+        return None
+    if latent.sample_rate != SAMPLE_RATE:
+        raise CheckpointError(f"an ear hears {SAMPLE_RATE} Hz, the latents are of {latent.sample_rate} Hz")
+    inside = shipped / settings.weights
+    folder = inside if inside.is_dir() else hub.resolve(settings.weights, None, offline)
+    ear = Ear(load_whisper_features(folder), latent.hop, device)
+    if ear.channels != settings.channels:
+        wanted = f"{settings.channels} channels a latent frame, the network's ear.channels"
+        raise CheckpointError(f"{os.fspath(folder)}: hears {ear.channels} channels, not {wanted}")
+    if (mark := config.about.get("ear")) and mark != ear.fingerprint():
+        raise CheckpointError(f"{os.fspath(folder)}: not the ear that the network was trained with")
+    return ear
