@@ -70,7 +70,9 @@ class HarmonicDecoder(nn.Module):
         self.register_buffer("share", share[:, None], persistent=False)
         self.n_fft, self.step = 2 * hop, hop // 2
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
-        self.register_buffer("spread", _spread(bands, self.n_fft // 2 + 1, sample_rate), persistent=False)
+        self.register_buffer(
+            "spread", mel_interpolation(bands, self.n_fft // 2 + 1, sample_rate), persistent=False
+        )
         filters = mel_filter_bank(
             self.n_fft // 2 + 1, bands, 0.0, sample_rate / 2, sample_rate, norm="slaney", mel_scale="slaney"
         )
@@ -203,7 +205,7 @@ def _smooth(x: Tensor, width: int) -> Tensor:  # (B, C, N)
     return F.avg_pool1d(F.pad(x, (width // 2, width // 2), mode="replicate"), width, 1)
 
 
-def _spread(bands: int, bins: int, sample_rate: int) -> Tensor:
+def mel_interpolation(bands: int, bins: int, sample_rate: int) -> Tensor:
     """Linear interpolation from `bands` points, even on the mel scale, to `bins` of an STFT: (F, K)."""
     mel = _mel(torch.linspace(0, sample_rate / 2, bins))
     place = mel / mel[-1] * (bands - 1)
@@ -212,7 +214,7 @@ def _spread(bands: int, bins: int, sample_rate: int) -> Tensor:
 
 
 def _between(filters: Tensor, bands: int, sample_rate: int) -> Tensor:
-    """Linear interpolation from the centres of mel filters (K, F) to the points of `_spread`: (K, K)."""
+    """From the centres of mel filters (K, F) to the points of `mel_interpolation`, linearly: (K, K)."""
     centres = (filters * torch.linspace(0, sample_rate / 2, filters.shape[1])).sum(1) / filters.sum(1)
     points = _centres(bands, sample_rate).clamp(centres[0], centres[-1])
     above = torch.searchsorted(centres, points).clamp(1, len(centres) - 1)
@@ -225,6 +227,6 @@ def _mel(hz: Tensor) -> Tensor:
 
 
 def _centres(bands: int, sample_rate: int) -> Tensor:
-    """Frequencies of the points of `_spread`, (K,) in Hz."""
+    """Frequencies of the points of `mel_interpolation`, (K,) in Hz."""
     top = _mel(torch.tensor(sample_rate / 2))
     return 700 * (10 ** (torch.linspace(0, 1, bands) * top / 2595) - 1)

@@ -108,7 +108,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _text(args: argparse.Namespace) -> dict[str, Any]:
-    return {"gamma": args.gamma, **_settings(args)}
+    return {"gamma": args.gamma, "filtered": args.filtered, **_settings(args)}
 
 
 def _about(made: Any) -> dict[str, Any]:
@@ -144,9 +144,12 @@ def _enhance(sub: Any) -> None:
   gpa enhance noisy.wav --itc -o clean.wav                 the words are recognised and followed
   gpa enhance noisy.wav --transcript "What she says." -o clean.wav
   gpa enhance noisy.wav --itc --voice her.wav --voice-text "" -o clean.wav
+  gpa enhance noisy.wav --remade -o clean.wav              made anew instead of filtered
 
-generates speech anew: without a text it may change words that noise hides. --itc follows a recogniser of
-ours, errors included, so more softly than a transcript of yours. prints the path of the file written.
+the network makes clean speech; what you get is your recording, turned down wherever that is quieter. with
+--remade you get what it made: less noise, but it may change words that noise hides. --itc follows a
+recogniser of ours, errors included, so more softly than a transcript of yours. prints the path of the file
+written.
 """
     )  # fmt: skip
     p.add_argument("audio", help=AUDIO)
@@ -155,6 +158,7 @@ ours, errors included, so more softly than a transcript of yours. prints the pat
         "--voice-text", metavar="T", help='what CLIP says, "" if unknown (default: recognised if needed)'
     )
     _guidance(p)
+    _kept(p)
     options.output(p, "out.wav")
     _rest(p)
 
@@ -173,6 +177,7 @@ prints the path of the file written.
         "--voice", metavar="CLIP", required=True, help="clean sample of the wanted speaker, 2 to 3 s are used"
     )
     _guidance(p)
+    _kept(p)
     options.output(p, "out.wav")
     _rest(p)
 
@@ -188,6 +193,7 @@ the two are generated apart: they need not add up to the mixture. prints both pa
     )  # fmt: skip
     p.add_argument("audio", help=AUDIO)
     _guidance(p)
+    _kept(p)
     options.output(p, "speech.wav")
     p.add_argument("--background", default="background.wav", metavar="FILE", help="default background.wav")
     _rest(p)
@@ -238,6 +244,15 @@ def _guidance(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gamma", type=float, metavar="G", help="strength, 0 is none (default: the model's for such a text)"
     )
+
+
+def _kept(p: argparse.ArgumentParser) -> None:
+    """Whether the recording is filtered or made anew."""
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--filtered", action="store_true", default=None,
+        help="the recording itself, turned down where there is no speech: clearer words")  # fmt: skip
+    which.add_argument("--remade", action="store_false", dest="filtered",
+        help="what the network makes, all of it new: less noise (default: the model's settings)")  # fmt: skip
 
 
 def _rest(p: argparse.ArgumentParser) -> None:

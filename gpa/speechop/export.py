@@ -3,8 +3,8 @@
     python -m gpa.speechop.export runs/speechop/export --settings recipes/settings/speechop-mini.yaml -o DIR
 
 `--codec` takes the place of the run's codec: one with another decoder of the same latents, as the recipe
-latent_decoder.yaml leaves. The settings file holds sections of speechop.json (sampler, compose, tts, about),
-laid over the trained ones.
+latent_decoder.yaml leaves. The settings file holds sections of speechop.json (sampler, compose, filter, tts,
+about), laid over the trained ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 from gpa.speechop.model import SpeechOp
 
 ALIKE = 0.05  # of a latent's spread: what half precision does to it
-FREE = ("sampler", "compose", "tts", "about")  # what does not change the network
+FREE = ("sampler", "compose", "filter", "tts", "about")  # what does not change the network
 
 
 def ship(

@@ -88,9 +88,8 @@ class AudioStack(Stack):
 class EarSettings:
     """What the audio encoder is given of a source beside its latents (ear_speechop.py).
 
-    `kind`: "none" (the paper's: latents alone) or "whisper", states of a frozen Whisper encoder, which keep
-    words of noisy speech that small latents lose. `weights`: a shipped folder, a path or a repository;
-    `channels`: of all its states of one latent frame.
+    `kind`: "none" (the paper's: latents alone) or "whisper", states of a frozen Whisper encoder. `weights`: a
+    shipped folder, a path or a repository; `channels`: of all its states of one latent frame.
     """
 
     kind: str = "none"
@@ -256,6 +255,25 @@ def _weights() -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class Filter:
+    """How a recording is filtered by what the network makes of it (filter_speechop.py), beyond the paper.
+
+    `tasks` are those whose results are such filters unless asked otherwise. `floor` is the least gain in dB,
+    `power` an exponent of the gain, `frames` of 10 ms an odd number over which powers are averaged.
+    """
+
+    tasks: tuple[str, ...] = ()
+    bands: int = 60
+    floor: float = -20.0
+    power: float = 1.0
+    frames: int = 3
+
+    def __post_init__(self) -> None:
+        _require(self.bands > 1 and self.frames > 0 and self.frames % 2 == 1, "filter: bands, frames (odd)")
+        _require(self.floor <= 0 < self.power, "filter: floor is 0 dB or less, power above 0")
+
+
+@dataclass(frozen=True)
 class Tasks:
     """Task names, whose order gives their embeddings' rows, and how often each speech-to-speech one is drawn.
 
@@ -312,6 +330,7 @@ class SpeechOpConfig:
     null: Null = field(default_factory=Null)
     tasks: Tasks = field(default_factory=Tasks)
     tts: Speaking = field(default_factory=Speaking)
+    filter: Filter = field(default_factory=Filter)
     about: dict[str, str] = field(default_factory=dict)
 
     @classmethod

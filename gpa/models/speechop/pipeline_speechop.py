@@ -128,6 +128,7 @@ class SpeechOp:
         voice: AudioLike | None = None,
         voice_text: str | None = None,
         recogniser: Recogniser | None = None,
+        filtered: bool | None = None,
         steps: int | None = None,
         seed: int = 0,
     ) -> Sound:
@@ -135,9 +136,11 @@ class SpeechOp:
 
         `gamma` is how strongly, 0 not at all; its default depends on who wrote the text. A text for several
         windows is shared out by speaking time, with a warning; a list gives each window its own. `voice` is a
-        clean sample of the speaker, `voice_text` what it says ("" unknown, None to recognise it).
+        clean sample of the speaker, `voice_text` what it says ("" unknown, None to recognise it). `filtered`
+        gives the recording itself, turned down wherever the network draws less; False what it draws, None
+        what the model's settings say.
         """
-        request = self._request("enhance", recogniser, steps, seed)
+        request = self._request("enhance", recogniser, steps, seed, filtered)
         heard, guide = _heard(request, audio, "the recording", transcript, gamma)
         sample = None if voice is None else request.front.sample(voice, "the voice")
         guided = sample is not None and any(guide.texts)
@@ -158,11 +161,12 @@ class SpeechOp:
         *,
         gamma: float | None = None,
         recogniser: Recogniser | None = None,
+        filtered: bool | None = None,
         steps: int | None = None,
         seed: int = 0,
     ) -> Sound:
         """The speaker of `voice` out of a mixture; `transcript` is what that speaker says (see `enhance`)."""
-        request = self._request("spk_sep", recogniser, steps, seed)
+        request = self._request("spk_sep", recogniser, steps, seed, filtered)
         heard, guide = _heard(request, mixture, "the mixture", transcript, gamma)
         sample = request.front.sample(voice, "the voice")
 
@@ -178,12 +182,13 @@ class SpeechOp:
         *,
         gamma: float | None = None,
         recogniser: Recogniser | None = None,
+        filtered: bool | None = None,
         steps: int | None = None,
         seed: int = 0,
     ) -> Separated:
         """Speech and background of a mixture, each made for itself; a transcript guides the speech."""
-        request = self._request("iso_fg", recogniser, steps, seed)
-        self._request("iso_bg", recogniser, steps, seed)  # refused before the work, not after half of it
+        request = self._request("iso_fg", recogniser, steps, seed, filtered)
+        behind = self._request("iso_bg", recogniser, steps, seed, filtered)  # refused before any work
         heard, guide = _heard(request, mixture, "the mixture", transcript, gamma)
 
         def speech(text: str | None) -> Plan:
@@ -191,7 +196,7 @@ class SpeechOp:
 
         background = request.single("iso_bg")
         return Separated(
-            request.restore(speech, heard, guide), request.restore(background, heard, guide.silenced())
+            request.restore(speech, heard, guide), behind.restore(background, heard, guide.silenced())
         )
 
     def match(
@@ -286,7 +291,14 @@ class SpeechOp:
             raise UsageError(f"recogniser={chosen!r}: give a GPA model, or a function from sound to text")
         return chosen
 
-    def _request(self, task: str, recogniser: Recogniser | None, steps: int | None, seed: int) -> Request:
+    def _request(
+        self,
+        task: str,
+        recogniser: Recogniser | None,
+        steps: int | None,
+        seed: int,
+        filtered: bool | None = False,
+    ) -> Request:
         """Settings checked before any work is done."""
         check_tasks(Plan(Guided(task)), self.config)
         for name, value, least in (("steps", steps, 1), ("seed", seed, 0)):
@@ -296,7 +308,8 @@ class SpeechOp:
         sampler = sampler if steps is None else dataclasses.replace(sampler, steps=steps)
         front = Front(self.codec, self.config, self.windows, self.ear)
         listener = partial(self._listener, recogniser)
-        return Request(front, self.model, self._encode, listener, sampler, seed, self.progress)
+        keep = task in self.config.filter.tasks if filtered is None else filtered
+        return Request(front, self.model, self._encode, listener, sampler, seed, self.progress, keep)
 
     def _encode(self, text: str) -> Text:
         ids = text_ids([text], self.device)

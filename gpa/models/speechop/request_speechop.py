@@ -20,6 +20,7 @@ from gpa.compose import Above, Guided, Plan, given
 from gpa.errors import UsageError
 from gpa.models.speechop import edit_speechop as edits
 from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
+from gpa.models.speechop.filter_speechop import filtered
 from gpa.models.speechop.front_speechop import Front, Guide, Heard, Listener
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.models.speechop.outputs_speechop import Part, Sound
@@ -45,6 +46,7 @@ class Request:
     sampler: Sampler
     seed: int
     progress: Progress | None = None
+    filtered: bool = False
 
     @property
     def config(self) -> SpeechOpConfig:
@@ -76,7 +78,10 @@ class Request:
     def restore(
         self, plan_of: PlanOf, heard: Heard, guide: Guide, sample: Sample | None = None, before: str = ""
     ) -> Sound:
-        """A source run through the plans its windows ask for; `before` is what the sample says."""
+        """A source run through the plans its windows ask for; `before` is what the sample says.
+
+        With `filtered` it is the recording itself, filtered by what is made.
+        """
         plans = [plan_of("words" if text else None) for text in guide.texts]
         texts = [{"words": f"{before} {text}".strip()} if text else {} for text in guide.texts]
         return self._sound(
@@ -98,6 +103,8 @@ class Request:
         prompts = {name: used.latents for name, (used, _) in samples.items()}
         z, counts = self.run(Job(self.front.cuts(frames), plans, texts, given, prompts))
         wav = self.front.decode(z, first.gain, len(first.wav))
+        if self.filtered:
+            wav = filtered(first.wav, wav, self.front.sample_rate, self.config.filter)
         spans = zip(self.front.spans(frames), guide.texts, strict=True)
         parts = tuple(Part(*span, text) for span, text in spans)
         return self._made(wav, task_of(plans[0]), guide.whole or None, counts, parts)
