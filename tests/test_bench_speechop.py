@@ -200,10 +200,13 @@ def test_every_row_is_made_judged_and_rated(whole: tuple[Scene, measure.Outcome,
     counts = {name: item.values.get("evaluations") for name, item in one.items()}
     assert counts["alone"] == 6 and counts["base"] == 3 and counts["tc-avg"] == 6  # 2 steps and a last one
     assert counts["tc-cfg"] == counts["itc"] == counts["gamma-3"] and counts["tc-cfg"] > 3
+    assert all(counts[row] == counts[f"{row}-filtered"] for row in ("alone", "tc-cfg", "itc"))
+    assert all(one[f"{row}-filtered"].values["mcd"] != one[row].values["mcd"] for row in ("alone", "tc-cfg"))
     assert counts["noisy"] is counts["codec"] is None and counts["steps-8"] > counts["tc-cfg"]
     assert "mcd" not in one["floor"].values and one["gating"].values["mcd"] == one["noisy"].values["mcd"]
     assert one["alone"].values.keys() >= {"mcd", "mos", "similarity", "to_recording"}
     assert one["transcript"].heard == "the rain" and one["itc"].seconds > one["transcript"].seconds
+    assert one["itc-filtered"].seconds > one["transcript"].seconds
     assert "noise" in one["alone"].labels and "noise" not in one["codec"].labels
 
 
@@ -292,6 +295,9 @@ def test_orderings_hold_or_not_with_their_intervals() -> None:
         "tc-avg": some("tc-avg", 1, 6.0),
         "tc-cfg": some("tc-cfg", 0, 5.2),
         "itc": some("itc", 3, 5.0, 5),
+        "alone-filtered": [replace(item, values={"mos": 3.2}) for item in some("alone-filtered", 1, 0.0)],
+        "tc-cfg-filtered": some("tc-cfg-filtered", 1, 0.0),
+        "itc-filtered": some("itc-filtered", 2, 0.0),
         "noisy": [replace(item, values={"mos": 2.7}) for item in some("noisy", 1, 0.0)],
     }
     said = {claim.text: claim for claim in orderings.claims(found)}
@@ -302,6 +308,10 @@ def test_orderings_hold_or_not_with_their_intervals() -> None:
     assert said["MCD(alone) < MCD(TC-Avg)"].margin == pytest.approx((1.0, 1.0, 1.0))
     assert said["WER(ITC) < WER(alone)"].verdict == "does not hold (few clips)"
     assert said["DNSMOS(noisy) + 0.4 <= DNSMOS(alone)"].verdict == "does not hold"
+    assert said["DNSMOS(noisy) + 0.4 <= DNSMOS(alone, filtered)"].verdict == "holds"
+    assert said["WER(TC-CFG gold, filtered) <= WER(ITC, filtered)"].verdict == "holds"
+    assert said["WER(ITC, filtered) < WER(alone, filtered)"].verdict == "does not hold"
+    assert said["WER(alone, filtered) <= WER(noisy)"].holds  # as many
     assert said["gamma 0 is alone, bit for bit"].verdict == "not measured"
     equal = {"tc-cfg": found["tc-cfg"], "itc": found["tc-cfg"]}
     assert {one.text: one for one in orderings.claims(equal)}["WER(TC-CFG gold) <= WER(ITC)"].holds

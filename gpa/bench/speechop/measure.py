@@ -149,7 +149,7 @@ def _item(scene: Scene, row: Row, case: Case) -> Item:
     item = measure(row.name, row.suite(scene), scene.bench, case)
     if row.name not in (rows.CLEAN, rows.CODEC):
         item.labels |= scene.spoil.labels(case.id)
-    if row.name == rows.ITC:  # whoever uses it waits for the recogniser as well
+    if row.name in (rows.ITC, rows.FILTERED[rows.ITC]):  # whoever uses it waits for the recogniser as well
         item.seconds += scene.heard[case.id].seconds
         item.cpu_seconds += scene.heard[case.id].cpu_seconds
     if scene.made is not None and item.heard is not None and not row.reads and row.name != rows.CLEAN:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpa.bench.speechop import rows
-from gpa.bench.speechop.rows import ALONE, AVERAGE, GOLD, ITC, NOISY, SAME, SHARES
+from gpa.bench.speechop.rows import ALONE, AVERAGE, FILTERED, GOLD, ITC, NOISY, SAME, SHARES
 from gpa.evals import wer
 from gpa.evals.report import Item, value_of
 from gpa.evals.wer import Rate
@@ -65,9 +65,22 @@ def claims(found: Found, seed: int = 0, usual_share: float | None = None) -> lis
         _values(
             "DNSMOS(noisy) + 0.4 <= DNSMOS(alone)", found, "mos", NOISY, ALONE, seed, plus=0.4, ties=True
         ),
+        *_filtered(found, seed),
         _identical(found),
     ]
     return said if usual_share is None else said + _swept(found, seed, usual_share)
+
+
+def _filtered(found: Found, seed: int) -> list[Claim]:
+    """The same of filtered recordings, whose words must also not be fewer than before."""
+    alone, gold, itc = (FILTERED[row] for row in (ALONE, GOLD, ITC))
+    quality = "DNSMOS(noisy) + 0.4 <= DNSMOS(alone, filtered)"
+    return [
+        _words("WER(TC-CFG gold, filtered) <= WER(ITC, filtered)", found, gold, itc, seed, ties=True),
+        _words("WER(ITC, filtered) < WER(alone, filtered)", found, itc, alone, seed),
+        _words("WER(alone, filtered) <= WER(noisy)", found, alone, NOISY, seed, ties=True),
+        _values(quality, found, "mos", NOISY, alone, seed, plus=0.4, ties=True),
+    ]
 
 
 def _swept(found: Found, seed: int, usual: float) -> list[Claim]:

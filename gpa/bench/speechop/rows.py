@@ -26,6 +26,7 @@ from gpa.models.speechop.pipeline_speechop import SpeechOp
 
 CLEAN, CODEC, NOISY, GATING = "floor", "codec", "noisy", "gating"
 ALONE, BASE, AVERAGE, GOLD, ITC = "alone", "base", "tc-avg", "tc-cfg", "itc"
+FILTERED = {row: f"{row}-filtered" for row in (ALONE, GOLD, ITC)}
 HEARD, SAME = "transcript", "gamma-0"  # not in the table: our recogniser's text; whether gamma 0 is `alone`
 GAMMA = 1.5  # the paper's, for a text that is right
 GAMMAS, STEPS, SHARES = (0.0, 0.5, 0.75, 1.0, 1.5, 3.0), (8, 16, 32, 64), (0.3, 0.5, 0.7)
@@ -84,10 +85,13 @@ def table_rows(scene: Scene) -> list[Row]:
         Row(NOISY, "noisy", lambda scene, case, wav: Made(wav)),
         Row(GATING, "spectral gating", _gated, missing=_no_gating),
         Row(HEARD, "transcript", _transcribed, reads=True),
-        Row(ALONE, "alone", _alone),
+        Row(ALONE, "alone", alone()),
         Row(AVERAGE, f"TC-Avg {share:g}", averaged(share)),
         Row(GOLD, f"TC-CFG {GAMMA:g} gold", guided(GAMMA)),
-        Row(ITC, f"ITC {compose.gamma_asr:g}", _itc),
+        Row(ITC, f"ITC {compose.gamma_asr:g}", itc()),
+        Row(FILTERED[ALONE], "alone, filtered", alone(filtered=True)),
+        Row(FILTERED[GOLD], f"TC-CFG {GAMMA:g} gold, filtered", guided(GAMMA, filtered=True)),
+        Row(FILTERED[ITC], f"ITC {compose.gamma_asr:g}, filtered", itc(filtered=True)),
         Row(SAME, "gamma 0", _same, most=2),
     ]
     if compose.guidance_s2s != base:  # what composition starts from is then another sampler than `alone`
@@ -165,23 +169,30 @@ def _sound(sound: Sound) -> Made:
 
 
 def _enhanced(scene: Scene, wav: np.ndarray, text: str | None, steps: int = 0, **more: Any) -> Sound:
-    settings = {"steps": steps or scene.steps, "seed": scene.bench.seed, **more}
+    """What the network draws, or with `filtered` the recording itself, filtered by that."""
+    settings = {"steps": steps or scene.steps, "seed": scene.bench.seed, "filtered": False, **more}
     return scene.op.enhance((wav, SAMPLE_RATE), text, **settings)
 
 
-def _alone(scene: Scene, case: Case, wav: np.ndarray) -> Made:
-    return _sound(_enhanced(scene, wav, None))
+def alone(filtered: bool = False) -> Make:
+    """Without a text."""
+    return lambda scene, case, wav: _sound(_enhanced(scene, wav, None, filtered=filtered))
 
 
-def guided(gamma: float, steps: int = 0) -> Make:
+def guided(gamma: float, steps: int = 0, filtered: bool = False) -> Make:
     """TC-CFG by the true transcript; 0 steps are the usual number."""
-    return lambda scene, case, wav: _sound(_enhanced(scene, wav, case.text, steps, gamma=gamma))
+    more = {"gamma": gamma, "filtered": filtered}
+    return lambda scene, case, wav: _sound(_enhanced(scene, wav, case.text, steps, **more))
 
 
-def _itc(scene: Scene, case: Case, wav: np.ndarray) -> Made:
+def itc(filtered: bool = False) -> Make:
     """ITC as a user has it, by the transcript that was measured; a clip without one goes without."""
-    text = scene.heard[case.id].heard or ""
-    return _sound(_enhanced(scene, wav, "asr", recogniser=lambda wav: text))
+
+    def make(scene: Scene, case: Case, wav: np.ndarray) -> Made:
+        text = scene.heard[case.id].heard or ""
+        return _sound(_enhanced(scene, wav, "asr", recogniser=lambda wav: text, filtered=filtered))
+
+    return make
 
 
 def _same(scene: Scene, case: Case, wav: np.ndarray) -> Made:

@@ -28,7 +28,11 @@ def markdown(
     """All of it; `sealed` is the report."""
     shown = [row for row in rows.table_rows(scene) if row.name not in (rows.HEARD, rows.SAME)]
     lines = [rate_table(scene, shown, found, skipped), "", *_notes(scene, found, sealed), ""]
-    lines += ["Orderings that the specification expects, left below right:", "", orderings.table(claims)]
+    lines += [
+        "Orderings that the specification expects, and the like of filtered ones, left below right:",
+        "",
+        orderings.table(claims),
+    ]
     if swept:
         first = {name: [item for item in own if item.id in swept] for name, own in found.items()}
         points = [*_anchors(scene), *rows.sweep_rows(scene)]
