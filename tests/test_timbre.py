@@ -19,6 +19,7 @@ from gpa.errors import CheckpointError, UsageError
 from gpa.evals.suites import bits_per_second
 from gpa.models.gpa import processing_gpa
 from gpa.models.gpa.outputs_gpa import Voice
+from gpa.train.export import assemble
 
 BANDS, LEAST = 20, math.log(FLOOR) / 2
 MINI = Path(__file__).parents[1] / "gpa" / "assets" / "gpa-mini"
@@ -150,6 +151,15 @@ def test_voices_keep_their_timbre_and_speak_with_it(
     monkeypatch.setattr(processing_gpa.logger, "warning", lambda text, *what: told.append(text % what))
     assert mini.resolve_voice(tmp_path / "old.json") == replace(voice, name="eve", timbre=None)
     assert len(told) == 1 and "make it again" in told[0]
+
+
+@pytest.mark.parametrize("timbres", [True, False])
+def test_voices_are_shipped_with_a_timbre_or_without(mini: GPA, timbres: bool, tmp_path: Path) -> None:
+    voices = {"eve": MINI / "golden" / "audio_1.wav"}
+    assert isinstance(mini.codec, BiCodec)
+    path = assemble(MINI, mini.codec, tmp_path / "out", voices=voices, timbres=timbres)
+    found, wanted = Voice.load(path / "voices" / "eve.json"), mini.voice(voices["eve"], name="eve")
+    assert found.codes == wanted.codes and found.timbre == (wanted.timbre if timbres else None)
 
 
 @pytest.mark.parametrize(

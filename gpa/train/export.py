@@ -1,7 +1,7 @@
 """From what training leaves behind to a checkpoint directory that people load.
 
     python -m gpa.train.export --lm runs/mini/export --codec runs/codec/export --features WHISPER --out DIR \\
-        [--settings export.yaml] [--voice NAME=REF.wav ...] [--golden CLIP.wav=TEXT ...]
+        [--settings export.yaml] [--voice NAME=REF.wav ... [--without-timbres]] [--golden CLIP.wav=TEXT ...]
 
 The settings file holds keys of gpa.json (name, max_audio_seconds, max_text_chars, sampling, beams, about).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
 from gpa.models.gpa.files_gpa import load_lm
 from gpa.models.gpa.golden_gpa import record
 
+LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,35 +40,34 @@ def assemble(
     tokenizer: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     voices: Mapping[str, AudioLike] | None = None,
+    timbres: bool = True,
     golden: Sequence[tuple[AudioLike, str]] = (),
-    words: str | Path | None = None,
-    bigrams: str | Path | None = None,
-    pronunciations: str | Path | None = None,
+    lists: Mapping[str, Path] | None = None,
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,
 ) -> Path:
     """Write a checkpoint directory; returns it.
 
     `lm` is a transformers directory of a trained Qwen3, `tokenizer` (default: the same) one with
-    tokenizer.json. `voices` are recordings by name. Voices and golden outputs are made by the checkpoint as
+    tokenizer.json. `voices` are recordings by name, stored with a timbre if `timbres`: speakers whom the
+    decoder has learnt may sound cleaner without. Voices and golden outputs are made by the checkpoint as
     stored, in `dtype`, so they are what a user's computer gives. `golden` are (clip, text) pairs, two or
-    more, or none. `words` is a list of gpa.data.words, which recognition spells by, `bigrams` of
-    gpa.data.bigrams, by which it puts them together, `pronunciations` a dictionary of
+    more, or none. `lists` are files by name: "words" of gpa.data.words, which recognition spells by,
+    "bigrams" of gpa.data.bigrams, by which it puts them together, "pronunciations" of
     gpa.data.pronunciations, by which speech is asked for.
     """
     config = GPAConfig.from_dict({"version": VERSION, "format": "instruct", **(settings or {})}, "settings")
     network, _ = load_lm(Path(lm))
     model = GPA(network, codec, tokenizer or lm, config=config)
-    if words:
-        model.processor.take_words(Path(words))
-    if bigrams:
-        model.processor.take_bigrams(Path(bigrams))
-    if pronunciations:
-        model.processor.take_pronunciations(Path(pronunciations))
+    take = {name: getattr(model.processor, f"take_{name}") for name in LISTS}
+    for name, file in (lists or {}).items():
+        take[name](file)
     path = model.save_pretrained(out, dtype=dtype, codec_dtype=dtype, overwrite=overwrite)
     stored = GPA.from_pretrained(path, device="cpu", dtype="float32")
     for name, clip in (voices or {}).items():
-        stored.voice(clip, name=name).save(path / "voices" / f"{name}.json")
+        voice = stored.voice(clip, name=name)
+        voice = voice if timbres else replace(voice, timbre=None)
+        voice.save(path / "voices" / f"{name}.json")
     if golden:
         record(stored, path, [clip for clip, _ in golden], [text for _, text in golden])
     logger.info("wrote %s: %s parameters", path, stored.info()["parameters"])
@@ -87,6 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--settings", type=Path, help="YAML with keys of gpa.json")
     parser.add_argument("--voice", action="append", default=[], metavar="NAME=CLIP", help="a voice to ship")
+    parser.add_argument("--without-timbres", action="store_true", help="of voices: their ids alone")
     parser.add_argument(
         "--golden", action="append", default=[], metavar="CLIP=TEXT", help="outputs to record, two or more"
     )
@@ -105,10 +108,9 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer=args.tokenizer,
         settings=load_yaml(args.settings) if args.settings else None,
         voices=dict(_pair(item, "--voice") for item in args.voice),
+        timbres=not args.without_timbres,
         golden=[_pair(item, "--golden") for item in args.golden],
-        words=args.words,
-        bigrams=args.bigrams,
-        pronunciations=args.pronunciations,
+        lists={name: file for name in LISTS if (file := getattr(args, name))},
         dtype=getattr(torch, args.dtype),
         overwrite=args.overwrite,
     )
