@@ -195,6 +195,7 @@ def _latent(rate: int = RATE) -> dict[str, Any]:
     [
         ({"channels": H + 2}, RATE, {}, f"hears {H} channels, not {H + 2}"),
         ({}, 24000, {}, "an ear hears 16000 Hz, the latents are of 24000 Hz"),
+        ({"weights": "no/such/ear"}, RATE, {}, "ear.weights. is not here: no/such/ear: no such file"),
         ({}, RATE, {"ear": "0" * 64}, "not the ear that the network was trained with"),
     ],
 )

@@ -258,8 +258,8 @@ def _weights() -> dict[str, float]:
 class Filter:
     """How a recording is filtered by what the network makes of it (filter_speechop.py), beyond the paper.
 
-    `tasks` are those whose results are such filters unless asked otherwise. `floor` is the least gain in dB,
-    `power` an exponent of the gain, `frames` of 10 ms an odd number over which powers are averaged.
+    `tasks`: where that is the usual result. `floor` is the least gain in dB, `power` its exponent, `frames`
+    of 10 ms an odd number over which powers are averaged.
     """
 
     tasks: tuple[str, ...] = ()
@@ -269,6 +269,8 @@ class Filter:
     frames: int = 3
 
     def __post_init__(self) -> None:
+        for task in self.tasks:
+            _one_of("filter.tasks", task, ("enhance", "spk_sep", "iso_fg", "iso_bg"))
         _require(self.bands > 1 and self.frames > 0 and self.frames % 2 == 1, "filter: bands, frames (odd)")
         _require(self.floor <= 0 < self.power, "filter: floor is 0 dB or less, power above 0")
 

@@ -61,7 +61,10 @@ def load_ear(
     if latent.sample_rate != SAMPLE_RATE:
         raise CheckpointError(f"an ear hears {SAMPLE_RATE} Hz, the latents are of {latent.sample_rate} Hz")
     inside = shipped / settings.weights
-    folder = inside if inside.is_dir() else hub.resolve(settings.weights, None, offline)
+    try:
+        folder = inside if inside.is_dir() else hub.resolve(settings.weights, None, offline)
+    except CheckpointError as error:
+        raise CheckpointError(f"the ear that the network needs (ear.weights) is not here: {error}") from error
     ear = Ear(load_whisper_features(folder), latent.hop, device)
     if ear.channels != settings.channels:
         wanted = f"{settings.channels} channels a latent frame, the network's ear.channels"
