@@ -76,7 +76,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class AudioStack(Stack):
-    """The audio encoder's blocks; a class of its own so that a recipe that sets one size keeps the others."""
+    """The audio encoder's blocks; a class of its own: a recipe that sets one size keeps the others."""
 
     layers: int = 8
     width: int = 768
@@ -250,8 +250,7 @@ class Null:
         _one_of("null.source", self.source, ("zero", "learned"))
 
 
-def _weights() -> dict[str, float]:
-    return {"enhance": 3.0, "spk_sep": 3.0, "iso_fg": 0.5, "iso_bg": 0.5, "match": 1.0}
+_WEIGHTS = {"enhance": 3.0, "spk_sep": 3.0, "iso_fg": 0.5, "iso_bg": 0.5, "match": 1.0}
 
 
 @dataclass(frozen=True)
@@ -271,8 +270,8 @@ class Filter:
     def __post_init__(self) -> None:
         for task in self.tasks:
             _one_of("filter.tasks", task, ("enhance", "spk_sep", "iso_fg", "iso_bg"))
-        _require(self.bands > 1 and self.frames > 0 and self.frames % 2 == 1, "filter: bands, frames (odd)")
-        _require(self.floor <= 0 < self.power, "filter: floor is 0 dB or less, power above 0")
+        fits = self.bands > 1 and self.frames % 2 == 1 and self.frames > 0 and self.floor <= 0 < self.power
+        _require(fits, "filter: 2 bands or more, an odd number of frames, floor 0 dB or less, power above 0")
 
 
 @dataclass(frozen=True)
@@ -283,7 +282,7 @@ class Tasks:
     """
 
     names: tuple[str, ...] = TASKS
-    weights: dict[str, float] = field(default_factory=_weights)
+    weights: dict[str, float] = field(default_factory=_WEIGHTS.copy)
 
     def __post_init__(self) -> None:
         _require("tts" in self.names, "tasks.names has no tts, which every composition needs")
