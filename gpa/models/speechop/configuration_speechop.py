@@ -16,6 +16,7 @@ from typing import Any
 from gpa import hub
 from gpa.config import build
 from gpa.errors import CheckpointError, UsageError
+from gpa.models.speechop.sizes_speechop import SIZES
 
 FILE = "speechop.json"
 VERSION = 1
@@ -364,38 +365,3 @@ class SpeechOpConfig:
         """Write speechop.json, the inverse of `read`."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def _tier(
-    latent: dict[str, int], dit: tuple[int, ...], encoder: tuple[int, ...], text: tuple[int, ...]
-) -> dict:
-    """Settings of one row of specification 10.1; stacks are (layers, width, heads, ffn)."""
-    names = ("layers", "width", "heads", "ffn")
-    kind = {"kind": "bytes", "positions": "both"}
-    return {
-        "latent": latent,
-        "dit": dict(zip(names, dit, strict=True)),
-        "encoder": dict(zip(names, encoder, strict=True)),
-        "text": {**dict(zip(names, text, strict=True)), **kind},
-        "tts": {"default_rate": 14.0, "unit": "characters"},
-    }
-
-
-# FFNs of 8/3 widths, which give the sizes that the specification estimates, about 0.4 and 26 M parameters;
-# mini, 7 M, is as large as fits into 24 MB in float16 beside its codec.
-SIZES: dict[str, dict[str, Any]] = {
-    "toy": _tier({"channels": 8}, (3, 64, 4, 171), (1, 64, 4, 171), (0, 64, 4, 171)),
-    "mini": _tier(
-        {"channels": 64, "sample_rate": 16000, "hop": 640},
-        (6, 224, 4, 597),
-        (2, 128, 4, 341),
-        (2, 128, 4, 341),
-    ),
-    "small": _tier(
-        {"channels": 32, "sample_rate": 16000, "hop": 320},
-        (10, 320, 5, 853),
-        (4, 256, 4, 683),
-        (4, 256, 4, 683),
-    ),
-    "paper": {},
-}
