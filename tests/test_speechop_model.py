@@ -16,9 +16,10 @@ from gpa.config import build
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.speechop import diffusion
 from gpa.models.speechop.branches import Evaluator, Inputs, join, sample
-from gpa.models.speechop.configuration_speechop import SIZES, Sampler, SpeechOpConfig
+from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
 from gpa.models.speechop.layers_speechop import Text, frames_of
 from gpa.models.speechop.modeling_speechop import Conditions, Latents, SpeechOpModel
+from gpa.models.speechop.sizes_speechop import SIZES
 from gpa.models.speechop.text_speechop import (
     ByT5Encoder,
     speaking_rate,

@@ -37,11 +37,12 @@ from gpa.data.speechop import (
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.speechop import diffusion
 from gpa.models.speechop import files_speechop as files
-from gpa.models.speechop.configuration_speechop import SIZES, SpeechOpConfig
+from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 from gpa.models.speechop.diffusion import Choice
 from gpa.models.speechop.ear_speechop import load_ear
 from gpa.models.speechop.layers_speechop import CrossAttention
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
+from gpa.models.speechop.sizes_speechop import SIZES
 from gpa.train.args import TrainArgs
 from gpa.train.engine import place
 from gpa.train.family import Loss
