@@ -73,6 +73,18 @@ def test_enhance_prints_the_path_alone(shell: Shell) -> None:
     assert np.array_equal(wav("a.wav"), wav("c.flac")) and not np.array_equal(wav("a.wav"), wav("b.wav"))
 
 
+@pytest.mark.parametrize("words", [("enhance",), ("extract", "--voice", "voice.wav"), ("separate",)])
+def test_a_recording_is_filtered_when_asked(words: tuple[str, ...], shell: Shell) -> None:
+    """These settings say remade."""
+    for name, flags in {"usual": [], "remade": ["--remade"], "filtered": ["--filtered"]}.items():
+        assert shell(words[0], "in.wav", *words[1:], "-o", f"{name}.wav", "--steps", 2, *flags) == 0
+    assert np.array_equal(wav("usual.wav"), wav("remade.wav"))
+    assert not np.allclose(wav("filtered.wav"), wav("remade.wav"), atol=1e-2)
+    assert np.abs(wav("filtered.wav")).mean() <= np.abs(wav("in.wav")).mean()
+    with pytest.raises(SystemExit, match="2"):
+        shell(words[0], "in.wav", *words[1:], "--remade", "--filtered")
+
+
 def test_enhance_by_a_text_says_so_in_json(shell: Shell) -> None:
     text = ["--transcript", "The rain.", "--gamma", "0.5"]
     assert shell("enhance", "in.wav", "-o", "a.wav", "--json", *text) == 0

@@ -1,6 +1,5 @@
 """An ear for the audio encoder: what it hears and when, that nothing changes without one, misfits."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +67,16 @@ def test_a_latent_frame_has_its_states(ear: Ear, samples: int) -> None:
         torch.testing.assert_close(heard[0, :, t].view(-1, 2), states[0, :, 2 * t : 2 * t + 2])
 
 
+def test_long_recordings_are_heard_in_stretches(encoder: Path) -> None:
+    """Of equal length, at most the longest, each as it is heard alone."""
+    ear = Ear(load_whisper_features(encoder), HOP, longest=0.4)  # 10 frames
+    wav = torch.from_numpy(speechlike(1.0, seed=4))[None]  # 25 frames
+    parts = [ear(wav[:, begin * HOP : end * HOP]) for begin, end in ((0, 8), (8, 16), (16, 25))]
+    assert torch.equal(ear(wav), torch.cat(parts, 2))
+    whole = Ear(load_whisper_features(encoder), HOP)(wav)
+    assert whole.shape == (1, H, 25) and not torch.allclose(ear(wav), whole, atol=1e-3)
+
+
 def test_an_ear_hears_the_same_whatever_the_precision_around(ear: Ear) -> None:
     wav = torch.from_numpy(NOISY)[None]
     with torch.autocast("cpu", torch.bfloat16):
@@ -112,6 +121,8 @@ def test_a_new_ear_changes_nothing_until_it_is_trained() -> None:
     assert hearing.encoder.listen is not None
     torch.nn.init.normal_(hearing.encoder.listen.weight)
     assert not torch.allclose(before, hearing(z, lam, Conditions(task, mask, source=source)))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        deaf(z, lam, Conditions(task, mask, source=source))
 
 
 def test_a_prompt_is_not_listened_to() -> None:
@@ -212,13 +223,10 @@ def test_a_missing_ear_is_said(encoder: Path, ear: Ear, op: SpeechOp) -> None:
         SpeechOp(op.model, op.codec)
     with pytest.raises(CheckpointError, match=f"ear has 0 channels, the one given has {H}"):
         SpeechOp(tiny_speechop().model, tiny_codec(), ear=ear)
+    with pytest.raises(UsageError, match="ear.longest is above 0"):
+        build(EarSettings, {"longest": 0.0})
     for raw in ({"kind": "whisper"}, {"weights": "x", "channels": 1}, {"kind": "whisper", "weights": "x"}):
         with pytest.raises(UsageError, match="ear: weights and channels go with a kind"):
             build(EarSettings, raw)
     with pytest.raises(UsageError, match="choose one of none, whisper"):
         build(EarSettings, {"kind": "wav2vec2", "weights": "x", "channels": 1})
-
-
-def test_shipped_settings_say_which_ear(op: SpeechOp) -> None:
-    assert json.loads(json.dumps(op.config.to_dict()))["ear"]["channels"] == H
-    assert SpeechOpConfig.from_dict(op.config.to_dict()) == op.config

@@ -40,10 +40,11 @@ def test_what_is_all_wanted_stays(samples: int, rate: int) -> None:
     np.testing.assert_allclose(filtered(wav, 3 * wav, rate, Filter()), wav, atol=1e-5)  # nothing is raised
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("floor", [-10.0, -20.0, -40.0])
-def test_what_is_not_wanted_is_left_at_the_floor(floor: float) -> None:
+def test_what_is_not_wanted_is_left_at_the_floor(floor: float, power: float) -> None:
     wav = hiss(20000)
-    rest = filtered(wav, np.zeros_like(wav), RATE, Filter(floor=floor))
+    rest = filtered(wav, np.zeros_like(wav), RATE, Filter(floor=floor, power=power))
     np.testing.assert_allclose(rest, wav * 10 ** (floor / 20), atol=1e-5)
 
 
@@ -57,6 +58,13 @@ def test_noise_goes_and_speech_stays() -> None:
 
     before = float(np.square(noise).sum())
     assert error() < before / 4 and error(floor=-6.0) < before / 2 and error() < error(floor=-6.0)
+
+
+def test_the_gain_is_the_amplitudes_ratio_to_the_power() -> None:
+    wav = hiss(20000)
+    for power in (1.0, 2.0):
+        found = filtered(wav, 0.5 * wav, RATE, Filter(power=power))
+        np.testing.assert_allclose(found, wav * 0.5**power, atol=1e-5)
 
 
 def test_silence_and_extremes_are_finite() -> None:

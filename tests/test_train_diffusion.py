@@ -450,6 +450,29 @@ def test_a_run_may_go_on_with_an_ear(folder: Path, tmp_path: Path) -> None:
     after.export(went_on, tmp_path / "after")
     again = family(folder, model={}, init=str(tmp_path / "after"))
     assert again.config == after.config and again.build().state_dict().keys() == went_on.state_dict().keys()
+    (tmp_path / "after" / "model.safetensors").unlink()
+    before.export(module, tmp_path / "deaf")
+    (tmp_path / "deaf" / "model.safetensors").rename(tmp_path / "after" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="encoder.listen.weight"):  # it has an ear, its weights do not
+        again.build()
+
+
+def test_an_ear_may_change_with_the_audio_encoder_alone(folder: Path, tmp_path: Path) -> None:
+    other = write_encoder(tmp_path / "other", seed=1)
+    first, second = (
+        {"kind": "whisper", "weights": str(path), "channels": 32} for path in (folder / "encoder", other)
+    )
+    made = family(folder, model={**MODEL, "ear": first})
+    made.export(module_of(made), tmp_path / "first")
+    init = {"init": str(tmp_path / "first")}
+    with pytest.raises(CheckpointError, match="not the ear"):
+        family(folder, model={"ear": second}, **init)
+    anew = family(folder, model={"ear": second}, fresh_encoder=True, **init)
+    assert anew.ear is not None and anew.config.about["ear"] == anew.ear.fingerprint()
+    anew.build()
+    deaf = {"kind": "none", "weights": "", "channels": 0}
+    without = family(folder, model={"ear": deaf}, fresh_encoder=True, **init)
+    assert without.ear is None and "ear" not in without.config.about
 
 
 def _crop(made: DiffusionFamily) -> tuple[int, int]:

@@ -80,10 +80,10 @@ LM = {
 }
 
 
-def write_encoder(folder: Path) -> Path:
+def write_encoder(folder: Path, seed: int = 0) -> Path:
     """A Whisper encoder with random weights, 8 wide."""
     sizes = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 80}
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     save_features(WhisperFeatures(WhisperConfig(d_model=8, **sizes)), folder, torch.float32)
     return folder
 

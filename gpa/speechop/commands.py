@@ -144,12 +144,11 @@ def _enhance(sub: Any) -> None:
   gpa enhance noisy.wav --itc -o clean.wav                 the words are recognised and followed
   gpa enhance noisy.wav --transcript "What she says." -o clean.wav
   gpa enhance noisy.wav --itc --voice her.wav --voice-text "" -o clean.wav
-  gpa enhance noisy.wav --remade -o clean.wav              made anew instead of filtered
+  gpa enhance noisy.wav --filtered -o clean.wav            your recording, with less of it
 
-the network makes clean speech; what you get is your recording, turned down wherever that is quieter. with
---remade you get what it made: less noise, but it may change words that noise hides. --itc follows a
-recogniser of ours, errors included, so more softly than a transcript of yours. prints the path of the file
-written.
+generates speech anew: without a text it may change words that noise hides. --filtered gives the recording
+itself, turned down wherever the new speech is quieter. --itc follows a recogniser of ours, errors included,
+so more softly than a transcript of yours. prints the path of the file written.
 """
     )  # fmt: skip
     p.add_argument("audio", help=AUDIO)
@@ -249,10 +248,10 @@ def _guidance(p: argparse.ArgumentParser) -> None:
 def _kept(p: argparse.ArgumentParser) -> None:
     """Whether the recording is filtered or made anew."""
     which = p.add_mutually_exclusive_group()
-    which.add_argument("--filtered", action="store_true", default=None,
-        help="the recording itself, turned down where there is no speech: clearer words")  # fmt: skip
-    which.add_argument("--remade", action="store_false", dest="filtered",
-        help="what the network makes, all of it new: less noise (default: the model's settings)")  # fmt: skip
+    which.add_argument("--filtered", action="store_const", const=True, default=None,
+        help="the recording itself, turned down where the result is quieter")  # fmt: skip
+    which.add_argument("--remade", action="store_const", const=False, default=None, dest="filtered",
+        help="what the network makes, all of it new (default: as the model's settings say)")  # fmt: skip
 
 
 def _rest(p: argparse.ArgumentParser) -> None:

@@ -159,7 +159,8 @@ class DiffusionFamily:
         if init:
             state, fresh = hub.read_state(hub.resolve(init)), self.recipe.fresh_encoder
             kept = {name: t for name, t in state.items() if not (fresh and name.startswith(ENCODER))}
-            absent = ABSENT if fresh else (LISTEN,) if LISTEN not in state else ()
+            deaf = SpeechOpConfig.read(hub.resolve(init)).ear.kind == "none"
+            absent = ABSENT if fresh else (LISTEN,) if deaf else ()
             hub.load_strict(model, kept, optional=absent, where=init)
         return model
 
@@ -346,6 +347,9 @@ def settings(recipe: DiffusionRecipe, codec: KLCodec) -> SpeechOpConfig:
     raw["latent"] = {**raw.get("latent", {}), **latent}
     raw["about"] = {**raw.get("about", {}), "codec": mark}
     config = build(SpeechOpConfig, raw, "model")
+    if recipe.fresh_encoder or config.ear.kind == "none":  # nothing is kept that was trained with an ear
+        about = {name: value for name, value in config.about.items() if name != "ear"}
+        config = replace(config, about=about)
     if config.text.kind != "bytes":
         raise UsageError("model.text.kind: this recipe trains its own text encoder, which is bytes")
     return config

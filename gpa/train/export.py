@@ -27,7 +27,7 @@ from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
 from gpa.models.gpa.files_gpa import load_lm
 from gpa.models.gpa.golden_gpa import record
 
-LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes
+LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes, in this order
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,13 @@ def assemble(
     config = GPAConfig.from_dict({"version": VERSION, "format": "instruct", **(settings or {})}, "settings")
     network, _ = load_lm(Path(lm))
     model = GPA(network, codec, tokenizer or lm, config=config)
-    take = {name: getattr(model.processor, f"take_{name}") for name in LISTS}
-    for name, file in (lists or {}).items():
-        take[name](file)
+    lists, processor = lists or {}, model.processor
+    if strange := sorted(set(lists) - set(LISTS)):
+        raise UsageError(f"lists {strange}: known are {', '.join(LISTS)}")
+    takes = (processor.take_words, processor.take_bigrams, processor.take_pronunciations)
+    for name, take in zip(LISTS, takes, strict=True):
+        if name in lists:
+            take(lists[name])
     path = model.save_pretrained(out, dtype=dtype, codec_dtype=dtype, overwrite=overwrite)
     stored = GPA.from_pretrained(path, device="cpu", dtype="float32")
     for name, clip in (voices or {}).items():

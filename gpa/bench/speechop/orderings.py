@@ -72,7 +72,7 @@ def claims(found: Found, seed: int = 0, usual_share: float | None = None) -> lis
 
 
 def _filtered(found: Found, seed: int) -> list[Claim]:
-    """The same of filtered recordings, whose words must also not be fewer than before."""
+    """The like of filtered recordings, which must also have no more word errors than the noisy ones."""
     alone, gold, itc = (FILTERED[row] for row in (ALONE, GOLD, ITC))
     quality = "DNSMOS(noisy) + 0.4 <= DNSMOS(alone, filtered)"
     return [

@@ -90,15 +90,18 @@ class EarSettings:
     """What the audio encoder is given of a source beside its latents (ear_speechop.py).
 
     `kind`: "none" (the paper's: latents alone) or "whisper", states of a frozen Whisper encoder. `weights`: a
-    shipped folder, a path or a repository; `channels`: of all its states of one latent frame.
+    shipped folder, a path or a repository; `channels`: of all its states of one latent frame; `longest`: the
+    seconds that are heard at once, those of the crops of training.
     """
 
     kind: str = "none"
     weights: str = ""
     channels: int = 0
+    longest: float = 5.0
 
     def __post_init__(self) -> None:
         _one_of("ear.kind", self.kind, ("none", "whisper"))
+        _require(self.longest > 0, "ear.longest is above 0 seconds")
         given = bool(self.weights) and self.channels > 0
         _require(given == (self.kind != "none"), "ear: weights and channels go with a kind, none without")
 
@@ -258,8 +261,8 @@ _WEIGHTS = {"enhance": 3.0, "spk_sep": 3.0, "iso_fg": 0.5, "iso_bg": 0.5, "match
 class Filter:
     """How a recording is filtered by what the network makes of it (filter_speechop.py), beyond the paper.
 
-    `tasks`: where that is the usual result. `floor` is the least gain in dB, `power` its exponent, `frames`
-    of 10 ms an odd number over which powers are averaged.
+    `tasks`: where that is the usual result. `floor` is the least gain in dB. The gain is the amplitudes'
+    ratio to the `power`: 2 is Wiener's, 1 its root. `frames` of 10 ms, an odd number, are averaged over.
     """
 
     tasks: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ to recognise keeps them. Knows waveforms and latent frames; no network of this f
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,29 +19,44 @@ from torch import Tensor
 from gpa import hub
 from gpa.codec.features import FRAME, WhisperFeatures, load_whisper_features, state_digest
 from gpa.errors import CheckpointError, UsageError
-from gpa.models.speechop.configuration_speechop import SpeechOpConfig
+from gpa.models.speechop.configuration_speechop import EarSettings, SpeechOpConfig
 
 SAMPLE_RATE = 16_000  # Hz, Whisper's
 
 
 class Ear:
-    """States of a Whisper encoder, those of one latent frame joined. Computes in float32."""
+    """States of a Whisper encoder, those of one latent frame joined. Computes in float32.
 
-    def __init__(self, features: WhisperFeatures, hop: int, device: str | torch.device = "cpu") -> None:
+    A recording is heard in stretches of equal length, at most `longest` seconds: a state depends on where it
+    stands and on what is around it, so long recordings are heard as the crops of training were.
+    """
+
+    def __init__(
+        self,
+        features: WhisperFeatures,
+        hop: int,
+        device: str | torch.device = "cpu",
+        longest: float = EarSettings.longest,
+    ) -> None:
         """`hop` is the latents', in samples at 16 kHz; UsageError if it is no whole number of states."""
         if hop % FRAME:
             raise UsageError(f"an ear needs latents of whole {FRAME} samples, not {hop}")
         self.features = features.to(device, torch.float32).eval().requires_grad_(False)
-        self.device, self.joined = torch.device(device), hop // FRAME
-        self.channels = self.joined * features.channels
+        self.device, self.hop = torch.device(device), hop
+        self.most = max(1, round(longest * SAMPLE_RATE / hop))  # latent frames of a stretch
+        self.channels = hop // FRAME * features.channels
 
     @torch.no_grad()
     def __call__(self, wav: Tensor) -> Tensor:
         """What is heard (B, H, ceil(S / hop)) of wav (B, S); zeros fill the last frame."""
-        hop = self.joined * FRAME
+        wav = F.pad(wav.to(self.device).float(), (0, -wav.shape[1] % self.hop))
+        frames = wav.shape[1] // self.hop
+        count = -(-frames // self.most)
+        edges = [self.hop * (i * frames // count) for i in range(count + 1)]
         with torch.autocast(self.device.type, enabled=False):
-            x = self.features(F.pad(wav.to(self.device).float(), (0, -wav.shape[1] % hop)))
-        return x.unflatten(2, (-1, self.joined)).transpose(2, 3).flatten(1, 2)
+            parts = [self.features(wav[:, a:b]) for a, b in pairwise(edges)]
+        x = torch.cat(parts, 2)  # (B, H / joined, joined * T)
+        return x.unflatten(2, (-1, self.hop // FRAME)).transpose(2, 3).flatten(1, 2)
 
     def fingerprint(self) -> str:
         """SHA-256 over the weights as loaded."""
@@ -65,7 +81,7 @@ def load_ear(
         folder = inside if inside.is_dir() else hub.resolve(settings.weights, None, offline)
     except CheckpointError as error:
         raise CheckpointError(f"the ear that the network needs (ear.weights) is not here: {error}") from error
-    ear = Ear(load_whisper_features(folder), latent.hop, device)
+    ear = Ear(load_whisper_features(folder), latent.hop, device, settings.longest)
     if ear.channels != settings.channels:
         wanted = f"{settings.channels} channels a latent frame, the network's ear.channels"
         raise CheckpointError(f"{os.fspath(folder)}: hears {ear.channels} channels, not {wanted}")

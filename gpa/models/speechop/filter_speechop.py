@@ -1,8 +1,8 @@
 """The recording itself, filtered: every band as loud as the network says that the wanted sound is there.
 
 What a network draws has the faults of its codec everywhere, also where the recording is clear; a filter keeps
-the recording there, with its phases, and only takes away. Its gain is Wiener's (Lim and Oppenheim 1979), of
-band powers, with the network's result for the speech. Knows waveforms and no network.
+the recording there, with its phases, and only takes away. Its gain is a parametric Wiener filter's (Lim and
+Oppenheim 1979), of band powers, the network's result being the speech. Knows waveforms and no network.
 
     S samples   K bands   F bins   T frames of 10 ms
 """
@@ -33,7 +33,7 @@ def filtered(recording: np.ndarray, made: np.ndarray, sample_rate: int, settings
     bands = mel_interpolation(settings.bands, size // 2 + 1, sample_rate)  # (F, K)
     heard = spectrum(recording)
     share = _power(spectrum(made), bands, settings) / _power(heard, bands, settings)
-    gain = share.clamp(10 ** (settings.floor / 10), 1.0) ** (settings.power / 2)
+    gain = (share.clamp_max(1.0) ** (settings.power / 2)).clamp_min(10 ** (settings.floor / 20))
     left = heard * (bands @ gain)
     return torch.istft(left, size, step, window=window, length=len(recording)).numpy()
 

@@ -90,10 +90,12 @@ class AudioEncoder(nn.Module):
     def forward(self, source: Tensor, mask: Tensor, task: Tensor) -> Tensor:
         """source (B, C + H, L), mask (B, L), task (B,) -> (B, L, De)."""
         frames, cond = frames_of(mask, self.head_width), F.silu(self.task(task))
-        latents, heard = source.transpose(1, 2).tensor_split([self.into.in_features], 2)
-        x = self.into(latents)
-        if self.listen is not None:
-            x = x + self.listen(F.layer_norm(heard, heard.shape[2:]))
+        source = source.transpose(1, 2)
+        if self.listen is None:
+            x = self.into(source)
+        else:
+            latents, heard = source.tensor_split([self.into.in_features], 2)
+            x = self.into(latents) + self.listen(F.layer_norm(heard, heard.shape[2:]))
         for block in self.blocks:
             x = block(x, frames, cond)
         return self.norm(x)

@@ -308,8 +308,17 @@ class SpeechOp:
         sampler = sampler if steps is None else dataclasses.replace(sampler, steps=steps)
         front = Front(self.codec, self.config, self.windows, self.ear)
         listener = partial(self._listener, recogniser)
-        keep = task in self.config.filter.tasks if filtered is None else filtered
-        return Request(front, self.model, self._encode, listener, sampler, seed, self.progress, keep)
+        usual = task in self.config.filter.tasks
+        return Request(
+            front,
+            self.model,
+            self._encode,
+            listener,
+            sampler,
+            seed,
+            self.progress,
+            usual if filtered is None else filtered,
+        )
 
     def _encode(self, text: str) -> Text:
         ids = text_ids([text], self.device)

@@ -99,9 +99,9 @@ class Request:
     ) -> Sound:
         """Sound as long and as loud as `first`."""
         frames = first.latents.shape[2]
-        given = {name: self.front.source(heard) for name, heard in sources.items()}
+        inputs = {name: self.front.source(heard) for name, heard in sources.items()}
         prompts = {name: used.latents for name, (used, _) in samples.items()}
-        z, counts = self.run(Job(self.front.cuts(frames), plans, texts, given, prompts))
+        z, counts = self.run(Job(self.front.cuts(frames), plans, texts, inputs, prompts))
         wav = self.front.decode(z, first.gain, len(first.wav))
         if self.filtered:
             wav = filtered(first.wav, wav, self.front.sample_rate, self.config.filter)
