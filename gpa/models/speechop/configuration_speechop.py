@@ -91,13 +91,13 @@ class EarSettings:
 
     `kind`: "none" (the paper's: latents alone) or "whisper", states of a frozen Whisper encoder. `weights`: a
     shipped folder, a path or a repository; `channels`: of all its states of one latent frame; `longest`: the
-    seconds that are heard at once, those of the crops of training.
+    seconds that are heard at once, those of a window.
     """
 
     kind: str = "none"
     weights: str = ""
     channels: int = 0
-    longest: float = 5.0
+    longest: float = 8.0
 
     def __post_init__(self) -> None:
         _one_of("ear.kind", self.kind, ("none", "whisper"))

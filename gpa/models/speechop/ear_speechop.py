@@ -28,7 +28,7 @@ class Ear:
     """States of a Whisper encoder, those of one latent frame joined. Computes in float32.
 
     A recording is heard in stretches of equal length, at most `longest` seconds: a state depends on where it
-    stands and on what is around it, so long recordings are heard as the crops of training were.
+    stands and on what is around it, and training hears seconds, not minutes.
     """
 
     def __init__(
