@@ -269,7 +269,7 @@ class Filter:
     bands: int = 60
     floor: float = -20.0
     power: float = 1.0
-    frames: int = 3
+    frames: int = 7
 
     def __post_init__(self) -> None:
         for task in self.tasks:
