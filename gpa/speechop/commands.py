@@ -144,11 +144,12 @@ def _enhance(sub: Any) -> None:
   gpa enhance noisy.wav --itc -o clean.wav                 the words are recognised and followed
   gpa enhance noisy.wav --transcript "What she says." -o clean.wav
   gpa enhance noisy.wav --itc --voice her.wav --voice-text "" -o clean.wav
-  gpa enhance noisy.wav --filtered -o clean.wav            your recording, with less of it
+  gpa enhance noisy.wav --remade -o clean.wav              new speech instead of filtered
 
-generates speech anew: without a text it may change words that noise hides. --filtered gives the recording
-itself, turned down wherever the new speech is quieter. --itc follows a recogniser of ours, errors included,
-so more softly than a transcript of yours. prints the path of the file written.
+the network makes clean speech anew. what you get of the shipped model is your recording, turned down
+wherever that speech is quieter; --remade gives the new speech, which may say other words where noise hides
+yours. --itc follows a recogniser of ours, errors included, so more softly than a transcript of yours. prints
+the path of the file written.
 """
     )  # fmt: skip
     p.add_argument("audio", help=AUDIO)
