@@ -157,9 +157,10 @@ class DiffusionFamily:
     def build(self) -> nn.Module:
         model, init = SpeechOpModel(self.config), self.recipe.init
         if init:
-            state, fresh = hub.read_state(hub.resolve(init)), self.recipe.fresh_encoder
+            folder, fresh = hub.resolve(init), self.recipe.fresh_encoder
+            state = hub.read_state(folder)
             kept = {name: t for name, t in state.items() if not (fresh and name.startswith(ENCODER))}
-            deaf = SpeechOpConfig.read(hub.resolve(init)).ear.kind == "none"
+            deaf = SpeechOpConfig.read(folder).ear.kind == "none"
             absent = ABSENT if fresh else (LISTEN,) if deaf else ()
             hub.load_strict(model, kept, optional=absent, where=init)
         return model

@@ -8,7 +8,6 @@ to recognise keeps them. Knows waveforms and latent frames; no network of this f
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -84,7 +83,7 @@ def load_ear(
     ear = Ear(load_whisper_features(folder), latent.hop, device, settings.longest)
     if ear.channels != settings.channels:
         wanted = f"{settings.channels} channels a latent frame, the network's ear.channels"
-        raise CheckpointError(f"{os.fspath(folder)}: hears {ear.channels} channels, not {wanted}")
+        raise CheckpointError(f"{folder}: hears {ear.channels} channels, not {wanted}")
     if (mark := config.about.get("ear")) and mark != ear.fingerprint():
-        raise CheckpointError(f"{os.fspath(folder)}: not the ear that the network was trained with")
+        raise CheckpointError(f"{folder}: not the ear that the network was trained with")
     return ear

@@ -90,14 +90,13 @@ class Front:
 
     def encode(self, wav: np.ndarray, gain: float) -> Heard:
         """A waveform (S,) brought to the standard level by its gain."""
-        return Heard(wav, gain, self.codec.encode(torch.from_numpy((wav * gain).astype(np.float32))[None]))
+        return Heard(wav, gain, self.codec.encode(_levelled(wav, gain)))
 
     def source(self, heard: Heard) -> Tensor:
         """What the network is given of a source (1, C + H, T): its latents, and what the ear hears."""
         if self.ear is None:
             return heard.latents
-        wav = torch.from_numpy((heard.wav * heard.gain).astype(np.float32))[None]
-        return torch.cat([heard.latents, self.ear(wav)], 1)
+        return torch.cat([heard.latents, self.ear(_levelled(heard.wav, heard.gain))], 1)
 
     def nothing(self, seconds: float | None) -> Heard:
         """Silence for so long, where there is no source; UsageError without a length."""
@@ -214,6 +213,11 @@ class Front:
             return usual
         rate = speaking_rate(units(text, self.config), frames, self.config)
         return rate if usual / RATES <= rate <= usual * RATES else usual
+
+
+def _levelled(wav: np.ndarray, gain: float) -> Tensor:
+    """Samples (1, S) float32 at the standard level."""
+    return torch.from_numpy((wav * gain).astype(np.float32))[None]
 
 
 def _listed(transcript: Sequence[str], spans: Sequence[tuple[float, float]]) -> list[str]:
