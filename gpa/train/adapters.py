@@ -1,20 +1,24 @@
 """What trains in a fine-tune: all weights, or a low-rank adapter beside frozen ones (LoRA, Hu et al. 2021).
 
-Layers and files are peft's, joined by transformers' own `add_adapter`: what is written here is loaded by
-`PeftModel.from_pretrained` and by `load_adapter` of any transformers model.
+Layers and files are peft's, put into the network by peft itself: what is written here is loaded by
+`PeftModel.from_pretrained`. transformers' own `add_adapter` is not asked, as it refuses versions of peft.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save_file
 
 from gpa.errors import CheckpointError, MissingExtraError, UsageError
 from gpa.models.gpa.backbone import Backbone, load_backbone
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FOLDER = "adapter"  # inside an exported model
+NAME = "default"  # what peft calls an adapter that nobody named
+WRAPPED = "base_model.model."  # where the files of peft say that the network is
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,20 @@ def attach(model: Backbone, args: AdapterArgs) -> None:
         target_modules=list(args.targets),
         task_type="CAUSAL_LM",
     )
-    model.add_adapter(settings)
+    _peft().inject_adapter_in_model(settings, model)
+
+
+def save(model: Backbone, init: str | Path, folder: Path) -> None:
+    """Write the adapter of a network that `attach` changed, alone and as `PeftModel.save_pretrained` does.
+
+    `init` is the network that it belongs to, which the files name.
+    """
+    settings: Any = model.peft_config[NAME]
+    settings = replace(settings, base_model_name_or_path=str(init), inference_mode=True)
+    settings.save_pretrained(str(folder))
+    state = _peft().get_peft_model_state_dict(model, adapter_name=NAME)
+    state = {f"{WRAPPED}{name}": tensor.contiguous().cpu() for name, tensor in state.items()}
+    save_file(state, folder / _peft().utils.SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def merged(init: str | Path, adapter: Path) -> Backbone:

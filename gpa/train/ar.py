@@ -265,7 +265,7 @@ class LMFamily:
     def export(self, module: nn.Module, path: Path) -> None:
         assert isinstance(module, Backbone)
         if self.recipe.adapter.rank:
-            module.save_pretrained(path / adapters.FOLDER)  # the adapter alone, as peft writes it
+            adapters.save(module, self.recipe.init, path / adapters.FOLDER)
             module = adapters.merged(self.recipe.init, path / adapters.FOLDER)
         module.save_pretrained(path)
         copy_tokenizer(Path(self.recipe.data.tokens), path)
