@@ -68,6 +68,15 @@ def load(
     return mono.astype(np.float32)
 
 
+def seconds(path: str | os.PathLike[str]) -> float:
+    """Duration of a file as its header states it; AudioError if there is none that can be read."""
+    try:
+        info = soundfile.info(os.fspath(path))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioError(f"{path}: cannot be read ({error})") from error
+    return float(info.frames / info.samplerate)
+
+
 def load_raw(
     source: AudioLike, *, rate: int | None = None, begin: float = 0.0, end: float | None = None
 ) -> tuple[np.ndarray, int, str]:

@@ -326,10 +326,12 @@ def _finetune(sub: Any) -> None:
   gpa tts "It is me." --model anna/model --voice anna
 
 FOLDER holds audio files, with a .txt of the same name where the words are known; what has none is
-transcribed by the model and marked so. prints a plan, trains an adapter while rehearsing what the model
-could do before, and ends with a table before and after; exits with 1 if an old task lost more than
---limit points. a run that was killed goes on where it was: start it again. use your own voice, or one
-whose owner agreed. docs/finetuning.md says what was measured.
+transcribed by the model and marked so. prints a plan, learns what carries the voice (speaker vector,
+changes of the decoder, timbre, pitch) and ends with a table before and after; other voices keep their
+sound to the bit. --adapt-lm trains an adapter of the language model as well, while it rehearses what
+it could do before; exits with 1 if an old task lost more than --limit points. a run that was killed goes
+on where it was: start it again. use your own voice, or one whose owner agreed. docs/finetuning.md says
+what was measured.
 """
     )  # fmt: skip
     p.add_argument("--voice", type=Path, required=True, metavar="FOLDER", help="recordings, or a manifest")
@@ -341,13 +343,22 @@ whose owner agreed. docs/finetuning.md says what was measured.
         "--transcriber", choices=("model", "judge"), default="model", help="fills in texts (default model)"
     )
     how = p.add_argument_group("training")
+    how.add_argument(
+        "--voice-rank",
+        type=int,
+        default=4,
+        help="of the decoder's changes; 0: none (default 4)",
+    )
+    how.add_argument("--voice-steps", type=int, default=160, help="of the voice (default 160)")
+    how.add_argument("--seed", type=int, default=0, help="default 0")
+    how.add_argument("--threads", type=int, default=0, help="default: torch's choice")
+    how = p.add_argument_group("the language model")
+    how.add_argument("--adapt-lm", action="store_true", help="train it too: recognition of the voice gains")
     how.add_argument("--rank", type=int, default=16, help="of the adapter; 0 trains all weights (default 16)")
     how.add_argument("--steps", type=int, default=0, help="default: eight passes over the voice")
     how.add_argument("--lr", type=float, default=0.0, help="default 1e-3, for all weights 1e-4")
     how.add_argument("--batch-ids", type=int, default=2048, metavar="N", help="of a step (default 2048)")
     how.add_argument("--replay", default="", metavar="DIR", help="a prepared folder to rehearse from")
-    how.add_argument("--seed", type=int, default=0, help="default 0")
-    how.add_argument("--threads", type=int, default=0, help="default: torch's choice")
     seen = p.add_argument_group("the table")
     seen.add_argument("--items", type=int, default=12, metavar="N", help="of each line; 0: no table")
     seen.add_argument("--judge", choices=("auto", "extra", "own"), default="auto", help="who listens")

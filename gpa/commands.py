@@ -29,8 +29,8 @@ PUBLISHED_LICENCES = {  # docs/checkpoints.md has the details
 SAMPLING = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 
 FINETUNE = (
-    *("name", "replay", "rank", "steps", "lr", "batch_ids", "items", "judge", "transcriber", "limit"),
-    *("licence", "seed", "threads", "device", "offline"),
+    *("name", "voice_rank", "voice_steps", "adapt_lm", "replay", "rank", "steps", "lr", "batch_ids"),
+    *("items", "judge", "transcriber", "limit", "licence", "seed", "threads", "device", "offline"),
 )
 
 
@@ -215,6 +215,7 @@ def finetune(args: argparse.Namespace) -> int:
         return 0
     if outcome.table:
         print(outcome.table)
+    say(f"took {outcome.took:.1f} min, {outcome.predicted:.1f} were predicted")
     print(outcome.model)
     for line in outcome.regressions:
         say(f"regressed by more than {args.limit:g} points: {line}")

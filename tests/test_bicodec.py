@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from gpa.codec import load_codec
 from gpa.codec.bicodec import AudioTokens, BiCodec, BiCodecConfig, BiCodecModel
 from gpa.codec.features import Wav2Vec2Features, half_where_it_fits, load_wav2vec2_features
 from gpa.codec.margins import global_excess, semantic_excess
+from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, VocabError
 from published import unpack
 
@@ -251,8 +253,10 @@ def test_rates_and_shapes(kind: str, request: pytest.FixtureRequest) -> None:
     assert wav.shape == (frames * codec.spec.hop_length,)
     assert wav.dtype == np.float32
     forms = (tokens.codes, tokens.codes[0].tolist(), torch.from_numpy(tokens.codes))
-    voice, timbre = tokens.global_[None, None], tokens.timbre
-    assert all(np.array_equal(codec.decode(form, voice, timbre), wav) for form in forms)
+    voice = Voice(tuple(tokens.global_.tolist()), timbre=tokens.timbre)
+    assert all(np.array_equal(codec.decode(form, voice), wav) for form in forms)
+    plain, arrays = codec.decode(tokens.codes, replace(voice, timbre=None)), tokens.global_[None, None]
+    assert np.array_equal(codec.decode(tokens.codes, arrays), plain)
 
 
 @pytest.mark.parametrize("kind", ["published", "ours", "harmonic"])
@@ -260,10 +264,10 @@ def test_windows_equal_the_whole(kind: str, request: pytest.FixtureRequest) -> N
     codec: BiCodec = request.getfixturevalue(kind)
     random = np.random.default_rng(0)
     codes = random.integers(0, codec.spec.codebook_size, 230)
-    voice = random.integers(0, codec.spec.global_size, codec.spec.n_global)
-    timbre = codec.encode((speechlike(1.0), RATE)).timbre
-    whole = codec.decode(codes, voice, timbre, window=1000)
-    assert np.abs(codec.decode(codes, voice, timbre, window=50) - whole).max() < 1e-5 * np.abs(whole).max()
+    ids = random.integers(0, codec.spec.global_size, codec.spec.n_global)
+    voice = Voice(tuple(ids.tolist()), timbre=codec.encode((speechlike(1.0), RATE)).timbre)
+    whole = codec.decode(codes, voice, window=1000)
+    assert np.abs(codec.decode(codes, voice, window=50) - whole).max() < 1e-5 * np.abs(whole).max()
 
 
 @pytest.mark.parametrize("kind", ["published", "ours"])

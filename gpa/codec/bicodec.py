@@ -13,17 +13,17 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from gpa import audio as sound
 from gpa import hub
 from gpa.audio import AudioLike
+from gpa.codec.adaptation import intonation
 from gpa.codec.base import AudioTokens, CodecSpec
 from gpa.codec.bicodec_config import (
     BackboneConfig,
@@ -34,9 +34,18 @@ from gpa.codec.bicodec_config import (
     WaveConfig,
 )
 from gpa.codec.bicodec_model import BiCodecModel
-from gpa.codec.features import FeatureEncoder, half_where_it_fits, load_features, save_features, state_digest
-from gpa.codec.harmonic import FLOOR, HarmonicDecoder
+from gpa.codec.features import (
+    FRAME,
+    FeatureEncoder,
+    half_where_it_fits,
+    load_features,
+    save_features,
+    state_digest,
+)
+from gpa.codec.harmonic import CENTRE, FLOOR, HEIGHT, HarmonicDecoder
+from gpa.codec.pitch import yin
 from gpa.codec.timbre import Timbre, measure
+from gpa.codec.voice import Voice
 from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
 
@@ -54,8 +63,10 @@ __all__ = [
 WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
 WINDOW = 512  # semantic ids decoded at once: 10 s of the published model, about 0.3 GB
 BATCH = 8
+ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
 PASSES = 2  # a timbre is measured with, the second on what the first has left
 Ids = Sequence[int] | np.ndarray | Tensor
+Clip = tuple[np.ndarray, np.ndarray]  # a recording (S,) and its ids (T,)
 # Constants of the mel that some files carry and others do not; ours are computed (spec 6.2).
 _RECOMPUTED = ("mel_transformer.*",)
 
@@ -78,6 +89,7 @@ class BiCodec:
         self.features = features.to(self.device, torch.float32).eval().requires_grad_(False)
         self.precision = torch.float32  # of the files, which saving keeps
         self._fingerprints: dict[str, str] = {}
+        self._adapted: dict[bytes, BiCodecModel] = {}  # by weights, the latest last
         s, reach = config.speaker_encoder, model.context()
         self._spec = CodecSpec(
             name="bicodec",
@@ -106,9 +118,7 @@ class BiCodec:
         """
         folder = hub.resolve(path, revision, offline)
         published = (folder / "config.yaml").is_file()
-        config = BiCodecConfig.from_dict(
-            _read_yaml(folder / "config.yaml") if published else _read_config(folder)
-        )
+        config = BiCodecConfig.read(folder)
         model = BiCodecModel(config)
         state = hub.read_state(folder)
         hub.load_strict(model, state, ignore=_RECOMPUTED, where=str(folder))
@@ -170,7 +180,10 @@ class BiCodec:
         wavs = [self._load(audio, rate) for audio in audios]
         semantic, global_ = self._semantic(wavs), self._global(wavs)
         given = zip(wavs, semantic, global_, strict=True)
-        return [AudioTokens(ids[None], voice, self._timbre(wav, ids, voice)) for wav, ids, voice in given]
+        return [
+            AudioTokens(ids[None], codes, self.timbre([(wav, ids)], Voice(tuple(codes.tolist()))))
+            for wav, ids, codes in given
+        ]
 
     def semantic_tokens(self, audio: AudioLike, *, rate: int | None = None) -> np.ndarray:
         """Semantic ids (T,) int64 of one clip; AudioError if the audio cannot be used."""
@@ -191,26 +204,51 @@ class BiCodec:
         wav = self._load(audio, rate)
         codes = self._global([wav])[0]
         wav = wav[: int(self.config.ref_segment_duration * self.config.sample_rate)]
-        return codes, self._timbre(wav, self._semantic([wav])[0], codes) if self._harmonic else None
+        if self._harmonic is None:
+            return codes, None
+        return codes, self.timbre([(wav, self._semantic([wav])[0])], Voice(tuple(codes.tolist())))
 
     @property
     def _harmonic(self) -> HarmonicDecoder | None:
         """The decoder, if it draws bands and so can draw a timbre."""
         return self.model.decoder if isinstance(self.model.decoder, HarmonicDecoder) else None
 
-    def _timbre(self, wav: np.ndarray, semantic: np.ndarray, global_: np.ndarray) -> Timbre | None:
-        """Of a waveform (S,), against what is decoded of its ids, equally loud."""
+    def timbre(self, clips: Sequence[Clip], voice: Voice) -> Timbre | None:
+        """Of recordings, waveforms (S,) with their ids (T,), against what is decoded of these, equally loud.
+
+        None where the decoder draws no bands. What the voice has for a timbre does not count.
+        """
         if self._harmonic is None:
             return None
         timbre, floor, mark = None, math.log(FLOOR) / 2, self.decoder_fingerprint()
         for _ in range(PASSES):
-            ours = self.decode(semantic, global_, timbre)
-            real = np.pad(wav, (0, len(ours) - len(wav)))
-            real = real * float(np.sqrt(np.square(ours).mean() / np.square(real).mean().clip(1e-12)))
-            pair = torch.from_numpy(np.stack([real, ours]).astype(np.float32)).to(self.device)
-            found = self._harmonic.log_mel(pair).cpu()
-            timbre = measure(found[0], found[1], floor, mark, timbre)
+            pairs = [self._compared(wav, ids, replace(voice, timbre=timbre)) for wav, ids in clips]
+            real, ours = (torch.cat(sides, -1) for sides in zip(*pairs, strict=True))
+            timbre = measure(real, ours, floor, mark, timbre)
         return timbre
+
+    def _compared(self, wav: np.ndarray, ids: np.ndarray, voice: Voice) -> tuple[Tensor, Tensor]:
+        """Log-mels (K, T) of a recording and of what is decoded of its ids."""
+        assert self._harmonic is not None
+        ours = self.decode(ids, voice)
+        real = np.pad(wav, (0, len(ours) - len(wav)))
+        real = real * float(np.sqrt(np.square(ours).mean() / np.square(real).mean().clip(1e-12)))
+        pair = torch.from_numpy(np.stack([real, ours]).astype(np.float32)).to(self.device)
+        found = self._harmonic.log_mel(pair).cpu()
+        return found[0], found[1]
+
+    def intonation(self, clips: Sequence[Clip], voice: Voice) -> tuple[float, float]:
+        """Gain and shift of log pitch that the recordings have and what is decoded of their ids has not."""
+        if self._harmonic is None:
+            return 1.0, 0.0
+        real, ours = [], []
+        for wav, ids in clips:
+            log_f0, logit = self._harmonic.pitch(self._frames_of(ids, replace(voice, timbre=None)))
+            padded = np.pad(wav, (0, max(0, len(ids) * self._spec.hop_length - len(wav))))
+            f0, voiced = yin(torch.from_numpy(padded[: len(ids) * self._spec.hop_length])[None], FRAME)
+            real.append(f0[voiced > 0].log() - CENTRE)
+            ours.append(log_f0[logit > 0].clamp(*HEIGHT).cpu())
+        return intonation(torch.cat(real), torch.cat(ours))
 
     def reference_clip(self, wav: np.ndarray) -> np.ndarray:
         """What the global path hears of a 16 kHz waveform (S,): spec 2.2 steps 2 and 3."""
@@ -245,62 +283,68 @@ class BiCodec:
     # Decoding ---------------------------------------------------------------------------------------------
 
     def decode(
-        self,
-        semantic: Ids | AudioTokens,
-        global_: Ids | None = None,
-        timbre: Timbre | None = None,
-        *,
-        window: int = WINDOW,
+        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None, *, window: int = WINDOW
     ) -> np.ndarray:
         """Waveform float32 (S,), `hop_length` samples per id, as the network gives it (mean not removed).
 
-        `semantic` (T,) and `global_` (G,) are lists, arrays or tensors, leading axes of size 1 allowed; an
-        AudioTokens stands for all. Long input is decoded `window` ids at a time with the exact context on
-        either side, which equals decoding it whole. Raises VocabError for a code out of range, UsageError for
-        a timbre that the decoder cannot draw.
+        `semantic` (T,) is a list, array or tensor, leading axes of size 1 allowed; so are the global codes
+        (G,) that may stand for a `voice`. An AudioTokens stands for both. Long input is decoded `window` ids
+        at a time with the exact context on either side, which equals decoding it whole. Raises VocabError for
+        a code out of range, UsageError for a timbre that the decoder cannot draw.
         """
         if isinstance(semantic, AudioTokens):
-            global_, timbre, semantic = semantic.global_, semantic.timbre, semantic.codes
-        codes = _flat(semantic, "semantic", self._spec.codebook_size)
-        voice = _flat([] if global_ is None else global_, "global", self._spec.global_size)
-        if len(voice) != self._spec.n_global:
-            raise VocabError(f"{len(voice)} global codes; this codec has {self._spec.n_global}")
-        spans = range(0, len(codes), window)
+            voice = Voice(self._codes(semantic.global_), timbre=semantic.timbre)
+            semantic = semantic.codes
+        voice = voice if isinstance(voice, Voice) else Voice(self._codes(voice))
         with torch.inference_mode():
-            parts = [self._frames(codes, voice, i, min(i + window, len(codes))) for i in spans]
-            frames = self._retouched(torch.cat(parts, -1), timbre)
-            return self.model.render(frames)[0].cpu().numpy()
+            return self.model.render(self._frames_of(semantic, voice, window))[0].cpu().numpy()
 
-    def _retouched(self, frames: Tensor, timbre: Timbre | None) -> Tensor:
-        if timbre is None:
-            return frames
+    def _codes(self, ids: Ids | None) -> tuple[int, ...]:
+        """A voice's ids as whole numbers; VocabError for too many or too few, or one out of range."""
+        codes = _flat([] if ids is None else ids, "global", self._spec.global_size)
+        if len(codes) != self._spec.n_global:
+            raise VocabError(f"{len(codes)} global codes; this codec has {self._spec.n_global}")
+        return tuple(codes.tolist())
+
+    @torch.inference_mode()
+    def _frames_of(self, semantic: Ids, voice: Voice, window: int = WINDOW) -> Tensor:
+        """Decoder frames (1, C, T * n) of a whole clip in a voice."""
+        codes = _flat(semantic, "semantic", self._spec.codebook_size)
+        network, speaker = self._drawing(voice)
+        spans = range(0, len(codes), window)
+        parts = [self._frames(network, codes, speaker, i, min(i + window, len(codes))) for i in spans]
+        frames, learnt = torch.cat(parts, -1), voice.adaptation
+        if voice.timbre is not None:
+            frames = self._bands("timbre").retouched(frames, voice.timbre)
+        if learnt is not None and (learnt.gain, learnt.shift) != (1.0, 0.0):
+            frames = self._bands("change of pitch").intoned(frames, learnt.gain, learnt.shift)
+        return frames
+
+    def _bands(self, what: str) -> HarmonicDecoder:
         if self._harmonic is None:
-            raise UsageError("this codec's decoder draws no bands, so it takes no timbre")
-        return self._harmonic.retouched(frames, timbre)
+            raise UsageError(f"this codec's decoder draws no bands, so it takes no {what}")
+        return self._harmonic
 
-    def _frames(self, semantic: np.ndarray, global_: np.ndarray, begin: int, end: int) -> Tensor:
+    def _drawing(self, voice: Voice) -> tuple[BiCodecModel, Tensor]:
+        """The network that draws a voice, and its speaker vector (1, D)."""
+        if voice.adaptation is None:
+            codes = torch.tensor([self._codes(voice.codes)], device=self.device)
+            return self.model, self.model.speaker_encoder.decode(codes)
+        key, vector = voice.adaptation.weights, voice.adaptation.vector
+        network = self._adapted.pop(key, None) or voice.adaptation.applied(self.model)
+        self._adapted[key] = network
+        for old in list(self._adapted)[:-ADAPTED]:
+            self._adapted.pop(old, None)
+        return network, vector[None].to(self.device)
+
+    def _frames(
+        self, network: BiCodecModel, semantic: np.ndarray, speaker: Tensor, begin: int, end: int
+    ) -> Tensor:
         """Decoder frames of ids `begin` to `end` of a clip (T,), equal to that part of the whole."""
-        reach, n = self.model.context(), self.model.frames_per_id
+        reach, n = network.context(), network.frames_per_id
         left, right = max(0, begin - reach), min(len(semantic), end + reach)
-        codes = torch.from_numpy(semantic[left:right])[None].to(self.device)
-        frames = self.model.frames(codes, torch.from_numpy(global_)[None].to(self.device))
+        frames = network.drawn(torch.from_numpy(semantic[left:right])[None].to(self.device), speaker)
         return frames[..., (begin - left) * n : (end - left) * n]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: expected a mapping, found {type(tree).__name__}")
-    return tree
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = hub.read_json(folder / "config.json")
-    config.pop("model_type", None)
-    return config
 
 
 def _by_length(wavs: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor]) -> list[np.ndarray]:

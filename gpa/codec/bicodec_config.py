@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from gpa import hub
 from gpa.errors import CheckpointError
 
 
@@ -121,9 +125,28 @@ class BiCodecConfig:
             raise CheckpointError(f"codec config: missing sections {missing}")
         return cls(**parts)
 
+    @classmethod
+    def read(cls, folder: Path) -> BiCodecConfig:
+        """Of a codec's directory: its config.yaml if it is a published one, else its config.json."""
+        if (folder / "config.yaml").is_file():
+            return cls.from_dict(_read_yaml(folder / "config.yaml"))
+        config = hub.read_json(folder / "config.json")
+        config.pop("model_type", None)
+        return cls.from_dict(config)
+
     def to_dict(self) -> dict[str, Any]:
         """Inverse of `from_dict`."""
         return dataclasses.asdict(self)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: expected a mapping, found {type(tree).__name__}")
+    return tree
 
 
 _IGNORED = {

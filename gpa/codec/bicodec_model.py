@@ -145,7 +145,10 @@ class BiCodecModel(nn.Module):
 
     def frames(self, semantic: Tensor, global_: Tensor) -> Tensor:  # (B, T), (B, G) -> (B, C, T * n)
         """What the decoder draws, by finite convolutions: samples, or what `render` makes them of."""
-        speaker = self.speaker_encoder.decode(global_)
+        return self.drawn(semantic, self.speaker_encoder.decode(global_))
+
+    def drawn(self, semantic: Tensor, speaker: Tensor) -> Tensor:  # (B, T), (B, D) -> (B, C, T * n)
+        """The same for a speaker vector."""
         return self.decoder(self.condition(self.quantizer.decode(semantic), speaker))
 
     @property

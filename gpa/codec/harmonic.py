@@ -26,6 +26,7 @@ RETOUCH = 3.0  # nepers, either way, by which `retouched` changes a band at most
 SLOPE = 400.0  # Hz over which `voiced_to` ends
 LEFT = 0.01  # share of the noise that stays below it
 CENTRE = math.log(150.0)  # Hz; the network predicts the logarithm of pitch around it
+HEIGHT = (-1.0, 1.1)  # nepers around it: 55 to 450 Hz
 
 
 class HarmonicDecoder(nn.Module):
@@ -97,7 +98,7 @@ class HarmonicDecoder(nn.Module):
         """Waveform (B, T * hop); f0 (B, T) in Hz and voiced (B, T) replace the predictions (training)."""
         if f0 is None or voiced is None:
             log_f0, logit = self.pitch(frames)
-            f0, voiced = torch.exp(log_f0.clamp(-1, 1.1) + CENTRE), (logit > 0).float()
+            f0, voiced = torch.exp(log_f0.clamp(*HEIGHT) + CENTRE), (logit > 0).float()
             frames = self._sharpened(frames)
         harmonic, noise = self._sources(frames, voiced)
         samples = frames.shape[-1] * self.hop
@@ -142,6 +143,10 @@ class HarmonicDecoder(nn.Module):
         """
         return F.l1_loss(self._drawn(frames, voiced), self.log_mel(real))
 
+    def spread_distance(self, frames: Tensor, voiced: Tensor, real: Tensor) -> Tensor:
+        """Mean L1 between how much each band varies in time: distances alone teach flat envelopes."""
+        return F.l1_loss(self._drawn(frames, voiced).std(-1), self.log_mel(real).std(-1))
+
     def log_mel(self, wav: Tensor) -> Tensor:  # (B, T * hop) -> (B, K, T)
         """Log-mel amplitude of sound, in nepers and at least half the logarithm of `FLOOR`."""
         side = (self.n_fft - self.hop) // 2
@@ -163,6 +168,10 @@ class HarmonicDecoder(nn.Module):
         change = self.between @ timbre.change(drawn).clamp(-RETOUCH, RETOUCH)
         bands, rest = frames[:, : 2 * self.bands], frames[:, 2 * self.bands :]
         return torch.cat([bands + change.repeat(1, 2, 1), rest], 1)
+
+    def intoned(self, frames: Tensor, gain: float, shift: float) -> Tensor:
+        """Frames whose log pitch x, counted from `CENTRE`, is gain x + shift."""
+        return torch.cat([frames[:, :-2], gain * frames[:, -2:-1] + shift, frames[:, -1:]], 1)
 
     def _drawn(self, frames: Tensor, voiced: Tensor) -> Tensor:
         """The log-mel (B, K, T) that frames stand for: of their expected power."""

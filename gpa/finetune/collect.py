@@ -32,7 +32,7 @@ HELD_SECONDS = (1.5, 20.0)  # of a clip that may be held out
 def collect(folder: Path, name: str, hear: Hear, heard_by: str, out: Path) -> None:
     """Write the manifest `out` of a folder (or manifest) with recordings of the voice `name`.
 
-    `hear` transcribes what has no text; such rows have `text_source` `heard_by`. A seventh of the clips, two
+    `hear` transcribes what has no text; such rows have `text_source` `heard_by`. A seventh of the clips, one
     to eight, is held out. DataError where fewer than four clips have words.
     """
     source = open_source(folder)
@@ -97,7 +97,7 @@ def _held_out(rows: list[dict[str, Any]], folder: Path) -> set[str]:
             "and a minute or more of speech does better"
         )
     fits = [row for row in spoken if HELD_SECONDS[0] <= _seconds(row) <= HELD_SECONDS[1]] or spoken
-    count = min(MOST_HELD, max(2, round(HELD_SHARE * len(spoken))), len(spoken) - 2)
+    count = min(MOST_HELD, max(1, round(HELD_SHARE * len(spoken))))
     return set(sorted((row["id"] for row in fits), key=_hash)[:count])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ import torch
 from gpa import audio
 from gpa.data import tokenset
 from gpa.errors import GPAError, MissingExtraError, UsageError
-from gpa.evals import report, suites, wer
-from gpa.evals.bench import Bench
+from gpa.evals import report, suites
+from gpa.evals.bench import Bench, Case
+from gpa.evals.bench import measure as bench_measure
 from gpa.evals.judges import SAMPLE_RATE, Ear
-from gpa.evals.panel import Panel
-from gpa.evals.speaker import SpeakerJudge
-from gpa.evals.words import Recogniser
+from gpa.evals.panel import Panel, open_panel
 from gpa.finetune import collect
 from gpa.models.gpa.modeling_gpa import GPA
 from gpa.text import normalise_text
@@ -36,28 +35,29 @@ OTHERS, VOICE, MIXED = "dev", "dev-voice", "dev-mixed"  # splits of the compared
 JUDGES = ("auto", "extra", "own")
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Who listens: words, voices, and how texts are made comparable."""
+def choose_judges(which: str, model: GPA) -> Panel:
+    """The judges of the extra `eval`, or the model's own ears ("auto": if the extra is absent).
 
-    name: str
-    words: Callable[[np.ndarray], str]
-    voices: Any
-    normalise: Callable[[str], str]
-
-
-def choose_judge(which: str, model: GPA) -> Judge:
-    """The judges of the extra `eval`, or the model's own ears ("auto": if the extra is absent)."""
+    Where there is no speaker judge the codec's speaker encoder takes its seat.
+    """
     if which not in JUDGES:
         raise UsageError(f"judge {which!r}: choose one of {', '.join(JUDGES)}")
+    voices = Ear("the codec's own speaker encoder", _OwnVoices(model).embed)
     if which != "own":
         try:
-            return Judge("Whisper tiny.en, Resemblyzer", Recogniser(), SpeakerJudge(), wer.normaliser())
+            panel = open_panel(without=("phonemes",))
+            return panel if panel.voice else replace(panel, voice=voices)
         except MissingExtraError as error:
             if which == "extra":
                 raise
             log.warning("%s; the base model judges instead", error)
-    return Judge("the base model itself", own_ear(model), _OwnVoices(model), normalise_text)
+    return Panel(Ear("the base model itself", own_ear(model)), normalise_text, voices)
+
+
+def names(panel: Panel) -> str:
+    """Who judges, in the order of the table's columns."""
+    seats = (panel.words, panel.voice, panel.voice_2, panel.quality)
+    return ", ".join(seat.about.name for seat in seats if seat is not None)
 
 
 def own_ear(model: GPA) -> Callable[[np.ndarray], str]:
@@ -137,41 +137,80 @@ class Line:
     stopped: float | None
     similarity: float | None
     items: int
+    similarity_2: float | None = None  # by the second speaker judge
+    mos: float | None = None  # DNSMOS
 
 
-def measure(model: GPA, data: Path, name: str, items: int, judge: Judge, wavs: Path) -> list[Line]:
-    """All tasks with the old voices and with the new one; what was made goes to `wavs`."""
-    others = [voice for voice in sorted(model.voices) if voice != name]
-    made = []
-    for suite, whose, split, voices in (
+@dataclass(frozen=True)
+class Scale:
+    """What is measured on: the items' folder, the new voice's name, items a line, and who judges."""
+
+    data: Path
+    name: str
+    items: int
+    panel: Panel
+
+
+def measure(model: GPA, scale: Scale, wavs: Path, *, everything: bool) -> list[Line]:
+    """Lines about the new voice and, with `everything`, about all else; what was made goes to `wavs`.
+
+    The language model and the other voices need no second look where only a voice was added.
+    """
+    name, others = scale.name, [voice for voice in sorted(model.voices) if voice != scale.name]
+    new = [("tts", name, VOICE, [name]), ("vc-codec", name, OTHERS, [name])]
+    old: list[tuple[str, str, str, list[str]]] = [
         ("tts", "others", OTHERS, others),
-        ("tts", name, VOICE, [name]),
         ("asr", "others", OTHERS, []),
         ("asr", name, VOICE, []),
         ("vc-lm", "all", MIXED, []),
-    ):
-        panel = Panel(Ear(judge.name, judge.words), judge.normalise, Ear(judge.name, judge.voices.embed))
-        bench = Bench(data, model, panel=panel, voices=voices, n=items, split=split, wavs=wavs / whose)
-        rows = {row["split"] for row in bench.manifest}
-        speakers = {row["speaker"] for row in bench.manifest if row["split"] == split}
-        possible = voices if suite == "tts" else split in rows and (suite == "asr" or len(speakers) > 1)
-        if possible:
+    ]
+    made = []
+    for suite, whose, split, voices in [*new, *old] if everything else new:
+        bench = Bench(
+            scale.data, model, panel=scale.panel, voices=voices, n=scale.items, split=split, wavs=wavs / whose
+        )
+        rows = [row for row in bench.manifest if row["split"] == split]
+        enough = {"asr": 1, "vc-codec": 1, "vc-lm": 2}
+        if voices if suite == "tts" else len({row["speaker"] for row in rows}) >= enough[suite]:
             made.append(_line(suite, whose, bench))
     return made
 
 
 def _line(suite: str, whose: str, bench: Bench) -> Line:
-    found = suites.run(suite, bench)
+    found = _converted(bench, whose) if suite == "vc-codec" else suites.run(suite, bench)
     summary = report.summarise(suite, found)
-    near = [item.values["similarity"] for item in found if "similarity" in item.values]
     stopped = summary.shares.get("stopped")
     return Line(
-        suite.removesuffix("-lm"),
+        suite.removesuffix("-lm").removesuffix("-codec"),
         whose,
         summary.wer.value,
         stopped.value if stopped else None,
-        float(np.mean(near)) if near else None,
+        _mean(found, "similarity"),
         len(found),
+        _mean(found, "similarity_2"),
+        _mean(found, "mos"),
+    )
+
+
+def _converted(bench: Bench, name: str) -> list[report.Item]:
+    """Speech of the split's other speakers said in the voice, by the codec."""
+    rows = [row for row in bench.manifest if row["split"] == bench.split][: bench.n]
+    cases = [Case(f"{row['id']}-to-{name}", row["text"], row, name, name) for row in rows]
+    suite = suites.SUITES["vc-codec"]
+    return [bench_measure("vc-codec", suite, bench, case) for case in suites.progress(cases, "vc-codec")]
+
+
+def _mean(found: Sequence[report.Item], key: str) -> float | None:
+    values = [item.values[key] for item in found if key in item.values]
+    return float(np.mean(values)) if values else None
+
+
+def same_sound(base: GPA, made: GPA, text: str) -> bool:
+    """Whether a sentence in every voice of the base is the same to the bit."""
+    return all(
+        np.array_equal(base.tts(text, voice=voice).wav, made.tts(text, voice=voice).wav)
+        for voice in sorted(base.voices)
+        if voice in made.voices
     )
 
 
@@ -181,18 +220,20 @@ def pairs(before: Sequence[Line], after: Sequence[Line]) -> list[tuple[Line, Lin
     return [(line, then[line.task, line.whose]) for line in before if (line.task, line.whose) in then]
 
 
-def table(before: Sequence[Line], after: Sequence[Line], judge: str) -> str:
+def table(before: Sequence[Line], after: Sequence[Line], judges: str) -> str:
     """Markdown, a line per task and voice; differences in points."""
     rows = [
-        f"Judge: {judge}. WER is of the judge's transcript (of the model's own for asr).",
+        f"Judges: {judges}. WER is of the judge's transcript (of the model's own for asr).",
         "",
         "| task | voice | items | WER % before | after | stopped % before | after "
-        "| similarity before | after |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| similarity before | after | second judge before | after | DNSMOS before | after |",
+        "|---" * 13 + "|",
     ]
     for a, b in pairs(before, after):
         cells = [a.task, a.whose, str(a.items), _percent(a.wer), _percent(b.wer)]
-        cells += [_percent(a.stopped), _percent(b.stopped), _plain(a.similarity), _plain(b.similarity)]
+        cells += [_percent(a.stopped), _percent(b.stopped)]
+        for key in ("similarity", "similarity_2", "mos"):
+            cells += [_plain(getattr(line, key)) for line in (a, b)]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -233,12 +274,12 @@ def picture(
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    for task in ("tts", "asr", "vc"):
+    for task in ("tts", "asr", "vc", "envelope", "pitch"):
         for key, style in ((task, "-"), (f"eval/{task}", "o--")):
             points = [(row["step"], row[key]) for row in metrics if key in row]
             if points:
                 left.plot(*zip(*points, strict=True), style, markersize=3, linewidth=1, label=key)
-    left.set(title="loss, nats per id", xlabel="step")
+    left.set(title="losses", xlabel="step")
     both = pairs(before, after)
     place = np.arange(len(both))
     right.bar(place - 0.2, [100 * a.wer for a, _ in both], 0.4, label="before")

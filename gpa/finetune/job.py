@@ -15,18 +15,24 @@ import yaml
 
 from gpa import config as recipes
 from gpa import pronounce
+from gpa.codec.bicodec_config import BiCodecConfig
+from gpa.codec.voice import Voice
 from gpa.data import prepare, tokenset
 from gpa.data.checks import Limits
 from gpa.errors import UsageError
+from gpa.evals.panel import Panel
 from gpa.finetune import collect, compare, plan, replay
 from gpa.models.gpa import GPA
+from gpa.models.gpa import files_gpa as files
 from gpa.models.gpa.backbone import load_backbone
-from gpa.models.gpa.outputs_gpa import Voice
 from gpa.train import __main__ as trainer
 from gpa.train import adapters, metrics
+from gpa.train import voice as voices
 from gpa.train.ar import LMFamily, LMRecipe
 
 REFERENCE_SECONDS = 6.0  # of the clip whose codes become the voice
+SHARE = 0.5  # of a language model's batches that is rehearsed
+VOICE_LR = 2e-3
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,10 @@ class Job:
     model: str
     name: str = ""
     replay: str = ""
-    rank: int = 16  # of the adapter; 0 trains all weights
+    voice_rank: int = 4  # of the changes of the decoder; 0 learns the speaker vector alone
+    voice_steps: int = plan.VOICE_STEPS
+    adapt_lm: bool = False  # the language model as well
+    rank: int = 16  # of its adapter; 0 trains all its weights
     steps: int = 0
     lr: float = 0.0
     batch_ids: int = 2048
@@ -65,45 +74,65 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The folder of the new model, the table, and what regressed past the limit."""
+    """The folder of the new model, the table, what regressed past the limit, and minutes: told and taken."""
 
     model: Path
     table: str
     regressions: list[str]
+    predicted: float
+    took: float
 
 
 def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = False) -> Outcome | None:
-    """Learn a voice; None after the plan if that is all that was wanted.
+    """Learn a voice; None after the plan, which touches nothing, if that is all that was wanted.
 
     UsageError where `out` belongs to another job, DataError for a folder with too little speech.
     """
-    _claim(job)
-    base = GPA.from_pretrained(job.model, device=job.device, offline=job.offline)
-    if job.called in base.voices:
-        raise UsageError(f"the model has a voice {job.called!r} already: give the new one another --name")
-    judge = compare.choose_judge(job.judge, base) if job.items else None
-    _data(job, base)
-    recipe = _recipe(job, base)
-    family = LMFamily(recipes.build(LMRecipe, recipe))
-    cost = plan.measure(family, base.device)
-    recipe["train"]["precision"] = cost.precision
-    found = plan.Found.of(job.out / "manifest.jsonl", job.out / "tokens")
-    for line in plan.lines(found, cost, recipes.build(LMRecipe, recipe), job.items):
+    told = _plan(job)
+    for line in told.lines():
         say(line)
     if only_plan:
         return None
-    _train(job, recipe)
-    before = _measured(job, base, judge, "before") if judge else []
-    made = _assemble(job, base)
-    if not judge:
-        return Outcome(made, "", [])
-    after = _measured(job, GPA.from_pretrained(made, device=job.device), judge, "after")
-    told = compare.table(before, after, judge.name)
-    tokenset.write_text(job.out / "comparison.md", told + "\n")
-    compare.picture(
-        before, after, metrics.read(job.out / "run" / "metrics.jsonl"), job.out / "comparison.png"
+    _claim(job)
+    predicted = _once_json(job.out / "plan.json", lambda: {"minutes": told.minutes, **told.seconds})
+    clock = plan.Clock(job.out / "times.json")
+    base = GPA.from_pretrained(job.model, device=job.device, offline=job.offline)
+    panel = compare.choose_judges(job.judge, base) if job.items else None
+    clock.stage("loading")
+    _data(job, base)
+    _say_rejected(job, say)
+    clock.stage("preparing")
+    voice = _learn_voice(job, base)
+    clock.stage("voice")
+    if job.adapt_lm:
+        _learn_words(job, base)
+        clock.stage("language model")
+    made = _assemble(job, voice)
+    if panel is None:
+        return Outcome(made, "", [], predicted["minutes"], clock.minutes)
+    table, regressions = _compared(job, base, made, panel)
+    clock.stage("table")
+    return Outcome(made, table, regressions, predicted["minutes"], clock.minutes)
+
+
+def _plan(job: Job) -> plan.Plan:
+    """From headers and a probe; UsageError for a voice that the model has already."""
+    folder = files.find(job.model, offline=job.offline)
+    if (folder / files.VOICES / f"{job.called}.json").is_file():
+        raise UsageError(f"the model has a voice {job.called!r} already: give the new one another --name")
+    found = plan.Found.of(job.voice)
+    codec = BiCodecConfig.read(files.codec_folder(folder))
+    ids = found.seconds * codec.sample_rate / codec.latent_hop_length
+    rehearses = bool(job.adapt_lm and not job.replay and list((folder / files.VOICES).glob("*.json")))
+    size = plan.Size(
+        job.voice_steps,
+        (job.steps or plan.steps_for(ids, job.batch_ids, SHARE)) if job.adapt_lm else 0,
+        job.batch_ids,
+        6 if job.adapt_lm else 2,
+        job.items,
+        plan.REHEARSED if rehearses else 0,
     )
-    return Outcome(made, told, compare.regressions(before, after, job.limit))
+    return plan.plan(found, size, files.codec_folder(folder), folder)
 
 
 def _claim(job: Job) -> None:
@@ -126,8 +155,13 @@ def _once(path: Path, make: Callable[[], Any]) -> Path:
     return path
 
 
+def _once_json(path: Path, make: Callable[[], Any]) -> Any:
+    _once(path, lambda: tokenset.write_json(path, make()))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def _data(job: Job, base: GPA) -> None:
-    """The manifest, its ids, rows to rehearse, and items to compare on."""
+    """The manifest, its ids, and items to compare on."""
     manifest, texts = job.out / "manifest.jsonl", replay.sentences()
     hear = _transcriber(job, base)
     _once(
@@ -138,31 +172,81 @@ def _data(job: Job, base: GPA) -> None:
     limits = Limits(seen_speakers=("dev",), allow=allow)
     work = prepare.Job(manifest, job.out / "tokens", job.model, limits, job.licence, max_rejected=0.5)
     prepare.prepare(dataclasses.replace(work, device=job.device, offline=job.offline))
-    if not job.replay and base.voices:
-        own = job.out / "replay"
-        recordings = collect.training_sounds(manifest, base.sample_rate)
-        _once(own / "tokens.jsonl", lambda: replay.write(base, texts[0], recordings, own))
     if job.items:
         items = job.out / "items"
         args = (base, manifest, job.called, texts[1], job.items, items)
         _once(items / "speech" / "manifest.jsonl", lambda: compare.write_items(*args))
 
 
+def _say_rejected(job: Job, say: Callable[[str], None]) -> None:
+    rejected = tokenset.read_about(job.out / "tokens")["rejected"]
+    dropped = ", ".join(f"{code} {n}" for code, n in rejected.items()) or "none"
+    say(f"rejected   {dropped}")
+
+
 def _transcriber(job: Job, base: GPA) -> collect.Hear:
     if job.transcriber not in ("model", "judge"):
         raise UsageError(f"transcriber {job.transcriber!r}: choose model or judge")
     if job.transcriber == "judge":
-        return compare.choose_judge("extra", base).words
+        return compare.choose_judges("extra", base).words
     return compare.own_ear(base)
 
 
+def _learn_voice(job: Job, base: GPA) -> Voice:
+    """What carries the voice, by the one training loop, beginning with what `gpa voice` makes of one clip."""
+    start, run = job.out / "start.json", job.out / "run-voice"
+    _once(start, lambda: _of_clip(job, base).save(start))
+    steps = job.voice_steps
+    recipe = {
+        "kind": "voice",
+        "init": str(base.path),
+        "data": {
+            "tokens": str(job.out / "tokens"),
+            "manifest": str(job.out / "manifest.jsonl"),
+            "voice": str(start),
+        },
+        "rank": job.voice_rank,
+        "optim": {"lr": VOICE_LR, "warmup": min(20, steps // 4), "weight_decay": 0.0},
+        "train": {
+            "steps": steps,
+            "save_every": max(1, min(50, steps // 2)),
+            "eval_every": max(1, steps // 8),
+            "log_every": max(1, min(10, steps // 4)),
+            "best": "eval/loss",
+            "seed": job.seed,
+            "threads": job.threads,
+        },
+    }
+    made = run / "export" / voices.FILE
+    if not made.is_file():
+        _run(job.out / "recipe-voice.yaml", recipe, run)
+    return Voice.load(made)
+
+
+def _run(path: Path, recipe: Mapping[str, Any], run: Path) -> None:
+    """The one training loop; the recipe is a file of its own: `gpa train OUT/recipe.yaml` is the same."""
+    _once(path, lambda: tokenset.write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False)))
+    trainer.main([str(path), "--run", str(run)])
+
+
+def _learn_words(job: Job, base: GPA) -> None:
+    """An adapter of the language model, while it rehearses what it could do."""
+    if not job.replay and base.voices:
+        own = job.out / "replay"
+        recordings = collect.training_sounds(job.out / "manifest.jsonl", base.sample_rate)
+        _once(own / "tokens.jsonl", lambda: replay.write(base, replay.sentences()[0], recordings, own))
+    if not (job.out / "run" / "export" / "config.json").is_file():
+        recipe = _recipe(job, base)
+        recipe["train"]["precision"] = plan.precision(LMFamily(recipes.build(LMRecipe, recipe)), base.device)
+        _run(job.out / "recipe.yaml", recipe, job.out / "run")
+
+
 def _recipe(job: Job, base: GPA) -> dict[str, Any]:
-    """The recipe, which is a file of its own: `gpa train OUT/recipe.yaml` is the training alone."""
+    """Of the language model's adapter."""
     tokens = tokenset.TokenSet.open(job.out / "tokens")
     ids = sum(len(row["semantic"]) for row in tokens if row["split"] == "train")
     rehearsal = job.replay or (str(job.out / "replay") if base.voices else "")
-    share = 0.5
-    steps = job.steps or plan.steps_for(ids, job.batch_ids, share if rehearsal else 0.0)
+    steps = job.steps or plan.steps_for(ids, job.batch_ids, SHARE if rehearsal else 0.0)
     longest = min(2 * max(int(row["length"]) for row in tokens), base.processor.context)  # a conversion's
     return {
         "kind": "gpa",
@@ -172,7 +256,7 @@ def _recipe(job: Job, base: GPA) -> dict[str, Any]:
         "data": {
             "tokens": str(job.out / "tokens"),
             "replay": rehearsal,
-            "replay_share": share,
+            "replay_share": SHARE,
             "pronunciations": str(base.path / pronounce.FILE) if base.processor.pronunciations else "",
             "drop_text": 0.1 if base.config.gamma else 0.0,  # what guidance by a text is measured against
             "max_ids": longest,
@@ -192,30 +276,24 @@ def _recipe(job: Job, base: GPA) -> dict[str, Any]:
     }
 
 
-def _train(job: Job, recipe: Mapping[str, Any]) -> None:
-    """The one training loop; the recipe of an interrupted run is kept, as its precision was measured then."""
-    path = job.out / "recipe.yaml"
-    _once(path, lambda: tokenset.write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False)))
-    if not (job.out / "run" / "export" / "config.json").is_file():
-        trainer.main([str(path), "--run", str(job.out / "run")])
-
-
-def _assemble(job: Job, base: GPA) -> Path:
-    """The whole model: the base with the trained network and the voice, and the adapter beside it."""
+def _assemble(job: Job, voice: Voice) -> Path:
+    """The whole model: the base with the voice and, where one was trained, the network and its adapter."""
     made, export = job.out / "model", job.out / "run" / "export"
     whole = GPA.from_pretrained(job.model, device="cpu", offline=job.offline)
-    whole.lm = load_backbone(export).eval()
-    whole.add_voice(job.called, _voice(job, base))
+    if job.adapt_lm:
+        whole.lm = load_backbone(export).eval()
+    whole.add_voice(job.called, voice)
+    voice.save(job.out / voices.FILE)
     about = {**whole.config.about, "fine-tuned": f"{job.called}, from {whole.config.name}"}
     whole.config = dataclasses.replace(whole.config, name=f"{whole.config.name}-{job.called}", about=about)
     whole.save_pretrained(made, overwrite=True)
-    if (export / adapters.FOLDER).is_dir():
+    if job.adapt_lm and (export / adapters.FOLDER).is_dir():
         shutil.copytree(export / adapters.FOLDER, made / adapters.FOLDER, dirs_exist_ok=True)
     return made
 
 
-def _voice(job: Job, base: GPA) -> Voice:
-    """The codes of the training clip whose length is nearest to a good reference."""
+def _of_clip(job: Job, base: GPA) -> Voice:
+    """The voice of the training clip whose length is nearest to a good reference: what `gpa voice` makes."""
     sounds = collect.training_sounds(job.out / "manifest.jsonl", base.sample_rate)
     best = min(sounds, key=lambda sound: abs(len(sound[0]) / sound[1] - REFERENCE_SECONDS), default=None)
     if best is None:
@@ -223,13 +301,27 @@ def _voice(job: Job, base: GPA) -> Voice:
     return base.processor.voice(best, job.called, {"from": "gpa finetune"})
 
 
-def _measured(job: Job, model: GPA, judge: compare.Judge, when: str) -> list[compare.Line]:
+def _compared(job: Job, base: GPA, made: Path, panel: Panel) -> tuple[str, list[str]]:
+    """The table before and after, which is also written, and what regressed."""
+    new = GPA.from_pretrained(made, device=job.device)
+    scale = compare.Scale(job.out / "items", job.called, job.items, panel)
+    worse = []
+    if not job.adapt_lm and not compare.same_sound(base, new, replay.sentences()[1][0]):
+        worse.append("an old voice: its sound is not what it was to the bit")
+    base.add_voice(job.called, Voice.load(job.out / "start.json"))
+    before, after = (_measured(job, model, scale, when) for model, when in ((base, "before"), (new, "after")))
+    told = compare.table(before, after, compare.names(panel))
+    tokenset.write_text(job.out / "comparison.md", told + "\n")
+    logs = [job.out / run / "metrics.jsonl" for run in ("run-voice", "run")]
+    rows = [row for path in logs if path.is_file() for row in metrics.read(path)]
+    compare.picture(before, after, rows, job.out / "comparison.png")
+    return told, worse + compare.regressions(before, after, job.limit)
+
+
+def _measured(job: Job, model: GPA, scale: compare.Scale, when: str) -> list[compare.Line]:
     path = job.out / f"{when}.json"
     if not path.is_file():
-        if job.called not in model.voices:
-            model.add_voice(job.called, _voice(job, model))
-        samples = job.out / "samples" / when
         with torch.inference_mode():
-            lines = compare.measure(model, job.out / "items", job.called, job.items, judge, samples)
-        compare.save(lines, path)
+            wavs = job.out / "samples" / when
+            compare.save(compare.measure(model, scale, wavs, everything=job.adapt_lm), path)
     return compare.load(path)

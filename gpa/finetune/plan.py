@@ -1,112 +1,187 @@
-"""What learning a voice will take, said before it starts: minutes found, rows dropped, steps, memory, time.
+"""What learning a voice will take, said before anything is done: from file headers and a probe of a step.
 
-The time of a step is measured on this machine with the very batch and network that will be trained; the
-faster of float32 and bfloat16 products is chosen by it.
+Nothing is decoded, transcribed or written. The probe is one training step of a decoder of the model's size
+with random weights; what else is done takes so many probes for a second of sound or for a sentence, measured
+once with gpa-mini on two cores (docs/finetuning.md). The run says at its end what it took.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from gpa.data.tokenset import TokenSet, read_about
-from gpa.finetune import collect
-from gpa.models.gpa.backbone import Backbone
+from gpa import audio
+from gpa.codec.bicodec_config import BiCodecConfig
+from gpa.data import tokenset
+from gpa.data.sources import open_source
+from gpa.errors import AudioError, DataError
+from gpa.train import voice
 from gpa.train.ar import LMFamily
 from gpa.train.engine import autocast, place
-from gpa.train.plan import GIB, Shape
+from gpa.train.plan import GIB
 
-PASSES = 8  # over the voice, if no number of steps is given
-FEWEST, MOST = 40, 1000  # steps
-EVALUATION = 2.0  # seconds of judging per item, suite and model: measured on two cores
+PASSES = 8  # of a language model over the voice, if no number of steps is given
+FEWEST, MOST = 40, 1000  # steps of it
+VOICE_STEPS = 160  # of a voice; the held-out loss says which of them was best
+BYTES = 700 * 2**20  # of a process that has loaded its libraries
+# Probes that a second of sound, or one thing of a kind, takes.
+COSTS = {
+    "transcribed": 0.7,  # a second that has no text
+    "prepared": 0.4,  # a second
+    "completed": 0.5,  # a second, whose timbre and pitch are measured
+    "judged": 12.0,  # an item of the table, spoken or converted, once
+    "rehearsed": 9.0,  # a sentence or conversion of the base model
+    "begun": 60.0,  # a run: libraries and models are loaded
+}
+REHEARSED = 180  # sentences and conversions
+HELD_SHARE = 0.15
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the folder holds: seconds kept, clips to train and to test on, reasons of dropped rows, texts."""
+    """What a folder holds by its headers: clips, their seconds, and how many of these have no text."""
 
-    seconds: float
     clips: int
-    held: int
-    rejected: Mapping[str, int]
-    heard: int
-    ids: int
+    seconds: float
+    untold: float
 
     @classmethod
-    def of(cls, manifest: Path, prepared: Path) -> Found:
-        """Read off the manifest and what `gpa prepare` made of it."""
-        rows = TokenSet.open(prepared)
-        seconds = [float(row["seconds"]) for row in rows]
-        train = [row for row in rows if row["split"] == "train"]
-        ids = sum(len(row["semantic"]) for row in train)
-        about = read_about(prepared)
-        filled = sum(row.get("text_source", "given") != "given" for row in collect.read(manifest))
-        return cls(sum(seconds), len(train), len(rows) - len(train), about["rejected"], filled, ids)
+    def of(cls, folder: Path) -> Found:
+        """Of recordings or a manifest; what cannot be read counts as nothing, the run will say why."""
+        clips, seconds, untold = 0, 0.0, 0.0
+        for row in open_source(folder).check():
+            if row.audio.fetch:
+                raise DataError(f"{folder}: give a folder of audio files or a manifest, not a dataset")
+            try:
+                whole = row.seconds or audio.seconds(row.audio.name)
+            except AudioError:
+                continue
+            length = (whole if row.audio.end is None else row.audio.end) - row.audio.begin
+            clips, seconds = clips + 1, seconds + length
+            untold += 0.0 if row.text.strip() else length
+        return cls(clips, seconds, untold)
 
 
-def steps_for(ids: int, batch_ids: int, replay_share: float) -> int:
+@dataclass(frozen=True)
+class Size:
+    """What is to be done: steps of the voice and of the language model, items, and how much is rehearsed."""
+
+    voice_steps: int
+    lm_steps: int = 0
+    batch_ids: int = 0
+    lines: int = 2  # of the table
+    items: int = 0
+    rehearsed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Seconds by stage, and bytes."""
+
+    found: Found
+    size: Size
+    seconds: Mapping[str, float]
+    memory: float
+
+    @property
+    def minutes(self) -> float:
+        """Of everything."""
+        return sum(self.seconds.values()) / 60
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        found, size = self.found, self.size
+        yield f"voice      {found.seconds / 60:.1f} min in {found.clips} clips, a seventh held out"
+        yield (
+            f"text       {found.untold / 60:.1f} min have none: to be transcribed"
+            if found.untold
+            else ("text       given")
+        )
+        yield f"steps      {size.voice_steps} of the voice" + (
+            f", {size.lm_steps} of the language model" if size.lm_steps else ""
+        )
+        yield f"memory     about {self.memory / GIB:.1f} GiB"
+        parts = ", ".join(f"{name} {took / 60:.1f}" for name, took in self.seconds.items() if took)
+        yield f"time       about {self.minutes:.1f} min on this machine as busy as it is: {parts}"
+
+
+def steps_for(ids: float, batch_ids: int, replay_share: float) -> int:
     """Steps that show the voice's `ids` PASSES times, each for recognition and for speech."""
     wanted = 2 * PASSES * ids / (batch_ids * (1 - replay_share))
     return int(min(MOST, max(FEWEST, wanted)))
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Measured: seconds of a step in the faster precision; reckoned: bytes of memory."""
+def plan(found: Found, size: Size, codec: Path, lm: Path) -> Plan:
+    """From what was found, the codec's folder and the language model's: a probe of each that is trained."""
+    config = BiCodecConfig.read(codec)
+    probe = voice.step_seconds(config)
+    per = {name: cost * probe for name, cost in COSTS.items()}
+    learning = size.voice_steps * probe + per["completed"] * found.seconds
+    words = size.rehearsed * per["rehearsed"]
+    words += size.lm_steps * _lm_step(lm, size.batch_ids) if size.lm_steps else 0.0
+    seconds = {
+        "loading": per["begun"],
+        "preparing": per["prepared"] * found.seconds + per["transcribed"] * found.untold,
+        "voice": learning,
+        "language model": words,
+        "table": 2 * size.lines * size.items * per["judged"],
+    }
+    weights = sum(path.stat().st_size for path in (*codec.rglob("*.safetensors"), *lm.glob("*.safetensors")))
+    trained = 8.0 if size.lm_steps else 4.0  # float32 of float16 files, twice where a second model is loaded
+    return Plan(found, size, seconds, BYTES + trained * weights)
 
-    precision: str
-    step_seconds: float
-    memory: float
-    weights: int
-    trained: int
+
+def _lm_step(folder: Path, ids: int) -> float:
+    """Seconds of a step on `ids` ids: 6 operations a weight and id, at the speed of a matrix product here."""
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2
+    a = torch.randn(512, 512)
+    torch.mm(a, a)
+    began = time.perf_counter()
+    for _ in range(8):
+        torch.mm(a, a)
+    return 6 * weights * ids / (8 * 2 * 512**3 / (time.perf_counter() - began)) * 1.5  # attention, norms
 
 
-def measure(family: LMFamily, device: torch.device) -> Cost:
-    """Two steps in each precision without an update; the second of them counts."""
+def precision(family: LMFamily, device: torch.device) -> str:
+    """The faster of float32 and bfloat16 products, by the second of two steps in each without an update."""
     module = family.build().to(device)
-    assert isinstance(module, Backbone)
-    took = {precision: _step_seconds(family, module, device, precision) for precision in ("fp32", "bf16")}
-    precision = "bf16" if took["bf16"] < 0.8 * took["fp32"] else "fp32"
-    weights = sum(p.numel() for p in module.parameters())
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    # Weights in float32; of what trains the gradient and two moments; twice the bytes of bf16 activations.
-    activations = 2 * Shape.of(module).activation_bytes(family.recipe.data.batch_ids, checkpointing=False)
-    return Cost(precision, took[precision], 4.0 * weights + 12.0 * trained + activations, weights, trained)
+    took = {}
+    for name in ("fp32", "bf16"):
+        for _ in range(2):
+            began = time.perf_counter()
+            with autocast(name, device):
+                loss = next(family.losses(module, place(family.batch(0), device), 0))
+            loss.value.backward()
+            module.zero_grad()
+            took[name] = time.perf_counter() - began
+    return "bf16" if took["bf16"] < 0.8 * took["fp32"] else "fp32"
 
 
-def _step_seconds(family: LMFamily, module: nn.Module, device: torch.device, precision: str) -> float:
-    took = 0.0
-    for _ in range(2):
-        began = time.perf_counter()
-        with autocast(precision, device):
-            loss = next(family.losses(module, place(family.batch(0), device), 0))
-        loss.value.backward()
-        module.zero_grad()
-        took = time.perf_counter() - began
-    return took
+@dataclass
+class Clock:
+    """Seconds of every stage, kept in a file, so that a run that was killed does not forget them."""
 
+    path: Path
+    took: dict[str, float] = field(default_factory=dict)
 
-def lines(found: Found, cost: Cost, recipe: Any, items: int) -> Iterator[str]:
-    """The plan for people."""
-    dropped = ", ".join(f"{code} {n}" for code, n in found.rejected.items()) or "none"
-    clips = f"{found.clips + found.held} clips, {found.held} held out"
-    yield f"voice      {found.seconds / 60:.1f} min in {clips}"
-    yield f"rejected   {dropped}"
-    yield (
-        f"text       {found.heard} parts had none and were transcribed" if found.heard else "text       given"
-    )
-    what = f"adapter of rank {recipe.adapter.rank}" if recipe.adapter.rank else "all weights"
-    yield f"training   {what}: {cost.trained:,} of {cost.weights:,} weights"
-    share = f", {100 * recipe.data.replay_share:.0f} % rehearsal" if recipe.data.replay else ""
-    yield f"steps      {recipe.train.steps} of {recipe.data.batch_ids:,} ids{share}, {cost.precision}"
-    yield f"memory     about {cost.memory / GIB:.1f} GiB"
-    minutes = recipe.train.steps * cost.step_seconds / 60
-    yield f"time       about {minutes:.1f} min ({cost.step_seconds:.2f} s a step, measured here)"
-    if items:
-        yield f"           and {10 * items * EVALUATION / 60:.0f} min for the table before and after"
+    def __post_init__(self) -> None:
+        if self.path.is_file():
+            self.took = json.loads(self.path.read_text(encoding="utf-8"))
+        self.began = time.monotonic()
+
+    def stage(self, name: str) -> None:
+        """What was done since the last call was of this stage."""
+        now = time.monotonic()
+        self.took[name] = round(self.took.get(name, 0.0) + now - self.began, 1)
+        self.began = now
+        tokenset.write_json(self.path, self.took)
+
+    @property
+    def minutes(self) -> float:
+        """Of all stages."""
+        return sum(self.took.values()) / 60

@@ -19,7 +19,7 @@ from gpa.train.loop import train
 from gpa.train.metrics import plot
 
 log = logging.getLogger(__name__)
-KINDS = ("codec", "gpa", "latent", "speechop", "text")
+KINDS = ("codec", "gpa", "latent", "speechop", "text", "voice")
 
 
 def _family(tree: dict[str, Any]) -> tuple[Family, Any]:
@@ -44,6 +44,11 @@ def _family(tree: dict[str, Any]) -> tuple[Family, Any]:
 
         speechop = config.build(DiffusionRecipe, tree)
         return DiffusionFamily(speechop), speechop
+    if kind == "voice":
+        from gpa.train.voice import VoiceFamily, VoiceRecipe
+
+        voice = config.build(VoiceRecipe, tree)
+        return VoiceFamily(voice), voice
     raise UsageError(f"recipe kind {kind!r}: choose one of {', '.join(KINDS)}")
 
 

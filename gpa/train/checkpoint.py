@@ -22,6 +22,7 @@ from gpa.errors import CheckpointError
 from gpa.train.optim import Optimizer
 
 KEEP = 2
+FOLDER, BEST = "checkpoints", "best.pt"
 # What a resumed run may change. More steps keep the past, though the learning rate then had another future.
 # `world` and `accumulate` may change against each other: the checkpoint holds their product.
 _FREE = "steps max_seconds save_every eval_every log_every threads workers world accumulate timeout"
@@ -94,7 +95,7 @@ def save(
 
 def save_best(run: Path, step: int, module: nn.Module, metric: str, value: float) -> Path:
     """Write checkpoints/best.pt: the weights alone, the step, and the metric they were best at."""
-    path = run / "checkpoints" / "best.pt"
+    path = run / FOLDER / BEST
     write(path, {"step": step, "module": module.state_dict(), "metric": {metric: value}})
     return path
 

@@ -94,11 +94,17 @@ def load_lm(folder: Path) -> tuple[Qwen3ForCausalLM, torch.dtype]:
     return lm.eval().requires_grad_(False), next(iter(state.values())).dtype
 
 
-def load_parts(folder: Path, device: torch.device) -> tuple[BiCodec, GLM4VoiceTokenizer | None]:
-    """The codec and, where the checkpoint has one, the GLM tokenizer."""
+def codec_folder(folder: Path) -> Path:
+    """Where the codec is, in our layout or in the published one; CheckpointError if nowhere."""
     path = folder / (CODEC if (folder / CODEC).is_dir() else PUBLISHED_CODEC)
     if not path.is_dir():
         raise CheckpointError(f"{folder}: no codec, neither {CODEC}/ nor {PUBLISHED_CODEC}/")
+    return path
+
+
+def load_parts(folder: Path, device: torch.device) -> tuple[BiCodec, GLM4VoiceTokenizer | None]:
+    """The codec and, where the checkpoint has one, the GLM tokenizer."""
+    path = codec_folder(folder)
     glm = GLM4VoiceTokenizer.from_pretrained(folder / GLM, device=device) if (folder / GLM).is_dir() else None
     return BiCodec.from_pretrained(path, device=device), glm
 

@@ -265,7 +265,7 @@ class GPA:
         silence = np.zeros(int(pause * self.sample_rate), np.float32)
         wavs: list[np.ndarray] = []
         for tokens, _ in made:
-            wavs += [silence] * bool(wavs) + [self.codec.decode(tokens, codes, speaker.timbre)]
+            wavs += [silence] * bool(wavs) + [self.codec.decode(tokens, speaker)]
         return self._speech(np.concatenate(wavs), np.concatenate([t for t, _ in made]), [r for _, r in made])
 
     def vc(
@@ -301,7 +301,7 @@ class GPA:
         wav = self.processor.hear(source, "the source")
         if mode == "codec":
             tokens = self.codec.semantic_tokens((wav, self.sample_rate))
-            return self._speech(self.codec.decode(tokens, codes, speaker.timbre), tokens, ["stop"])
+            return self._speech(self.codec.decode(tokens, speaker), tokens, ["stop"])
         made = []
         parts = self.processor.audio_parts(wav, "vc")
         if len(parts) > 1 and transcript not in (None, ASR):
@@ -317,7 +317,7 @@ class GPA:
             done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided or None)
             made.append(self._spoken(done))
         tokens = np.concatenate([t for t, _ in made])
-        return self._speech(self.codec.decode(tokens, codes, speaker.timbre), tokens, [r for _, r in made])
+        return self._speech(self.codec.decode(tokens, speaker), tokens, [r for _, r in made])
 
     def asr(
         self,

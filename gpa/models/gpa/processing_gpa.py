@@ -102,7 +102,7 @@ class GPAProcessor(Budgets):
     def checked(self, voice: Voice) -> Voice:
         """The voice, if it is one of this codec's; CheckpointError otherwise.
 
-        A timbre that corrects another decoder is left out, with a warning.
+        A timbre or an adaptation that corrects another decoder is left out, with a warning.
         """
         spec = self.codec.spec
         what = f"voice {voice.name!r}" if voice.name else "the voice"
@@ -114,13 +114,13 @@ class GPAProcessor(Budgets):
             raise CheckpointError(
                 f"{what} was made with another codec: make it again from the recording, with  gpa voice"
             )
-        if voice.timbre and voice.timbre.decoder != self.codec.decoder_fingerprint():
+        if voice.corrects - {self.codec.decoder_fingerprint()}:
             logger.warning(
-                "%s keeps its codes, not its timbre, which is another decoder's: "
-                "make it again from the recording, with  gpa voice",
+                "%s keeps its codes alone: what it was given beyond them is another decoder's; "
+                "make it again from the recordings, with  gpa voice  or  gpa finetune",
                 what,
             )
-            return replace(voice, timbre=None)
+            return replace(voice, timbre=None, adaptation=None)
         return voice
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
