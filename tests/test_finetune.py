@@ -1,5 +1,6 @@
 """Adapters, rehearsal, and `gpa finetune` from a folder of recordings to a model that is compared."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,9 @@ from transformers import Qwen3ForCausalLM
 
 from conftest import speechlike
 from gpa import audio, cli, config
+from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, DataError, GPAError, UsageError
-from gpa.finetune import Job, collect, compare, finetune, replay
+from gpa.finetune import Job, collect, compare, finetune, plan, replay
 from gpa.models.gpa import GPA
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
@@ -159,7 +161,7 @@ def test_recordings_become_rows_that_are_cut_filled_in_and_held_out(tmp_path: Pa
     assert heard[0]["end_time"] == heard[1]["begin_time"] and heard[0]["end_time"] <= collect.PART_SECONDS
     assert all(row["text"].startswith("heard") for row in heard)
     assert {row["speaker"] for row in rows} == {"zoe"}
-    assert [row["split"] for row in rows].count("dev") == 2
+    assert [row["split"] for row in rows].count("dev") == 1
     again = tmp_path / "again.jsonl"
     collect.collect(folder, "zoe", lambda wav: f"heard {len(wav)}", "heard by test", again)
     assert again.read_bytes() == out.read_bytes()
@@ -184,6 +186,7 @@ def job(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("voice")
     write_recordings(folder / "zoe")
     sizes: dict[str, Any] = {"steps": 4, "rank": 2, "items": 2, "batch_ids": 800, "threads": 1}
+    sizes |= {"voice_steps": 4, "voice_rank": 2, "adapt_lm": True}
     return Job(folder / "zoe", folder / "out", str(tiny), judge="own", limit=1e6, device="cpu", **sizes)
 
 
@@ -197,16 +200,15 @@ def few_sentences() -> Any:
 
 
 def test_a_voice_is_learnt_and_the_model_loads(job: Job, few_sentences: None) -> None:
-    said: list[str] = []
-    assert finetune(job, said.append, only_plan=True) is None
-    assert [line.split()[0] for line in said[:4]] == ["voice", "rejected", "text", "training"]
-    assert not (job.out / "run").exists()
-    outcome = finetune(job, said.append)
+    outcome = finetune(job, lambda line: None)
     assert outcome is not None and not outcome.regressions
+    times = json.loads((job.out / "times.json").read_text())
+    assert set(times) == {"loading", "preparing", "voice", "language model", "table"}
+    assert outcome.took == pytest.approx(sum(times.values()) / 60) and outcome.predicted > 0
     for name in ("comparison.md", "comparison.png", "samples/before", "samples/after", "recipe.yaml"):
         assert (job.out / name).exists(), name
     lines = {(line.task, line.whose) for line in compare.load(job.out / "after.json")}
-    assert {("asr", "zoe"), ("tts", "zoe"), ("tts", "others"), ("asr", "others")} <= lines
+    assert {("asr", "zoe"), ("tts", "zoe"), ("vc", "zoe"), ("tts", "others"), ("asr", "others")} <= lines
     made, base = (
         GPA.from_pretrained(outcome.model, device="cpu"),
         GPA.from_pretrained(job.model, device="cpu"),
@@ -217,6 +219,89 @@ def test_a_voice_is_learnt_and_the_model_loads(job: Job, few_sentences: None) ->
     x = torch.tensor([ids])
     torch.testing.assert_close(wrapped(x).logits, made.lm(x).logits, atol=2e-2, rtol=2e-2)  # float16 files
     assert not torch.equal(wrapped(x).logits, GPA.from_pretrained(job.model, device="cpu").lm(x).logits)
+
+
+def test_a_voice_alone_leaves_all_else_as_it_was(job: Job, few_sentences: None) -> None:
+    """Without --adapt-lm nothing is rehearsed; the voice is a file, which also serves the base model."""
+    alone = dataclasses.replace(job, out=job.out.with_name("alone"), adapt_lm=False)
+    outcome = finetune(alone, lambda line: None)
+    assert outcome is not None and not outcome.regressions
+    assert not (alone.out / "replay").exists() and not (alone.out / "run").exists()
+    for when in ("before", "after"):
+        found = {(line.task, line.whose) for line in compare.load(alone.out / f"{when}.json")}
+        assert found == {("tts", "zoe"), ("vc", "zoe")}
+    base, made = (GPA.from_pretrained(path, device="cpu") for path in (job.model, outcome.model))
+    weights = made.lm.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in base.lm.state_dict().items())
+    voice = Voice.load(alone.out / "voice.json")
+    assert voice.adaptation is not None and voice.adaptation == made.voices["zoe"].adaptation
+    start = Voice.load(alone.out / "start.json")
+    assert voice.codes == start.codes and start.adaptation is None
+    source = (speechlike(1.5), 16_000)
+    swapped = base.vc(source, voice=alone.out / "voice.json", mode="codec")
+    assert np.array_equal(swapped.wav, made.vc(source, voice="zoe", mode="codec").wav)
+    assert not np.array_equal(swapped.wav, base.vc(source, voice=start, mode="codec").wav)
+    for name in base.voices:
+        old, new = (model.vc(source, voice=name, mode="codec").wav for model in (base, made))
+        assert np.array_equal(old, new)
+
+
+def test_a_changed_old_voice_is_a_regression(job: Job, tiny: Path) -> None:
+    base, made = GPA.from_pretrained(tiny, device="cpu"), GPA.from_pretrained(tiny, device="cpu")
+    text = replay.sentences()[1][0]
+    assert compare.same_sound(base, made, text)
+    made.voices["ben"] = made.voices["anna"]
+    assert not compare.same_sound(base, made, text)
+
+
+# The plan ---------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_reads_headers_and_leaves_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is loaded, no sound decoded, no text written down, and there is no folder afterwards."""
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a plan does no work")
+
+    for place, name in ((GPA, "from_pretrained"), (audio, "load"), (replay, "write"), (collect, "collect")):
+        monkeypatch.setattr(place, name, never)
+    out = job.out.with_name("planned")
+    said: list[str] = []
+    assert finetune(dataclasses.replace(job, out=out), said.append, only_plan=True) is None
+    assert [line.split()[0] for line in said] == ["voice", "text", "steps", "memory", "time"]
+    assert not out.exists()
+
+
+def test_a_plan_follows_from_durations(job: Job, tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    probe = 0.5
+    monkeypatch.setattr(plan.voice, "step_seconds", lambda config: probe)
+    found = plan.Found.of(job.voice)
+    assert found.clips == 6 and found.untold == pytest.approx(14.0, abs=0.01)
+    assert found.seconds == pytest.approx(14.0 + sum(1.6 + 0.2 * n for n in range(5)), abs=0.01)
+    twice = plan.Found(2 * found.clips, 2 * found.seconds, 2 * found.untold)
+    size = plan.Size(voice_steps=100, items=3)
+    one, two = (plan.plan(f, size, tiny / "codec", tiny) for f in (found, twice))
+    assert two.seconds["preparing"] == pytest.approx(2 * one.seconds["preparing"])
+    assert two.seconds["voice"] - one.seconds["voice"] == pytest.approx(
+        probe * plan.COSTS["completed"] * found.seconds
+    )
+    more = plan.plan(found, dataclasses.replace(size, voice_steps=300), tiny / "codec", tiny)
+    assert more.seconds["voice"] - one.seconds["voice"] == pytest.approx(200 * probe)
+    assert two.seconds["table"] == one.seconds["table"] and not one.seconds["language model"]
+    words = plan.plan(found, dataclasses.replace(size, lm_steps=50, batch_ids=800), tiny / "codec", tiny)
+    assert words.seconds["language model"] > 0
+    assert one.minutes == pytest.approx(sum(one.seconds.values()) / 60)
+
+
+def test_what_a_run_took_is_kept_over_a_kill(tmp_path: Path) -> None:
+    clock = plan.Clock(tmp_path / "times.json")
+    clock.began -= 60
+    clock.stage("voice")
+    again = plan.Clock(tmp_path / "times.json")
+    again.began -= 30
+    again.stage("voice")
+    again.stage("table")
+    assert again.took["voice"] == pytest.approx(90, abs=1) and again.minutes == pytest.approx(1.5, abs=0.02)
 
 
 def test_the_same_command_again_does_nothing_anew_and_another_is_refused(
@@ -232,12 +317,13 @@ def test_the_same_command_again_does_nothing_anew_and_another_is_refused(
 
 
 def test_a_table_reports_what_became_worse() -> None:
-    before = [compare.Line("tts", "others", 0.2, 1.0, None, 4), compare.Line("tts", "zoe", 0.2, 1.0, 0.6, 4)]
-    after = [compare.Line("tts", "others", 0.35, 0.5, None, 4), compare.Line("tts", "zoe", 0.9, 1.0, 0.8, 4)]
+    others, zoe = ("tts", "others"), ("tts", "zoe")
+    before = [compare.Line(*others, 0.2, 1.0, None, 4), compare.Line(*zoe, 0.2, 1.0, 0.6, 4, 0.5)]
+    after = [compare.Line(*others, 0.35, 0.5, None, 4), compare.Line(*zoe, 0.9, 1.0, 0.8, 4, 0.75)]
     assert compare.regressions(before, after, 20) == ["tts (others): stopped 100.0 -> 50.0 %"]
     assert len(compare.regressions(before, after, 10)) == 2
-    assert "| tts | zoe | 4 | 20.0 | 90.0 | 100.0 | 100.0 | 0.60 | 0.80 |" in compare.table(
-        before, after, "x"
+    assert "| tts | zoe | 4 | 20.0 | 90.0 | 100.0 | 100.0 | 0.60 | 0.80 | 0.50 | 0.75 | - | - |" in (
+        compare.table(before, after, "x")
     )
 
 
@@ -251,6 +337,7 @@ def test_the_command_exits_with_one_when_an_old_task_regressed(
     ]
     compare.save(worse, tmp_path / "out" / "after.json")
     options = ["--steps", "4", "--rank", "2", "--items", "2", "--batch-ids", "800", "--threads", "1"]
+    options += ["--adapt-lm", "--voice-steps", "4", "--voice-rank", "2"]
     options += ["--judge", "own", "--device", "cpu", "--model", job.model, "-o", str(tmp_path / "out")]
     assert cli.main(["finetune", "--voice", str(job.voice), *options]) == 1
     assert "regressed" in capsys.readouterr().err
