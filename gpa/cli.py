@@ -349,7 +349,7 @@ what was measured.
         default=4,
         help="of the decoder's changes; 0: none (default 4)",
     )
-    how.add_argument("--voice-steps", type=int, default=160, help="of the voice (default 160)")
+    how.add_argument("--voice-steps", type=int, default=100, help="of the voice (default 100)")
     how.add_argument("--seed", type=int, default=0, help="default 0")
     how.add_argument("--threads", type=int, default=0, help="default: torch's choice")
     how = p.add_argument_group("the language model")

@@ -221,7 +221,7 @@ def test_a_voice_is_learnt_from_recordings_and_a_resumed_run_is_the_same(
     # Nearer to onyx than the plain voice, by the codec's own ids of what was never learnt from.
     wavs, ids = voices.recordings(made.data, 16_000)[1][0]
     real = torch.from_numpy(np.pad(wavs, (0, len(ids) * 640 - len(wavs))))[None]
-    near = [family.mel(torch.from_numpy(models["mini"].codec.decode(ids, v))[None], real).item()
+    near = [family.distances.mel(torch.from_numpy(models["mini"].codec.decode(ids, v))[None], real).item()
             for v in (voice, replace(family.voice, timbre=voice.timbre))]  # fmt: skip
     assert near[0] < near[1]
     cut = recipe(corpus, replace(models["mini"].voices["kore"], name="kore"), max_seconds=1e-9)
@@ -265,7 +265,7 @@ def test_a_decoder_without_bands_learns_by_its_sound(tiny: Path, tmp_path: Path)
     start = replace(model.voices["anna"], name="anna")
     made = replace(recipe(tmp_path, start), init=str(tiny))
     family = VoiceFamily(made)
-    assert set(family.unlearnt()) == {"mel", "loss"}
+    assert set(family.unlearnt()) == {"mel", "features", "loss"}
     voice = run(made, tmp_path / "run")
     assert voice.adaptation is not None and voice.timbre is None
     assert np.isfinite(model.codec.decode([1, 2, 3], voice)).all()

@@ -50,9 +50,16 @@ class HeardDistance:
     multiplies its channels, of which a few are huge.
     """
 
-    def __init__(self, folder: str, kind: str = "whisper", scale: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        kind: str = "whisper",
+        scale: Tensor | None = None,
+        encoder: FeatureEncoder | None = None,
+    ) -> None:
+        """Of an encoder, or of the one in a folder."""
         self.folder, self.kind, self.scale = folder, kind, scale
-        self._encoder: FeatureEncoder | None = None
+        self._encoder = encoder
 
     def encoder(self, device: torch.device) -> FeatureEncoder:
         """The encoder, frozen."""

@@ -210,7 +210,7 @@ def _learn_voice(job: Job, base: GPA) -> Voice:
         "train": {
             "steps": steps,
             "save_every": max(1, min(50, steps // 2)),
-            "eval_every": max(1, steps // 8),
+            "eval_every": max(1, steps // 5),
             "log_every": max(1, min(10, steps // 4)),
             "best": "eval/loss",
             "seed": job.seed,

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from gpa import audio
-from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.data import tokenset
 from gpa.data.sources import open_source
 from gpa.errors import AudioError, DataError
@@ -27,7 +26,7 @@ from gpa.train.plan import GIB
 
 PASSES = 8  # of a language model over the voice, if no number of steps is given
 FEWEST, MOST = 40, 1000  # steps of it
-VOICE_STEPS = 160  # of a voice; the held-out loss says which of them was best
+VOICE_STEPS = 100  # of a voice; the held-out loss says which of them was best
 BYTES = 700 * 2**20  # of a process that has loaded its libraries
 # Probes that a second of sound, or one thing of a kind, takes.
 COSTS = {
@@ -117,9 +116,8 @@ def steps_for(ids: float, batch_ids: int, replay_share: float) -> int:
 
 
 def plan(found: Found, size: Size, codec: Path, lm: Path) -> Plan:
-    """From what was found, the codec's folder and the language model's: a probe of each that is trained."""
-    config = BiCodecConfig.read(codec)
-    probe = voice.step_seconds(config)
+    """From what was found, and the folders of codec and language model: a probe of each that is trained."""
+    probe = voice.step_seconds(codec)
     per = {name: cost * probe for name, cost in COSTS.items()}
     learning = size.voice_steps * probe + per["completed"] * found.seconds
     words = size.rehearsed * per["rehearsed"]

@@ -23,9 +23,9 @@ from gpa.codec.adaptation import AdaptedDecoder
 from gpa.codec.bicodec import BiCodec, Clip
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
-from gpa.codec.features import FRAME
+from gpa.codec.features import FRAME, FeatureEncoder, WhisperFeatures, load_features
 from gpa.codec.harmonic import HarmonicDecoder
-from gpa.codec.losses import MelDistance
+from gpa.codec.losses import HeardDistance, MelDistance
 from gpa.codec.pitch import yin
 from gpa.codec.voice import Voice
 from gpa.data.sources import open_source
@@ -51,18 +51,19 @@ class VoiceData:
     tokens: str
     manifest: str
     voice: str  # a voice file: where the speaker vector starts
-    crops: int = 8
+    crops: int = 6
     crop_ids: int = 32
 
 
 @dataclass(frozen=True)
 class VoiceWeights:
-    """Loss weights; a decoder that draws no envelopes is rendered and learns by `mel` alone."""
+    """Loss weights; `envelope`, `spread` and `pitch` are those of a decoder that draws them."""
 
-    envelope: float = 1.0
+    mel: float = 0.5  # distance of the rendered sound
+    features: float = 2.0  # the ASR-feature loss, by the codec's own encoder if that is small (Whisper's)
+    envelope: float = 0.5
     spread: float = 1.0  # of the envelopes in time: distances alone teach flat ones
     pitch: float = 0.5
-    mel: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,36 @@ class Crops:
     voiced: Tensor
 
 
+@dataclass(frozen=True)
+class Distances:
+    """All losses of what an adapted decoder draws, by the names of `VoiceWeights`."""
+
+    mel: MelDistance
+    features: HeardDistance | None
+
+    @classmethod
+    def of(cls, network: BiCodecModel, encoder: FeatureEncoder | None) -> Distances:
+        """Features are compared where their encoder is small; wav2vec2's would take most of a step."""
+        config = network.config
+        scale = network.get_buffer("feature_scale") if config.standardise else None
+        small = isinstance(encoder, WhisperFeatures)
+        features = HeardDistance("", config.features, scale, encoder) if small else None
+        return cls(MelDistance(config.sample_rate), features)
+
+    def __call__(self, module: AdaptedDecoder, batch: Crops) -> dict[str, Tensor]:
+        """Of crops; sound of the source-filter decoder is rendered with the recording's pitch."""
+        decoder = module.network.decoder
+        frames = module(batch.semantic)
+        parts, wav = drawn(decoder, frames, batch, envelope=True, render=True)
+        assert wav is not None
+        if isinstance(decoder, HarmonicDecoder):
+            parts["spread"] = decoder.spread_distance(frames, batch.voiced, batch.wav)
+        parts["mel"] = self.mel.to(wav.device)(wav, batch.wav)
+        if self.features is not None:
+            parts["features"] = self.features(wav, batch.wav)
+        return parts
+
+
 class VoiceFamily:
     """One voice for the training loop."""
 
@@ -101,7 +132,7 @@ class VoiceFamily:
         longest = [max(len(sound.semantic) for sound in part) for part in (self.sounds, judged)]
         self.length = min(recipe.data.crop_ids, *longest)
         self.held = crops(judged, HELD_CROPS, self.length, np.random.default_rng(0))
-        self.mel = MelDistance(self.codec.spec.sample_rate)
+        self.distances = Distances.of(self.codec.model, self.codec.features)
 
     def build(self) -> nn.Module:
         return AdaptedDecoder(self.codec.model, torch.tensor(self.voice.codes), self.recipe.rank)
@@ -125,14 +156,8 @@ class VoiceFamily:
 
     def _loss(self, module: nn.Module, batch: Crops) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(module, AdaptedDecoder)
-        w, decoder = self.recipe.weights, module.network.decoder
-        frames = module(batch.semantic)
-        parts, wav = drawn(decoder, frames, batch, envelope=True, render=False)
-        if wav is not None:
-            parts["mel"] = self.mel.to(wav.device)(wav, batch.wav)
-        if isinstance(decoder, HarmonicDecoder) and w.spread:
-            parts["spread"] = decoder.spread_distance(frames, batch.voiced, batch.wav)
-        value = torch.stack([getattr(w, name) * part for name, part in parts.items()]).sum()
+        parts = self.distances(module, batch)
+        value = torch.stack([getattr(self.recipe.weights, name) * part for name, part in parts.items()]).sum()
         return value, {name: part.item() for name, part in parts.items()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -211,23 +236,23 @@ def crops(sounds: Sequence[Sound], count: int, length: int, rng: np.random.Gener
     return Crops(*(torch.stack(part) for part in zip(*parts, strict=True)))
 
 
-def step_seconds(
-    config: BiCodecConfig, count: int = VoiceData.crops, length: int = VoiceData.crop_ids
-) -> float:
-    """Seconds of a training step on this machine, of a decoder of these sizes with random weights."""
+def step_seconds(codec: Path) -> float:
+    """Seconds of a training step on this machine, of a codec's decoder with random weights."""
+    config = BiCodecConfig.read(codec)
     network = BiCodecModel(config)
+    small = config.features == "whisper"
+    encoder = load_features(codec / "features", config.features) if small else None
+    distances = Distances.of(network, encoder)
     codes = torch.zeros(config.speaker_encoder.token_num, dtype=torch.long)
     module = AdaptedDecoder(network, codes, VoiceRecipe.rank)
+    count, length = VoiceData.crops, VoiceData.crop_ids
     samples = length * config.latent_hop_length
     frames = torch.full((count, samples // FRAME), 100.0)
-    wav = torch.randn(count, samples)
-    batch = Crops(torch.zeros(count, length, dtype=torch.long), wav, frames, torch.ones_like(frames))
+    ids = torch.zeros(count, length, dtype=torch.long)
+    batch = Crops(ids, torch.randn(count, samples), frames, torch.ones_like(frames))
     took = 0.0
     for _ in range(2):
         began = time.perf_counter()
-        parts, made = drawn(network.decoder, module(batch.semantic), batch, envelope=True, render=False)
-        if made is not None:
-            parts["mel"] = MelDistance(config.sample_rate)(made, wav)
-        torch.stack([*parts.values()]).sum().backward()
+        torch.stack([*distances(module, batch).values()]).sum().backward()
         took = time.perf_counter() - began
     return took
