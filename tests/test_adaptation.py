@@ -3,8 +3,10 @@
 import base64
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,10 +197,15 @@ def prepared(folder: Path, count: int, model: Path) -> Path:
 
 def recipe(corpus: Path, start: Voice, **train_: object) -> VoiceRecipe:
     start.save(corpus / f"{start.name}.json")
-    data = {"tokens": str(corpus / "tokens"), "manifest": str(corpus / "manifest.jsonl"), "crops": 4}
+    data = {
+        "tokens": str(corpus / "tokens"),
+        "manifest": str(corpus / "manifest.jsonl"),
+        "crops": 3,
+        "crop_ids": 24,
+    }
     tree = {"init": str(MINI), "kind": "voice", "data": {**data, "voice": str(corpus / f"{start.name}.json")}}
-    steps = {"steps": 12, "eval_every": 4, "save_every": 4, "log_every": 4, "best": "eval/loss", "threads": 1}
-    tree |= {"train": {**steps, **train_}, "optim": {"lr": 5e-3, "warmup": 2, "weight_decay": 0.0}}
+    steps = {"steps": 6, "eval_every": 3, "save_every": 3, "log_every": 3, "best": "eval/loss", "threads": 1}
+    tree |= {"train": {**steps, **train_}, "optim": {"lr": 1e-2, "warmup": 1, "weight_decay": 0.0}}
     return config.build(VoiceRecipe, tree)
 
 
@@ -207,57 +214,74 @@ def run(made: VoiceRecipe, folder: Path) -> Voice:
     return Voice.load(folder / "export" / voices.FILE)
 
 
-def test_a_voice_is_learnt_from_recordings_and_a_resumed_run_is_the_same(
-    models: dict[str, GPA], corpus: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def few_crops() -> Iterator[None]:
+    """Judged by three crops instead of two dozen."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(voices, "HELD_CROPS", 3)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def whole(
+    models: dict[str, GPA], corpus: Path, few_crops: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[VoiceRecipe, Path, Voice]:
+    """A run from the voice kore on recordings of onyx: its recipe, folder and result."""
     made = recipe(corpus, replace(models["mini"].voices["kore"], name="kore"))
+    folder = tmp_path_factory.mktemp("whole")
+    return made, folder, run(made, folder)
+
+
+def test_a_voice_is_learnt_from_recordings(models: dict[str, GPA], whole: Any) -> None:
+    made, folder, voice = whole
     family = VoiceFamily(made)
     before = family.unlearnt()
-    voice = run(made, tmp_path / "whole")
     assert voice.adaptation is not None and voice.timbre is not None
     assert voice.codes == models["mini"].voices["kore"].codes, "the language model knows the voice by these"
-    best = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert best["eval/loss"] < 0.85 * before["loss"] and best["eval/pitch"] < before["pitch"]
-    # Nearer to onyx than the plain voice, by the codec's own ids of what was never learnt from.
-    wavs, ids = voices.recordings(made.data, 16_000)[1][0]
-    real = torch.from_numpy(np.pad(wavs, (0, len(ids) * 640 - len(wavs))))[None]
-    near = [family.distances.mel(torch.from_numpy(models["mini"].codec.decode(ids, v))[None], real).item()
-            for v in (voice, replace(family.voice, timbre=voice.timbre))]  # fmt: skip
-    assert near[0] < near[1]
-    cut = recipe(corpus, replace(models["mini"].voices["kore"], name="kore"), max_seconds=1e-9)
-    train(VoiceFamily(cut), cut.train, cut.optim, tmp_path / "cut", progress=False)
-    assert run(made, tmp_path / "cut") == voice
+    best = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert best["eval/loss"] < 0.9 * before["loss"] and best["eval/pitch"] < before["pitch"]
+    wav, ids = voices.recordings(made.data, 16_000)[1][0]  # never learnt from
+    real = torch.from_numpy(np.pad(wav, (0, len(ids) * 640 - len(wav))))[None]
+    distances = [
+        family.distances.mel(torch.from_numpy(models["mini"].codec.decode(ids, v))[None], real).item()
+        for v in (replace(voice, timbre=None), family.voice)
+    ]
+    assert distances[0] < distances[1]
+
+
+def test_a_resumed_run_is_an_uninterrupted_one(corpus: Path, whole: Any, tmp_path: Path) -> None:
+    made, _, voice = whole
+    cut = replace(made, train=replace(made.train, max_seconds=1e-9))
+    train(VoiceFamily(cut), cut.train, cut.optim, tmp_path, progress=False)
+    assert run(made, tmp_path) == voice
 
 
 def test_what_makes_held_out_clips_worse_is_not_kept(
-    models: dict[str, GPA], corpus: Path, tmp_path: Path
+    models: dict[str, GPA], corpus: Path, few_crops: None, tmp_path: Path
 ) -> None:
-    """Of the voice that the recordings are of there is nothing to learn but noise."""
     made = recipe(corpus, replace(models["mini"].voices["onyx"], name="onyx"), steps=1, eval_every=1)
-    made = replace(made, optim=replace(made.optim, lr=1.0, warmup=0))
+    made = replace(made, optim=replace(made.optim, lr=1.0, warmup=0))  # a step far too long
     voice = run(made, tmp_path)
     assert voice.adaptation is None and voice.timbre is not None
 
 
-def test_the_best_of_held_out_losses_is_what_is_exported(
-    models: dict[str, GPA], corpus: Path, tmp_path: Path
-) -> None:
-    made = recipe(corpus, replace(models["mini"].voices["kore"], name="kore"))
-    whole = run(made, tmp_path)
+def test_the_best_of_held_out_losses_is_what_is_exported(whole: Any, tmp_path: Path) -> None:
+    made, folder, _ = whole
     family = VoiceFamily(made)
-    last = torch.load(tmp_path / "checkpoints" / "step-00000012.pt", weights_only=True)["module"]
+    last = torch.load(folder / "checkpoints" / "step-00000006.pt", weights_only=True)["module"]
     module = family.build()
     module.load_state_dict(last)
-    best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
-    best["module"] = {k: v + 0.01 if k == "vector" else v for k, v in last.items()}
-    torch.save(best, tmp_path / "checkpoints" / "best.pt")
+    better = {name: t + 0.1 if name == "vector" else t for name, t in last.items()}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"module": better}, tmp_path / "checkpoints" / "best.pt")
     family.export(module, tmp_path / "export")
     again = Voice.load(tmp_path / "export" / voices.FILE)
-    assert again.adaptation is not None and whole.adaptation is not None
-    assert torch.allclose(again.adaptation.vector, last["vector"] + 0.01, atol=1e-3)
+    assert again.adaptation is not None
+    assert torch.allclose(again.adaptation.vector, better["vector"], atol=5e-3)
 
 
-def test_a_decoder_without_bands_learns_by_its_sound(tiny: Path, tmp_path: Path) -> None:
+def test_a_decoder_without_bands_learns_by_its_sound(tiny: Path, few_crops: None, tmp_path: Path) -> None:
     model = GPA.from_pretrained(tiny, device="cpu")
     for n in range(4):
         audio.save(tmp_path / f"{n}.wav", speechlike(2.0, seed=n), 16_000)

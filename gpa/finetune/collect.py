@@ -26,6 +26,7 @@ Hear = Callable[[np.ndarray], str]
 RATE = 16_000
 PART_SECONDS = 12.0  # recordings without a text are cut into parts of at most this
 LEAST_CLIPS, MOST_HELD, HELD_SHARE = 4, 8, 0.15
+FEW_CLIPS = 6  # of fewer, one is held out and not two
 HELD_SECONDS = (1.5, 20.0)  # of a clip that may be held out
 
 
@@ -97,7 +98,7 @@ def _held_out(rows: list[dict[str, Any]], folder: Path) -> set[str]:
             "and a minute or more of speech does better"
         )
     fits = [row for row in spoken if HELD_SECONDS[0] <= _seconds(row) <= HELD_SECONDS[1]] or spoken
-    count = min(MOST_HELD, max(1, round(HELD_SHARE * len(spoken))))
+    count = min(MOST_HELD, max(1 + (len(spoken) >= FEW_CLIPS), round(HELD_SHARE * len(spoken))))
     return set(sorted((row["id"] for row in fits), key=_hash)[:count])
 
 

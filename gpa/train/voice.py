@@ -193,15 +193,17 @@ def completed(codec: BiCodec, voice: Voice, clips: Sequence[Clip]) -> Voice:
 
 
 def recordings(data: VoiceData, rate: int) -> tuple[list[Clip], list[Clip]]:
-    """Sound (S,) and ids (T,) of the clips to learn from, and of those that are held out."""
+    """Sound (S,) and ids (T,) of the clips to learn from, and of those that are held out, at least one."""
     sources = {row.id: row.audio for row in open_source(data.manifest).check()}
     learnt: list[Clip] = []
     held: list[Clip] = []
     for row in TokenSet.open(Path(data.tokens)):
         clip = sources[row["id"]].wav(rate), np.asarray(row["semantic"], np.int64)
         (learnt if row["split"].startswith("train") else held).append(clip)
-    if not learnt or not held:
-        raise DataError(f"{data.tokens}: a voice needs clips to learn from and clips to judge by")
+    if not held:  # the doctor has dropped them
+        held = [learnt.pop()] if learnt else []
+    if not learnt:
+        raise DataError(f"{data.tokens}: too few clips are left to learn from some and judge by others")
     return learnt, held
 
 
