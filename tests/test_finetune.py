@@ -287,7 +287,7 @@ def test_a_plan_follows_from_durations(job: Job, tiny: Path, tmp_path: Path, mon
         probe * plan.COSTS["completed"] * found.seconds
     )
     more = plan.plan(found, dataclasses.replace(size, voice_steps=300), tiny / "codec", tiny)
-    assert more.seconds["voice"] - one.seconds["voice"] == pytest.approx(200 * probe)
+    assert more.seconds["voice"] - one.seconds["voice"] == pytest.approx(200 * probe * plan.EVALUATED)
     assert two.seconds["table"] == one.seconds["table"] and not one.seconds["language model"]
     words = plan.plan(found, dataclasses.replace(size, lm_steps=50, batch_ids=800), tiny / "codec", tiny)
     assert words.seconds["language model"] > 0

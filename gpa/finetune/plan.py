@@ -30,13 +30,14 @@ VOICE_STEPS = 100  # of a voice; the held-out loss says which of them was best
 BYTES = 700 * 2**20  # of a process that has loaded its libraries
 # Probes that a second of sound, or one thing of a kind, takes.
 COSTS = {
-    "transcribed": 0.7,  # a second that has no text
-    "prepared": 0.4,  # a second
-    "completed": 0.5,  # a second, whose timbre and pitch are measured
-    "judged": 12.0,  # an item of the table, spoken or converted, once
-    "rehearsed": 9.0,  # a sentence or conversion of the base model
-    "begun": 60.0,  # a run: libraries and models are loaded
+    "transcribed": 0.5,  # a second that has no text
+    "prepared": 0.06,  # a second
+    "completed": 0.06,  # a second, whose timbre and pitch are measured
+    "judged": 4.5,  # an item of the table, spoken or converted, once
+    "rehearsed": 3.0,  # a sentence or conversion of the base model
+    "begun": 30.0,  # a run: libraries, models and judges are loaded
 }
+EVALUATED = 1.25  # probes that a step takes with its share of what is judged meanwhile
 REHEARSED = 180  # sentences and conversions
 HELD_SHARE = 0.15
 
@@ -119,7 +120,7 @@ def plan(found: Found, size: Size, codec: Path, lm: Path) -> Plan:
     """From what was found, and the folders of codec and language model: a probe of each that is trained."""
     probe = voice.step_seconds(codec)
     per = {name: cost * probe for name, cost in COSTS.items()}
-    learning = size.voice_steps * probe + per["completed"] * found.seconds
+    learning = EVALUATED * size.voice_steps * probe + per["completed"] * found.seconds
     words = size.rehearsed * per["rehearsed"]
     words += size.lm_steps * _lm_step(lm, size.batch_ids) if size.lm_steps else 0.0
     seconds = {
