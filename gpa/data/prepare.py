@@ -30,6 +30,7 @@ from gpa.data.tokenset import PREPARED, REJECTED
 from gpa.errors import DataError, GenerationError
 from gpa.models.gpa.modeling_gpa import GPA
 from gpa.models.gpa.processing_gpa import GPAProcessor
+from gpa.vocab import Vocab
 
 WORK, PLAN, VERDICT = ".work", "plan.json", "verdict.json"
 BATCH = 16  # clips in memory at once; the codec batches those of one length
@@ -159,7 +160,7 @@ class _Run:
         began = time.monotonic()
         self._pass("encode", self.shards, self._encode(found), shared=self.part.lead)
         took = time.monotonic() - began
-        about = _about(self.plan, found)
+        about = _about(self.plan, found, self.processor.vocab)
         if self.part.lead:
             for name, content in self.processor.text_files.items():
                 (self.job.out / name).write_bytes(content)
@@ -351,7 +352,7 @@ def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
     return as_read
 
 
-def _about(plan: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+def _about(plan: Mapping[str, Any], found: Mapping[str, Any], vocab: Vocab) -> dict[str, Any]:
     counts = {key: found[key] for key in ("rows", "seconds", "screened", "rejected", "allowed", "counts")}
     head = {"kind": tokenset.KIND, "version": tokenset.VERSION, "gpa": metadata.version("gpa-audio")}
-    return {**head, **plan, **counts}
+    return {**head, **plan, "vocabulary": tokenset.layout(vocab), **counts}

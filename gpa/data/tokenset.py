@@ -24,6 +24,7 @@ from gpa.errors import CheckpointError, MissingExtraError
 from gpa.prompt import INSTRUCTIONS, Example, Format
 from gpa.tasks import FIELD_OF
 from gpa.text import normalise_text
+from gpa.vocab import Vocab
 
 PREPARED, REJECTED = "prepared.json", "rejected.jsonl"
 KIND, VERSION = "gpa-tokens", 1
@@ -140,6 +141,29 @@ def read_about(folder: Path) -> dict[str, Any]:
             f"{path}: {about.get('kind')} version {about.get('version')!r} cannot be read here"
         )
     return about
+
+
+def layout(vocab: Vocab) -> dict[str, int | None]:
+    """What prepared.json has to say of an id space beside tokenizer.json, which names neither the block of
+    linguistic codes nor rows that pad the embedding.
+    """
+    return {"size": vocab.size, "glm_size": vocab.glm.size if vocab.glm else None}
+
+
+def read_vocab(folder: Path) -> Vocab:
+    """The id space of the model that a folder was prepared for; of other folders what tokenizer.json names.
+
+    CheckpointError if the tokenizer there is not that of the preparation.
+    """
+    about = hub.read_json(folder / PREPARED) if (folder / PREPARED).is_file() else {}
+    if "vocabulary" not in about:
+        return Vocab.from_file(folder)
+    vocab = Vocab.from_file(folder, **about["vocabulary"])
+    if vocab.fingerprint() != about["fingerprints"]["vocabulary"]:
+        raise CheckpointError(
+            f"{folder}: tokenizer.json is not the one it was prepared with; prepare it again:  {COMMAND} DIR"
+        )
+    return vocab
 
 
 def check_fits(folder: str | os.PathLike, fingerprints: Mapping[str, str]) -> None:

@@ -24,9 +24,9 @@ from gpa.data import tokens, tokenset
 from gpa.data.batches import BatchPlan
 from gpa.data.rows import TASK_ORDER, Chain, LMBatch, Noise, Row, RowBuilder, Some, collate, pack
 from gpa.errors import CheckpointError, UsageError
+from gpa.models.gpa import files_gpa as files
 from gpa.models.gpa.backbone import Backbone, alignment_loss, load_backbone, new_backbone
-from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.prompt import get_format
+from gpa.prompt import PublishedFormat, get_format
 from gpa.pronounce import Pronunciations
 from gpa.tasks import IGNORE
 from gpa.text import TextTokenizer, copy_tokenizer
@@ -101,8 +101,10 @@ class LMFamily:
 
     def __init__(self, recipe: LMRecipe) -> None:
         self.recipe = recipe
+        self.init = files.find(recipe.init) if recipe.init else None
         folder = Path(recipe.data.tokens)
-        self.vocab = Vocab.from_file(folder)
+        self.vocab = tokenset.read_vocab(folder)
+        _check_format(recipe, self.vocab)
         fmt = get_format(recipe.format, self.vocab, TextTokenizer.from_file(folder))
         clips = tokens.read(folder)
         split = [clip["split"] for clip in clips]
@@ -129,12 +131,12 @@ class LMFamily:
         weights = np.array([weight for _, _, weight in self.items])
         weights = _shared(weights, np.array([i >= own for _, i, _ in self.items]), recipe.data.replay_share)
         self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
-        folders = {"tokens": recipe.data.tokens, "codec": recipe.codec, "init": recipe.init}
+        folders = {"tokens": recipe.data.tokens, "codec": recipe.codec, "init": str(self.init or "")}
         self.validation = prepare(recipe.validate, self.dev, recipe.data.max_ids, **folders)
 
     def _replay(self, folder: Path) -> Sequence[Clip]:
-        """Its training clips; CheckpointError if its ids are others than those of `data.tokens`."""
-        if Vocab.from_file(folder).fingerprint() != self.vocab.fingerprint():
+        """Its training clips; CheckpointError if its tokenizer is another than that of `data.tokens`."""
+        if tokenset.read_vocab(folder).tokens_digest != self.vocab.tokens_digest:
             raise CheckpointError(f"{folder}: its ids are not those of {self.recipe.data.tokens}")
         clips = tokens.read(folder)
         return Some(clips, [i for i, clip in enumerate(clips) if clip["split"].startswith("train")])
@@ -164,9 +166,9 @@ class LMFamily:
         return model
 
     def _start(self) -> Backbone:
-        if self.recipe.init:
-            self._check_fingerprints(Path(self.recipe.init))
-            model = load_backbone(self.recipe.init)
+        if self.init:
+            self._check_fingerprints(self.init)
+            model = load_backbone(self.init)
             if model.config.vocab_size != self.vocab.size:
                 raise CheckpointError(
                     f"{self.recipe.init}: {model.config.vocab_size} ids, "
@@ -180,7 +182,7 @@ class LMFamily:
 
     def _check_fingerprints(self, init: Path) -> None:
         """Ids of another codec or tokenizer than the model's own would be noise to it."""
-        known = GPAConfig.read(init).fingerprints
+        known = files.fingerprints(init)
         for folder in map(Path, filter(None, (self.recipe.data.tokens, self.recipe.data.replay))):
             if known and (folder / tokenset.PREPARED).is_file():
                 tokenset.check_fits(folder, known)
@@ -264,11 +266,33 @@ class LMFamily:
 
     def export(self, module: nn.Module, path: Path) -> None:
         assert isinstance(module, Backbone)
-        if self.recipe.adapter.rank:
+        if self.init and self.recipe.adapter.rank:
             adapters.save(module, self.recipe.init, path / adapters.FOLDER)
-            module = adapters.merged(self.recipe.init, path / adapters.FOLDER)
+            module = adapters.merged(self.init, path / adapters.FOLDER)
         module.save_pretrained(path)
         copy_tokenizer(Path(self.recipe.data.tokens), path)
+
+
+def _check_format(recipe: LMRecipe, vocab: Vocab) -> None:
+    """UsageError, with the setting to change, for tokens or weights that do not suit the recipe's format."""
+    folder, name = Path(recipe.data.tokens), recipe.format
+    made = tokenset.read_about(folder)["format"] if (folder / tokenset.PREPARED).is_file() else name
+    if made != name:
+        raise UsageError(
+            f"{folder}: prepared for the {made} format, the recipe has {name}: set format={made}"
+        )
+    if name != PublishedFormat.name:
+        return
+    if vocab.glm is None:
+        raise UsageError(
+            f"{folder}: has no linguistic (GLM) codes, which recognition in the published format reads; "
+            f"prepare it for a published checkpoint:  {tokenset.COMMAND} {folder} --model PUBLISHED"
+        )
+    if recipe.weights.alignment:
+        raise UsageError(
+            f"weights.alignment={recipe.weights.alignment:g}: published models were trained without, and "
+            "prepared rows do not say when a letter is spoken; set weights.alignment=0"
+        )
 
 
 def _shared(weights: np.ndarray, replayed: np.ndarray, share: float) -> np.ndarray:

@@ -22,7 +22,7 @@ from gpa.codec.bicodec import BiCodec
 from gpa.codec.features import half_where_it_fits
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import CheckpointError
-from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.models.gpa.configuration_gpa import FILE, GPAConfig
 from gpa.models.gpa.outputs_gpa import Voice
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets"
@@ -101,6 +101,17 @@ def load_parts(folder: Path, device: torch.device) -> tuple[BiCodec, GLM4VoiceTo
         raise CheckpointError(f"{folder}: no codec, neither {CODEC}/ nor {PUBLISHED_CODEC}/")
     glm = GLM4VoiceTokenizer.from_pretrained(folder / GLM, device=device) if (folder / GLM).is_dir() else None
     return BiCodec.from_pretrained(path, device=device), glm
+
+
+def fingerprints(folder: Path) -> Mapping[str, str]:
+    """SHA-256 of the parts that rows of ids depend on: as gpa.json says, and of a published checkpoint, which
+    has none, computed. Nothing for a language model alone.
+    """
+    if (folder / FILE).is_file() or not (folder / PUBLISHED_CODEC).is_dir():
+        return GPAConfig.read(folder).fingerprints
+    codec, glm = load_parts(folder, torch.device("cpu"))
+    found = {"codec": codec.fingerprint(), "tokenizer": hub.fingerprint_files(folder / "tokenizer.json")}
+    return found | ({"glm": glm.fingerprint()} if glm else {})
 
 
 def load_voices(folder: Path) -> dict[str, Voice]:
