@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import DynamicCache
 
 from gpa.data import tokens, tokenset
 from gpa.errors import UsageError
 from gpa.models.gpa.backbone import Backbone, load_backbone
-from gpa.models.gpa.generation_gpa import cached
+from gpa.models.gpa.generation_gpa import cached, new_cache
 from gpa.prompt import Format, get_format
 from gpa.text import TextTokenizer, copy_tokenizer, normalise_text
 from gpa.vocab import Vocab
@@ -62,7 +61,7 @@ def speak(
     legal = torch.full((lm.config.vocab_size,), -torch.inf)
     legal[fmt.vocab.semantic.span.start : fmt.vocab.semantic.span.stop] = 0
     legal[fmt.vocab.stop] = 0
-    cache, made = DynamicCache(config=lm.config), torch.empty(len(prompts), 0, dtype=torch.long)
+    cache, made = new_cache(lm), torch.empty(len(prompts), 0, dtype=torch.long)
     ended = torch.zeros(len(prompts), dtype=torch.bool)
     while made.shape[1] < most and not ended.all():
         places = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]

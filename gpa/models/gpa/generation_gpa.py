@@ -121,6 +121,11 @@ class Masks:
         return cls(legal, legal & ~stop, stop)
 
 
+def new_cache(lm: PreTrainedModel) -> DynamicCache:
+    """An empty key-value cache of a network."""
+    return DynamicCache(config=lm.config)
+
+
 def cached(lm: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
     """The argument that hands a cache to a network."""
     return {_name_of_cache(type(lm).forward): cache}
@@ -135,7 +140,7 @@ def _name_of_cache(forward: Callable[..., Any]) -> str:
 @torch.inference_mode()
 def prefill(lm: PreTrainedModel, ids: Sequence[int]) -> tuple[Tensor, DynamicCache]:
     """Logits (V,) after a prompt, and the cache that holds it."""
-    cache = DynamicCache(config=lm.config)
+    cache = new_cache(lm)
     out = lm(
         input_ids=torch.tensor([list(ids)], device=lm.device),
         **cached(lm, cache),

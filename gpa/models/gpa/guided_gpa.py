@@ -15,11 +15,11 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, compose_logits, given
 from gpa.errors import GenerationError, PromptError, UsageError
-from gpa.models.gpa.generation_gpa import Rules, cached, threads_for_one
+from gpa.models.gpa.generation_gpa import Rules, cached, new_cache, threads_for_one
 from gpa.models.gpa.outputs_gpa import Transcript
 from gpa.prompt import Format, InstructFormat
 from gpa.text import normalise_text
@@ -58,7 +58,7 @@ class Composed:
     def _prefill(self) -> Tensor:
         """Padding stands at the left, so that all rows end together."""
         longest = max(map(len, self.prompts))
-        self.cache = DynamicCache(config=self.lm.config)
+        self.cache = new_cache(self.lm)
         left = [longest - len(prompt) for prompt in self.prompts]
         ids = [[prompt[0]] * n + prompt for prompt, n in zip(self.prompts, left, strict=True)]
         mask = [[0] * n + [1] * (longest - n) for n in left]
