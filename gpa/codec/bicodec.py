@@ -261,6 +261,15 @@ class BiCodec:
         """
         if isinstance(semantic, AudioTokens):
             global_, timbre, semantic = semantic.global_, semantic.timbre, semantic.codes
+        return self.render(self.frames(semantic, global_, timbre, window=window))
+
+    def frames(
+        self, semantic: Ids, global_: Ids | None, timbre: Timbre | None = None, *, window: int = WINDOW
+    ) -> np.ndarray:
+        """What the network draws of a clip, float32 (C, N): samples themselves, or envelopes and pitch.
+
+        Arguments and errors are those of `decode`, which renders it.
+        """
         codes = _flat(semantic, "semantic", self._spec.codebook_size)
         voice = _flat([] if global_ is None else global_, "global", self._spec.global_size)
         if len(voice) != self._spec.n_global:
@@ -268,8 +277,12 @@ class BiCodec:
         spans = range(0, len(codes), window)
         with torch.inference_mode():
             parts = [self._frames(codes, voice, i, min(i + window, len(codes))) for i in spans]
-            frames = self._retouched(torch.cat(parts, -1), timbre)
-            return self.model.render(frames)[0].cpu().numpy()
+            return self._retouched(torch.cat(parts, -1), timbre)[0].cpu().numpy()
+
+    def render(self, frames: np.ndarray) -> np.ndarray:
+        """The waveform (S,) of a whole clip's frames (C, N)."""
+        with torch.inference_mode():
+            return self.model.render(torch.from_numpy(frames)[None].to(self.device))[0].cpu().numpy()
 
     def _retouched(self, frames: Tensor, timbre: Timbre | None) -> Tensor:
         if timbre is None:

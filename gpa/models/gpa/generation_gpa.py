@@ -10,9 +10,11 @@ per request.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -119,13 +121,24 @@ class Masks:
         return cls(legal, legal & ~stop, stop)
 
 
+def cached(lm: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """The argument that hands a cache to a network."""
+    return {_name_of_cache(type(lm).forward): cache}
+
+
+@lru_cache(maxsize=8)
+def _name_of_cache(forward: Callable[..., Any]) -> str:
+    """transformers renamed it in 5.24, and takes the old name until 5.40."""
+    return "cache" if "cache" in signature(forward).parameters else "past_key_values"
+
+
 @torch.inference_mode()
 def prefill(lm: PreTrainedModel, ids: Sequence[int]) -> tuple[Tensor, DynamicCache]:
     """Logits (V,) after a prompt, and the cache that holds it."""
     cache = DynamicCache(config=lm.config)
     out = lm(
         input_ids=torch.tensor([list(ids)], device=lm.device),
-        past_key_values=cache,
+        **cached(lm, cache),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -143,7 +156,7 @@ def decode_several(lm: PreTrainedModel, token_ids: Sequence[int], cache: Dynamic
     """Logits (B, V) after one more id in each row of the cache."""
     ids = torch.tensor(token_ids, device=lm.device)[:, None]
     with threads_for_one(lm):
-        out = lm(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = lm(input_ids=ids, **cached(lm, cache), use_cache=True, logits_to_keep=1)
     return out.logits[:, -1].float()
 
 

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, compose_logits, given
 from gpa.errors import GenerationError, PromptError, UsageError
-from gpa.models.gpa.generation_gpa import Rules, threads_for_one
+from gpa.models.gpa.generation_gpa import Rules, cached, threads_for_one
 from gpa.models.gpa.outputs_gpa import Transcript
 from gpa.prompt import Format, InstructFormat
 from gpa.text import normalise_text
@@ -79,7 +79,7 @@ class Composed:
             out = self.lm(
                 input_ids=ids,
                 position_ids=places,
-                past_key_values=self.cache,
+                **cached(self.lm, self.cache),
                 use_cache=True,
                 logits_to_keep=1,
                 **padded,
