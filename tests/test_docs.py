@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpa import cli
+from headers import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "gpa" / "assets" / "gpa-mini"
@@ -133,9 +134,8 @@ def test_make_lines_of_the_readme_are_targets() -> None:
 def test_commands_in_recipe_headers_parse() -> None:
     """The comment at the top of each recipe says what to run, and names recipes that exist."""
     for recipe in sorted((ROOT / "recipes").rglob("*.yaml")):
-        header = [line[1:].strip() for line in recipe.read_text().splitlines() if line.startswith("#")]
-        commands = [line for line in header if re.match(r"(python -m gpa|gpa |accelerate launch )", line)]
-        assert commands, f"{recipe}: its header lacks the command"
-        for command in commands:
+        found = commands(recipe)
+        assert found, f"{recipe}: its header lacks the command"
+        for command in found:
             named = re.findall(r"recipes/\S+\.yaml", command)
             assert all((ROOT / name).is_file() for name in named), command

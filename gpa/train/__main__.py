@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         "overrides", nargs="*", help="recipe keys to change, e.g. optim.lr=3e-4 train.steps=10"
     )
     parser.add_argument("--run", type=Path, help="run folder (default runs/<recipe name>)")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # keys may also follow --run
     launched = launch.Launched.read()
     # What is trained and where belongs to the result; of several processes one says it.
     logging.getLogger("gpa.train").setLevel(logging.INFO if launched.rank == 0 else logging.ERROR)
