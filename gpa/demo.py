@@ -86,7 +86,7 @@ def run(
     pair = f"{Path(str(source)).stem} -> {Path(str(target)).stem}"
     clips[f"3-convert-{pair.replace(' -> ', '-to-')}"] = speech
     rows += [
-        Row("convert", pair, "", "", _seconds(speech), took),
+        Row(f"convert ({speech.mode})", pair, "", "", _seconds(speech), took),
         _transcribe(model, speech, Path(str(target)).stem),
     ]
     if enhancer is not None:

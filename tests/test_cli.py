@@ -125,8 +125,33 @@ def test_asr_goes_on_after_a_bad_file(shell: Shell) -> None:
 
 @pytest.mark.parametrize("mode", ["lm", "codec"])
 def test_vc_in_both_modes(shell: Shell, mode: str) -> None:
-    assert shell("vc", "in.wav", "--voice", "ref.wav", "--mode", mode, "-o", "o.wav", *BRIEF) == 0
+    brief = BRIEF if mode == "lm" else []
+    assert shell("vc", "in.wav", "--voice", "ref.wav", "--mode", mode, "-o", "o.wav", *brief) == 0
     assert shell.out == "o.wav\n" and len(soundfile.read("o.wav")[0]) > 0
+    assert f"gpa: mode {mode}: " in shell.err
+
+
+def test_vc_takes_the_way_that_the_checkpoint_names(shell: Shell, tiny: Path) -> None:
+    """gpa.json decides; options of the language model choose it, and are refused where the codec is chosen."""
+    settings = json.loads((tiny / "gpa.json").read_text())
+    swapping = Path(shutil.copytree(tiny, "swapping"))
+    (swapping / "gpa.json").write_text(json.dumps({**settings, "conversion": "codec"}))
+    command = ["vc", "in.wav", "--voice", "ref.wav", "-o", "o.wav", "--json"]
+    assert settings["conversion"] == "lm" and shell(*command) == 0
+    assert json.loads(shell.out)["mode"] == "lm"
+    there = ["--model", swapping]
+    assert shell(*command, *there, model=False) == 0
+    assert json.loads(shell.out)["mode"] == "codec" and "gpa: mode codec: " in shell.err
+    assert shell(*command, "--seed", "3", *there, model=False) == 0
+    assert json.loads(shell.out)["mode"] == "codec"
+    for more in (["--temperature", "0"], BRIEF, ["--transcript", "hello there"], ["--itc", "--gamma", "2"]):
+        assert shell(*command, *more, *there, model=False) == 0
+        assert json.loads(shell.out)["mode"] == "lm", more
+        assert shell(*command, *more, "--mode", "codec") == UsageError.exit_code
+        assert "option of mode lm" in complaint(shell)
+    (swapping / "gpa.json").write_text(json.dumps({**settings, "conversion": "magic"}))
+    assert shell(*command, *there, model=False) == CheckpointError.exit_code
+    assert "conversion='magic'" in complaint(shell)
 
 
 def test_vc_follows_a_transcript(shell: Shell) -> None:
