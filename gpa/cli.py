@@ -247,7 +247,7 @@ def _doctor(sub: Any) -> None:
 
 def _demo(sub: Any) -> None:
     p = options.command(
-        sub, "demo", commands.demo, "speak, transcribe, convert, restore from noise, with pictures", """\
+        sub, "demo", commands.demo, "speak, transcribe and convert, with pictures", """\
   gpa demo
   gpa demo --text "Any sentence you like." --out listen
 """
@@ -260,12 +260,6 @@ def _demo(sub: Any) -> None:
         help="folder for WAVs and the picture (default demo_out)",
     )
     p.add_argument("--voices", nargs=2, metavar=("FROM", "TO"), help="two voices (default: two shipped ones)")
-    p.add_argument(
-        "--enhancer",
-        default=commands.ENHANCER,
-        metavar="M",
-        help=f'SpeechOp model to restore a clip in noise with, "" for none (default {commands.ENHANCER})',
-    )
     p.add_argument("--seed", type=int, default=0, help="default 0: the same sound every time")
     options.model(p)
 

@@ -18,7 +18,6 @@ from gpa import audio
 from gpa.errors import CheckpointError, GPAError, UsageError
 from gpa.wordlist import read_text
 
-ENHANCER = "speechop-mini"
 DEFAULT_MODEL = "gpa-mini"
 PUBLISHED_LICENCES = {  # docs/checkpoints.md has the details
     "language_model": "Apache-2.0 in its repository; academic and personal use only, says its page",
@@ -153,16 +152,10 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Show all three tasks, and restoration where a SpeechOp model is at hand."""
+    """Show all three tasks."""
     from gpa.demo import run
 
-    model, enhancer = _load(args), None
-    if args.enhancer:
-        from gpa.speechop.model import SpeechOp
-
-        where = {"device": args.device, "offline": args.offline, "threads": args.threads}
-        enhancer = SpeechOp.from_pretrained(args.enhancer, **where)
-    run(model, args.out, text=args.text, voices=args.voices, seed=args.seed, enhancer=enhancer)
+    run(_load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
 
 
 def prepare(args: argparse.Namespace) -> None:
