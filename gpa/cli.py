@@ -168,10 +168,12 @@ def _vc(sub: Any) -> None:
     p = options.command(
         sub, "vc", commands.vc, "say the same in another voice", """\
   gpa vc speech.wav --voice me.json -o converted.wav
-  gpa vc speech.wav --voice other.wav --mode codec -o fast.wav
+  gpa vc speech.wav --voice me.json --mode lm --seed 7 -o anew.wav
   gpa vc speech.wav --voice me.json --transcript "What it really says." -o clearer.wav
 
-a transcript, or --itc for the model's own, guides the words of a conversion. prints the path of the file
+the codec exchanges the voice and keeps words and timing; the language model speaks anew. the default is
+what measured better for the checkpoint, and is said. a transcript, or --itc for the model's own, guides the
+words of the language model; it and the options of generation choose --mode lm. prints the path of the file
 written.
 """
     )  # fmt: skip
@@ -180,8 +182,7 @@ written.
     p.add_argument(
         "--mode",
         choices=("lm", "codec"),
-        default="lm",
-        help="lm: the model speaks anew; codec: only the voice codes are exchanged, much faster (default lm)",
+        help="codec: only the voice is exchanged, fast; lm: the model speaks anew (default: the model's)",
     )
     words = p.add_mutually_exclusive_group()
     words.add_argument("--transcript", metavar="T", help="what the recording says")
@@ -190,7 +191,7 @@ written.
     options.output(p, "out.wav")
     options.sampling(p)
     options.model(p)
-    options.json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
+    options.json(p, "print one JSON object: path, mode, seconds, tokens, finish_reason, timing")
 
 
 def _voice(sub: Any) -> None:
@@ -246,7 +247,7 @@ def _doctor(sub: Any) -> None:
 
 def _demo(sub: Any) -> None:
     p = options.command(
-        sub, "demo", commands.demo, "speak, transcribe, convert, restore from noise, with pictures", """\
+        sub, "demo", commands.demo, "speak, transcribe and convert, with pictures", """\
   gpa demo
   gpa demo --text "Any sentence you like." --out listen
 """
@@ -259,12 +260,6 @@ def _demo(sub: Any) -> None:
         help="folder for WAVs and the picture (default demo_out)",
     )
     p.add_argument("--voices", nargs=2, metavar=("FROM", "TO"), help="two voices (default: two shipped ones)")
-    p.add_argument(
-        "--enhancer",
-        default=commands.ENHANCER,
-        metavar="M",
-        help=f'SpeechOp model to restore a clip in noise with, "" for none (default {commands.ENHANCER})',
-    )
     p.add_argument("--seed", type=int, default=0, help="default 0: the same sound every time")
     options.model(p)
 
@@ -347,7 +342,6 @@ whose owner agreed. docs/finetuning.md says what was measured.
     how.add_argument("--batch-ids", type=int, default=2048, metavar="N", help="of a step (default 2048)")
     how.add_argument("--replay", default="", metavar="DIR", help="a prepared folder to rehearse from")
     how.add_argument("--seed", type=int, default=0, help="default 0")
-    how.add_argument("--threads", type=int, default=0, help="default: torch's choice")
     seen = p.add_argument_group("the table")
     seen.add_argument("--items", type=int, default=12, metavar="N", help="of each line; 0: no table")
     seen.add_argument("--judge", choices=("auto", "extra", "own"), default="auto", help="who listens")

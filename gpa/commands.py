@@ -18,13 +18,16 @@ from gpa import audio
 from gpa.errors import CheckpointError, GPAError, UsageError
 from gpa.wordlist import read_text
 
-ENHANCER = "speechop-mini"
 DEFAULT_MODEL = "gpa-mini"
 PUBLISHED_LICENCES = {  # docs/checkpoints.md has the details
     "language_model": "Apache-2.0 in its repository; academic and personal use only, says its page",
     "BiCodec": "CC BY-NC-SA 4.0 (Spark-TTS)",
     "glm-4-voice-tokenizer": "its own, in the LICENSE file beside the weights",
     "wav2vec2-large-xlsr-53": "Apache-2.0",
+}
+CONVERTED = {
+    "codec": "mode codec: the voice was exchanged, words and timing kept (--mode lm speaks anew)",
+    "lm": "mode lm: the language model spoke it anew (--mode codec only exchanges the voice)",
 }
 SAMPLING = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 
@@ -62,7 +65,9 @@ def vc(args: argparse.Namespace) -> None:
     guided = {"transcript": words, "gamma": args.gamma}
     began = time.perf_counter()
     speech = model.vc(source, voice=_voice_of(args, model), mode=args.mode, **guided, **_sampling(args))
-    _deliver(args, speech, time.perf_counter() - began)
+    took = time.perf_counter() - began
+    say(CONVERTED[speech.mode])
+    deliver(args, speech, took, {"mode": speech.mode, **_fields(speech)})
 
 
 def asr(args: argparse.Namespace) -> int:
@@ -147,15 +152,10 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Show all three tasks, and restoration where a SpeechOp model is at hand."""
+    """Show all three tasks."""
     from gpa.demo import run
 
-    model, enhancer = _load(args), None
-    if args.enhancer:
-        from gpa.speechop.model import SpeechOp
-
-        enhancer = SpeechOp.from_pretrained(args.enhancer, device=args.device, offline=args.offline)
-    run(model, args.out, text=args.text, voices=args.voices, seed=args.seed, enhancer=enhancer)
+    run(_load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -186,6 +186,7 @@ def prepare(args: argparse.Namespace) -> None:
             patience=args.wait,
             device=args.device,
             offline=args.offline,
+            threads=args.threads,
         )
     )
     if report.lead:
@@ -262,8 +263,8 @@ def _load(args: argparse.Namespace) -> Any:
     from gpa.models.gpa import GPA
 
     device = getattr(args, "device", "cpu")  # `info` computes nothing
-    dtype = getattr(args, "dtype", "auto")
-    return GPA.from_pretrained(args.model, device=device, dtype=dtype, offline=args.offline)
+    options = {"dtype": getattr(args, "dtype", "auto"), "threads": getattr(args, "threads", None)}
+    return GPA.from_pretrained(args.model, device=device, offline=args.offline, **options)
 
 
 def _check_shipped() -> None:

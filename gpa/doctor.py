@@ -15,6 +15,8 @@ from functools import partial
 from importlib import import_module, metadata, util
 from pathlib import Path
 
+from gpa.errors import UsageError
+
 DISTRIBUTION = "gpa-audio"
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr")
 EXTRAS = {  # extra -> what it brings, by import name
@@ -25,6 +27,7 @@ EXTRAS = {  # extra -> what it brings, by import name
     "encodec": ("encodec",),
     "flash": ("flash_attn",),
 }
+SMALL, LARGE = 5_900_000, 312_600_000  # weights of gpa-mini's language model and of the published one
 _MIN_DISK, _MIN_MEMORY = 2.0, 2.0  # GiB: the shipped model, its activations and a few results
 
 
@@ -310,13 +313,27 @@ USES: dict[str, Callable[[], str]] = {  # what the packages of an extra are for,
 }
 
 
-def _resources() -> Iterator[Check]:
+def _threads() -> Iterator[Check]:
+    """How many threads a model would take here, and why."""
     import torch
 
+    from gpa.nn import threads
+
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    asked = os.environ.get("OMP_NUM_THREADS", "unset")
-    threads = f"{usable} of {os.cpu_count()} cores usable, torch uses {torch.get_num_threads()}"
-    yield Check("threads", True, f"{threads}, OMP_NUM_THREADS {asked}")
+    own = torch.get_num_threads()
+    here = f"{usable} of {os.cpu_count()} cores usable, torch by itself takes {own}"
+    try:
+        small, large = (threads.choose(need, own) for need in (SMALL, LARGE))
+    except UsageError as error:
+        yield Check("threads", False, str(error), f"correct or unset {threads.VARIABLE}")
+        return
+    chosen = f"gpa-mini takes {small.threads or own} ({small.reason})"
+    chosen += f", the published model {large.threads or own} ({large.reason})"
+    yield Check("threads", True, f"{here}; {chosen}")
+
+
+def _resources() -> Iterator[Check]:
+    yield from _threads()
     memory = _memory()
     if memory is not None:
         yield Check("memory", memory >= _MIN_MEMORY, f"{memory:.1f} GiB available", "close other programs")

@@ -24,6 +24,7 @@ from gpa.bench.report import LIVE, PACKED, PADDED, SORTED, TITLES, TRAINER, Coun
 from gpa.bench.rows import Given, Maker, Pick, Rows, Sound
 from gpa.errors import CheckpointError, MissingExtraError, UsageError
 from gpa.models.gpa.backbone import Backbone
+from gpa.nn import threads
 from gpa.train import launch, loop
 from gpa.train.ahead import Make, ahead
 from gpa.train.ar import LMRecipe
@@ -63,15 +64,12 @@ def measure(settings: Settings, say: Callable[[str], None] = lambda _: None) -> 
             "a measurement is of one process and one device: no launcher, CUDA_VISIBLE_DEVICES=0"
         )
     recipe, vocab_size = read_recipe(settings)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.train.threads or threads)
+    threads.settle(None, recipe.train.threads or None)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             return _measure(settings, recipe, vocab_size, Path(scratch), say)
     except torch.OutOfMemoryError as error:
         raise UsageError("out of memory: lower --rows and data.batch_ids") from error
-    finally:
-        torch.set_num_threads(threads)
 
 
 def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:

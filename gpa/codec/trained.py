@@ -93,8 +93,9 @@ def load(path: str | Path, features: str | Path) -> BiCodec:
 
 def _found(path: Path, name: str) -> Path:
     if not (path / name).is_file():
+        run = path.parent.name or "codec"
         raise CheckpointError(
-            f"{path}: no codec export ({name} missing); a finished run leaves it in its export folder: "
-            "python -m gpa.train recipes/gpa/codec.yaml --run runs/codec"
+            f"{path}: no codec export ({name} missing); a finished run of a codec recipe leaves it there: "
+            f"gpa train recipes/gpa/{run}.yaml --run {path.parent}"
         )
     return path / name

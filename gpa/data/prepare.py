@@ -53,6 +53,7 @@ class Job:
     patience: float = 1800.0
     device: str = "auto"
     offline: bool = False
+    threads: int | None = None
 
     def check(self) -> None:
         """DataError for settings that make no sense."""
@@ -121,7 +122,7 @@ class _Run:
         """Read the whole manifest, then load the model."""
         source = open_source(job.source, job.columns)
         held = screen.held_out(source.check(), job.limits)
-        model = GPA.from_pretrained(job.model, device=job.device, offline=job.offline)
+        model = GPA.from_pretrained(job.model, device=job.device, offline=job.offline, threads=job.threads)
         doctor = screen.Doctor(_reader(model, job.limits.check_text), job.limits, held)
         return cls(job, part, alive, source, model.processor, doctor, _plan(job, source, model.processor))
 

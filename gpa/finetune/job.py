@@ -22,6 +22,7 @@ from gpa.finetune import collect, compare, plan, replay
 from gpa.models.gpa import GPA
 from gpa.models.gpa.backbone import load_backbone
 from gpa.models.gpa.outputs_gpa import Voice
+from gpa.nn import threads as processor
 from gpa.train import __main__ as trainer
 from gpa.train import adapters, metrics
 from gpa.train.ar import LMFamily, LMRecipe
@@ -48,7 +49,7 @@ class Job:
     limit: float = 10.0
     licence: str = ""
     seed: int = 0
-    threads: int = 0
+    threads: int | None = None  # None: as training chooses (gpa.nn.threads)
     device: str = "auto"
     offline: bool = False
 
@@ -78,6 +79,7 @@ def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = 
     UsageError where `out` belongs to another job, DataError for a folder with too little speech.
     """
     _claim(job)
+    processor.settle(None, job.threads)  # before any model: training needs most
     base = GPA.from_pretrained(job.model, device=job.device, offline=job.offline)
     if job.called in base.voices:
         raise UsageError(f"the model has a voice {job.called!r} already: give the new one another --name")
@@ -187,7 +189,7 @@ def _recipe(job: Job, base: GPA) -> dict[str, Any]:
             "eval_every": max(1, steps // 4),
             "log_every": max(1, min(10, steps // 4)),
             "seed": job.seed,
-            "threads": job.threads,
+            "threads": job.threads or 0,
         },
     }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from inspect import signature
@@ -24,7 +23,6 @@ from transformers import DynamicCache, PreTrainedModel
 from gpa.errors import PromptError, UsageError
 
 PERIODS = 16  # the longest cycle that counts as a loop
-SMALL = 4096  # hidden size times layers; the published 0.3B has 14,336
 FEW = 3  # distinct ids, in any order, that count as one
 
 
@@ -160,24 +158,8 @@ def decode_one(lm: PreTrainedModel, token_id: int, cache: DynamicCache) -> Tenso
 def decode_several(lm: PreTrainedModel, token_ids: Sequence[int], cache: DynamicCache) -> Tensor:
     """Logits (B, V) after one more id in each row of the cache."""
     ids = torch.tensor(token_ids, device=lm.device)[:, None]
-    with threads_for_one(lm):
-        out = lm(input_ids=ids, **cached(lm, cache), use_cache=True, logits_to_keep=1)
+    out = lm(input_ids=ids, **cached(lm, cache), use_cache=True, logits_to_keep=1)
     return out.logits[:, -1].float()
-
-
-@contextmanager
-def threads_for_one(lm: PreTrainedModel) -> Iterator[None]:
-    """One CPU thread for one position of a small model, which has nothing to share out.
-
-    Measured on two busy cores: 0.2 s a step with two threads, most of it waiting, 0.012 s with one.
-    """
-    before = torch.get_num_threads()
-    small = lm.device.type == "cpu" and lm.config.hidden_size * lm.config.num_hidden_layers <= SMALL
-    torch.set_num_threads(1 if small else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

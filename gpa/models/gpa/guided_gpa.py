@@ -10,7 +10,6 @@ SpeechOp section 5.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, compose_logits, given
 from gpa.errors import GenerationError, PromptError, UsageError
-from gpa.models.gpa.generation_gpa import Rules, cached, new_cache, threads_for_one
+from gpa.models.gpa.generation_gpa import Rules, cached, new_cache
 from gpa.models.gpa.outputs_gpa import Transcript
 from gpa.prompt import Format, InstructFormat
 from gpa.text import normalise_text
@@ -74,16 +73,14 @@ class Composed:
     def _run(self, ids: Tensor) -> Tensor:  # (B, L) -> (B, V)
         places = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         padded = {} if self.mask.all() else {"attention_mask": self.mask}  # alone it runs as `Cached` does
-        several = ids.shape[1] > 1
-        with nullcontext() if several else threads_for_one(self.lm):
-            out = self.lm(
-                input_ids=ids,
-                position_ids=places,
-                **cached(self.lm, self.cache),
-                use_cache=True,
-                logits_to_keep=1,
-                **padded,
-            )
+        out = self.lm(
+            input_ids=ids,
+            position_ids=places,
+            **cached(self.lm, self.cache),
+            use_cache=True,
+            logits_to_keep=1,
+            **padded,
+        )
         return out.logits[:, -1].float()
 
 
