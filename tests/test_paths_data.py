@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import yaml
 from gpa.data import stream
 from gpa.data.huggingface import sound
 from gpa.data.prepare import Job, prepare
+from gpa.data.shares import Share
 from gpa.data.sources import open_source
 from gpa.data.tokenset import TokenSet
 from gpa.errors import DataError
@@ -146,8 +148,9 @@ def test_a_saved_dataset_with_renamed_columns_becomes_tokens_and_trains(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     gpa(tmp_path, "train", "recipe.yaml", "--run", "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert len(losses) == 2 and all(0 < loss < 12 for loss in losses)
+    losses = [loss for line in lines for task, loss in line.items() if task in ("tts", "asr")]
+    assert [line["step"] for line in lines if "lr" in line] == [1, 2]
+    assert losses and all(0 < loss < 12 for loss in losses)
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
 
 
@@ -228,6 +231,21 @@ def test_an_iterable_dataset(
     columns = RENAMED if typed else {}
     prepare(Job(source, out, "gpa-mini", columns=columns, licence="CC0-1.0", shard_rows=3, offline=True))
     assert rows_of(out) == reference
+
+
+def test_two_ranks_share_a_stream(
+    wavs: list[np.ndarray], reference: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The lead alone writes it down, and the other reads what the lead wrote, not its own."""
+
+    def job(rows: Iterator[dict[str, Any]]) -> Job:
+        return Job(rows, tmp_path / "tok", "gpa-mini", licence="CC0-1.0", shard_rows=2, patience=60)
+
+    with ThreadPoolExecutor(2) as pool:
+        second = pool.submit(prepare, job(iter([])), Share(1, 2))
+        lead = pool.submit(prepare, job(given(wavs)), Share(0, 2))
+        assert second.result().about == lead.result().about
+    assert rows_of(tmp_path / "tok") == reference
 
 
 def test_a_stream_goes_on_where_it_was_killed(wavs: list[np.ndarray], tmp_path: Path) -> None:
