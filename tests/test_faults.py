@@ -16,14 +16,18 @@ from gpa import GPA, audio
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.harmonic import FLOOR, HarmonicDecoder
 from gpa.codec.timbre import CENTRE, Timbre, measure
+from gpa.data.rows import Noise, RowBuilder
 from gpa.errors import TrainingError
 from gpa.models.gpa.beam_gpa import beam_search
-from gpa.models.gpa.generation_gpa import Rules, Sampling, generate
+from gpa.models.gpa.generation_gpa import Rules, Sampling, filtered, generate
+from gpa.prompt import INSTRUCTIONS, InstructFormat
+from gpa.text import TextTokenizer
 from gpa.train import checkpoint, metrics
 from gpa.train.args import TrainArgs
 from gpa.train.family import Loss
 from gpa.train.loop import train
 from gpa.train.optim import OptimArgs
+from gpa.vocab import Vocab
 
 MINI = Path(__file__).parents[1] / "gpa" / "assets" / "gpa-mini"
 EVERY = {"save_every": 1, "eval_every": 99, "log_every": 1}
@@ -142,6 +146,28 @@ def test_a_stop_is_legal_after_exactly_the_least_ids(least: int, eager: Qwen3For
     assert beam_search(eager, [1, 2], rules, 2).ids == wanted
 
 
+def test_temperature_divides() -> None:
+    """Above 1 it brings ids closer together, and top-p then keeps more of them."""
+    logits = torch.log(torch.tensor([0.6, 0.3, 0.1]))
+    assert torch.allclose(filtered(logits, Sampling(2.0))[0], logits / 2)
+    kept = [len(filtered(logits, Sampling(t, top_p=0.55))[0]) for t in (0.5, 1.0, 2.0)]
+    assert kept == [1, 1, 2]
+
+
+# Prompt -----------------------------------------------------------------------------------------------------
+
+
+def test_speech_without_words_keeps_its_instruction(format: InstructFormat) -> None:
+    """Given, it stands in the prompt; rows whose text is dropped have every wording that others have."""
+    voice = [0] * 16
+    said = {format.parse(format.wordless(voice, words)).instruction for words in INSTRUCTIONS["tts"]}
+    assert said == set(INSTRUCTIONS["tts"])
+    clip = {"semantic": [1, 2, 3], "global": voice, "speaker": "a", "text": "hello there."}
+    rows = RowBuilder([clip], format, Noise(drop_text=1.0))
+    drawn = (format.parse(rows.row("tts", 0, np.random.default_rng(n)).ids.tolist()) for n in range(60))
+    assert {parsed.instruction for parsed in drawn} == set(INSTRUCTIONS["tts"])
+
+
 # Timbre -----------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +187,14 @@ def test_the_quietest_tenth_says_nothing_about_a_voice() -> None:
 
 
 @pytest.fixture(scope="module")
+def format() -> InstructFormat:
+    """The instruct format over the shipped tokenizer."""
+    if not MINI.is_dir():
+        pytest.skip("no shipped model")
+    return InstructFormat(Vocab.from_file(MINI), TextTokenizer.from_file(MINI))
+
+
+@pytest.fixture(scope="module")
 def codec() -> BiCodec:
     if not MINI.is_dir():
         pytest.skip("no shipped model")
@@ -169,14 +203,14 @@ def codec() -> BiCodec:
     return found
 
 
-def filtered(name: str) -> np.ndarray:
+def through_a_filter(name: str) -> np.ndarray:
     """A shipped recording with a voice that no ids have."""
     wav = audio.load(MINI / "golden" / name)
     return np.convolve(wav, [1.0, 0.0, 0.0, 0.7, 0.0, -0.5], "same").astype(np.float32) / 2
 
 
 def test_a_timbre_is_measured_again_with_what_the_first_has_left(codec: BiCodec) -> None:
-    wav, decoder = filtered("audio_0.wav"), codec.model.decoder
+    wav, decoder = through_a_filter("audio_0.wav"), codec.model.decoder
     assert isinstance(decoder, HarmonicDecoder)
     tokens = codec.encode((wav, 16_000))
 
@@ -194,7 +228,7 @@ def test_a_timbre_is_measured_again_with_what_the_first_has_left(codec: BiCodec)
 def test_a_voice_is_that_of_the_reference_s_first_seconds(codec: BiCodec) -> None:
     """What comes after the part that speaker ids are taken from plays no part in the timbre either."""
     seconds = codec.config.ref_segment_duration
-    first = np.tile(filtered("audio_0.wav"), 4)[: int(seconds * 16_000)]
+    first = np.tile(through_a_filter("audio_0.wav"), 4)[: int(seconds * 16_000)]
     more = np.concatenate([first, audio.load(MINI / "golden" / "audio_1.wav")])
     (ids, timbre), (same, again) = (codec.voice_tokens((wav, 16_000)) for wav in (first, more))
     np.testing.assert_array_equal(ids, same)

@@ -21,6 +21,7 @@ import pytest
 import soundfile
 import yaml
 
+from gpa import audio
 from gpa.data import stream
 from gpa.data.huggingface import sound
 from gpa.data.prepare import Job, prepare
@@ -317,6 +318,14 @@ def test_paths_are_of_the_working_folder_or_of_the_dataset(wavs: list[np.ndarray
     assert len(found.audio.wav(RATE)) == len(wavs[0])
     assert sound({"path": "a.wav", "bytes": None}) == "a.wav" and sound(None) == b""
     assert sound({"path": "a.wav", "bytes": b"x"}) == b"x"
+    assert sound({"array": [0.0], "sampling_rate": None}) == sound([0.0, 0.1]) == b""
+
+
+def test_arrays_are_stored_unchanged() -> None:
+    stereo = np.random.default_rng(0).normal(0, 0.1, (2, 900)).astype(np.float32)
+    for wav in (stereo, stereo.T, stereo[0]):
+        held = audio.to_bytes(wav, 22_050)
+        np.testing.assert_array_equal(audio.load(held, 22_050), audio.load((wav, 22_050), 22_050))
 
 
 def test_columns_keys_and_splits_that_are_not_there(

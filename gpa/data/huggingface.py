@@ -125,15 +125,16 @@ def labels(row: Mapping[str, Any], used: Mapping[str, str], split: str, number: 
 def sound(cell: Any, folder: Path | None = None) -> AudioLike:
     """What `gpa.audio.load` takes, of a cell that is not decoded: bytes, a path, or an array and its rate.
 
-    A path that leads nowhere from the working folder is looked for in `folder`.
+    A path that leads nowhere from the working folder is looked for in `folder`. Anything else becomes no
+    bytes at all, which the doctor calls unreadable.
     """
     if isinstance(cell, Mapping):
-        if cell.get("array") is not None:
+        if cell.get("array") is not None and cell.get("sampling_rate"):
             return np.asarray(cell["array"], np.float32), int(cell["sampling_rate"])
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, str) and folder is not None and not Path(cell).exists():
         return str(folder / cell)
-    return cell or b""
+    return cell if isinstance(cell, (str, bytes)) else b""
 
 
 def from_dataset(

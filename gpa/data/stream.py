@@ -8,15 +8,13 @@ that results is one of `save_to_disk`, with our own column names.
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
+from gpa import audio
 from gpa.data import huggingface, tokenset
 from gpa.errors import DataError
 
@@ -79,16 +77,13 @@ def _stored(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as it is written: sound as encoded bytes, or the path of a file here."""
     found = huggingface.sound(row["audio"])
     if isinstance(found, tuple):
-        file = io.BytesIO()
-        samples = found[0].T if found[0].ndim == 2 and len(found[0]) <= 8 else found[0]  # (C, S) -> (S, C)
-        soundfile.write(file, samples, found[1], format="WAV", subtype="FLOAT")
-        found = file.getvalue()
+        found = audio.to_bytes(*found)
     elif isinstance(found, str) and "://" in found:  # inside an archive, or on the hub
         from datasets.utils.file_utils import xopen
 
         with xopen(found, "rb") as remote:
             found = remote.read()
-    held = {"bytes": found, "path": None} if isinstance(found, bytes) else {"bytes": None, "path": str(found)}
+    held = {"bytes": found, "path": None} if isinstance(found, bytes) else {"bytes": None, "path": found}
     return {**dict.fromkeys(huggingface.NAMES), **row, "audio": held}
 
 
