@@ -37,7 +37,7 @@ EVERY = {"save_every": 1, "eval_every": 99, "log_every": 1}
 
 
 class Family:
-    """Two weights with an optimiser each, whose losses are noise times a weight; batch n is n.
+    """Two weights with an optimiser each, whose losses are noise times their sum; batch n is n.
 
     At `steep` the square root of a weight that is 0 has a finite value and an infinite slope; `dies` is a
     batch that is never made.
@@ -46,6 +46,7 @@ class Family:
     def __init__(self, steep: int = -1, dies: int = -1) -> None:
         self.steep, self.dies = steep, dies
         self.drawn: dict[int, list[float]] = {}
+        self.trains = True
 
     def build(self) -> nn.Module:
         return nn.ParameterDict({name: nn.Parameter(torch.ones(2, 2)) for name in "ab"})
@@ -59,7 +60,7 @@ class Family:
         return step
 
     def losses(self, module: nn.Module, batch: int, step: int) -> Iterator[Loss]:
-        self.drawn[batch] = []
+        self.drawn[batch], self.trains = [], self.trains and module.training
         for name, weight in module.named_parameters():
             noise = torch.rand(())
             self.drawn[batch].append(float(noise))
@@ -69,7 +70,7 @@ class Family:
             yield Loss(name, value, {f"noise_{name}": float(noise)})
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        return {}
+        return {"training": float(module.training)}
 
     def export(self, module: nn.Module, path: Path) -> None: ...
 
@@ -106,6 +107,32 @@ def test_every_step_has_its_own_rate_after_a_resume_too(tmp_path: Path) -> None:
     assert rates == pytest.approx([rate for rate in wanted for _ in "ab"])
     logged = [row["lr"] for row in metrics.read(tmp_path / "metrics.jsonl") if "lr" in row]
     assert logged == pytest.approx(wanted, rel=1e-4)  # five digits are kept
+
+
+def test_gradients_are_clipped_to_the_recipes_norm(tmp_path: Path) -> None:
+    """What the optimiser sees; the log keeps the norm before."""
+    norms: list[float] = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: norms.extend(
+            float(p.grad.norm()) for group in optimizer.param_groups for p in group["params"]
+        )
+    )
+    try:
+        go(Family(), tmp_path, OptimArgs(clip=0.05), steps=4)
+    finally:
+        hook.remove()
+    assert norms == pytest.approx([0.05] * 8, rel=1e-4)
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    logged = [(row["grad_norm/a"], row["noise_a"]) for row in rows if "lr" in row]
+    assert len(logged) == 4 and all(norm == pytest.approx(2 * noise, rel=1e-4) for norm, noise in logged)
+
+
+def test_weights_are_evaluated_at_rest_and_trained_awake(tmp_path: Path) -> None:
+    """Dropout and batch statistics are training's, before and after an evaluation."""
+    family = Family()
+    go(family, tmp_path, steps=3, eval_every=1)
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    assert [row["eval/training"] for row in rows if "eval/training" in row] == [0.0] * 3 and family.trains
 
 
 def test_each_micro_batch_has_its_own_random_numbers(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def open_source(source: Any, columns: Mapping[str, str] | None = None, splits: S
     name, path = str(source), Path(source)
     if is_dataset(source):
         data = huggingface.load(name, splits)
-        folder = path if path.is_dir() else path.parent
+        folder = None if name.startswith(huggingface.HUB) else path if path.is_dir() else path.parent
         return huggingface.from_dataset(data, name, columns or {}, splits, folder)
     if columns or splits:
         raise DataError(
