@@ -325,6 +325,14 @@ def save(path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int) -> Non
             temporary.unlink()
 
 
+def to_bytes(wav: np.ndarray, sample_rate: int) -> bytes:
+    """Return float (S,), (S, C) or (C, S) as a float32 WAV file in bytes, which `load` reads unchanged."""
+    file = io.BytesIO()
+    samples = _time_first(np.asarray(wav, np.float32), "to_bytes")
+    soundfile.write(file, samples, _checked_rate(sample_rate, "sample_rate"), "FLOAT", format="WAV")
+    return file.getvalue()
+
+
 def _write(path: Path, samples: np.ndarray, rate: int, container: str, subtype: str) -> None:
     if subtype == "PCM_16":
         # libsndfile would scale by 32767 but reads by 32768; with one factor saved samples return unchanged.

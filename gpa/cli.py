@@ -271,7 +271,8 @@ def _prepare(sub: Any) -> None:
         sub, "prepare", commands.prepare, "check a corpus and encode it once, for training", """\
   gpa prepare corpus/manifest.jsonl -o tokens
   gpa prepare recordings/ -o tokens --licence CC0-1.0 --workers 4
-  gpa prepare hf:owner/corpus -o tokens --columns text=sentence
+  gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
+  gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
   accelerate launch --num_processes 8 -m gpa prepare manifest.jsonl -o /shared/tokens
 
 every row is judged first; dropped rows stand with their reason in DIR/rejected.jsonl, and above
@@ -279,10 +280,17 @@ every row is judged first; dropped rows stand with their reason in DIR/rejected.
 docs/data.md explains manifests, reasons and the files written. prints a table, then the throughput.
 """
     )  # fmt: skip
-    p.add_argument("source", help="JSONL manifest, folder of audio and text, saved dataset, or hf:owner/name")
+    p.add_argument(
+        "source", help="JSONL manifest, folder of audio and text, saved dataset, Parquet, or hf:owner/name"
+    )
     p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
     p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
-    p.add_argument("--columns", nargs="+", default=[], metavar="KEY=NAME", help="columns of a dataset")
+    sets = p.add_argument_group("datasets")
+    sets.add_argument(
+        "--columns", nargs="+", default=[], metavar="KEY=NAME", help="what its columns are called"
+    )
+    sets.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="default: all of them")
+    sets.add_argument("--streaming", action="store_true", help="of the hub and Parquet: keep no copy")
     rows = p.add_argument_group("which rows")
     rows.add_argument("--max-rejected", type=float, default=0.1, metavar="SHARE", help="default 0.1")
     allowed = ", ".join(code for code, reason in REASONS.items() if reason.optional)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -166,6 +167,8 @@ def prepare(args: argparse.Namespace) -> None:
         raise UsageError(f"--columns {strange[0]}: write KEY=NAME, such as text=sentence")
     if args.model == DEFAULT_MODEL and not Path(args.model).exists():
         _check_shipped()
+    if args.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # which `datasets` reads when it is imported
     from gpa.data import verdict
     from gpa.data.prepare import Job
     from gpa.data.prepare import prepare as run
@@ -180,6 +183,8 @@ def prepare(args: argparse.Namespace) -> None:
             limits=Limits(**numbers, check_text=args.check_text, seen_speakers=seen, allow=allow),
             licence=args.licence,
             columns=dict(pair.split("=", 1) for pair in args.columns),
+            splits=args.split,
+            streaming=args.streaming,
             shard_rows=args.shard_rows,
             max_rejected=args.max_rejected,
             workers=args.workers,

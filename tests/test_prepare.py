@@ -628,7 +628,7 @@ def test_loaded_datasets_of_arrays(tmp_path: Path) -> None:
     (found,) = source.check()
     assert (found.text, found.licence, found.where) == ("glad", TEXT, "dataset[train]:0")
     np.testing.assert_allclose(found.audio.wav(RATE), wav, atol=1e-6)
-    with pytest.raises(DataError, match="'nothing' is no column; it has audio, sentence"):
+    with pytest.raises(DataError, match="no column 'nothing'; its columns are audio, sentence"):
         open_source(hub_like(cells), {"text": "nothing"})
     with pytest.raises(DataError, match="no column of audio"):
         open_source(datasets.Dataset.from_dict({"text": ["a"]}))

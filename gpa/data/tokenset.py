@@ -61,15 +61,27 @@ def shard_name(number: int, count: int) -> str:
 
 def write_shard(path: Path, rows: Iterable[Mapping[str, Any]], scratch: Path) -> None:
     """Write rows of COLUMNS as one Arrow file, whole or not at all; equal rows give equal bytes."""
+    value = require_datasets().Value
+    types = {n: [value(t[0])] if isinstance(t, list) else value(t) for n, t in COLUMNS.items()}
+    write_arrow(path, rows, types, scratch)
+
+
+def write_arrow(
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    types: Mapping[str, Any],
+    scratch: Path,
+    batch: int | None = None,
+) -> None:
+    """Write rows of `types` as one Arrow file, `batch` rows in memory, whole or not at all."""
     datasets = require_datasets()
     from datasets.arrow_writer import ArrowWriter
 
-    value = datasets.Value
-    types = {n: [value(t[0])] if isinstance(t, list) else value(t) for n, t in COLUMNS.items()}
     temporary = scratch / f"{path.name}.{uuid.uuid4().hex}.tmp"
-    with ArrowWriter(path=str(temporary), features=datasets.Features(types)) as writer:
+    options = {"path": str(temporary), "features": datasets.Features(types), "writer_batch_size": batch}
+    with ArrowWriter(**options) as writer:
         for row in rows:
-            writer.write({name: row[name] for name in COLUMNS})
+            writer.write({name: row[name] for name in types})
         writer.finalize()
     os.replace(temporary, path)
 
