@@ -317,6 +317,9 @@ def test_paths_are_of_the_working_folder_or_of_the_dataset(wavs: list[np.ndarray
     (tmp_path / "saved" / "clips" / "a.flac").write_bytes(flac(wavs[0]))
     (found,) = open_source(tmp_path / "saved").rows()
     assert len(found.audio.wav(RATE)) == len(wavs[0])
+    shaped = data.with_format("numpy", columns=["text"])  # which hides the sound from whoever reads rows
+    assert [row.text for row in open_source(shaped).rows()] == [TEXTS[0]]
+    assert next(open_source(shaped).rows()).audio.fetch() == "clips/a.flac"  # type: ignore[misc]
     assert sound({"path": "a.wav", "bytes": None}) == "a.wav" and sound(None) == b""
     assert sound({"path": "a.wav", "bytes": b"x"}) == b"x"
     assert sound({"array": [0.0], "sampling_rate": None}) == sound([0.0, 0.1]) == b""
