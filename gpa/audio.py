@@ -326,9 +326,9 @@ def save(path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int) -> Non
 
 
 def to_bytes(wav: np.ndarray, sample_rate: int) -> bytes:
-    """Return float (S,), (S, C) or (C, S) as a float32 AU file in bytes, which `load` reads unchanged.
+    """Return float (S,), (S, C) or (C, S) as a float32 AU file, which `load` reads unchanged.
 
-    Equal samples give equal bytes: a float WAV by libsndfile would hold the time of day.
+    Equal samples give equal bytes: a WAV file of floats would also hold the time.
     """
     file = io.BytesIO()
     samples = _time_first(np.asarray(wav, np.float32), "to_bytes")

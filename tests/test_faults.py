@@ -15,11 +15,13 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from gpa import GPA, audio
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.harmonic import FLOOR, HarmonicDecoder
+from gpa.codec.latent import kl
 from gpa.codec.timbre import CENTRE, Timbre, measure
 from gpa.data.rows import Noise, RowBuilder
 from gpa.errors import TrainingError
 from gpa.models.gpa.beam_gpa import beam_search
 from gpa.models.gpa.generation_gpa import Rules, Sampling, filtered, generate
+from gpa.nn.quantize import FactorizedVQ
 from gpa.prompt import INSTRUCTIONS, InstructFormat
 from gpa.text import TextTokenizer
 from gpa.train import checkpoint, metrics
@@ -193,6 +195,26 @@ def test_speech_without_words_keeps_its_instruction(format: InstructFormat) -> N
     rows = RowBuilder([clip], format, Noise(drop_text=1.0))
     drawn = (format.parse(rows.row("tts", 0, np.random.default_rng(n)).ids.tolist()) for n in range(60))
     assert {parsed.instruction for parsed in drawn} == set(INSTRUCTIONS["tts"])
+
+
+# Codecs -----------------------------------------------------------------------------------------------------
+
+
+def test_usage_of_a_code_book_is_a_slow_average() -> None:
+    """decay times what it was, plus the rest times the counts of this batch."""
+    torch.manual_seed(0)
+    vq = FactorizedVQ(6, 4, 3, decay=0.9).train()
+    vq.cluster_size.fill_(2.0)
+    codes = vq(torch.randn(2, 6, 10))[1]
+    counts = torch.bincount(codes.flatten(), minlength=4)
+    assert torch.allclose(vq.cluster_size, 0.9 * 2.0 + 0.1 * counts) and counts.unique().numel() > 1
+
+
+def test_free_nats_are_of_a_channel_not_of_a_moment() -> None:
+    """A channel that says much now and then is not raised where it says nothing."""
+    mean = torch.zeros(2, 2, 10)
+    mean[:, 0, 0] = 4.0  # 8 nats in one frame of ten
+    assert kl(mean, torch.zeros_like(mean), 0.5).item() == pytest.approx((0.8 + 0.5) / 2)
 
 
 # Timbre -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from gpa.data.prepare import Job, prepare
 from gpa.data.shares import Share
 from gpa.data.sources import open_source
 from gpa.data.tokenset import TokenSet
-from gpa.errors import DataError
+from gpa.errors import AudioError, DataError
 
 datasets = pytest.importorskip("datasets")
 
@@ -264,8 +265,11 @@ def test_a_stream_goes_on_where_it_was_killed(wavs: list[np.ndarray], tmp_path: 
         stream.write(dies(), tmp_path / "a", {}, part_rows=2)
     (first,) = (tmp_path / "a").glob("data-*.arrow")
     before = first.stat().st_mtime_ns
+    shutil.copytree(tmp_path / "a", tmp_path / "d")
     stream.write(given(wavs), tmp_path / "a", {}, part_rows=2)
     stream.write(given(wavs), tmp_path / "b", {}, part_rows=2)
+    stream.write(given(wavs), tmp_path / "d", {}, part_rows=1)  # of another size from here on
+    assert [row.id for row in open_source(tmp_path / "d").rows()] == [f"clip-{n}" for n in ORDER]
     for path in (tmp_path / "b").iterdir():
         assert (tmp_path / "a" / path.name).read_bytes() == path.read_bytes()
     assert first.stat().st_mtime_ns == before
@@ -273,6 +277,9 @@ def test_a_stream_goes_on_where_it_was_killed(wavs: list[np.ndarray], tmp_path: 
     for other in (list(given(wavs))[1:], []):
         with pytest.raises(DataError, match="rows of another stream"):
             stream.write(other, tmp_path / "a", {}, part_rows=2)
+    for rows in (given(wavs), list(given(wavs)), 7):
+        with pytest.raises(DataError, match="prepare alone takes a stream"):
+            open_source(rows)
     with pytest.raises(DataError, match="the stream has no rows"):
         stream.write([], tmp_path / "c", {})
 
@@ -300,6 +307,15 @@ def test_few_rows_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [len(list((tmp_path / "s").glob("data-*.arrow")))] == [3]
 
 
+def test_rows_may_lack_what_the_first_has(wavs: list[np.ndarray], tmp_path: Path) -> None:
+    rows = [{"audio": flac(wavs[0]), "text": "one", "speaker": "anna"}, {"text": "two"}]
+    stream.write(rows, tmp_path / "s", {})
+    first, second = open_source(tmp_path / "s").check()
+    assert (first.speaker, second.speaker, second.text) == ("anna", "", "two")
+    with pytest.raises(AudioError, match="is empty"):
+        second.audio.wav(RATE)
+
+
 def test_sound_inside_an_archive(wavs: list[np.ndarray], tmp_path: Path) -> None:
     """Streaming names a file in a zip; its bytes are stored, since nobody finds that path again."""
     with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
@@ -317,6 +333,9 @@ def test_paths_are_of_the_working_folder_or_of_the_dataset(wavs: list[np.ndarray
     (tmp_path / "saved" / "clips" / "a.flac").write_bytes(flac(wavs[0]))
     (found,) = open_source(tmp_path / "saved").rows()
     assert len(found.audio.wav(RATE)) == len(wavs[0])
+    shaped = data.with_format("numpy", columns=["text"])  # which hides the sound from whoever reads rows
+    assert [row.text for row in open_source(shaped).rows()] == [TEXTS[0]]
+    assert next(open_source(shaped).rows()).audio.fetch() == "clips/a.flac"  # type: ignore[misc]
     assert sound({"path": "a.wav", "bytes": None}) == "a.wav" and sound(None) == b""
     assert sound({"path": "a.wav", "bytes": b"x"}) == b"x"
     assert sound({"array": [0.0], "sampling_rate": None}) == sound([0.0, 0.1]) == b""
@@ -327,6 +346,8 @@ def test_arrays_are_stored_unchanged() -> None:
     for wav in (stereo, stereo.T, stereo[0]):
         held = audio.to_bytes(wav, 22_050)
         np.testing.assert_array_equal(audio.load(held, 22_050), audio.load((wav, 22_050), 22_050))
+    time.sleep(1.1)  # no clock in it, or a resumed stream would be another
+    assert audio.to_bytes(stereo[0], 22_050) == held
 
 
 def test_columns_keys_and_splits_that_are_not_there(

@@ -116,7 +116,7 @@ def choose(columns: Iterable[str], name: str, given: Mapping[str, str]) -> dict[
 
 def labels(row: Mapping[str, Any], used: Mapping[str, str], split: str, number: int) -> dict[str, Any]:
     """What a row says beside its sound, as text or None under our keys; without an id, its place is one."""
-    said = {key: row[column] for key, column in used.items() if key != "audio"}
+    said = {key: row.get(column) for key, column in used.items() if key != "audio"}
     said = {key: value if value is None else str(value) for key, value in said.items()}
     split = split.partition("[")[0]  # of a slice such as train[:1000]
     return {"id": f"{split}-{number}", "split": split, **said}

@@ -33,7 +33,7 @@ def is_stream(source: Any) -> bool:
 def write(
     stream: Any, folder: Path, columns: Mapping[str, str], splits: Sequence[str] = (), part_rows: int = 1000
 ) -> None:
-    """Write a stream's rows to `folder`, or those that are missing there.
+    """Write a stream's rows to `folder`, or those that are missing there; the first row names the columns.
 
     DataError for a stream without rows, or one that does not begin as the one that `folder` was written from.
     """
@@ -42,7 +42,8 @@ def write(
     done = next(n for n in itertools.count() if not _part(folder, n).is_file())
     if done:
         _check_same(next(rows, None), _part(folder, 0))
-        rows = itertools.islice(rows, done * part_rows - 1, None)
+        written = sum(len(_read(_part(folder, n))) for n in range(done))
+        rows = itertools.islice(rows, written - 1, None)
     if (folder / STATE).is_file():
         return
     for n in itertools.count(done):
@@ -58,6 +59,10 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"data-{number:05d}.arrow"
 
 
+def _read(part: Path) -> Any:
+    return tokenset.require_datasets().Dataset.from_file(str(part))
+
+
 def _types() -> dict[str, Any]:
     datasets = tokenset.require_datasets()
     text = datasets.Value("string")
@@ -70,7 +75,7 @@ def _rows(parts: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[dict
         used: dict[str, str] = {}
         for number, row in enumerate(part):
             used = used or huggingface.choose(row, "stream", columns)
-            yield {**huggingface.labels(row, used, split, number), "audio": row[used["audio"]]}
+            yield {**huggingface.labels(row, used, split, number), "audio": row.get(used["audio"])}
 
 
 def _stored(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,8 +93,7 @@ def _stored(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(row: Mapping[str, Any] | None, part: Path) -> None:
-    first = tokenset.require_datasets().Dataset.from_file(str(part))[0]
-    if row is None or _stored(row) != first:
+    if row is None or _stored(row) != _read(part)[0]:
         raise DataError(
             f"{part.parent}: holds rows of another stream: give another folder, or remove this one first"
         )
