@@ -34,8 +34,8 @@ class Newcomer:
         self.folder.mkdir()
         commands = folder / "bin"
         commands.mkdir()
-        for name, words in (("gpa", "-m gpa"), ("python", "")):
-            (commands / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
+        for name, module in (("gpa", "-m gpa"), ("python", "")):
+            (commands / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
             (commands / name).chmod(0o755)
         path = f"{commands}{os.pathsep}{os.environ.get('PATH', '')}"
         self.env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
