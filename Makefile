@@ -78,7 +78,7 @@ smoke: $(STAMP)  ## Check this machine and the installed command
 	$(BIN)/gpa doctor
 
 docs: $(STAMP)  ## Check the documentation against the code
-	$(PYTEST) tests/test_docs.py
+	$(PYTEST) tests/test_docs.py tests/test_paths_start.py
 
 clean:  ## Remove builds, caches and demo output; keep .venv and runs
 	rm -rf build dist *.egg-info demo_out .mypy_cache .ruff_cache .pytest_cache

@@ -12,7 +12,6 @@ from gpa import cli
 from headers import commands
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ROOT / "gpa" / "assets" / "gpa-mini"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -88,18 +87,6 @@ def test_readme_shows_all_tasks_in_both_languages() -> None:
     commands = " ".join(source for language, source in shown if language == "gpa")
     assert all(f"gpa {task} " in commands + " " for task in ("tts", "asr", "vc", "voice", "info", "verify"))
     assert any(language == "python" for language, _ in shown)
-
-
-@pytest.mark.skipif(not SHIPPED.is_dir(), reason="this checkout lacks the shipped model, gpa/assets/gpa-mini")
-def test_readme_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it in reading order and in one folder; in this process, which saves loading torch many times."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for language, source in snippets(ROOT / "README.md"):
-        if language == "python":
-            exec(compile(source, "README.md", "exec"), {"__name__": "snippet"})
-        else:
-            assert cli.main(shlex.split(source, comments=True)[1:]) == 0, source
 
 
 def test_every_command_shown_is_accepted_by_the_parser() -> None:
