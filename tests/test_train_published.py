@@ -1,6 +1,7 @@
 """Training rows and networks of the published format: the golden rows through the code that makes batches."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def test_ids_of_another_codec_than_the_published_one_are_refused(replica: Path, 
             family(folder, init=str(replica), model={}).build()
     about["fingerprints"] |= files_gpa.fingerprints(replica)
     tokenset.write_json(folder / tokenset.PREPARED, about)
-    built = family(folder, init=str(replica), model={}).build()
+    shutil.copytree(replica, tmp_path / "first" / files_gpa.NESTED)  # the layout of the first revision
+    built = family(folder, init=str(tmp_path / "first"), model={}).build()
     lm, _ = files_gpa.load_lm(replica)
     assert all(torch.equal(p, lm.state_dict()[name]) for name, p in built.named_parameters())
