@@ -20,8 +20,7 @@ from gpa import audio, cli, config
 from gpa.data.rows import TASK_ORDER
 from gpa.data.tokenset import TokenSet, example
 from gpa.errors import AudioWarning, DataError
-from gpa.models.gpa import GPA, files_gpa
-from gpa.models.gpa.golden_gpa import record
+from gpa.models.gpa import GPA
 from gpa.prompt import canonical_task
 from gpa.tasks import IGNORE
 from gpa.train import __main__ as training
@@ -105,19 +104,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "export" / "model.safetensors")
 
 
-def whole(export: Path, replica: Path) -> Path:
-    """What people load: an export, or beside it the same with the parts that its ids were made with."""
-    if (export / "gpa.json").is_file():
-        return export
-    base, (network, _) = GPA.from_pretrained(replica, device="cpu"), files_gpa.load_lm(export)
-    model = GPA(network, base.codec, export, glm=base.glm, config=base.config)
-    path = model.save_pretrained(export.parent / "whole", overwrite=True)
-    record(
-        GPA.from_pretrained(path), path, [replica / "golden" / f"audio_{i}.wav" for i in (0, 1)], ["a b", "c"]
-    )
-    return path
-
-
 @pytest.fixture(scope="module")
 def learnt(site: Path, replica: Path) -> Path:
     """The export of a network that knows its three rows by heart, from random weights."""
@@ -131,7 +117,7 @@ def learnt(site: Path, replica: Path) -> Path:
     ]
     equal = ["data.share_vc=1", "weights.vc=1", *EXACT]
     run = train(site, "gpa_0_3b", "learnt", tokens, *sizes(64), *schedule, *equal)
-    return whole(run / "export", replica)
+    return run / "export"
 
 
 # Rows -------------------------------------------------------------------------------------------------------
@@ -178,7 +164,7 @@ def test_zero_2_on_two_processes_killed_and_resumed_is_one_process(site: Path, r
 
 def test_zero_3_makes_a_model(site: Path, replica: Path) -> None:
     walk(site, replica, "gpa_3b", "accelerate launch", *sizes(32), *SHORT)
-    made = GPA.from_pretrained(whole(site / "runs" / "gpa_3b" / "export", replica), device="cpu")
+    made = GPA.from_pretrained(site / "runs" / "gpa_3b" / "export", device="cpu")
     assert made.config.format == "published" and made.glm is not None and made.vocab.size == VOCAB_SIZE
 
 
@@ -195,15 +181,14 @@ def test_an_adapter_on_published_weights(site: Path, replica: Path) -> None:
     """By the header's command; the export is the whole model, and the adapter alone lies beside it."""
     walk(site, replica, "adapter", "gpa train recipes/gpa/adapter.yaml init=PUBLISHED", *SHORT)
     export = site / "runs" / "adapter_published" / "export"
-    model = whole(export, replica)
-    made, base = (GPA.from_pretrained(path, device="cpu") for path in (model, replica))
+    made, base = (GPA.from_pretrained(path, device="cpu") for path in (export, replica))
     assert made.config.format == "published" and made.glm is not None
     assert made.processor.fingerprints() == base.processor.fingerprints()
     after, before = made.lm.state_dict(), base.lm.state_dict()
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if name.rpartition(".")[0].endswith("_proj")}
     assert (export / "adapter" / "adapter_model.safetensors").is_file()
-    assert cli.main(["verify", str(model)]) == 0
+    assert cli.main(["verify", str(export)]) == 0
 
 
 def test_all_weights_from_published_ones_and_on_from_an_export(site: Path, replica: Path) -> None:
@@ -220,8 +205,8 @@ def test_all_weights_from_published_ones_and_on_from_an_export(site: Path, repli
     after, before = weights(full), load_file(replica / "model.safetensors")
     assert after.keys() == before.keys()
     assert all(not torch.equal(tensor, before[name]) for name, tensor in after.items())
-    again = train(site, "adapter", "again", f"init={whole(full / 'export', replica)}", tokens, *settings)
-    assert cli.main(["verify", str(whole(again / "export", replica))]) == 0
+    again = train(site, "adapter", "again", f"init={full / 'export'}", tokens, *settings)
+    assert cli.main(["verify", str(again / "export")]) == 0
 
 
 # What was learnt by heart comes back ------------------------------------------------------------------------

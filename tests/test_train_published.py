@@ -1,6 +1,7 @@
 """Training rows and networks of the published format: the golden rows through the code that makes batches."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def family(tokens: Path, **changes: Any) -> LMFamily:
     data = {"tokens": str(tokens), "max_ids": 1500, "batch_ids": 4500, "share_vc": 1.0}
     tree: dict[str, Any] = {"kind": "gpa", "format": "published", "data": data, "model": LM}
+    tree["export"] = "network"  # the rows here come without a codec
     return LMFamily(config.build(LMRecipe, {**tree, "weights": {"alignment": 0.0}, **changes}))
 
 
@@ -154,6 +156,7 @@ def test_ids_of_another_codec_than_the_published_one_are_refused(replica: Path, 
             family(folder, init=str(replica), model={}).build()
     about["fingerprints"] |= files_gpa.fingerprints(replica)
     tokenset.write_json(folder / tokenset.PREPARED, about)
-    built = family(folder, init=str(replica), model={}).build()
+    shutil.copytree(replica, tmp_path / "first" / files_gpa.NESTED)  # the layout of the first revision
+    built = family(folder, init=str(tmp_path / "first"), model={}).build()
     lm, _ = files_gpa.load_lm(replica)
     assert all(torch.equal(p, lm.state_dict()[name]) for name, p in built.named_parameters())

@@ -27,7 +27,7 @@ from gpa.models.gpa.backbone import Backbone
 from gpa.nn import threads
 from gpa.train import launch, loop
 from gpa.train.ahead import Make, ahead
-from gpa.train.ar import LMRecipe
+from gpa.train.ar import NETWORK, LMRecipe
 from gpa.train.engine import Engine
 from gpa.train.plan import GPUS, Shape
 
@@ -88,7 +88,7 @@ def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:
     if settings.tokens:
         tree["data"] = {**(tree.get("data") or {}), "tokens": str(settings.tokens)}
     tree = {key: value for key, value in tree.items() if key not in ("codec", "validate")}
-    recipe = config.build(LMRecipe, {**tree, "model": model})
+    recipe = config.build(LMRecipe, {**tree, "model": model, "export": NETWORK})
     train = replace(
         recipe.train,
         threads=settings.threads or recipe.train.threads,

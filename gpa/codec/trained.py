@@ -22,6 +22,7 @@ from gpa.errors import CheckpointError, UsageError
 
 RENDER = ("sharpen", "voiced_to")  # settings of a decoder that need no training
 HEADS = "heads.safetensors"
+ENCODER = "features"  # of a whole codec: its feature encoder
 
 
 def write(network: BiCodecModel, heads: Mapping[str, nn.Module], folder: Path) -> None:
@@ -83,8 +84,14 @@ def load_network(path: Path) -> BiCodecModel:
     return network.eval()
 
 
-def load(path: str | Path, features: str | Path) -> BiCodec:
-    """A whole codec from an export (or checkpoint) and the folder of the encoder it was trained on."""
+def load(path: str | Path, features: str | Path = "") -> BiCodec:
+    """A whole codec from an export (or checkpoint) and the folder of the encoder it was trained on, which an
+    export may hold itself.
+    """
+    if not features and (Path(path) / ENCODER).is_dir():
+        return BiCodec.from_pretrained(path)
+    if not features:
+        raise CheckpointError(f"{path}: no {ENCODER}/ here: name the folder of the codec's feature encoder")
     network = load_network(Path(path))
     encoder = load_features(features, network.config.features)
     restore_positions(encoder)

@@ -28,6 +28,7 @@ from gpa.data.shares import Part, Share, Workers, wait
 from gpa.data.sources import is_dataset, open_source
 from gpa.data.tokenset import PREPARED, REJECTED
 from gpa.errors import DataError, GenerationError
+from gpa.models.gpa.files_gpa import known_as
 from gpa.models.gpa.modeling_gpa import GPA
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.vocab import Vocab
@@ -203,7 +204,7 @@ class _Run:
         began = time.monotonic()
         self._pass("encode", self.shards, self._encode(found), shared=self.part.lead)
         took = time.monotonic() - began
-        about = _about(self.plan, found, self.processor.vocab)
+        about = {**_about(self.plan, found, self.processor.vocab), "model": known_as(self.job.model)}
         if self.part.lead:
             for name, content in self.processor.text_files.items():
                 (self.job.out / name).write_bytes(content)

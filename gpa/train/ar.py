@@ -9,7 +9,9 @@ head's attention there. Inference is untouched; the network is transformers' own
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpa import config, hub
 from gpa.codec import trained
+from gpa.codec.bicodec import BiCodecModel
 from gpa.data import tokens, tokenset
 from gpa.data.batches import BatchPlan
 from gpa.data.rows import TASK_ORDER, Chain, LMBatch, Noise, Row, RowBuilder, Some, collate, pack
@@ -30,9 +34,10 @@ from gpa.prompt import PublishedFormat, get_format
 from gpa.pronounce import Pronunciations
 from gpa.tasks import IGNORE
 from gpa.text import TextTokenizer, copy_tokenizer
-from gpa.train import adapters
+from gpa.train import adapters, whole
 from gpa.train.adapters import AdapterArgs
 from gpa.train.args import TrainArgs
+from gpa.train.beside import Beside
 from gpa.train.engine import place
 from gpa.train.family import Loss
 from gpa.train.optim import OptimArgs
@@ -41,6 +46,7 @@ from gpa.vocab import Vocab
 
 log = logging.getLogger(__name__)
 Clip = Mapping[str, Any]
+WHOLE, NETWORK = "whole", "network"
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,9 @@ class LMRecipe:
     data: LMData
     model: dict[str, Any]
     kind: str = "gpa"
-    codec: str = ""  # codec export whose code vectors start the semantic embeddings
-    init: str = ""  # a Hugging Face directory to start from
+    codec: str = ""  # whose ids these are, where the tokens do not say: a checkpoint, its codec/, an export
+    init: str = ""  # a checkpoint, or a Hugging Face directory, to start from
+    export: str = WHOLE  # a whole checkpoint; "network": the language model alone, for steps that go on
     adapter: AdapterArgs = field(default_factory=AdapterArgs)  # of `init`, which then stays as it is
     format: str = "instruct"  # of the prompts; "published" for a published checkpoint
     train: TrainArgs = field(default_factory=TrainArgs)
@@ -100,13 +107,17 @@ class LMFamily:
     """The language model for the training loop."""
 
     def __init__(self, recipe: LMRecipe) -> None:
+        if recipe.export not in (WHOLE, NETWORK):
+            raise UsageError(f"export={recipe.export}: choose {WHOLE} or {NETWORK}")
         self.recipe = recipe
         self.init = files.find(recipe.init) if recipe.init else None
         folder = Path(recipe.data.tokens)
         self.vocab = tokenset.read_vocab(folder)
         _check_format(recipe, self.vocab)
+        if self.init:
+            self._check_fingerprints(self.init)
         fmt = get_format(recipe.format, self.vocab, TextTokenizer.from_file(folder))
-        clips = tokens.read(folder)
+        self.clips = clips = tokens.read(folder)
         split = [clip["split"] for clip in clips]
         train: Sequence[Clip] = Some(clips, [i for i, name in enumerate(split) if name.startswith("train")])
         dev = Some(clips, [i for i, name in enumerate(split) if name == "dev" and clips[i]["text"]])
@@ -133,6 +144,7 @@ class LMFamily:
         self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
         folders = {"tokens": recipe.data.tokens, "codec": recipe.codec, "init": str(self.init or "")}
         self.validation = prepare(recipe.validate, self.dev, recipe.data.max_ids, **folders)
+        self.beside = Beside.find(folder, self.init, recipe.codec) if recipe.export == WHOLE else None
 
     def _replay(self, folder: Path) -> Sequence[Clip]:
         """Its training clips; CheckpointError if its tokenizer is another than that of `data.tokens`."""
@@ -167,7 +179,6 @@ class LMFamily:
 
     def _start(self) -> Backbone:
         if self.init:
-            self._check_fingerprints(self.init)
             model = load_backbone(self.init)
             if model.config.vocab_size != self.vocab.size:
                 raise CheckpointError(
@@ -176,8 +187,10 @@ class LMFamily:
                 )
             return model
         model = new_backbone(self.recipe.model, self.vocab)
-        if self.recipe.codec:
-            self._start_embeddings(model)
+        if self.beside is not None:
+            self._start_embeddings(model, self.beside.parts()[0].model)
+        elif self.recipe.codec:
+            self._start_embeddings(model, trained.load_network(Path(self.recipe.codec)))
         return model
 
     def _check_fingerprints(self, init: Path) -> None:
@@ -187,9 +200,8 @@ class LMFamily:
             if known and (folder / tokenset.PREPARED).is_file():
                 tokenset.check_fits(folder, known)
 
-    def _start_embeddings(self, model: Backbone) -> None:
+    def _start_embeddings(self, model: Backbone, codec: BiCodecModel) -> None:
         """Semantic ids start where the codec's code vectors are: ids which sound alike start alike."""
-        codec = trained.load_network(Path(self.recipe.codec))
         block, width = self.vocab.semantic, model.config.hidden_size
         if codec.config.quantizer.codebook_size != block.size:
             raise CheckpointError(
@@ -265,12 +277,36 @@ class LMFamily:
         return losses | (self.validation(module) if self.validation else {})
 
     def export(self, module: nn.Module, path: Path) -> None:
+        """Write what `GPA.from_pretrained` loads, or the bare network; an adapter folded in and beside it."""
         assert isinstance(module, Backbone)
-        if self.init and self.recipe.adapter.rank:
-            adapters.save(module, self.recipe.init, path / adapters.FOLDER)
-            module = adapters.merged(self.init, path / adapters.FOLDER)
-        module.save_pretrained(path)
-        copy_tokenizer(Path(self.recipe.data.tokens), path)
+        if not self.recipe.adapter.rank:
+            return self._write(module, path, lambda folder: None)
+        with tempfile.TemporaryDirectory() as scratch:
+            alone = Path(scratch) / adapters.FOLDER
+            adapters.save(module, self.recipe.init, alone)
+            merged = adapters.merged(self.init or "", alone)
+            self._write(merged, path, lambda folder: shutil.copytree(alone, folder / adapters.FOLDER))
+
+    def _write(self, module: Backbone, path: Path, more: Callable[[Path], Any]) -> None:
+        if self.beside is not None:
+            return whole.write(module, path, self.beside, self._learnt(), more)
+        with hub.written_whole(path, overwrite=True) as folder:
+            module.save_pretrained(folder)
+            copy_tokenizer(Path(self.recipe.data.tokens), folder)
+            more(folder)
+
+    def _learnt(self) -> whole.Learnt:
+        r = self.recipe
+        return whole.Learnt(
+            self.clips,
+            Path(r.data.tokens),
+            r.format,
+            config.dump(r),
+            init=self.init,
+            speech=r.validate.speech,
+            guided=r.data.drop_text > 0,
+            pronunciations=r.data.pronunciations,
+        )
 
 
 def _check_format(recipe: LMRecipe, vocab: Vocab) -> None:

@@ -63,6 +63,12 @@ def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: 
     )
 
 
+def known_as(path_or_repo: str | os.PathLike) -> str:
+    """A name by which `find` finds the same again from any folder: shipped, a repository id, or absolute."""
+    path = Path(path_or_repo).expanduser()
+    return str(path.resolve()) if path.exists() else os.fspath(path_or_repo)
+
+
 def load_lm(folder: Path) -> tuple[Qwen3ForCausalLM, torch.dtype]:
     """The language model in float32 on the CPU, and the precision of its file. Remote code is never run."""
     path = folder / "config.json"
