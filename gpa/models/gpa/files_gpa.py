@@ -57,10 +57,22 @@ def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: 
     for candidate in (folder, folder / NESTED):
         if (candidate / "config.json").is_file():
             return candidate
+    raise CheckpointError(f"{folder}: {_instead(folder)}")
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without a checkpoint is, and what to do."""
+    if (folder / "prepared.json").is_file() or (folder / "tokens.jsonl").is_file():
+        return (
+            "a folder of ids, which a model is trained on; train one and pass its export:  "
+            f"gpa train recipes/gpa/own.yaml data.tokens={folder}"
+        )
+    if (folder / "export" / "config.json").is_file():
+        return f"the folder of a training run; pass what it exported: {folder / 'export'}"
+    if (folder / "recipe.yaml").is_file():
+        return "the folder of a training run that is not finished; the same command again goes on with it"
     known = f"; shipped models: {', '.join(shipped())}" if shipped() else ""
-    raise CheckpointError(
-        f"{folder}: no checkpoint here (neither config.json nor {NESTED}/config.json){known}"
-    )
+    return f"no checkpoint here (neither config.json nor {NESTED}/config.json){known}"
 
 
 def known_as(path_or_repo: str | os.PathLike) -> str:
@@ -104,7 +116,10 @@ def load_parts(folder: Path, device: torch.device) -> tuple[BiCodec, GLM4VoiceTo
     """The codec and, where the checkpoint has one, the GLM tokenizer."""
     path = folder / (CODEC if (folder / CODEC).is_dir() else PUBLISHED_CODEC)
     if not path.is_dir():
-        raise CheckpointError(f"{folder}: no codec, neither {CODEC}/ nor {PUBLISHED_CODEC}/")
+        raise CheckpointError(
+            f"{folder}: no codec, neither {CODEC}/ nor {PUBLISHED_CODEC}/: a language model alone; "
+            "python -m gpa.train.export joins it with its codec"
+        )
     glm = GLM4VoiceTokenizer.from_pretrained(folder / GLM, device=device) if (folder / GLM).is_dir() else None
     return BiCodec.from_pretrained(path, device=device), glm
 
