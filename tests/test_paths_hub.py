@@ -101,8 +101,8 @@ def test_ids_go_in_and_out_as_the_page_shows() -> None:
     assert str(made["text"]).strip() == greedy.text != ""
 
 
-def test_pipelines_are_refused_and_the_processor_is_the_tokenizer() -> None:
-    for task in ("automatic-speech-recognition", "text-to-speech"):
-        with pytest.raises((ValueError, OSError, KeyError, AttributeError)):
-            pipeline(task, str(MINI))
+def test_pipelines_make_no_sound_and_the_processor_is_the_tokenizer() -> None:
+    with pytest.raises(OSError, match="feature extractor"):
+        pipeline("automatic-speech-recognition", str(MINI))
+    assert pipeline("text-to-speech", str(MINI))("hello there")["sampling_rate"] is None
     assert isinstance(AutoProcessor.from_pretrained(MINI), PreTrainedTokenizerBase)
