@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from gpa.models.gpa import GPA
 from gpa.train import metrics
@@ -90,11 +89,14 @@ def _told(name: str) -> bool:
     return name in ("tts", "asr", "vc") or name.startswith("eval/")
 
 
-def facts(before: Mapping[str, Any], survey: Survey) -> dict[str, str]:
-    """`about` of gpa.json: licences and data of the rows, after what the model before says."""
+def facts(before: Mapping[str, str], survey: Survey, *, further: bool) -> dict[str, str]:
+    """`about` of gpa.json: licences and data of the rows.
+
+    `before` is what the model says of itself that was trained `further`, or whose codec this is.
+    """
     licences = ", ".join(sorted(survey.licences))
-    minutes = sum(survey.splits.values()) / 60
-    data = f"{minutes:.1f} minutes of {len(survey.speakers)} speakers"
-    if before:
+    data = f"{sum(survey.splits.values()) / 60:.1f} minutes of {len(survey.speakers)} speakers"
+    if further:
         return {**before, "trained further": f"on {data} (licences: {licences})"}
-    return {"licence": f"follows from the data: {licences}", "data": data, "command": "recipe in README.md"}
+    codec = {"codec": f"taken over, under: {before['licence']}"} if "licence" in before else {}
+    return {"licence": f"follows from the data: {licences}", "data": data, **codec}

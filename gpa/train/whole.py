@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpa import hub, pronounce
+from gpa import bigrams, hub, lexicon, pronounce
 from gpa.codec.bicodec import BiCodec
 from gpa.models.gpa import GPA
 from gpa.models.gpa.backbone import Backbone
+from gpa.models.gpa.beam_gpa import Beams
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.generation_gpa import Sampling
 from gpa.models.gpa.golden_gpa import record
@@ -29,6 +30,7 @@ from gpa.train.survey import Clip, Survey
 
 GOLDEN, GOLDEN_SECONDS = 2, 2.0  # recorded clips, and how long they should be
 CHOICE = 1000  # rows that they are chosen from
+LISTS = (lexicon.FILE, bigrams.FILE, pronounce.FILE)
 SPOKEN = "It is a fine day."  # where a corpus has no text
 
 
@@ -54,10 +56,11 @@ def write(
     survey = Survey.of(learnt.clips, codec.spec.frame_rate)
     config = _settings(beside.settings, learnt, survey, out.resolve().parent.name)
     model = GPA(lm, codec, learnt.init or learnt.tokens, glm=glm, config=config)
+    if learnt.init is None:  # lists of the codec's model were weighed against another network
+        for name in LISTS:
+            model.processor.text_files.pop(name, None)
     if learnt.pronunciations:
         model.processor.take_pronunciations(Path(learnt.pronunciations))
-    elif learnt.init is None:  # the codec's model may have them; this network has not learnt to read them
-        model.processor.text_files.pop(pronounce.FILE, None)
     voices = {voice.name: voice for voice in survey.voices(codec)}
     for name, voice in {**voices, **(beside.voices if learnt.init else {})}.items():
         model.add_voice(name, voice)
@@ -73,7 +76,7 @@ def _settings(before: GPAConfig | None, learnt: Learnt, survey: Survey, name: st
     base = (
         before if before is not None and before.format == learnt.format else GPAConfig(format=learnt.format)
     )
-    about = card.facts(base.about if learnt.init else {}, survey)
+    about = card.facts(before.about if before else {}, survey, further=learnt.init is not None)
     speech = {task: learnt.speech for task in ("tts", "vc")} if learnt.speech else {}
     base = replace(base, name=name, about=about, sampling={**base.sampling, **speech}, fingerprints={})
     if learnt.init is not None:
@@ -83,6 +86,7 @@ def _settings(before: GPAConfig | None, learnt: Learnt, survey: Survey, name: st
         max_audio_seconds=float(min(GPAConfig.max_audio_seconds, max(3, math.ceil(survey.seconds)))),
         max_text_chars=min(GPAConfig.max_text_chars, max(40, survey.characters)),
         keeps_timing=not survey.converted,
+        beams=Beams(),
         gamma=1.0 if learnt.guided else 0.0,
     )
 

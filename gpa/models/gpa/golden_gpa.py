@@ -23,12 +23,13 @@ from gpa import audio as sound
 from gpa import hub
 from gpa.codec.margins import glm_excess, global_excess, semantic_excess
 from gpa.errors import CheckpointError, UsageError
+from gpa.models.gpa.files_gpa import GOLDEN
 from gpa.models.gpa.generation_gpa import logits_of
 from gpa.models.gpa.modeling_gpa import GPA
 from gpa.models.gpa.outputs_gpa import Voice
 from gpa.tasks import FIELD_OF, TASKS, canonical_task
 
-FOLDER, CASES, TENSORS = "golden", "cases.json", "tensors.safetensors"
+FOLDER, CASES, TENSORS = GOLDEN, "cases.json", "tensors.safetensors"
 NEW_IDS = 24  # recorded greedy continuation of each prompt
 # Where two codes are almost equally near, kernels that round differently flip one: compared by that margin.
 CODES, FLOATS = 1e-3, 1e-4

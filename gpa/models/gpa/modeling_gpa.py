@@ -114,7 +114,9 @@ class GPA:
         """Write a plain Hugging Face directory that needs nothing from outside: AutoModelForCausalLM and
         AutoTokenizer load it without this package; codec/, voices/ and gpa.json lie beside their files.
 
-        Precisions default to those of the loaded files. An existing directory is refused unless `overwrite`.
+        Precisions default to those of the loaded files. Card, data page and golden/ come along unless the
+        copy computes something else: an adapter folded in, a list taken, the precision lowered. An existing
+        directory is refused unless `overwrite`.
         """
         return files.write_checkpoint(
             path,
@@ -126,6 +128,7 @@ class GPA:
             config=self.config,
             fingerprints=self.processor.text_fingerprints(),
             dtypes=(dtype or self.precision, codec_dtype),
+            origin=self.path,
             overwrite=overwrite,
         )
 
