@@ -9,14 +9,14 @@ TORCH ?= torch==2.13.0 $(if $(GPU),,--no-deps --extra-index-url https://download
 EXTRAS ?= dev
 PYTEST_ARGS ?=
 
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed-$(EXTRAS)
 PYTEST = $(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install format format-check lint type pytest test check test-slow test-gpu demo smoke docs clean
+.PHONY: help install format format-check lint type pytest test check test-slow test-oldest test-gpu demo smoke docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml
 	@echo "installing $(TORCH) (the first time this downloads a few hundred MB)"
 	@$(PIP) install $(TORCH)
 	@echo "installing gpa-audio[$(EXTRAS)]"
-	@$(PIP) install --editable ".[$(EXTRAS)]"
+	@$(PIP) install $(if $(OLDEST),--constraint $(OLDEST)) --editable ".[$(EXTRAS)]"
 	@touch $@
 
 format: $(STAMP)  ## Rewrite the sources in the house format
@@ -57,6 +57,16 @@ check: test  ## Same as test
 test-slow: $(STAMP)  ## Run the tests that take over five seconds each
 	$(PYTEST) -m "slow and not gpu and not network"
 
+# The lowest version that pyproject.toml allows of each package the tests use, as pip's constraints.
+LOWEST = import re; text = open("pyproject.toml").read(); \
+  parts = [text.split(f"\n{name} = [")[1].split("\n]")[0] for name in ("dependencies", "serve", "dev")]; \
+  print(*sorted({f"{n}=={v}" for part in parts for n, v in re.findall(r"\"([\w.-]+)>=([\d.]+)", part)}), sep="\n")
+
+test-oldest:  ## Run the tests with the oldest packages that pyproject.toml allows, in .venv-oldest
+	@mkdir -p .venv-oldest
+	@$(PYTHON) -c '$(LOWEST)' > .venv-oldest/oldest.txt
+	$(MAKE) VENV=.venv-oldest OLDEST=.venv-oldest/oldest.txt TORCH="$$(grep ^torch== .venv-oldest/oldest.txt)" pytest
+
 test-gpu: $(STAMP)  ## Run the tests that need an accelerator
 	$(PYTEST) -m gpu
 
@@ -68,7 +78,7 @@ smoke: $(STAMP)  ## Check this machine and the installed command
 	$(BIN)/gpa doctor
 
 docs: $(STAMP)  ## Check the documentation against the code
-	$(PYTEST) tests/test_docs.py
+	$(PYTEST) tests/test_docs.py tests/test_paths_start.py
 
 clean:  ## Remove builds, caches and demo output; keep .venv and runs
 	rm -rf build dist *.egg-info demo_out .mypy_cache .ruff_cache .pytest_cache

@@ -334,6 +334,17 @@ def save(path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int) -> Non
             temporary.unlink()
 
 
+def to_bytes(wav: np.ndarray, sample_rate: int) -> bytes:
+    """Return float (S,), (S, C) or (C, S) as a float32 AU file, which `load` reads unchanged.
+
+    Equal samples give equal bytes: a WAV file of floats would also hold the time.
+    """
+    file = io.BytesIO()
+    samples = _time_first(np.asarray(wav, np.float32), "to_bytes")
+    soundfile.write(file, samples, _checked_rate(sample_rate, "sample_rate"), "FLOAT", format="AU")
+    return file.getvalue()
+
+
 def _write(path: Path, samples: np.ndarray, rate: int, container: str, subtype: str) -> None:
     if subtype == "PCM_16":
         # libsndfile would scale by 32767 but reads by 32768; with one factor saved samples return unchanged.

@@ -168,10 +168,12 @@ def _vc(sub: Any) -> None:
     p = options.command(
         sub, "vc", commands.vc, "say the same in another voice", """\
   gpa vc speech.wav --voice me.json -o converted.wav
-  gpa vc speech.wav --voice other.wav --mode codec -o fast.wav
+  gpa vc speech.wav --voice me.json --mode lm --seed 7 -o anew.wav
   gpa vc speech.wav --voice me.json --transcript "What it really says." -o clearer.wav
 
-a transcript, or --itc for the model's own, guides the words of a conversion. prints the path of the file
+the codec exchanges the voice and keeps words and timing; the language model speaks anew. the default is
+what measured better for the checkpoint, and is said. a transcript, or --itc for the model's own, guides the
+words of the language model; it and the options of generation choose --mode lm. prints the path of the file
 written.
 """
     )  # fmt: skip
@@ -180,8 +182,7 @@ written.
     p.add_argument(
         "--mode",
         choices=("lm", "codec"),
-        default="lm",
-        help="lm: the model speaks anew; codec: only the voice codes are exchanged, much faster (default lm)",
+        help="codec: only the voice is exchanged, fast; lm: the model speaks anew (default: the model's)",
     )
     words = p.add_mutually_exclusive_group()
     words.add_argument("--transcript", metavar="T", help="what the recording says")
@@ -190,7 +191,7 @@ written.
     options.output(p, "out.wav")
     options.sampling(p)
     options.model(p)
-    options.json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
+    options.json(p, "print one JSON object: path, mode, seconds, tokens, finish_reason, timing")
 
 
 def _voice(sub: Any) -> None:
@@ -246,7 +247,7 @@ def _doctor(sub: Any) -> None:
 
 def _demo(sub: Any) -> None:
     p = options.command(
-        sub, "demo", commands.demo, "speak, transcribe, convert, restore from noise, with pictures", """\
+        sub, "demo", commands.demo, "speak, transcribe and convert, with pictures", """\
   gpa demo
   gpa demo --text "Any sentence you like." --out listen
 """
@@ -259,12 +260,6 @@ def _demo(sub: Any) -> None:
         help="folder for WAVs and the picture (default demo_out)",
     )
     p.add_argument("--voices", nargs=2, metavar=("FROM", "TO"), help="two voices (default: two shipped ones)")
-    p.add_argument(
-        "--enhancer",
-        default=commands.ENHANCER,
-        metavar="M",
-        help=f'SpeechOp model to restore a clip in noise with, "" for none (default {commands.ENHANCER})',
-    )
     p.add_argument("--seed", type=int, default=0, help="default 0: the same sound every time")
     options.model(p)
 
@@ -276,7 +271,8 @@ def _prepare(sub: Any) -> None:
         sub, "prepare", commands.prepare, "check a corpus and encode it once, for training", """\
   gpa prepare corpus/manifest.jsonl -o tokens
   gpa prepare recordings/ -o tokens --licence CC0-1.0 --workers 4
-  gpa prepare hf:owner/corpus -o tokens --columns text=sentence
+  gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
+  gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
   accelerate launch --num_processes 8 -m gpa prepare manifest.jsonl -o /shared/tokens
 
 every row is judged first; dropped rows stand with their reason in DIR/rejected.jsonl, and above
@@ -284,10 +280,17 @@ every row is judged first; dropped rows stand with their reason in DIR/rejected.
 docs/data.md explains manifests, reasons and the files written. prints a table, then the throughput.
 """
     )  # fmt: skip
-    p.add_argument("source", help="JSONL manifest, folder of audio and text, saved dataset, or hf:owner/name")
+    p.add_argument(
+        "source", help="JSONL manifest, folder of audio and text, saved dataset, Parquet, or hf:owner/name"
+    )
     p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
     p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
-    p.add_argument("--columns", nargs="+", default=[], metavar="KEY=NAME", help="columns of a dataset")
+    sets = p.add_argument_group("datasets")
+    sets.add_argument(
+        "--columns", nargs="+", default=[], metavar="KEY=NAME", help="what its columns are called"
+    )
+    sets.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="default: all of them")
+    sets.add_argument("--streaming", action="store_true", help="of the hub and Parquet: keep no copy")
     rows = p.add_argument_group("which rows")
     rows.add_argument("--max-rejected", type=float, default=0.1, metavar="SHARE", help="default 0.1")
     allowed = ", ".join(code for code, reason in REASONS.items() if reason.optional)
@@ -351,7 +354,6 @@ what was measured.
     )
     how.add_argument("--voice-steps", type=int, default=100, help="of the voice (default 100)")
     how.add_argument("--seed", type=int, default=0, help="default 0")
-    how.add_argument("--threads", type=int, default=0, help="default: torch's choice")
     how = p.add_argument_group("the language model")
     how.add_argument("--adapt-lm", action="store_true", help="train it too: recognition of the voice gains")
     how.add_argument("--rank", type=int, default=16, help="of the adapter; 0 trains all weights (default 16)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -18,13 +19,16 @@ from gpa import audio
 from gpa.errors import CheckpointError, GPAError, UsageError
 from gpa.wordlist import read_text
 
-ENHANCER = "speechop-mini"
 DEFAULT_MODEL = "gpa-mini"
 PUBLISHED_LICENCES = {  # docs/checkpoints.md has the details
     "language_model": "Apache-2.0 in its repository; academic and personal use only, says its page",
     "BiCodec": "CC BY-NC-SA 4.0 (Spark-TTS)",
     "glm-4-voice-tokenizer": "its own, in the LICENSE file beside the weights",
     "wav2vec2-large-xlsr-53": "Apache-2.0",
+}
+CONVERTED = {
+    "codec": "mode codec: the voice was exchanged, words and timing kept (--mode lm speaks anew)",
+    "lm": "mode lm: the language model spoke it anew (--mode codec only exchanges the voice)",
 }
 SAMPLING = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 
@@ -62,7 +66,9 @@ def vc(args: argparse.Namespace) -> None:
     guided = {"transcript": words, "gamma": args.gamma}
     began = time.perf_counter()
     speech = model.vc(source, voice=_voice_of(args, model), mode=args.mode, **guided, **_sampling(args))
-    _deliver(args, speech, time.perf_counter() - began)
+    took = time.perf_counter() - began
+    say(CONVERTED[speech.mode])
+    deliver(args, speech, took, {"mode": speech.mode, **_fields(speech)})
 
 
 def asr(args: argparse.Namespace) -> int:
@@ -147,15 +153,10 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Show all three tasks, and restoration where a SpeechOp model is at hand."""
+    """Show all three tasks."""
     from gpa.demo import run
 
-    model, enhancer = _load(args), None
-    if args.enhancer:
-        from gpa.speechop.model import SpeechOp
-
-        enhancer = SpeechOp.from_pretrained(args.enhancer, device=args.device, offline=args.offline)
-    run(model, args.out, text=args.text, voices=args.voices, seed=args.seed, enhancer=enhancer)
+    run(_load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -166,6 +167,8 @@ def prepare(args: argparse.Namespace) -> None:
         raise UsageError(f"--columns {strange[0]}: write KEY=NAME, such as text=sentence")
     if args.model == DEFAULT_MODEL and not Path(args.model).exists():
         _check_shipped()
+    if args.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # which `datasets` reads when it is imported
     from gpa.data import verdict
     from gpa.data.prepare import Job
     from gpa.data.prepare import prepare as run
@@ -180,12 +183,15 @@ def prepare(args: argparse.Namespace) -> None:
             limits=Limits(**numbers, check_text=args.check_text, seen_speakers=seen, allow=allow),
             licence=args.licence,
             columns=dict(pair.split("=", 1) for pair in args.columns),
+            splits=args.split,
+            streaming=args.streaming,
             shard_rows=args.shard_rows,
             max_rejected=args.max_rejected,
             workers=args.workers,
             patience=args.wait,
             device=args.device,
             offline=args.offline,
+            threads=args.threads,
         )
     )
     if report.lead:
@@ -263,8 +269,8 @@ def _load(args: argparse.Namespace) -> Any:
     from gpa.models.gpa import GPA
 
     device = getattr(args, "device", "cpu")  # `info` computes nothing
-    dtype = getattr(args, "dtype", "auto")
-    return GPA.from_pretrained(args.model, device=device, dtype=dtype, offline=args.offline)
+    options = {"dtype": getattr(args, "dtype", "auto"), "threads": getattr(args, "threads", None)}
+    return GPA.from_pretrained(args.model, device=device, offline=args.offline, **options)
 
 
 def _check_shipped() -> None:

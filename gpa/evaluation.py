@@ -70,7 +70,7 @@ def _more(p: argparse.ArgumentParser) -> None:
     model.add_argument("--codec", metavar="DIR",
         help="another codec for the codec suite; an export or .pt of a training run does")  # fmt: skip
     model.add_argument("--features", type=Path, metavar="DIR", help="encoder, where the codec has none")
-    model.add_argument("--threads", type=int, metavar="N",
+    model.add_argument("--judges", type=int, metavar="N",
         help="judges that listen at once (default: the usable cores, at most 4)")  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     bench = _bench(args)
     began = time.perf_counter()
     timing = _load(args, bench, {suites.SUITES[name].needs for name in wanted})
-    bench.panel = panel.open_panel(args.threads or _threads(), args.without)
+    bench.panel = panel.open_panel(args.judges or _cores(), args.without)
     logging.getLogger("faster_whisper").setLevel(logging.WARNING)
     if not args.verbose:  # who did not stop by itself is counted, and need not be said of every item
         logging.getLogger("gpa.models.gpa").setLevel(logging.ERROR)
@@ -128,10 +128,12 @@ def _bench(args: argparse.Namespace) -> Any:
 def _load(args: argparse.Namespace, bench: Any, needs: set[str]) -> dict[str, Any]:
     """Load the model and the codec into the bench where a suite needs them; what is known of them."""
     from gpa.evals import record
+    from gpa.nn import threads
 
     began = time.perf_counter()
     found: dict[str, Any] = {"name": "baselines", "hashes": {"model_sha256": None, "codec_sha256": None}}
     if args.codec:
+        threads.settle(None, args.threads)
         bench.codec = _codec(args)
         found["name"] = Path(args.codec).name or "codec"
         found["hashes"]["codec_sha256"] = record.folder_hash(args.codec)
@@ -183,7 +185,7 @@ def _pair(text: str) -> tuple[str, str]:
     return voice, speaker
 
 
-def _threads() -> int:
+def _cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return max(1, min(4, len(affinity(0)) if affinity else os.cpu_count() or 1))
 

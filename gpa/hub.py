@@ -73,7 +73,8 @@ def _snapshot(repo: str, revision: str | None, offline: bool) -> Path:
 def written_whole(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary directory that becomes `out` at the end of the block: never half of one.
 
-    UsageError for an existing directory unless it is empty or `overwrite`, which keeps a README.md there.
+    UsageError for an existing directory unless it is empty or `overwrite`, which keeps a README.md there if
+    none was written.
     """
     if out.exists() and not (overwrite or (out.is_dir() and not any(out.iterdir()))):
         raise UsageError(f"{out} exists and is not empty: choose another directory, or overwrite=True")
@@ -83,7 +84,7 @@ def written_whole(out: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if out.exists():
-            if (out / "README.md").is_file():
+            if (out / "README.md").is_file() and not (temporary / "README.md").exists():
                 shutil.copyfile(out / "README.md", temporary / "README.md")
             shutil.rmtree(out)
         os.replace(temporary, out)

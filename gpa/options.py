@@ -93,8 +93,19 @@ def device(p: argparse.ArgumentParser, dtype: str = "auto") -> None:
         default=dtype,
         help=f"of the language model: auto, float32, bfloat16, float16 (default {dtype})",
     )
+    threads(group)
     group.add_argument("--offline", action="store_true", help="never use the network")
     group.add_argument("-v", "--verbose", action="store_true", help="say more, on stderr")
+
+
+def threads(p: Any) -> None:
+    """How many threads of the processor compute."""
+    p.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of the processor (default: GPA_THREADS, else as many as the model needs; 0: torch's choice)",
+    )
 
 
 def json(p: argparse.ArgumentParser, about: str) -> None:

@@ -223,7 +223,9 @@ def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
     try:
         spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise VocabError(f"{path}: cannot be read ({error.strerror}); pass a checkpoint directory") from error
+        raise VocabError(
+            f"{path}: cannot be read ({error.strerror}); a checkpoint, or a folder of `gpa prepare`, has it"
+        ) from error
     except ValueError as error:
         raise VocabError(f"{path}: not JSON ({error}); fetch the file again") from error
     if not isinstance(spec, dict) or "vocab" not in (spec.get("model") or {}) or "added_tokens" not in spec:

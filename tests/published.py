@@ -76,3 +76,35 @@ def write_replica(root: Path) -> Path:
             state["codebook.weight"] = codebook
         save_tensors(state, spec.parent / "model.safetensors", metadata={"format": "pt"})
     return root
+
+
+def write_prepared(folder: Path, **layout: int) -> Path:
+    """Write the golden training rows as `gpa prepare` does, with the recorded codes; returns the folder.
+
+    `layout` is what prepared.json says of the vocabulary.
+    """
+    from gpa.data import tokenset
+    from gpa.prompt import canonical_task
+    from gpa.vocab import Vocab
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab = Vocab.from_file(write_tokenizer(folder), **{"glm_size": GLM_SIZE, "size": VOCAB_SIZE, **layout})
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with np.load(DIRECTORY / "golden.npz") as file:
+        recorded = {name: file[name].reshape(-1).tolist() for name in file.files}
+    rows = []
+    for n, case in enumerate(read_cases()["training"]):
+        given = {key: Path(value).stem[-1] for key, value in case["example"].items() if value[-4:] == ".wav"}
+        source, voice, target = given["audio"], given.get("ref_audio", given["audio"]), given.get("vc_audio")
+        row = {"id": str(n), "task": canonical_task(case["example"]["task"]), "split": "train", "speaker": ""}
+        row |= {"text": case["example"].get("text", ""), "seconds": 1.0, "licence": "", "length": 0}
+        row |= {"semantic": recorded[f"semantic_{source}"], "glm": recorded[f"glm_{source}"]}
+        row |= {"global": recorded[f"global_{voice}"]}
+        row |= {"target": recorded[f"semantic_{target}"] if target else []}
+        rows.append(row)
+    tokenset.write_shard(folder / tokenset.shard_name(0, 1), rows, folder)
+    head = {"kind": tokenset.KIND, "version": tokenset.VERSION, "rows": len(rows), "shards": 1}
+    head |= {"format": "published", "codec": {"frame_rate": 50.0}, "vocabulary": tokenset.layout(vocab)}
+    prints = {"vocabulary": vocab.fingerprint()}
+    tokenset.write_json(folder / tokenset.PREPARED, {**head, "fingerprints": prints})
+    return folder

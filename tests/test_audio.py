@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -371,3 +372,11 @@ def test_save_failure_keeps_the_old_file_and_leaves_nothing_behind(
             audio.save(target, second, RATE)
     with pytest.raises(AudioError, match="NaN"):
         audio.save(path, np.full(900, np.nan, np.float32), RATE)
+
+
+def test_bytes_of_equal_samples_are_equal_at_any_time_of_day() -> None:
+    wav = np.linspace(-0.5, 0.5, 1600, dtype=np.float32)
+    first = audio.to_bytes(wav, 16_000)
+    time.sleep(1.1)  # libsndfile stamps a float WAV with the second it was written in
+    assert audio.to_bytes(wav, 16_000) == first
+    np.testing.assert_array_equal(audio.load(first, 16_000), wav)

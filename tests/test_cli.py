@@ -18,7 +18,6 @@ import gpa
 from conftest import speechlike
 from gpa import cli, commands
 from gpa.errors import AudioError, CheckpointError, PromptError, UsageError
-from tiny_speechop import write_tiny_speechop
 
 COMMANDS = (
     "tts",
@@ -125,8 +124,33 @@ def test_asr_goes_on_after_a_bad_file(shell: Shell) -> None:
 
 @pytest.mark.parametrize("mode", ["lm", "codec"])
 def test_vc_in_both_modes(shell: Shell, mode: str) -> None:
-    assert shell("vc", "in.wav", "--voice", "ref.wav", "--mode", mode, "-o", "o.wav", *BRIEF) == 0
+    brief = BRIEF if mode == "lm" else []
+    assert shell("vc", "in.wav", "--voice", "ref.wav", "--mode", mode, "-o", "o.wav", *brief) == 0
     assert shell.out == "o.wav\n" and len(soundfile.read("o.wav")[0]) > 0
+    assert f"gpa: mode {mode}: " in shell.err
+
+
+def test_vc_takes_the_way_that_the_checkpoint_names(shell: Shell, tiny: Path) -> None:
+    """gpa.json decides; options of the language model choose it, and are refused beside the codec."""
+    settings = json.loads((tiny / "gpa.json").read_text())
+    swapping = Path(shutil.copytree(tiny, "swapping"))
+    (swapping / "gpa.json").write_text(json.dumps({**settings, "conversion": "codec"}))
+    command = ["vc", "in.wav", "--voice", "ref.wav", "-o", "o.wav", "--json"]
+    assert settings["conversion"] == "lm" and shell(*command) == 0
+    assert json.loads(shell.out)["mode"] == "lm"
+    there = ["--model", swapping]
+    assert shell(*command, *there, model=False) == 0
+    assert json.loads(shell.out)["mode"] == "codec" and "gpa: mode codec: " in shell.err
+    assert shell(*command, "--seed", "3", *there, model=False) == 0
+    assert json.loads(shell.out)["mode"] == "codec"
+    for more in (["--temperature", "0"], BRIEF, ["--transcript", "hello there"], ["--itc", "--gamma", "2"]):
+        assert shell(*command, *more, *there, model=False) == 0
+        assert json.loads(shell.out)["mode"] == "lm", more
+        assert shell(*command, *more, "--mode", "codec") == UsageError.exit_code
+        assert "option of mode lm" in complaint(shell)
+    (swapping / "gpa.json").write_text(json.dumps({**settings, "conversion": "magic"}))
+    assert shell(*command, *there, model=False) == CheckpointError.exit_code
+    assert "conversion='magic'" in complaint(shell)
 
 
 def test_vc_follows_a_transcript(shell: Shell) -> None:
@@ -196,20 +220,13 @@ def test_doctor_speaks_json(capfd: pytest.CaptureFixture[str]) -> None:
     assert code == (0 if found["ok"] else 1) and {"name", "ok", "detail", "fix"} == set(found["checks"][0])
 
 
-@pytest.mark.parametrize("restores", [False, True])
-def test_demo_shows_all_steps(shell: Shell, tmp_path: Path, restores: bool) -> None:
+def test_demo_shows_all_steps(shell: Shell) -> None:
     soundfile.write("other.wav", speechlike(3.0, seed=2), 16000)
-    enhancer = str(write_tiny_speechop(tmp_path)) if restores else ""
-    command = ["demo", "--voices", "ref.wav", "other.wav", "--text", "hello", "--enhancer", enhancer]
+    command = ["demo", "--voices", "ref.wav", "other.wav", "--text", "hello"]
     assert shell(*command, "--out", "shown") == 0
     lines = shell.out.splitlines()
     steps = ["speak", "transcribe"] * 2 + ["convert", "transcribe"]
     names = {"1-speak-ref.wav", "2-speak-other.wav", "3-convert-ref-to-other.wav", "picture.png"}
-    if restores:
-        steps, names = (
-            [*steps, "transcribe", "enhance", "transcribe"],
-            names | {"4-in-noise.wav", "5-enhanced.wav"},
-        )
     assert [line.split()[0] for line in lines[2 : 2 + len(steps)]] == steps
     written = {path.name for path in Path("shown").iterdir()}
     assert written == names

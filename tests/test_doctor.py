@@ -41,6 +41,18 @@ def test_extras_are_those_of_the_package(repo: Path) -> None:
         assert all(module in block for module in modules), extra
 
 
+def test_an_extra_that_is_there_and_does_not_work_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a transformers that refuses every published peft: both import, and their use raises."""
+    broken = "def inject_adapter_in_model(*a):\n    raise ImportError('needs peft 0.22')\nLoraConfig = dict\n"
+    (tmp_path / "peft.py").write_text(broken)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "peft", raising=False)
+    check = named(list(doctor._extras()), "[finetune]")
+    assert check.ok is False and "needs peft 0.22" in check.detail and check.fix
+
+
 def test_report_is_plain_text_for_a_bug_report(checks: list[Check]) -> None:
     text = doctor.report(checks)
     assert text.isprintable() or set(text) - {"\n"} == {c for c in text if c.isprintable()}

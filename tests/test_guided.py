@@ -125,7 +125,7 @@ def test_a_conversion_follows_what_the_model_itself_hears(
 
 
 def test_transcripts_that_cannot_guide_are_refused(model: GPA, source: tuple[np.ndarray, int]) -> None:
-    with pytest.raises(UsageError, match="mode codec keeps"):
+    with pytest.raises(UsageError, match="option of mode lm"):
         model.vc(source, voice="anna", mode="codec", transcript="hello")
     with pytest.raises(UsageError, match="gamma nan"):
         model.vc(source, voice="anna", transcript="hello", gamma=float("nan"))

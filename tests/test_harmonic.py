@@ -50,6 +50,16 @@ def test_render_gives_exactly_hop_samples_per_frame_and_is_a_function(decoder):
     assert torch.equal(wav, decoder.render(decoder(x)))
 
 
+def test_pulses_are_in_phase_after_a_minute(decoder):
+    at = 60 * RATE
+    pitch = torch.full((1, at // HOP), 150.0001)
+    wav = decoder._pulses(pitch, torch.ones_like(pitch), at)[0, -RATE // 100 :]
+    turns = torch.arange(at - RATE // 100 + 1, at + 1, dtype=torch.float64) * float(pitch[0, 0]) / RATE
+    n = math.floor(RATE / 2 / 150.0001)
+    expected = sum(torch.cos(2 * math.pi * k * turns) for k in range(1, n + 1)) / math.sqrt(n)
+    torch.testing.assert_close(wav.double(), expected, atol=1e-3, rtol=0)
+
+
 def test_the_rendered_pitch_is_the_predicted_one(decoder):
     frames = torch.zeros(1, 2 * 20 + 2, 60)
     frames[:, 20:40] = -20  # no noise

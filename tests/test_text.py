@@ -197,6 +197,9 @@ def test_a_recipe_trains_a_tokenizer(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "lines 25  held_out 8  letters_per_id" in caplog.text
     vocab = Vocab.from_file(tmp_path / "run" / "export")
     assert vocab.semantic.size == 8 and vocab.global_.size == 4
-    for change, message in (("data.files=[]", "no text in"), ("data.files=[no.txt]", "no such file")):
+    for change, message in (
+        ("data.files=[]", "data.files names no text"),
+        ("data.files=[no.txt]", "no such file"),
+    ):
         with pytest.raises(DataError, match=message):
             main([str(path), change, "--run", str(tmp_path / "other" / change[-5:-1])])

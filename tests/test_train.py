@@ -23,6 +23,7 @@ from torch import nn
 
 from gpa import config
 from gpa.codec import trained
+from gpa.codec.bicodec import BiCodec
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.pitch import yin
 from gpa.data import features, tokens
@@ -531,7 +532,7 @@ def test_missing_inputs_name_the_command_that_makes_them(data: Path, tmp_path: P
         FeatureCache(tmp_path)
     with pytest.raises(CheckpointError, match="python -m gpa.data.tokens CACHE"):
         tokens.read(tmp_path)
-    with pytest.raises(CheckpointError, match="no codec export.*python -m gpa.train recipes/gpa/codec.yaml"):
+    with pytest.raises(CheckpointError, match="no codec export.*gpa train recipes/gpa/"):
         trained.load_network(tmp_path)
     with pytest.raises(CheckpointError, match="no codec export"):
         go(tree_of("gpa", data, codec=str(tmp_path)), tmp_path / "gpa")
@@ -724,6 +725,22 @@ def test_a_free_voice_needs_frozen_ids(data: Path) -> None:
 
 def codec_family(data: Path, **changes: Any) -> CodecFamily:
     return CodecFamily(config.build(CodecRecipe, tree_of("codec", data, **changes)))
+
+
+def test_what_codec_recipes_export_is_a_whole_codec(data: Path, tmp_path: Path) -> None:
+    export = go(codec_tree(data / "cache"), tmp_path, "train.steps=1") / "export"
+    codec = BiCodec.from_pretrained(export)
+    clip = (FeatureCache(data / "cache").wav(0), codec.spec.sample_rate)
+    by_hand = trained.load(export, data / "encoder").semantic_tokens(clip)
+    assert len(by_hand) and codec.semantic_tokens(clip).tolist() == by_hand.tolist()
+
+
+def test_a_codec_without_its_encoder_is_refused_before_training(data: Path, tmp_path: Path) -> None:
+    cache = shutil.copytree(data / "cache", tmp_path / "cache")
+    (cache / features.ENCODER).unlink()
+    with pytest.raises(UsageError, match="data.encoder=DIR"):
+        go(codec_tree(cache), tmp_path)
+    assert not (tmp_path / "run" / "export").exists()
 
 
 def test_codec_batches_pair_ids_with_their_sound(data: Path) -> None:

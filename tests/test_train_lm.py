@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, Qwen3ForCausalLM
+from transformers import AutoTokenizer, DynamicCache, Qwen3ForCausalLM
 
 from gpa import config
 from gpa.data.align import letters_of, piece_spans
@@ -15,6 +15,7 @@ from gpa.data.rows import TASK_ORDER, LMBatch, Noise, Row, RowBuilder, collate, 
 from gpa.errors import CheckpointError, UsageError
 from gpa.lexicon import words_of
 from gpa.models.gpa.backbone import alignment_loss, new_backbone
+from gpa.models.gpa.generation_gpa import cached
 from gpa.prompt import INSTRUCTIONS
 from gpa.pronounce import Pronunciations
 from gpa.tasks import IGNORE
@@ -248,9 +249,10 @@ def test_attention_by_segments_is_the_librarys(family: LMFamily) -> None:
         module.set_attn_implementation(name)  # type: ignore[operator]
         whole = module(packed.ids, position_ids=packed.positions, use_cache=False).logits
         ids = packed.ids[:1, :12]
-        first = module(ids[:, :5], use_cache=True)
-        second = module(ids[:, 5:11], past_key_values=first.past_key_values, use_cache=True)
-        third = module(ids[:, 11:], past_key_values=second.past_key_values, use_cache=True)
+        cache = DynamicCache(config=module.config)
+        module(ids[:, :5], **cached(module, cache), use_cache=True)
+        second = module(ids[:, 5:11], **cached(module, cache), use_cache=True)
+        third = module(ids[:, 11:], **cached(module, cache), use_cache=True)
         logits.append(torch.cat([whole.flatten(0, 1), second.logits[0], third.logits[0]]))
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-4)
 

@@ -1,7 +1,11 @@
 """`verify` passes on what was recorded, and names the stage that a changed weight spoils."""
 
+import ast
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +48,23 @@ def test_our_own_record_agrees(tiny: Path) -> None:
     stages = verify(GPA.from_pretrained(tiny, device="cpu"))
     assert len(stages) >= 6
     assert not [stage for stage in stages if not stage.ok]
+
+
+@pytest.mark.parametrize("instructions", ["default", "avx2"])
+def test_the_shipped_model_agrees_on_processors_that_round_otherwise(instructions: str) -> None:
+    code = "from gpa import GPA; from gpa.models.gpa.golden_gpa import verify; "
+    code += "print([(s.name, s.error) for s in verify(GPA.from_pretrained('gpa-mini', device='cpu'))])"
+    kernels = {"ATEN_CPU_CAPABILITY": instructions, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **kernels},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    errors = dict(ast.literal_eval(done.stdout))
+    assert {"frames", "waveform"} <= errors.keys()
+    assert max(errors.values()) < 1e-5  # a tenth of what `gpa verify` allows
 
 
 CHANGED = {  # a weight, and the one stage that hears it

@@ -139,7 +139,8 @@ def latent_tree(cache: Path, **changes: Any) -> dict[str, Any]:
 def lm_tree(tokens: Path, **changes: Any) -> dict[str, Any]:
     """A language-model recipe as a mapping."""
     data = {"tokens": str(tokens), "batch_ids": 300, "dev_rows": 1}
-    return {"kind": "gpa", "data": data, "model": LM, **_schedule(), **changes}
+    tree = {"kind": "gpa", "data": data, "model": LM, "export": "network", **_schedule()}
+    return {**tree, **changes}
 
 
 def _schedule() -> dict[str, Any]:

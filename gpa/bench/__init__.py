@@ -63,7 +63,9 @@ without --audio the live codec is left out. a measurement takes minutes; let not
     size.add_argument("--warmup", type=int, default=2, metavar="N", help="untimed steps first (default 2)")
     size.add_argument("--rows", type=int, metavar="N",
         help="rows of a padded batch (default: what fills data.batch_ids; the reference has 2)")  # fmt: skip
-    size.add_argument("--threads", type=int, metavar="N", help="default: the recipe's, else torch's choice")
+    size.add_argument(
+        "--threads", type=int, metavar="N", help="default: the recipe's, else GPA_THREADS or torch's choice"
+    )
     p.add_argument("-v", "--verbose", action="store_true", help="say more, on stderr")
     options.json(p, "print one JSON object: the table, every round, machine and settings")
 

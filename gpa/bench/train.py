@@ -24,9 +24,10 @@ from gpa.bench.report import LIVE, PACKED, PADDED, SORTED, TITLES, TRAINER, Coun
 from gpa.bench.rows import Given, Maker, Pick, Rows, Sound
 from gpa.errors import CheckpointError, MissingExtraError, UsageError
 from gpa.models.gpa.backbone import Backbone
+from gpa.nn import threads
 from gpa.train import launch, loop
 from gpa.train.ahead import Make, ahead
-from gpa.train.ar import LMRecipe
+from gpa.train.ar import NETWORK, LMRecipe
 from gpa.train.engine import Engine
 from gpa.train.plan import GPUS, Shape
 
@@ -63,15 +64,12 @@ def measure(settings: Settings, say: Callable[[str], None] = lambda _: None) -> 
             "a measurement is of one process and one device: no launcher, CUDA_VISIBLE_DEVICES=0"
         )
     recipe, vocab_size = read_recipe(settings)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.train.threads or threads)
+    threads.settle(None, recipe.train.threads or None)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             return _measure(settings, recipe, vocab_size, Path(scratch), say)
     except torch.OutOfMemoryError as error:
         raise UsageError("out of memory: lower --rows and data.batch_ids") from error
-    finally:
-        torch.set_num_threads(threads)
 
 
 def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:
@@ -90,7 +88,7 @@ def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:
     if settings.tokens:
         tree["data"] = {**(tree.get("data") or {}), "tokens": str(settings.tokens)}
     tree = {key: value for key, value in tree.items() if key not in ("codec", "validate")}
-    recipe = config.build(LMRecipe, {**tree, "model": model})
+    recipe = config.build(LMRecipe, {**tree, "model": model, "export": NETWORK})
     train = replace(
         recipe.train,
         threads=settings.threads or recipe.train.threads,

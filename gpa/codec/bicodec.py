@@ -243,11 +243,12 @@ class BiCodec:
             return 1.0, 0.0
         real, ours = [], []
         for wav, ids in clips:
-            log_f0, logit = self._harmonic.pitch(self._frames_of(ids, replace(voice, timbre=None)))
+            drawn = torch.from_numpy(self.frames(ids, replace(voice, timbre=None)))[None]
+            log_f0, logit = self._harmonic.pitch(drawn)
             padded = np.pad(wav, (0, max(0, len(ids) * self._spec.hop_length - len(wav))))
             f0, voiced = yin(torch.from_numpy(padded[: len(ids) * self._spec.hop_length])[None], FRAME)
             real.append(f0[voiced > 0].log() - CENTRE)
-            ours.append(log_f0[logit > 0].clamp(*HEIGHT).cpu())
+            ours.append(log_f0[logit > 0].clamp(*HEIGHT))
         return intonation(torch.cat(real), torch.cat(ours))
 
     def reference_clip(self, wav: np.ndarray) -> np.ndarray:
@@ -295,9 +296,12 @@ class BiCodec:
         if isinstance(semantic, AudioTokens):
             voice = Voice(self._codes(semantic.global_), timbre=semantic.timbre)
             semantic = semantic.codes
-        voice = voice if isinstance(voice, Voice) else Voice(self._codes(voice))
+        return self.render(self.frames(semantic, voice, window=window))
+
+    def render(self, frames: np.ndarray) -> np.ndarray:
+        """The waveform (S,) of a whole clip's frames (C, N)."""
         with torch.inference_mode():
-            return self.model.render(self._frames_of(semantic, voice, window))[0].cpu().numpy()
+            return self.model.render(torch.from_numpy(frames)[None].to(self.device))[0].cpu().numpy()
 
     def _codes(self, ids: Ids | None) -> tuple[int, ...]:
         """A voice's ids as whole numbers; VocabError for too many or too few, or one out of range."""
@@ -307,9 +311,13 @@ class BiCodec:
         return tuple(codes.tolist())
 
     @torch.inference_mode()
-    def _frames_of(self, semantic: Ids, voice: Voice, window: int = WINDOW) -> Tensor:
-        """Decoder frames (1, C, T * n) of a whole clip in a voice."""
+    def frames(self, semantic: Ids, voice: Voice | Ids | None, *, window: int = WINDOW) -> np.ndarray:
+        """What the network draws of a clip, float32 (C, N): samples themselves, or envelopes and pitch.
+
+        Arguments and errors are those of `decode`, which renders it.
+        """
         codes = _flat(semantic, "semantic", self._spec.codebook_size)
+        voice = voice if isinstance(voice, Voice) else Voice(self._codes(voice))
         network, speaker = self._drawing(voice)
         spans = range(0, len(codes), window)
         parts = [self._frames(network, codes, speaker, i, min(i + window, len(codes))) for i in spans]
@@ -318,7 +326,7 @@ class BiCodec:
             frames = self._bands("timbre").retouched(frames, voice.timbre)
         if learnt is not None and (learnt.gain, learnt.shift) != (1.0, 0.0):
             frames = self._bands("change of pitch").intoned(frames, learnt.gain, learnt.shift)
-        return frames
+        return frames[0].cpu().numpy()
 
     def _bands(self, what: str) -> HarmonicDecoder:
         if self._harmonic is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers.audio_utils import mel_filter_bank
 from gpa import hub
 from gpa.audio import AudioLike, load
 from gpa.codec.base import AudioTokens, CodecSpec
+from gpa.codec.features import state_digest
 from gpa.errors import CheckpointError
 
 # Behaviours this file implements; any other value of these keys is refused by name.
@@ -295,8 +296,8 @@ class GLM4VoiceTokenizer:
         return CodecSpec("glm4voice", c.sampling_rate, c.samples_per_id, 1, c.quantize_vocab_size)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files this was loaded from; of nothing if it was built in memory."""
-        return hub.fingerprint_files(*self._files)
+        """SHA-256 over sizes and weights as loaded, whatever the file layout."""
+        return state_digest(asdict(self.config), self.model.state_dict())
 
     def encode(self, audio: AudioLike, *, rate: int | None = None) -> AudioTokens:
         """`tokens` in the shape of the codec contract: codes (1, N)."""

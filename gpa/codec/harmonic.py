@@ -98,7 +98,8 @@ class HarmonicDecoder(nn.Module):
         """Waveform (B, T * hop); f0 (B, T) in Hz and voiced (B, T) replace the predictions (training)."""
         if f0 is None or voiced is None:
             log_f0, logit = self.pitch(frames)
-            f0, voiced = torch.exp(log_f0.clamp(*HEIGHT) + CENTRE), (logit > 0).float()
+            # float64: what is rounded off a pitch adds up over the clip, otherwise on every processor.
+            f0, voiced = torch.exp(log_f0.double().clamp(*HEIGHT) + CENTRE), (logit > 0).float()
             frames = self._sharpened(frames)
         harmonic, noise = self._sources(frames, voiced)
         samples = frames.shape[-1] * self.hop
@@ -193,10 +194,10 @@ class HarmonicDecoder(nn.Module):
 
     def _pulses(self, f0: Tensor, voiced: Tensor, samples: int) -> Tensor:
         """Band-limited pulses: the sum of all cosines at multiples of the pitch, in closed form."""
-        f0 = F.interpolate(f0[:, None], samples, mode="linear", align_corners=False)[:, 0]
+        f0 = F.interpolate(f0.double()[:, None], samples, mode="linear", align_corners=False)[:, 0]
         gate = F.interpolate(voiced[:, None], samples, mode="linear", align_corners=False)[:, 0]
-        phase = (f0.double() / self.sample_rate).cumsum(-1).remainder(1.0) * 2 * math.pi
-        count = torch.floor(self.sample_rate / 2 / f0).double()
+        phase = (f0 / self.sample_rate).cumsum(-1).remainder(1.0) * 2 * math.pi
+        count = torch.floor(self.sample_rate / 2 / f0)
         half = torch.sin(phase / 2)
         safe = torch.where(half.abs() < 1e-6, torch.ones_like(half), half)
         comb = torch.where(half.abs() < 1e-6, count, (torch.sin((count + 0.5) * phase) / safe - 1) / 2)

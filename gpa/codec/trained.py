@@ -1,7 +1,8 @@
 """What codec training leaves behind and the next step starts from.
 
 The one place that writes and reads such an export: config.json, model.safetensors, heads.safetensors.
-The feature encoder is not part of it, since training only sees its features; `load` is given its folder.
+Training only sees the features of a clip; the encoder that makes them lies in features/, so that the export
+is a whole codec for `BiCodec.from_pretrained`. `load` reads exports without it, too.
 """
 
 from __future__ import annotations
@@ -17,20 +18,37 @@ from torch import Tensor, nn
 
 from gpa import config, hub
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
-from gpa.codec.features import load_features, restore_positions
+from gpa.codec.features import FeatureEncoder, load_features, restore_positions, save_features
 from gpa.errors import CheckpointError, UsageError
 
 RENDER = ("sharpen", "voiced_to")  # settings of a decoder that need no training
 HEADS = "heads.safetensors"
+ENCODER = "features"  # of a whole codec: its feature encoder
 
 
-def write(network: BiCodecModel, heads: Mapping[str, nn.Module], folder: Path) -> None:
-    """Write an export: the network, and the heads that only training uses, by name."""
+def load_encoder(folder: str | Path, config: BiCodecConfig) -> FeatureEncoder:
+    """The feature encoder in a folder; CheckpointError if its features are not those that the codec reads."""
+    encoder = load_features(folder, config.features)
+    if encoder.channels != config.encoder.input_channels:
+        raise CheckpointError(
+            f"{folder}: gives {encoder.channels} channels, the codec reads {config.encoder.input_channels}: "
+            "name the encoder of the feature cache"
+        )
+    restore_positions(encoder)
+    return encoder
+
+
+def write(
+    network: BiCodecModel, heads: Mapping[str, nn.Module], folder: Path, encoder: FeatureEncoder | None = None
+) -> None:
+    """Write an export: the network, its feature encoder, and the heads that only training uses, by name."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(network.config.to_dict(), indent=2), encoding="utf-8")
     state = {f"{name}.{key}": t for name, head in heads.items() for key, t in head.state_dict().items()}
     save_file(state, folder / HEADS, metadata={"format": "pt"})
+    if encoder is not None:
+        save_features(encoder, folder / ENCODER, torch.float32)
 
 
 def read_config(path: Path) -> BiCodecConfig:
@@ -83,18 +101,23 @@ def load_network(path: Path) -> BiCodecModel:
     return network.eval()
 
 
-def load(path: str | Path, features: str | Path) -> BiCodec:
-    """A whole codec from an export (or checkpoint) and the folder of the encoder it was trained on."""
+def load(path: str | Path, features: str | Path = "") -> BiCodec:
+    """A whole codec from an export (or checkpoint) and the folder of the encoder it was trained on, which an
+    export may hold itself.
+    """
+    if not features and (Path(path) / ENCODER).is_dir():
+        return BiCodec.from_pretrained(path)
+    if not features:
+        raise CheckpointError(f"{path}: no {ENCODER}/ here: name the folder of the codec's feature encoder")
     network = load_network(Path(path))
-    encoder = load_features(features, network.config.features)
-    restore_positions(encoder)
-    return BiCodec(network, encoder)
+    return BiCodec(network, load_encoder(features, network.config))
 
 
 def _found(path: Path, name: str) -> Path:
     if not (path / name).is_file():
+        run = path.parent.name or "codec"
         raise CheckpointError(
-            f"{path}: no codec export ({name} missing); a finished run leaves it in its export folder: "
-            "python -m gpa.train recipes/gpa/codec.yaml --run runs/codec"
+            f"{path}: no codec export ({name} missing); a finished run of a codec recipe leaves it there: "
+            f"gpa train recipes/gpa/{run}.yaml --run {path.parent}"
         )
     return path / name

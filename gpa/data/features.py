@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gpa import audio
+from gpa import audio, hub
 from gpa.codec.features import FRAME, WhisperFeatures, load_whisper_features
 from gpa.codec.pitch import yin
 from gpa.data.readings import Readings
@@ -28,6 +28,7 @@ from gpa.errors import CheckpointError, UsageError
 
 CHANGE = (0.08, 0.24)  # of speed, natural logarithm, either way
 FEATURES, AUDIO, INDEX, PITCH = "features.f16", "audio.i16", "index.jsonl", "pitch.f16"
+ENCODER = "encoder.json"  # where the encoder is, for the export of a codec
 COMMAND = "python -m gpa.data.features MANIFEST --encoder DIR -o CACHE"
 
 
@@ -142,6 +143,12 @@ class FeatureCache:
     def _features(self) -> np.ndarray:
         return np.fromfile(self._path / FEATURES, np.float16).reshape(self._frames, -1)
 
+    @property
+    def encoder(self) -> str:
+        """Folder of the encoder that made the features; "" for a cache that does not say."""
+        path = self._path / ENCODER
+        return str(hub.read_json(path)["encoder"]) if path.is_file() else ""
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -222,6 +229,8 @@ def main(argv: list[str] | None = None) -> None:
     features = load_whisper_features(args.encoder)
     reading = Readings(features, args.noise, args.rooms) if args.spoilt else None
     write(rows, args.manifest.parent, features, args.out, reading)
+    made = json.dumps({"encoder": str(args.encoder.resolve())})
+    (args.out / ENCODER).write_text(made + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

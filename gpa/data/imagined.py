@@ -24,6 +24,7 @@ from tqdm import tqdm
 from gpa.data import tokens, tokenset
 from gpa.errors import UsageError
 from gpa.models.gpa.backbone import Backbone, load_backbone
+from gpa.models.gpa.generation_gpa import cached, new_cache
 from gpa.prompt import Format, get_format
 from gpa.text import TextTokenizer, copy_tokenizer, normalise_text
 from gpa.vocab import Vocab
@@ -60,7 +61,7 @@ def speak(
     legal = torch.full((lm.config.vocab_size,), -torch.inf)
     legal[fmt.vocab.semantic.span.start : fmt.vocab.semantic.span.stop] = 0
     legal[fmt.vocab.stop] = 0
-    cache, made = None, torch.empty(len(prompts), 0, dtype=torch.long)
+    cache, made = new_cache(lm), torch.empty(len(prompts), 0, dtype=torch.long)
     ended = torch.zeros(len(prompts), dtype=torch.bool)
     while made.shape[1] < most and not ended.all():
         places = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
@@ -68,11 +69,10 @@ def speak(
             input_ids=ids,
             attention_mask=mask,
             position_ids=places,
-            past_key_values=cache,
+            **cached(lm, cache),
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = out.past_key_values
         shares = ((out.logits[:, -1].float() + legal) / temperature).softmax(-1)
         ids = torch.multinomial(shares, 1, generator=generator)
         ended |= ids[:, 0] == fmt.vocab.stop

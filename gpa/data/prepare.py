@@ -12,7 +12,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,24 +21,30 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpa.data import screen, tokenset, verdict
+from gpa.data import huggingface, screen, stream, tokenset, verdict
 from gpa.data.checks import REASONS, Limits
 from gpa.data.manifest import Clip, ManifestRow, Source
 from gpa.data.shares import Part, Share, Workers, wait
-from gpa.data.sources import open_source
+from gpa.data.sources import is_dataset, open_source
 from gpa.data.tokenset import PREPARED, REJECTED
 from gpa.errors import DataError, GenerationError
+from gpa.models.gpa.files_gpa import known_as
 from gpa.models.gpa.modeling_gpa import GPA
 from gpa.models.gpa.processing_gpa import GPAProcessor
+from gpa.vocab import Vocab
 
-WORK, PLAN, VERDICT = ".work", "plan.json", "verdict.json"
+WORK, PLAN, VERDICT, STREAM = ".work", "plan.json", "verdict.json", "stream"
 BATCH = 16  # clips in memory at once; the codec batches those of one length
 VOICES = 256  # reference voices that are remembered
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be prepared; `licence` is that of rows which state none."""
+    """What is to be prepared: all that `open_source` reads, or a stream of rows (stream.py).
+
+    `licence` is that of rows which state none; `columns` and `splits` choose from a dataset, which
+    `streaming` reads without the cache of `datasets`.
+    """
 
     source: Any
     out: Path
@@ -46,12 +52,15 @@ class Job:
     limits: Limits = Limits()
     licence: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    splits: Sequence[str] = ()
+    streaming: bool = False
     shard_rows: int = 1000
     max_rejected: float = 0.1
     workers: int = 1
     patience: float = 1800.0
     device: str = "auto"
     offline: bool = False
+    threads: int | None = None
 
     def check(self) -> None:
         """DataError for settings that make no sense."""
@@ -61,6 +70,10 @@ class Job:
             raise DataError(f"rows with {unknown[0]!r} cannot be kept; --allow takes {optional}")
         if self.shard_rows < 1 or self.workers < 1 or not 0 <= self.max_rejected <= 1:
             raise DataError("shard rows and workers are at least 1, the rejected share lies in 0 .. 1")
+        if self.streaming and (huggingface.is_saved(Path(self.source)) or not is_dataset(self.source)):
+            raise DataError(
+                f"{self.source}: --streaming is for hf:NAME and Parquet, others are read in place"
+            )
 
 
 @dataclass(frozen=True)
@@ -89,10 +102,42 @@ def prepare(job: Job, share: Share | None = None) -> Report:
     tokenset.require_datasets()
     share = share or Share.from_environment(workers=job.workers)
     job = dataclasses.replace(job, device=share.device(job.device))
+    try:
+        job = _numbered(job, share)
+    except _Over:
+        return Report(tokenset.read_about(job.out), lead=False)
     if share.workers == 1:
         return _Run.start(job, share.part(), lambda: None).go()
     with Workers(_work, job, share) as workers:
         return _Run.start(job, share.part(), workers.check).go()
+
+
+def _numbered(job: Job, share: Share) -> Job:
+    """A job whose rows have numbers: the lead process writes a stream to disk, the others wait for it."""
+    source = job.source
+    if job.streaming:
+        source = huggingface.load(str(source), job.splits, streaming=True)
+    if not stream.is_stream(source):
+        return job
+    folder = job.out / WORK / STREAM
+
+    def look() -> None:
+        if (job.out / PREPARED).is_file():
+            raise _Over
+
+    if share.rank == 0:
+        _check_free(job.out)
+        stream.write(source, folder, job.columns, job.splits, job.shard_rows)
+    for _ in wait([folder / stream.STATE], job.patience, look, "to write the stream"):
+        pass
+    return dataclasses.replace(job, source=folder, columns={}, splits=(), streaming=False)
+
+
+def _check_free(out: Path) -> None:
+    """DataError for a folder that holds something else than a preparation."""
+    ours = (out / WORK).exists() or (out / PREPARED).is_file()
+    if out.exists() and any(out.iterdir()) and not ours:
+        raise DataError(f"{out} is not empty and no unfinished preparation: give another folder")
 
 
 def _work(job: Job, part: Part, alive: Callable[[], None]) -> None:
@@ -118,9 +163,9 @@ class _Run:
     @classmethod
     def start(cls, job: Job, part: Part, alive: Callable[[], None]) -> _Run:
         """Read the whole manifest, then load the model."""
-        source = open_source(job.source, job.columns)
+        source = open_source(job.source, job.columns, job.splits)
         held = screen.held_out(source.check(), job.limits)
-        model = GPA.from_pretrained(job.model, device=job.device, offline=job.offline)
+        model = GPA.from_pretrained(job.model, device=job.device, offline=job.offline, threads=job.threads)
         doctor = screen.Doctor(_reader(model, job.limits.check_text), job.limits, held)
         return cls(job, part, alive, source, model.processor, doctor, _plan(job, source, model.processor))
 
@@ -159,7 +204,7 @@ class _Run:
         began = time.monotonic()
         self._pass("encode", self.shards, self._encode(found), shared=self.part.lead)
         took = time.monotonic() - began
-        about = _about(self.plan, found)
+        about = {**_about(self.plan, found, self.processor.vocab), "model": known_as(self.job.model)}
         if self.part.lead:
             for name, content in self.processor.text_files.items():
                 (self.job.out / name).write_bytes(content)
@@ -169,9 +214,7 @@ class _Run:
 
     def _claim(self) -> None:
         """Make the folder this job's; DataError if it is another's, or holds something else."""
-        out = self.job.out
-        if out.exists() and any(out.iterdir()) and not self.work.exists():
-            raise DataError(f"{out} is not empty and no unfinished preparation: give another folder")
+        _check_free(self.job.out)
         self.work.mkdir(parents=True, exist_ok=True)
         if not (self.work / PLAN).is_file():
             tokenset.write_json(self.work / PLAN, self.plan)
@@ -187,9 +230,9 @@ class _Run:
 
     def _done(self) -> Report:
         about = tokenset.read_about(self.job.out)
-        self._same(about)
         if self.part.lead:
             shutil.rmtree(self.work, ignore_errors=True)  # a kill may have come just before this
+        self._same(about)
         return Report(about, self.part.lead)
 
     def _look(self) -> None:
@@ -351,7 +394,7 @@ def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
     return as_read
 
 
-def _about(plan: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+def _about(plan: Mapping[str, Any], found: Mapping[str, Any], vocab: Vocab) -> dict[str, Any]:
     counts = {key: found[key] for key in ("rows", "seconds", "screened", "rejected", "allowed", "counts")}
     head = {"kind": tokenset.KIND, "version": tokenset.VERSION, "gpa": metadata.version("gpa-audio")}
-    return {**head, **plan, **counts}
+    return {**head, **plan, "vocabulary": tokenset.layout(vocab), **counts}

@@ -135,14 +135,14 @@ class RowBuilder:
         return self._longer[word]
 
     def row(self, task: str, i: int, rng: np.random.Generator) -> Row:
-        """Clip i as a row of `task`, with a paraphrased instruction and, unless the clip names its voice,
-        another clip of the speaker as the voice.
+        """Clip i as a row of `task`, with a paraphrased instruction and, unless the clip names its voice or
+        nobody knows who speaks, another clip of the speaker as the voice.
         """
         clip = {"glm": (), "target": (), **self.clips[i]}
         options = INSTRUCTIONS[task]
         instruction = options[0] if rng.random() < 0.5 else options[int(rng.integers(len(options)))]
         given = clip["semantic"]
-        if task != "asr" and not clip.get("task"):
+        if task != "asr" and clip["speaker"] and not clip.get("task"):
             others = self.by_speaker[clip["speaker"]]
             clip["global"] = self.clips[others[int(rng.integers(len(others)))]]["global"]
         if task == "asr" and self.fmt.name == "instruct":
@@ -171,8 +171,8 @@ class RowBuilder:
 
     def _noisy(self, row: Row, rng: np.random.Generator) -> Row:
         vocab = self.fmt.vocab
-        if self.noise.speech:
-            row = _replaced(row, vocab.semantic, np.full(len(row.ids), self.noise.speech), rng)
+        for block in filter(None, (vocab.semantic, vocab.glm) if self.noise.speech else ()):
+            row = _replaced(row, block, np.full(len(row.ids), self.noise.speech), rng)
         if self.noise.text and row.task == "asr":
             row = _replaced(row, vocab.text, self.noise.text * (row.labels != IGNORE), rng)
         return row

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpa.errors import DataError, GPAError, UsageError
+from gpa.nn import threads
 
 POLL = 0.2  # seconds between two looks at the files
 
@@ -140,9 +141,7 @@ class Workers:
 
 
 def _child(target: Callable[..., None], job: Any, part: Part, workers: int, said: Any) -> None:
-    import torch
-
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // workers)))
+    threads.share_with(workers)
     try:
         target(job, part, _orphaned)
     except GPAError as error:

@@ -1,4 +1,4 @@
-"""Where rows come from: a JSONL manifest, a folder of audio and text, or a Hugging Face dataset.
+"""Where rows come from: a JSONL manifest, a folder of audio and text, or a dataset (huggingface.py).
 
 Each becomes a `Source` of raw rows with our keys, which manifest.py types. Sound is fetched when it is used.
 """
@@ -9,13 +9,14 @@ import csv
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpa.audio import AudioLike
-from gpa.data.manifest import Clip, Raw, Source, read_jsonl
-from gpa.errors import DataError, MissingExtraError
+from gpa.data import huggingface, stream
+from gpa.data.huggingface import NAMES
+from gpa.data.manifest import Raw, Source, read_jsonl
+from gpa.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -23,37 +24,43 @@ AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
 TEXT_SUFFIXES = (".txt", ".lab")
 # The first folder below the source may be the split, as Hugging Face's audio folders have it.
 SPLITS = ("train", "dev", "valid", "validation", "eval", "test")
-NAMES = {  # what other corpora call our keys
-    "audio": ("audio", "path", "file_name"),
-    "text": ("text", "sentence", "transcription", "transcript", "normalized_text"),
-    "speaker": ("speaker", "speaker_id", "client_id"),
-    "licence": ("licence", "license"),
-    "split": ("split",),
-    "id": ("id",),
-}
 
 
-def open_source(source: Any, columns: Mapping[str, str] | None = None) -> Source:
-    """The rows of a JSONL file, a folder, a saved dataset, `hf:owner/name[:config]`, or a loaded dataset.
+def open_source(source: Any, columns: Mapping[str, str] | None = None, splits: Sequence[str] = ()) -> Source:
+    """The rows of a JSONL file, a folder, a saved dataset, Parquet, `hf:owner/name[:config]`, or a dataset.
 
-    `columns` names a dataset's columns where they are not called as usual ({"text": "raw_text"}). DataError
-    if there is nothing to read.
+    `columns` names a dataset's columns where they are not called as usual ({"text": "raw_text"}), `splits`
+    chooses some of its splits. DataError if there is nothing to read.
     """
     if not isinstance(source, (str, Path)):
-        return _dataset(source, "dataset", columns)
+        if stream.is_stream(source) or not hasattr(source, "__getitem__"):
+            kind = type(source).__name__
+            raise DataError(
+                f"{kind}: its rows have no numbers; gpa.data.prepare.prepare alone takes a stream"
+            )
+        return huggingface.from_dataset(source, "dataset", columns or {}, splits)
     name, path = str(source), Path(source)
-    if name.startswith("hf:"):
-        return _dataset(_from_hub(name), name, columns)
-    if columns:
-        raise DataError(f"{name}: columns are named for Hugging Face datasets only; rename the keys instead")
+    if is_dataset(source):
+        data = huggingface.load(name, splits)
+        folder = None if name.startswith(huggingface.HUB) else path if path.is_dir() else path.parent
+        return huggingface.from_dataset(data, name, columns or {}, splits, folder)
+    if columns or splits:
+        raise DataError(
+            f"{name}: columns and splits are named for datasets only; a manifest has keys for them"
+        )
     if path.is_dir():
-        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        if saved:
-            return _dataset(_datasets().load_from_disk(name), name, columns)
         return _listing(path)
     if path.is_file():
         return read_jsonl(path)
     raise DataError(f"{name}: no such manifest or folder; a dataset of the hub is written  hf:owner/name")
+
+
+def is_dataset(source: str | Path) -> bool:
+    """Whether `datasets` reads this: hf:NAME, a folder of `save_to_disk`, or Parquet."""
+    path = Path(source)
+    return (
+        str(source).startswith(huggingface.HUB) or huggingface.is_saved(path) or huggingface.is_parquet(path)
+    )
 
 
 # Folders ----------------------------------------------------------------------------------------------------
@@ -137,70 +144,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); save it again") from error
-
-
-# Hugging Face datasets --------------------------------------------------------------------------------------
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "train") from error
-    return datasets
-
-
-def _from_hub(name: str) -> Any:
-    repository, _, config = name.removeprefix("hf:").partition(":")
-    return _datasets().load_dataset(repository, config or None)
-
-
-def _dataset(data: Any, name: str, columns: Mapping[str, str] | None) -> Source:
-    """A Dataset, or the splits of a DatasetDict one after another; sound is fetched when it is needed."""
-    splits = dict(data) if isinstance(data, dict) else {str(data.split or "train"): data}
-    parts, places, digest = {}, [], hashlib.sha256()
-    for split, part in splits.items():
-        used = _columns(part, name, columns or {})
-        if type(part.features[used["audio"]]).__name__ == "Audio":  # decoding is ours: no further package
-            part = part.cast_column(used["audio"], _datasets().Audio(decode=False))
-        parts[split] = (part, part.select_columns([c for k, c in used.items() if k != "audio"]), used)
-        places += [(split, i) for i in range(len(part))]
-        digest.update(f"{split} {len(part)} {part._fingerprint}\n".encode())
-
-    def raw(begin: int, end: int) -> Iterator[Raw]:
-        for split, i in places[begin:end]:
-            part, labels, used = parts[split]
-            said = labels[i] if labels.column_names else {}
-            row = {key: said[column] for key, column in used.items() if key != "audio"}
-            row = {key: value if value is None else str(value) for key, value in row.items()}
-            where = f"{name}[{split}]:{i}"
-            sound = Clip(where, fetch=lambda p=part, i=i, c=used["audio"]: _sound(p[i][c]))  # type: ignore[misc]
-            yield Raw(where, {"id": f"{split}-{i}", "split": split, **row, "path": sound})
-
-    return Source(name, digest.hexdigest(), len(places), raw, lambda path, _: path)
-
-
-def _columns(part: Any, name: str, given: Mapping[str, str]) -> dict[str, str]:
-    """Which column holds what; DataError without audio or with a column that is not there."""
-    wrong = [key for key in given if key not in NAMES] + [c for c in given.values() if c not in part.features]
-    if wrong:
-        raise DataError(f"{name}: {wrong[0]!r} is no column; it has {', '.join(part.column_names)}")
-    used = {key: next((c for c in names if c in part.features), "") for key, names in NAMES.items()}
-    used = {key: column for key, column in {**used, **given}.items() if column}
-    if "audio" not in used:
-        raise DataError(f"{name}: no column of audio; it has {', '.join(part.column_names)}")
-    spare = sorted(set(part.column_names) - set(used.values()))
-    if spare:
-        logger.warning("%s: columns that are not used: %s", name, ", ".join(spare))
-    return used
-
-
-def _sound(cell: Any) -> AudioLike:
-    """What `gpa.audio.load` takes, from a cell of an audio column that is not decoded."""
-    if isinstance(cell, dict) and cell.get("array") is not None:
-        import numpy as np
-
-        return np.asarray(cell["array"], np.float32), int(cell["sampling_rate"])
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
-    return cell or b""

@@ -25,11 +25,12 @@ from gpa.codec.losses import LetterHead
 from gpa.data.align import align, letter_targets
 from gpa.data.features import FeatureCache, read_lines
 from gpa.data.readings import Readings
-from gpa.data.tokenset import PREPARED, TokenSet
+from gpa.data.tokenset import PREPARED, TokenSet, write_json
 from gpa.errors import CheckpointError
 from gpa.text import build_tokenizer_json, copy_tokenizer, normalise_text, train_sentencepiece
 from gpa.vocab import Vocab
 
+MADE = "made.json"  # whose ids they are: the codec export ("model") and its feature encoder
 COMMAND = "python -m gpa.data.tokens CACHE --codec EXPORT --encoder DIR -o TOKENS"
 
 
@@ -147,6 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         train_sentencepiece(texts(cache.rows, args.text), args.out / "spm.model", args.vocab_size)
         build_tokenizer_json(args.out / "spm.model", *extractor.sizes, args.out)
+    made = {"model": str(args.codec.resolve()), "encoder": str(args.encoder.resolve())}
+    write_json(args.out / MADE, made)
     _write(extractor, cache, args.out / "tokens.jsonl")
 
 

@@ -24,6 +24,7 @@ from gpa.errors import CheckpointError, MissingExtraError
 from gpa.prompt import INSTRUCTIONS, Example, Format
 from gpa.tasks import FIELD_OF
 from gpa.text import normalise_text
+from gpa.vocab import Vocab
 
 PREPARED, REJECTED = "prepared.json", "rejected.jsonl"
 KIND, VERSION = "gpa-tokens", 1
@@ -60,15 +61,27 @@ def shard_name(number: int, count: int) -> str:
 
 def write_shard(path: Path, rows: Iterable[Mapping[str, Any]], scratch: Path) -> None:
     """Write rows of COLUMNS as one Arrow file, whole or not at all; equal rows give equal bytes."""
+    value = require_datasets().Value
+    types = {n: [value(t[0])] if isinstance(t, list) else value(t) for n, t in COLUMNS.items()}
+    write_arrow(path, rows, types, scratch)
+
+
+def write_arrow(
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    types: Mapping[str, Any],
+    scratch: Path,
+    batch: int | None = None,
+) -> None:
+    """Write rows of `types` as one Arrow file, `batch` rows in memory, whole or not at all."""
     datasets = require_datasets()
     from datasets.arrow_writer import ArrowWriter
 
-    value = datasets.Value
-    types = {n: [value(t[0])] if isinstance(t, list) else value(t) for n, t in COLUMNS.items()}
     temporary = scratch / f"{path.name}.{uuid.uuid4().hex}.tmp"
-    with ArrowWriter(path=str(temporary), features=datasets.Features(types)) as writer:
+    options = {"path": str(temporary), "features": datasets.Features(types), "writer_batch_size": batch}
+    with ArrowWriter(**options) as writer:
         for row in rows:
-            writer.write({name: row[name] for name in COLUMNS})
+            writer.write({name: row[name] for name in types})
         writer.finalize()
     os.replace(temporary, path)
 
@@ -140,6 +153,29 @@ def read_about(folder: Path) -> dict[str, Any]:
             f"{path}: {about.get('kind')} version {about.get('version')!r} cannot be read here"
         )
     return about
+
+
+def layout(vocab: Vocab) -> dict[str, int | None]:
+    """What prepared.json has to say of an id space beside tokenizer.json, which names neither the block of
+    linguistic codes nor rows that pad the embedding.
+    """
+    return {"size": vocab.size, "glm_size": vocab.glm.size if vocab.glm else None}
+
+
+def read_vocab(folder: Path) -> Vocab:
+    """The id space of the model that a folder was prepared for; of other folders what tokenizer.json names.
+
+    CheckpointError if the tokenizer there is not that of the preparation.
+    """
+    about = hub.read_json(folder / PREPARED) if (folder / PREPARED).is_file() else {}
+    if "vocabulary" not in about:
+        return Vocab.from_file(folder)
+    vocab = Vocab.from_file(folder, **about["vocabulary"])
+    if vocab.fingerprint() != about["fingerprints"]["vocabulary"]:
+        raise CheckpointError(
+            f"{folder}: tokenizer.json is not the one it was prepared with; prepare it again:  {COMMAND} DIR"
+        )
+    return vocab
 
 
 def check_fits(folder: str | os.PathLike, fingerprints: Mapping[str, str]) -> None:

@@ -25,6 +25,7 @@ from gpa.finetune import collect, compare, plan, replay
 from gpa.models.gpa import GPA
 from gpa.models.gpa import files_gpa as files
 from gpa.models.gpa.backbone import load_backbone
+from gpa.nn import threads as processor
 from gpa.train import __main__ as trainer
 from gpa.train import adapters, metrics
 from gpa.train import voice as voices
@@ -57,7 +58,7 @@ class Job:
     limit: float = 10.0
     licence: str = ""
     seed: int = 0
-    threads: int = 0
+    threads: int | None = None  # None: as training chooses (gpa.nn.threads)
     device: str = "auto"
     offline: bool = False
 
@@ -88,6 +89,7 @@ def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = 
 
     UsageError where `out` belongs to another job, DataError for a folder with too little speech.
     """
+    processor.settle(None, job.threads)  # before anything is timed or loaded: training needs most
     told = _plan(job)
     for line in told.lines():
         say(line)
@@ -214,7 +216,7 @@ def _learn_voice(job: Job, base: GPA) -> Voice:
             "log_every": max(1, min(10, steps // 4)),
             "best": "eval/loss",
             "seed": job.seed,
-            "threads": job.threads,
+            "threads": job.threads or 0,
         },
     }
     made = run / "export" / voices.FILE
@@ -271,7 +273,7 @@ def _recipe(job: Job, base: GPA) -> dict[str, Any]:
             "eval_every": max(1, steps // 4),
             "log_every": max(1, min(10, steps // 4)),
             "seed": job.seed,
-            "threads": job.threads,
+            "threads": job.threads or 0,
         },
     }
 

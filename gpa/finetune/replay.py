@@ -96,7 +96,7 @@ def _heard(model: GPA, sound: Sound) -> dict[str, list[int]]:
 
 
 def _converted(model: GPA, said: dict[str, Any], sound: Sound, voice: str) -> Iterator[dict[str, Any]]:
-    made = model.vc(sound, voice=voice, seed=_number(said))
+    made = model.vc(sound, voice=voice, mode="lm", seed=_number(said))
     if made.finish_reason == "stop":
         codes = list(model.resolve_voice(voice).codes)
         yield {**said, "task": "vc", "text": "", "target": made.tokens.tolist(), "global": codes}

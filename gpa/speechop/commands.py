@@ -91,9 +91,8 @@ def _load(args: argparse.Namespace) -> Any:
             "train one with recipes/speechop"
         )
     windows = Windows(args.window, args.overlap)
-    model = SpeechOp.from_pretrained(
-        args.model, device=args.device, offline=args.offline, recogniser=args.recogniser, windows=windows
-    )
+    where = {"device": args.device, "offline": args.offline, "threads": args.threads}
+    model = SpeechOp.from_pretrained(args.model, **where, recogniser=args.recogniser, windows=windows)
     if sys.stderr.isatty():
         model.progress = _Bar()
     return model
@@ -284,6 +283,7 @@ def _rest(p: argparse.ArgumentParser) -> None:
     )
     machine = p.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    options.threads(machine)
     machine.add_argument("--offline", action="store_true", help="never use the network")
     machine.add_argument("-v", "--verbose", action="store_true", help="say more, on stderr")
     options.json(p, "print one JSON object: path, transcript, windows, evaluations of the network, timing")

@@ -20,4 +20,5 @@ class SpeechOp(pipeline_speechop.SpeechOp):
 
     def load_recogniser(self, name: str | os.PathLike | None) -> Recogniser:
         """The GPA model of a path, repository id or shipped name."""
-        return GPA.from_pretrained(name or RECOGNISER, device=self.device, offline=self.offline)
+        # Loaded within a request, so the number of threads stays what it was.
+        return GPA.from_pretrained(name or RECOGNISER, device=self.device, offline=self.offline, threads=0)

@@ -62,7 +62,10 @@ def main(argv: list[str] | None = None) -> None:
         "overrides", nargs="*", help="recipe keys to change, e.g. optim.lr=3e-4 train.steps=10"
     )
     parser.add_argument("--run", type=Path, help="run folder (default runs/<recipe name>)")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="of the processor, as train.threads=N (default: GPA_THREADS)"
+    )
+    args = parser.parse_intermixed_args(argv)  # keys may also follow --run
     launched = launch.Launched.read()
     # What is trained and where belongs to the result; of several processes one says it.
     logging.getLogger("gpa.train").setLevel(logging.INFO if launched.rank == 0 else logging.ERROR)
@@ -70,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     run = args.run or Path("runs") / args.recipe.stem
     if tree.get("kind") == "text":
         return _text(tree, run)
+    if args.threads is not None:
+        tree["train"] = {**(tree.get("train") or {}), "threads": args.threads}
     launch.resolve(tree, launched)
     family, recipe = _family(tree)
     with closing(launch.start(recipe.train, launched)) as engine:

@@ -9,7 +9,9 @@ head's attention there. Inference is untouched; the network is transformers' own
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,20 +21,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpa import config, hub
 from gpa.codec import trained
+from gpa.codec.bicodec import BiCodecModel
 from gpa.data import tokens, tokenset
 from gpa.data.batches import BatchPlan
 from gpa.data.rows import TASK_ORDER, Chain, LMBatch, Noise, Row, RowBuilder, Some, collate, pack
 from gpa.errors import CheckpointError, UsageError
+from gpa.models.gpa import files_gpa as files
 from gpa.models.gpa.backbone import Backbone, alignment_loss, load_backbone, new_backbone
-from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.prompt import get_format
+from gpa.prompt import PublishedFormat, get_format
 from gpa.pronounce import Pronunciations
 from gpa.tasks import IGNORE
 from gpa.text import TextTokenizer, copy_tokenizer
-from gpa.train import adapters
+from gpa.train import adapters, whole
 from gpa.train.adapters import AdapterArgs
 from gpa.train.args import TrainArgs
+from gpa.train.beside import Beside
 from gpa.train.engine import place
 from gpa.train.family import Loss
 from gpa.train.optim import OptimArgs
@@ -41,6 +46,7 @@ from gpa.vocab import Vocab
 
 log = logging.getLogger(__name__)
 Clip = Mapping[str, Any]
+WHOLE, NETWORK = "whole", "network"
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,9 @@ class LMRecipe:
     data: LMData
     model: dict[str, Any]
     kind: str = "gpa"
-    codec: str = ""  # codec export whose code vectors start the semantic embeddings
-    init: str = ""  # a Hugging Face directory to start from
+    codec: str = ""  # whose ids these are, where the tokens do not say: a checkpoint, its codec/, an export
+    init: str = ""  # a checkpoint, or a Hugging Face directory, to start from
+    export: str = WHOLE  # a whole checkpoint; "network": the language model alone, for steps that go on
     adapter: AdapterArgs = field(default_factory=AdapterArgs)  # of `init`, which then stays as it is
     format: str = "instruct"  # of the prompts; "published" for a published checkpoint
     train: TrainArgs = field(default_factory=TrainArgs)
@@ -100,11 +107,17 @@ class LMFamily:
     """The language model for the training loop."""
 
     def __init__(self, recipe: LMRecipe) -> None:
+        if recipe.export not in (WHOLE, NETWORK):
+            raise UsageError(f"export={recipe.export}: choose {WHOLE} or {NETWORK}")
         self.recipe = recipe
+        self.init = files.find(recipe.init) if recipe.init else None
         folder = Path(recipe.data.tokens)
-        self.vocab = Vocab.from_file(folder)
+        self.vocab = tokenset.read_vocab(folder)
+        _check_format(recipe, self.vocab)
+        if self.init:
+            self._check_fingerprints(self.init)
         fmt = get_format(recipe.format, self.vocab, TextTokenizer.from_file(folder))
-        clips = tokens.read(folder)
+        self.clips = clips = tokens.read(folder)
         split = [clip["split"] for clip in clips]
         train: Sequence[Clip] = Some(clips, [i for i, name in enumerate(split) if name.startswith("train")])
         dev = Some(clips, [i for i, name in enumerate(split) if name == "dev" and clips[i]["text"]])
@@ -129,12 +142,13 @@ class LMFamily:
         weights = np.array([weight for _, _, weight in self.items])
         weights = _shared(weights, np.array([i >= own for _, i, _ in self.items]), recipe.data.replay_share)
         self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
-        folders = {"tokens": recipe.data.tokens, "codec": recipe.codec, "init": recipe.init}
+        folders = {"tokens": recipe.data.tokens, "codec": recipe.codec, "init": str(self.init or "")}
         self.validation = prepare(recipe.validate, self.dev, recipe.data.max_ids, **folders)
+        self.beside = Beside.find(folder, self.init, recipe.codec) if recipe.export == WHOLE else None
 
     def _replay(self, folder: Path) -> Sequence[Clip]:
-        """Its training clips; CheckpointError if its ids are others than those of `data.tokens`."""
-        if Vocab.from_file(folder).fingerprint() != self.vocab.fingerprint():
+        """Its training clips; CheckpointError if its tokenizer is another than that of `data.tokens`."""
+        if tokenset.read_vocab(folder).tokens_digest != self.vocab.tokens_digest:
             raise CheckpointError(f"{folder}: its ids are not those of {self.recipe.data.tokens}")
         clips = tokens.read(folder)
         return Some(clips, [i for i, clip in enumerate(clips) if clip["split"].startswith("train")])
@@ -164,9 +178,8 @@ class LMFamily:
         return model
 
     def _start(self) -> Backbone:
-        if self.recipe.init:
-            self._check_fingerprints(Path(self.recipe.init))
-            model = load_backbone(self.recipe.init)
+        if self.init:
+            model = load_backbone(self.init)
             if model.config.vocab_size != self.vocab.size:
                 raise CheckpointError(
                     f"{self.recipe.init}: {model.config.vocab_size} ids, "
@@ -174,20 +187,21 @@ class LMFamily:
                 )
             return model
         model = new_backbone(self.recipe.model, self.vocab)
-        if self.recipe.codec:
-            self._start_embeddings(model)
+        if self.beside is not None:
+            self._start_embeddings(model, self.beside.parts()[0].model)
+        elif self.recipe.codec:
+            self._start_embeddings(model, trained.load_network(Path(self.recipe.codec)))
         return model
 
     def _check_fingerprints(self, init: Path) -> None:
         """Ids of another codec or tokenizer than the model's own would be noise to it."""
-        known = GPAConfig.read(init).fingerprints
+        known = files.fingerprints(init)
         for folder in map(Path, filter(None, (self.recipe.data.tokens, self.recipe.data.replay))):
             if known and (folder / tokenset.PREPARED).is_file():
                 tokenset.check_fits(folder, known)
 
-    def _start_embeddings(self, model: Backbone) -> None:
+    def _start_embeddings(self, model: Backbone, codec: BiCodecModel) -> None:
         """Semantic ids start where the codec's code vectors are: ids which sound alike start alike."""
-        codec = trained.load_network(Path(self.recipe.codec))
         block, width = self.vocab.semantic, model.config.hidden_size
         if codec.config.quantizer.codebook_size != block.size:
             raise CheckpointError(
@@ -263,12 +277,58 @@ class LMFamily:
         return losses | (self.validation(module) if self.validation else {})
 
     def export(self, module: nn.Module, path: Path) -> None:
+        """Write what `GPA.from_pretrained` loads, or the bare network; an adapter folded in and beside it."""
         assert isinstance(module, Backbone)
-        if self.recipe.adapter.rank:
-            adapters.save(module, self.recipe.init, path / adapters.FOLDER)
-            module = adapters.merged(self.recipe.init, path / adapters.FOLDER)
-        module.save_pretrained(path)
-        copy_tokenizer(Path(self.recipe.data.tokens), path)
+        if not self.recipe.adapter.rank:
+            return self._write(module, path, lambda folder: None)
+        with tempfile.TemporaryDirectory() as scratch:
+            alone = Path(scratch) / adapters.FOLDER
+            adapters.save(module, self.recipe.init, alone)
+            merged = adapters.merged(self.init or "", alone)
+            self._write(merged, path, lambda folder: shutil.copytree(alone, folder / adapters.FOLDER))
+
+    def _write(self, module: Backbone, path: Path, more: Callable[[Path], Any]) -> None:
+        if self.beside is not None:
+            return whole.write(module, path, self.beside, self._learnt(), more)
+        with hub.written_whole(path, overwrite=True) as folder:
+            module.save_pretrained(folder)
+            copy_tokenizer(Path(self.recipe.data.tokens), folder)
+            more(folder)
+
+    def _learnt(self) -> whole.Learnt:
+        r = self.recipe
+        return whole.Learnt(
+            self.clips,
+            Path(r.data.tokens),
+            r.format,
+            config.dump(r),
+            init=self.init,
+            speech=r.validate.speech,
+            guided=r.data.drop_text > 0,
+            pronunciations=r.data.pronunciations,
+        )
+
+
+def _check_format(recipe: LMRecipe, vocab: Vocab) -> None:
+    """UsageError, with the setting to change, for tokens or weights that do not suit the recipe's format."""
+    folder, name = Path(recipe.data.tokens), recipe.format
+    made = tokenset.read_about(folder)["format"] if (folder / tokenset.PREPARED).is_file() else name
+    if made != name:
+        raise UsageError(
+            f"{folder}: prepared for the {made} format, the recipe has {name}: set format={made}"
+        )
+    if name != PublishedFormat.name:
+        return
+    if vocab.glm is None:
+        raise UsageError(
+            f"{folder}: has no linguistic (GLM) codes, which recognition in the published format reads; "
+            f"prepare it for a published checkpoint:  {tokenset.COMMAND} {folder} --model PUBLISHED"
+        )
+    if recipe.weights.alignment:
+        raise UsageError(
+            f"weights.alignment={recipe.weights.alignment:g}: published models were trained without, and "
+            "prepared rows do not say when a letter is spoken; set weights.alignment=0"
+        )
 
 
 def _shared(weights: np.ndarray, replayed: np.ndarray, share: float) -> np.ndarray:

@@ -27,7 +27,7 @@ class TrainArgs:
     eval_every: int = 200
     log_every: int = 10
     seed: int = 0
-    threads: int = 0  # 0: torch's choice
+    threads: int = 0  # of the processor; 0: GPA_THREADS, else torch's choice
     max_seconds: float = 0.0  # stop early (after a checkpoint); 0: never
     precision: str = "fp32"  # of matrix products: fp32, or bf16 or fp16 with weights and sums kept in float32
     world: int = 0  # processes there must be; 0: as many as were started
@@ -52,7 +52,7 @@ class TrainArgs:
             if getattr(self, name) not in choices:
                 known = ", ".join(map(str, choices))
                 raise UsageError(f"train.{name}={getattr(self, name)!r}: choose one of {known}")
-        for name in ("seed", "world", "workers"):
+        for name in ("seed", "world", "workers", "threads"):
             if getattr(self, name) < 0:
                 raise UsageError(f"train.{name}={getattr(self, name)}: at least 0")
         if not 0 <= self.ema < 1:

@@ -145,6 +145,8 @@ class CodecFamily:
             raise UsageError("weights.heard needs the feature encoder's folder in data.encoder")
         self.cache = FeatureCache(recipe.data.cache)
         self.cache.measure_pitch()
+        self.encoder = _encoder(recipe.data, self.cache)
+        trained.load_encoder(self.encoder, self.config)  # before training rather than after it
         self.spoilt = _spoilt(recipe.data, self.cache)
         self._ear = HeardDistance(recipe.data.encoder, self.config.features)
         self.ratio = self.config.latent_hop_length // FRAME
@@ -348,7 +350,17 @@ class CodecFamily:
 
     def export(self, module: nn.Module, path: Path) -> None:
         assert isinstance(module, CodecModule)
-        trained.write(module.codec, {"letters": module.letters, "speakers": module.speakers}, path)
+        heads = {"letters": module.letters, "speakers": module.speakers}
+        trained.write(module.codec, heads, path, trained.load_encoder(self.encoder, self.config))
+
+
+def _encoder(data: CodecData, cache: FeatureCache) -> Path:
+    """Folder of the feature encoder, which the export holds; UsageError if there is none."""
+    folder = data.encoder or cache.encoder
+    if not folder or not Path(folder).is_dir():
+        where = f"{folder} is not there" if folder else f"{data.cache} does not say where it is"
+        raise UsageError(f"a codec's export holds the feature encoder: {where}; give data.encoder=DIR")
+    return Path(folder)
 
 
 def _spoilt(data: CodecData, cache: FeatureCache) -> FeatureCache | None:

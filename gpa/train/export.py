@@ -26,6 +26,7 @@ from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
 from gpa.models.gpa.files_gpa import load_lm
 from gpa.models.gpa.golden_gpa import record
+from gpa.train.whole import stored
 
 LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes, in this order
 
@@ -66,16 +67,15 @@ def assemble(
     for name, take in zip(LISTS, takes, strict=True):
         if name in lists:
             take(lists[name])
-    path = model.save_pretrained(out, dtype=dtype, codec_dtype=dtype, overwrite=overwrite)
-    stored = GPA.from_pretrained(path, device="cpu", dtype="float32")
-    for name, clip in (voices or {}).items():
-        voice = stored.voice(clip, name=name)
-        voice = voice if timbres else replace(voice, timbre=None)
-        voice.save(path / "voices" / f"{name}.json")
-    if golden:
-        record(stored, path, [clip for clip, _ in golden], [text for _, text in golden])
-    logger.info("wrote %s: %s parameters", path, stored.info()["parameters"])
-    return path
+    with stored(model, Path(out), dtypes=(dtype, dtype), overwrite=overwrite) as (made, folder):
+        for name, clip in (voices or {}).items():
+            voice = made.voice(clip, name=name)
+            voice = voice if timbres else replace(voice, timbre=None)
+            voice.save(folder / "voices" / f"{name}.json")
+        if golden:
+            record(made, folder, [clip for clip, _ in golden], [text for _, text in golden])
+    logger.info("wrote %s: %s parameters", out, made.info()["parameters"])
+    return Path(out)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from gpa.errors import MissingExtraError, TrainingError, UsageError
+from gpa.nn import threads
 from gpa.train.args import TrainArgs
 from gpa.train.engine import Engine, Ranks, Single
 from gpa.train.zero import Zero
@@ -89,8 +90,9 @@ def resolve(tree: dict[str, Any], launched: Launched) -> None:
 
 
 def start(args: TrainArgs, launched: Launched | None = None) -> Engine:
-    """The engine for this process, connected to the others if there are any."""
+    """The engine for this process, connected to the others if there are any, and its threads."""
     place = launched or Launched.read()
+    threads.settle(None, args.threads or None)
     device = place.device
     if device.type == "cuda":
         torch.cuda.set_device(device)

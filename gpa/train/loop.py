@@ -48,8 +48,6 @@ def train(
     `about` are facts to keep with the run. TrainingError when a loss or gradient is not finite: nothing of
     that step is kept.
     """
-    if args.threads:
-        torch.set_num_threads(args.threads)
     engine = engine or launch.start(args)
     module, start = _prepare(family, engine, args, optim, run, about or {})
     metrics = MetricsLog(run / "metrics.jsonl", start, active=engine.rank == 0, board=args.tensorboard)

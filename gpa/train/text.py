@@ -49,11 +49,13 @@ def train_text(recipe: TextRecipe, run: Path) -> dict[str, float]:
 
     DataError for files without text, VocabError where they cannot fill the vocabulary.
     """
+    if not recipe.data.files:
+        raise DataError("data.files names no text yet: data.files=[book.txt, corpus/manifest.jsonl]")
     lines = list(_lines(recipe))
     train = [line for n, line in enumerate(lines, 1) if n % recipe.held_out]
     held = lines[recipe.held_out - 1 :: recipe.held_out]
     if not train:
-        raise DataError(f"no text in {', '.join(recipe.data.files)}")
+        raise DataError(f"{', '.join(recipe.data.files)}: too little text, {len(lines)} lines")
     export = run / "export"
     export.mkdir(parents=True, exist_ok=True)
     train_sentencepiece(train, export / "spm.model", recipe.vocab_size)

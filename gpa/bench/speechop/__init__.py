@@ -60,6 +60,7 @@ offline; a judge that is not installed is reported as not measured. needs the ex
     where.add_argument("--fresh", action="store_true", help="measure again what OUT already holds")
     machine = p.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    options.threads(machine)
     machine.add_argument("--offline", action="store_true", help="never use the network")
     machine.add_argument("-v", "--verbose", action="store_true", help="say more, on stderr")
     options.json(p, "print the report as JSON")
@@ -120,7 +121,7 @@ def _scene(args: argparse.Namespace, data: Path, steps: int) -> Any:
     from gpa.speechop.model import SpeechOp
 
     spoil = Spoiler(args.noise or data / "noise", args.rooms or data / "rooms", args.seed, args.snr)
-    op = SpeechOp.from_pretrained(args.model, device=args.device, offline=args.offline)
+    op = SpeechOp.from_pretrained(args.model, device=args.device, offline=args.offline, threads=args.threads)
     recogniser = op.load_recogniser(args.recogniser)
     ratings, absent = open_ratings()
     judges = panel.open_panel(without=args.without)

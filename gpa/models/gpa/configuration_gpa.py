@@ -24,6 +24,7 @@ VERSION = 1
 GREEDY = Sampling()
 # Specification 4.4: the values of the reference's server. Recognition is greedy everywhere (section 11.5).
 SPOKEN = Sampling(temperature=0.2, repetition_penalty=1.2)
+CONVERSIONS = ("lm", "codec")
 
 
 def _defaults() -> dict[str, Sampling]:
@@ -38,7 +39,9 @@ class GPAConfig:
     `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
     `beams` are how recognition searches, with the checkpoint's words and bigrams; `gamma` is how strongly a
     text guides its speech, for models that have learnt speech without text too (`data.drop_text` of a
-    recipe). `about` is free text for people: licence, training data, command.
+    recipe). `conversion` is how a voice is converted unless asked otherwise: by the language model, or by the
+    codec, which exchanges the voice and keeps all else; whichever measures better. `about` is free text for
+    people: licence, training data, command.
     """
 
     name: str = "gpa"
@@ -49,12 +52,15 @@ class GPAConfig:
     sampling: Mapping[str, Sampling] = field(default_factory=_defaults)
     beams: Beams = Beams()
     gamma: float = 0.0
+    conversion: str = "lm"
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
             raise UsageError(f"gamma={self.gamma}: a finite number of at least 0 is needed")
+        if self.conversion not in CONVERSIONS:
+            raise UsageError(f"conversion={self.conversion!r}: choose one of {', '.join(CONVERSIONS)}")
         for name in ("max_audio_seconds", "max_text_chars"):
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise UsageError(f"{name}={value}: a finite number above 0 is needed")
@@ -83,6 +89,21 @@ class GPAConfig:
         """Write gpa.json, the inverse of `read`."""
         tree = {"version": VERSION, **dataclasses.asdict(self)}
         (folder / FILE).write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def conversion_mode(self, asked: str | None, options: Mapping[str, Any]) -> str:
+        """How to convert: as asked, else "lm" where one of its `options` is given, else the checkpoint's way.
+
+        UsageError for an unknown mode, and for an option that mode "codec" has no use for.
+        """
+        given = [name for name, value in options.items() if value is not None]
+        mode = asked or ("lm" if given else self.conversion)
+        if mode not in CONVERSIONS:
+            raise UsageError(f"mode {mode!r}: choose lm or codec")
+        if mode == "codec" and given:
+            raise UsageError(
+                f"{given[0]} is an option of mode lm: mode codec exchanges the voice and generates nothing"
+            )
+        return mode
 
     def check(self, found: Mapping[str, str], where: str) -> None:
         """CheckpointError unless what was loaded has the recorded fingerprints, every part."""

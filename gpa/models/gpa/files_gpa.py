@@ -6,6 +6,7 @@ Knows files, tensor names and fingerprints; nothing about prompts or generation.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,15 +20,16 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from gpa import bigrams, hub, lexicon, pronounce
 from gpa.codec.bicodec import BiCodec
-from gpa.codec.features import half_where_it_fits
+from gpa.codec.features import half_where_it_fits, state_digest
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import CheckpointError
-from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.models.gpa.configuration_gpa import FILE, GPAConfig
 from gpa.models.gpa.outputs_gpa import Voice
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets"
 NESTED = "gpa_0_3b"  # the folder that the first published revision keeps everything in
 PUBLISHED_CODEC, CODEC, GLM, VOICES = "BiCodec", "codec", "glm-4-voice-tokenizer", "voices"
+GOLDEN, PAGES = "golden", ("README.md", "DATA.md")  # what people and `gpa verify` read
 # The text side as transformers reads it, copied verbatim.
 TEXT_FILES = (
     "tokenizer.json",
@@ -57,10 +59,28 @@ def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: 
     for candidate in (folder, folder / NESTED):
         if (candidate / "config.json").is_file():
             return candidate
+    raise CheckpointError(f"{folder}: {_instead(folder)}")
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without a checkpoint is, and what to do."""
+    if (folder / "prepared.json").is_file() or (folder / "tokens.jsonl").is_file():
+        return (
+            "a folder of ids, which a model is trained on; train one and pass its export:  "
+            f"gpa train recipes/gpa/own.yaml data.tokens={folder}"
+        )
+    if (folder / "export" / "config.json").is_file():
+        return f"the folder of a training run; pass what it exported: {folder / 'export'}"
+    if (folder / "recipe.yaml").is_file():
+        return "the folder of a training run that is not finished; the same command again goes on with it"
     known = f"; shipped models: {', '.join(shipped())}" if shipped() else ""
-    raise CheckpointError(
-        f"{folder}: no checkpoint here (neither config.json nor {NESTED}/config.json){known}"
-    )
+    return f"no checkpoint here (neither config.json nor {NESTED}/config.json){known}"
+
+
+def known_as(path_or_repo: str | os.PathLike) -> str:
+    """A name by which `find` finds the same again from any folder: shipped, a repository id, or absolute."""
+    path = Path(path_or_repo).expanduser()
+    return str(path.resolve()) if path.exists() else os.fspath(path_or_repo)
 
 
 def load_lm(folder: Path) -> tuple[Qwen3ForCausalLM, torch.dtype]:
@@ -98,7 +118,10 @@ def codec_folder(folder: Path) -> Path:
     """Where the codec is, in our layout or in the published one; CheckpointError if nowhere."""
     path = folder / (CODEC if (folder / CODEC).is_dir() else PUBLISHED_CODEC)
     if not path.is_dir():
-        raise CheckpointError(f"{folder}: no codec, neither {CODEC}/ nor {PUBLISHED_CODEC}/")
+        raise CheckpointError(
+            f"{folder}: no codec, neither {CODEC}/ nor {PUBLISHED_CODEC}/: a language model alone; "
+            "python -m gpa.train.export joins it with its codec"
+        )
     return path
 
 
@@ -107,6 +130,17 @@ def load_parts(folder: Path, device: torch.device) -> tuple[BiCodec, GLM4VoiceTo
     path = codec_folder(folder)
     glm = GLM4VoiceTokenizer.from_pretrained(folder / GLM, device=device) if (folder / GLM).is_dir() else None
     return BiCodec.from_pretrained(path, device=device), glm
+
+
+def fingerprints(folder: Path) -> Mapping[str, str]:
+    """SHA-256 of the parts that rows of ids depend on: as gpa.json says, and of a published checkpoint, which
+    has none, computed. Nothing for a language model alone.
+    """
+    if (folder / FILE).is_file() or not (folder / PUBLISHED_CODEC).is_dir():
+        return GPAConfig.read(folder).fingerprints
+    codec, glm = load_parts(folder, torch.device("cpu"))
+    found = {"codec": codec.fingerprint(), "tokenizer": hub.fingerprint_files(folder / "tokenizer.json")}
+    return found | ({"glm": glm.fingerprint()} if glm else {})
 
 
 def load_voices(folder: Path) -> dict[str, Voice]:
@@ -153,11 +187,13 @@ def write_checkpoint(
     config: GPAConfig,
     fingerprints: Mapping[str, str],
     dtypes: tuple[torch.dtype, torch.dtype | None],
+    origin: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a whole checkpoint directory under a temporary name, then rename it: never half of one.
 
-    `dtypes` are the precisions of the language model's and of the codec's weights. An existing directory is
+    `dtypes` are the precisions of the language model's and of the codec's weights. Card, page of the data and
+    recorded outputs of `origin` come along where the copy computes the same. An existing directory is
     refused unless it is empty or `overwrite`, which keeps a README.md there.
     """
     out = Path(out)
@@ -173,4 +209,28 @@ def write_checkpoint(
         for name, voice in voices.items():
             voice.save(temporary / VOICES / f"{name}.json")
         replace(config, fingerprints=found).write(temporary)
+        if origin is not None and _digests(origin) == _digests(temporary):
+            _copy_pages(origin, temporary)
     return out
+
+
+def _digests(folder: Path) -> list[str]:
+    """SHA-256 of everything that outputs depend on, whatever the layout."""
+    lm, _ = load_lm(folder)
+    codec, glm = load_parts(folder, torch.device("cpu"))
+    lists = [hashlib.sha256(content).hexdigest() for _, content in sorted(read_text_files(folder).items())]
+    return [
+        state_digest({}, lm.state_dict()),
+        codec.fingerprint(),
+        *([glm.fingerprint()] if glm else []),
+        *lists,
+    ]
+
+
+def _copy_pages(origin: Path, folder: Path) -> None:
+    """Card, page of the data and recorded outputs, which say of a checkpoint what is true of its copy."""
+    for name in PAGES:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)
+    if (origin / GOLDEN).is_dir():
+        shutil.copytree(origin / GOLDEN, folder / GOLDEN)

@@ -10,9 +10,10 @@ per request.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +23,6 @@ from transformers import DynamicCache, PreTrainedModel
 from gpa.errors import PromptError, UsageError
 
 PERIODS = 16  # the longest cycle that counts as a loop
-SMALL = 4096  # hidden size times layers; the published 0.3B has 14,336
 FEW = 3  # distinct ids, in any order, that count as one
 
 
@@ -119,13 +119,29 @@ class Masks:
         return cls(legal, legal & ~stop, stop)
 
 
+def new_cache(lm: PreTrainedModel) -> DynamicCache:
+    """An empty key-value cache of a network."""
+    return DynamicCache(config=lm.config)
+
+
+def cached(lm: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """The argument that hands a cache to a network."""
+    return {_name_of_cache(type(lm).forward): cache}
+
+
+@lru_cache(maxsize=8)
+def _name_of_cache(forward: Callable[..., Any]) -> str:
+    """transformers renamed it in 5.24, and takes the old name until 5.40."""
+    return "cache" if "cache" in signature(forward).parameters else "past_key_values"
+
+
 @torch.inference_mode()
 def prefill(lm: PreTrainedModel, ids: Sequence[int]) -> tuple[Tensor, DynamicCache]:
     """Logits (V,) after a prompt, and the cache that holds it."""
-    cache = DynamicCache(config=lm.config)
+    cache = new_cache(lm)
     out = lm(
         input_ids=torch.tensor([list(ids)], device=lm.device),
-        past_key_values=cache,
+        **cached(lm, cache),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -142,24 +158,8 @@ def decode_one(lm: PreTrainedModel, token_id: int, cache: DynamicCache) -> Tenso
 def decode_several(lm: PreTrainedModel, token_ids: Sequence[int], cache: DynamicCache) -> Tensor:
     """Logits (B, V) after one more id in each row of the cache."""
     ids = torch.tensor(token_ids, device=lm.device)[:, None]
-    with threads_for_one(lm):
-        out = lm(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    out = lm(input_ids=ids, **cached(lm, cache), use_cache=True, logits_to_keep=1)
     return out.logits[:, -1].float()
-
-
-@contextmanager
-def threads_for_one(lm: PreTrainedModel) -> Iterator[None]:
-    """One CPU thread for one position of a small model, which has nothing to share out.
-
-    Measured on two busy cores: 0.2 s a step with two threads, most of it waiting, 0.012 s with one.
-    """
-    before = torch.get_num_threads()
-    small = lm.device.type == "cpu" and lm.config.hidden_size * lm.config.num_hidden_layers <= SMALL
-    torch.set_num_threads(1 if small else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

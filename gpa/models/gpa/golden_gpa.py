@@ -23,12 +23,13 @@ from gpa import audio as sound
 from gpa import hub
 from gpa.codec.margins import glm_excess, global_excess, semantic_excess
 from gpa.errors import CheckpointError, UsageError
+from gpa.models.gpa.files_gpa import GOLDEN
 from gpa.models.gpa.generation_gpa import logits_of
 from gpa.models.gpa.modeling_gpa import GPA
 from gpa.models.gpa.outputs_gpa import Voice
 from gpa.tasks import FIELD_OF, TASKS, canonical_task
 
-FOLDER, CASES, TENSORS = "golden", "cases.json", "tensors.safetensors"
+FOLDER, CASES, TENSORS = GOLDEN, "cases.json", "tensors.safetensors"
 NEW_IDS = 24  # recorded greedy continuation of each prompt
 # Where two codes are almost equally near, kernels that round differently flip one: compared by that margin.
 CODES, FLOATS = 1e-3, 1e-4
@@ -98,6 +99,7 @@ def verify(model: GPA) -> list[Stage]:
         _exact("training rows", [pair for row in golden.training for pair in _row(model, golden, row)]),
         _largest("logits", [_logits_error(model, golden, case) for case in golden.cases]),
         _largest("greedy ids", [_greedy_error(model, case) for case in golden.cases]),
+        _largest("frames", _frame_errors(model, golden)),
         _largest("waveform", _waveform_errors(model, golden)),
     ]
     return [stage for stage in stages if stage.items]
@@ -185,12 +187,25 @@ def _greedy_error(model: GPA, case: Mapping[str, Any]) -> float:
     return float((logits.max() - logits[expected[apart]]) / logits.abs().max())
 
 
+def _frame_errors(model: GPA, golden: Golden) -> list[float]:
+    """Of what the decoder draws; published golden outputs have only the samples."""
+    if "detok_frames" not in golden.tensors:
+        return []
+    return [_relative(_drawn(model, golden), golden.tensors["detok_frames"])]
+
+
 def _waveform_errors(model: GPA, golden: Golden) -> list[float]:
+    """Of the samples of recorded frames: a pitch with another last bit is another phase a second later."""
     if "detok_waveform" not in golden.tensors:
         return []
-    semantic, voice = (golden.tensors[f"detok_{kind}"].reshape(-1) for kind in ("semantic", "global"))
-    wav = model.codec.decode(semantic, voice)
+    frames = golden.tensors.get("detok_frames")
+    wav = model.codec.render(_drawn(model, golden) if frames is None else frames)
     return [_relative(wav, golden.tensors["detok_waveform"].reshape(-1))]
+
+
+def _drawn(model: GPA, golden: Golden) -> np.ndarray:
+    semantic, voice = (golden.tensors[f"detok_{kind}"].reshape(-1) for kind in ("semantic", "global"))
+    return model.codec.frames(semantic, voice)
 
 
 # Recording --------------------------------------------------------------------------------------------------
@@ -219,7 +234,8 @@ def record(model: GPA, folder: str | Path, clips: Sequence[sound.AudioLike], tex
     for case in cases:
         tensors[f"logits_{case['name']}"] = logits_of(model.lm, case["prompt"])[-1].cpu().numpy()
     tensors["detok_semantic"], tensors["detok_global"] = tensors["semantic_0"], tensors["global_0"]
-    tensors["detok_waveform"] = model.codec.decode(tensors["semantic_0"], tensors["global_0"])
+    tensors["detok_frames"] = model.codec.frames(tensors["semantic_0"], tensors["global_0"])
+    tensors["detok_waveform"] = model.codec.render(tensors["detok_frames"])
     offsets = {block.name: block.offset for block in model.processor.vocab.blocks if block.name != "text"}
     tree = {
         "vocab_size": model.processor.vocab.size,

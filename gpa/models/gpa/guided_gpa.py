@@ -10,16 +10,15 @@ SpeechOp section 5.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, compose_logits, given
 from gpa.errors import GenerationError, PromptError, UsageError
-from gpa.models.gpa.generation_gpa import Rules, threads_for_one
+from gpa.models.gpa.generation_gpa import Rules, cached, new_cache
 from gpa.models.gpa.outputs_gpa import Transcript
 from gpa.prompt import Format, InstructFormat
 from gpa.text import normalise_text
@@ -58,7 +57,7 @@ class Composed:
     def _prefill(self) -> Tensor:
         """Padding stands at the left, so that all rows end together."""
         longest = max(map(len, self.prompts))
-        self.cache = DynamicCache(config=self.lm.config)
+        self.cache = new_cache(self.lm)
         left = [longest - len(prompt) for prompt in self.prompts]
         ids = [[prompt[0]] * n + prompt for prompt, n in zip(self.prompts, left, strict=True)]
         mask = [[0] * n + [1] * (longest - n) for n in left]
@@ -74,16 +73,14 @@ class Composed:
     def _run(self, ids: Tensor) -> Tensor:  # (B, L) -> (B, V)
         places = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         padded = {} if self.mask.all() else {"attention_mask": self.mask}  # alone it runs as `Cached` does
-        several = ids.shape[1] > 1
-        with nullcontext() if several else threads_for_one(self.lm):
-            out = self.lm(
-                input_ids=ids,
-                position_ids=places,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **padded,
-            )
+        out = self.lm(
+            input_ids=ids,
+            position_ids=places,
+            **cached(self.lm, self.cache),
+            use_cache=True,
+            logits_to_keep=1,
+            **padded,
+        )
         return out.logits[:, -1].float()
 
 

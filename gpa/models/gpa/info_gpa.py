@@ -44,6 +44,7 @@ def describe(lm: PreTrainedModel, processor: GPAProcessor, path: Path | None) ->
         },
         "max_audio_seconds": config.max_audio_seconds,
         "max_text_chars": config.max_text_chars,
+        "conversion": config.conversion,
         "words": len(p.lexicon),
         "bigrams": len(p.bigrams),
         "pronunciations": len(p.pronunciations),

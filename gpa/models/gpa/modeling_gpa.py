@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from gpa.models.gpa.info_gpa import describe
 from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.models.gpa.segment import transcript_ids
+from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
 from gpa.prompt import Format, canonical_task
 from gpa.vocab import Vocab
@@ -75,18 +77,22 @@ class GPA:
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         offline: bool = False,
+        threads: int | None = None,
     ) -> GPA:
         """Load a directory, a repository id or a shipped name.
 
         It may hold a published checkpoint (at its root or in gpa_0_3b/) or what `save_pretrained` wrote.
 
         `dtype` is that of the language model; the codec computes in float32. Nothing is downloaded for a
-        local path. Raises CheckpointError for missing, unexpected or mismatched parts.
+        local path. `threads` of the processor hold for the whole process: None lets the model's size decide,
+        0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing, unexpected or
+        mismatched parts.
         """
         folder = files.find(path_or_repo, revision, offline)
         config = GPAConfig.read(folder)
         chosen = pick_device(device)
         lm, stored = files.load_lm(folder)
+        processor.settle(processor.weights(lm), threads, chosen)
         codec, glm = files.load_parts(folder, chosen)
         model = cls(lm, codec, folder, glm=glm, config=config, path=folder)
         if (folder / "gpa.json").is_file():
@@ -108,7 +114,9 @@ class GPA:
         """Write a plain Hugging Face directory that needs nothing from outside: AutoModelForCausalLM and
         AutoTokenizer load it without this package; codec/, voices/ and gpa.json lie beside their files.
 
-        Precisions default to those of the loaded files. An existing directory is refused unless `overwrite`.
+        Precisions default to those of the loaded files. Card, data page and golden/ come along unless the
+        copy computes something else: an adapter folded in, a list taken, the precision lowered. An existing
+        directory is refused unless `overwrite`.
         """
         return files.write_checkpoint(
             path,
@@ -120,6 +128,7 @@ class GPA:
             config=self.config,
             fingerprints=self.processor.text_fingerprints(),
             dtypes=(dtype or self.precision, codec_dtype),
+            origin=self.path,
             overwrite=overwrite,
         )
 
@@ -273,7 +282,7 @@ class GPA:
         source: AudioLike,
         *,
         voice: VoiceLike = None,
-        mode: str = "lm",
+        mode: str | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -286,22 +295,28 @@ class GPA:
         """Say what `source` says in another voice.
 
         Mode "lm" generates it anew; "codec" keeps the source's semantic codes and only swaps the speaker's:
-        fast, exact in timing, and the baseline. A `transcript`, or "asr" for what the model itself
-        recognises, guides mode "lm" with strength `gamma` (1): speech with these words, in the source's time.
+        fast, exact in timing. The default is the checkpoint's own, `config.conversion`; options of generation
+        imply "lm". A `transcript`, or "asr" for what the model itself recognises, guides mode "lm" with
+        strength `gamma` (1): speech with these words, in the source's time. UsageError for an option that the
+        mode has no use for.
         """
-        if mode not in ("lm", "codec"):
-            raise UsageError(f"mode {mode!r}: choose lm or codec")
-        if transcript is not None and mode == "codec":
-            raise UsageError("a transcript guides mode lm; mode codec keeps what was heard")
         if transcript is not None and not transcript.strip():
             raise PromptError("the transcript is empty: leave it out")
+        options = {"transcript": transcript, "gamma": gamma, "temperature": temperature, "top_k": top_k}
+        options |= {
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+            "max_new_tokens": max_new_tokens,
+        }
+        mode = self.config.conversion_mode(mode, options)
         sampling = self._sampling("vc", temperature, top_k, top_p, repetition_penalty)
         speaker = self.resolve_voice(voice)
         codes = speaker.codes
         wav = self.processor.hear(source, "the source")
         if mode == "codec":
             tokens = self.codec.semantic_tokens((wav, self.sample_rate))
-            return self._speech(self.codec.decode(tokens, speaker), tokens, ["stop"])
+            wav = self.codec.decode(tokens, speaker)
+            return replace(self._speech(wav, tokens, ["stop"]), mode=mode)
         made = []
         parts = self.processor.audio_parts(wav, "vc")
         if len(parts) > 1 and transcript not in (None, ASR):

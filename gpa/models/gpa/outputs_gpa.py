@@ -19,13 +19,14 @@ class Speech:
     """Generated speech: `wav` float32 (S,), `tokens` the semantic codes (T,) int64 it was decoded from.
 
     `finish_reason` is "stop", or "length" (the budget ran out) or "loop" (repetition was cut) if any part
-    ended so.
+    ended so; `mode` that the language model chose the tokens ("lm"), or a conversion kept them ("codec").
     """
 
     wav: np.ndarray
     sample_rate: int
     tokens: np.ndarray
     finish_reason: str
+    mode: str = "lm"
 
     @property
     def seconds(self) -> float:

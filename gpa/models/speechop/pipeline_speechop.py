@@ -33,6 +33,7 @@ from gpa.models.speechop.run_speechop import Progress, check_tasks
 from gpa.models.speechop.text_speechop import text_ids
 from gpa.models.speechop.windows_speechop import Windows
 from gpa.models.speechop.words_speechop import Recogniser, spoken
+from gpa.nn import threads as processor
 from gpa.nn.device import pick_device
 
 Transcript = str | Sequence[str] | None
@@ -75,14 +76,18 @@ class SpeechOp:
         offline: bool = False,
         recogniser: Recogniser | None = None,
         windows: Windows | None = None,
+        threads: int | None = None,
     ) -> SpeechOp:
         """Load a directory, a repository id or a shipped name; it computes in float32.
 
-        Raises CheckpointError for missing, unexpected or mismatched parts.
+        `threads` of the processor hold for the whole process: None lets the model's size decide, 0 leaves
+        torch's number alone (docs/performance.md). Raises CheckpointError for missing, unexpected
+        or mismatched parts.
         """
         folder = files.find(path_or_repo, revision, offline)
         chosen = pick_device(device)
         model, stored = files.load_model(folder, SpeechOpConfig.read(folder))
+        processor.settle(processor.weights(model), threads, chosen)
         codec = files.load_codec(folder, chosen)
         ear = load_ear(model.config, files.SHIPPED, chosen, offline)
         model = model.to(chosen)

@@ -1,0 +1,148 @@
+"""Every command in a header of a recipe runs on a corpus of six clips: both shipped models, step by step.
+
+The published format is walked in test_paths_published.py, launch files are in test_engine.py.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from conftest import speechlike
+from gpa import audio, cli
+from gpa.data import features
+from gpa.pronounce import Pronunciations
+from gpa.train import __main__ as training
+from gpa.train import split
+from headers import ROOT, commands
+from training import CODEC, LATENT, LM, MORE_TEXT, write_encoder, write_manifest, write_tokens
+
+pytest.importorskip("sentencepiece")
+RECIPES = ROOT / "recipes"
+SPEAKER = CODEC["speaker_encoder"]
+STEP = "train.steps=1 train.save_every=1 train.eval_every=1 train.log_every=1"
+SHORT = f"{STEP} train.threads=1 train.precision=fp32"
+CROPS = "data.dev_clips=1 data.batch_frames=400 data.crops=4 data.crop_ids=8 data.reference_frames=30"
+DECODER = {"input_channel": 16, "channels": 16, "hidden": 32, "layers": 1, "bands": 12, "sharpen": [0.6, 0.4]}
+STACK = {"layers": 1, "width": 16, "heads": 2, "ffn": 24}
+TEXT = {**STACK, "kind": "bytes", "positions": "both"}
+SPEECHOP = {"dit": {**STACK, "layers": 3}, "encoder": STACK, "text": TEXT, "loss": {"normalise_peak": True}}
+SMALL = {  # of recipes that build a network
+    "codec": ["model=" + json.dumps({**CODEC, "decoder": DECODER})],
+    "codec_joint": ["speaker_encoder=" + json.dumps({**SPEAKER, "pre_norm": True})],
+    "mini": [f"model.{key}={json.dumps(value)}" for key, value in LM.items()],
+    "latent": ["model=" + json.dumps(LATENT), "weights.render_from=0"],
+    "tts": ["model=" + json.dumps(SPEECHOP)],
+}
+# In the order in which the models are made; beside a recipe the names under which others find what it made.
+CHAIN = {
+    "gpa/text": (),
+    "gpa/codec": (),
+    "gpa/codec_decoder": (),
+    "gpa/codec_heard": (),
+    "gpa/codec_joint": (),
+    "gpa/codec_adversarial": (),
+    "gpa/codec_voices": (),
+    "gpa/mini": ("mini_mean", "mini_split"),
+    "gpa/mini_more": (),
+    "gpa/mini_joint": (),
+    "gpa/mini_spoken": (),
+    "gpa/mini_last": ("mini_mean3",),
+    "gpa/mini_longer": (),
+    "gpa/mini_sounds": (),
+    "speechop/latent": (),
+    "speechop/latent_decoder": (),
+    "speechop/tts": (),
+    "speechop/multitask": (),
+    "speechop/multitask_more": (),
+    "speechop/multitask_ear": (),
+}
+CUTS = {
+    "text": ["vocab_size=300", "semantic=27", "speaker=16"],
+    "codec": CROPS.split(),
+    "gpa": ["data.dev_rows=1"],
+    "latent": ["data.dev_clips=1", "data.crops=4", "data.crop_latents=8", "weights.rendered=2"],
+    "speechop": ["data.dev_clips=1", "data.batch_frames=200", "data.crop_s=0.8", "data.prompt_s=0.6"],
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with what the headers name: corpora of six clips, encoder, tokens, dictionary."""
+    site = tmp_path_factory.mktemp("recipes")
+    (site / "recipes").symlink_to(ROOT / "recipes")
+    manifest, encoder, runs = write_manifest(site), write_encoder(site / "WHISPER"), site / "runs"
+    features.main([str(manifest), "--encoder", str(encoder), "-o", str(runs / "features")])
+    write_tokens(runs / "tokens")
+    for name, source in (
+        *((name, "features") for name in ("features_spoilt", "features_voices")),
+        *((name, "tokens") for name in ("tokens2", "pieces", "imagined", "tokens_flite", "tokens_spoken")),
+    ):
+        (runs / name).symlink_to(source)
+    (site / "DATA" / "text").mkdir(parents=True)
+    (site / "DATA" / "text" / "ljspeech_sentences.tsv").write_text("\n".join(f"0\t{t}" for t in MORE_TEXT))
+    for name, sound in (("noise", 0.1 * speechlike(0.5, seed=1)), ("rooms", np.exp(-np.arange(800) / 90.0))):
+        audio.save(site / "DATA" / name / "0.wav", sound, 16_000)
+        (site / "DATA" / name / "manifest.json").write_text('[{"path": "0.wav"}]')
+    said = Pronunciations({"fox": "F AA1 K S"}).content()
+    (runs / "pronunciations.txt.xz").write_bytes(said)
+    return site
+
+
+def test_every_recipe_is_walked() -> None:
+    elsewhere = {"gpa/adapter", "gpa/gpa_0_3b", "gpa/gpa_3b", "gpa/own"}  # in tests of their own
+    found = {
+        f"{path.parent.name}/{path.stem}"
+        for kind in ("gpa", "speechop")
+        for path in (RECIPES / kind).glob("*.yaml")
+    }
+    assert found - elsewhere == set(CHAIN)
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_the_header_runs(name: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is printed, in the order of recipes/README.md: each step starts from what the one before made."""
+    monkeypatch.chdir(site)
+    path = RECIPES / f"{name}.yaml"
+    kind = yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]
+    (command,) = commands(path)
+    argv = shlex.split(command)
+    argv = argv[argv.index("gpa.train" if "gpa.train" in argv else "train") + 1 :]
+    if path.stem == "codec_joint":
+        split.split_codec(Path("runs/codec_heard/export"), Path("runs/codec_split"))
+    rows = ["validate.rows=1"] if path.stem == "mini" else []
+    short = SHORT.split() if kind != "text" else []
+    training.main([*argv, *short, *CUTS[kind], *rows, *SMALL.get(path.stem, [])])
+    run = Path(argv[argv.index("--run") + 1])
+    assert (run / "export" / ("tokenizer.json" if kind == "text" else "model.safetensors")).is_file()
+    for link in CHAIN[name]:
+        (site / "runs" / link).symlink_to(f"{path.stem}/export")
+    if path.stem == "multitask_more":  # which recipes/README.md runs twice
+        (site / "runs" / "speechop3").symlink_to("speechop2")
+
+
+def test_the_adapters_header_runs_on_the_shipped_model(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    pytest.importorskip("peft")
+    monkeypatch.chdir(site)
+    (site / "corpus").mkdir()
+    rows = map(json.loads, (site / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
+    kept = ({**row, "path": f"../{row['path']}", "split": "train", "licence": "CC0-1.0"} for row in rows)
+    lines = "".join(json.dumps(row) + "\n" for row in kept if row["text"])
+    (site / "corpus" / "manifest.jsonl").write_text(lines, encoding="utf-8")
+    first, second, *_ = commands(RECIPES / "gpa" / "adapter.yaml")
+    assert cli.main(shlex.split(first)[1:]) == 0
+    assert cli.main([*shlex.split(second)[1:], *SHORT.split()]) == 0
+    assert (site / "runs" / "adapter" / "export" / "adapter" / "adapter_model.safetensors").is_file()
