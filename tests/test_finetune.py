@@ -279,6 +279,9 @@ def test_a_plan_follows_from_durations(job: Job, tiny: Path, tmp_path: Path, mon
     found = plan.Found.of(job.voice)
     assert found.clips == 6 and found.untold == pytest.approx(14.0, abs=0.01)
     assert found.seconds == pytest.approx(14.0 + sum(1.6 + 0.2 * n for n in range(5)), abs=0.01)
+    row = {"id": "a", "path": str(job.voice / "long.wav"), "begin_time": 3.0, "end_time": 5.5, "text": "so"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert plan.Found.of(tmp_path / "rows.jsonl") == plan.Found(1, 2.5, 0.0)
     twice = plan.Found(2 * found.clips, 2 * found.seconds, 2 * found.untold)
     size = plan.Size(voice_steps=100, items=3)
     one, two = (plan.plan(f, size, tiny / "codec", tiny) for f in (found, twice))
