@@ -62,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LEARN = ("finetune", "--voice", "recordings/zoe", "-o", "zoe", "--voice-steps", "12", "--items", "2")
+LEARN = ("finetune", "--voice", "recordings/zoe", "-o", "zoe", "--voice-steps", "10", "--items", "2")
 HOW = ("--judge", "own", "--threads", "1", "--device", "cpu", "--licence", "CC0-1.0")
 
 
@@ -73,7 +73,7 @@ def test_the_plan_is_told_at_once_and_touches_nothing(place: Path) -> None:
     assert not (place / "zoe").exists() and sorted(p.name for p in place.iterdir()) == ["recordings"]
     lines = {line.split()[1]: line for line in done.stderr.splitlines()}
     assert "0.2 min in 8 clips" in lines["voice"] or "0.3 min in 8 clips" in lines["voice"]
-    assert "12 of the voice" in lines["steps"] and "min on this machine" in lines["time"]
+    assert "10 of the voice" in lines["steps"] and "min on this machine" in lines["time"]
     spent = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     assert spent < 10, "processor seconds: under ten of the clock on a machine with nothing else to do"
 
