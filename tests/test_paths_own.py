@@ -14,6 +14,7 @@ import torch
 
 from gpa import GPA, audio
 from gpa.data import tokenset
+from gpa.data.edits import edits, words
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from own_corpus import write_corpus
 
@@ -81,6 +82,29 @@ def test_the_export_is_whole_and_of_this_corpus(walked: tuple[Path, dict[str, st
     assert "- CC0-1.0: 36" in card and "After 12 steps" in card and "| eval/tts |" in card
     lists = ("words.txt", "bigrams.txt.xz", "pronunciations.txt.xz")  # of gpa-mini, which this is not
     assert not any((export / name).exists() for name in lists)
+
+
+def test_sentences_learnt_by_heart_come_back_as_text_and_as_sound(
+    walked: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    """From recordings to recognised text and to speech that gpa-mini understands."""
+    clips = sorted((walked[0] / "corpus" / "train" / "alloy").glob("*.wav"))[:3]
+    (tmp_path / "corpus" / "alloy").mkdir(parents=True)
+    for clip in clips:
+        for file in (clip, clip.with_suffix(".txt")):
+            shutil.copy(file, tmp_path / "corpus" / "alloy")
+    for command in (
+        "gpa prepare corpus -o tokens --licence CC0-1.0",
+        f"gpa train {ROOT / 'recipes/gpa/own.yaml'} data.tokens=tokens train.steps=120 train.eval_every=120",
+    ):
+        done = run(tmp_path, command)
+        assert done.returncode == 0, done.stderr
+    text, model = clips[0].with_suffix(".txt").read_text(), "--model runs/own/export"
+    wanted = words(text)
+    assert words(run(tmp_path, f"gpa asr {clips[0]} {model}").stdout) == wanted
+    spoken = run(tmp_path, f'gpa tts "{text}" {model} --voice alloy -o said.wav')
+    assert spoken.returncode == 0 and "ended by length" not in spoken.stderr, spoken.stderr
+    assert edits(wanted, words(run(tmp_path, "gpa asr said.wav").stdout)) <= 0.4 * len(wanted)
 
 
 def test_embeddings_start_where_the_codes_are(walked: tuple[Path, dict[str, str]]) -> None:
