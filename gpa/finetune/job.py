@@ -58,7 +58,7 @@ class Job:
     limit: float = 10.0
     licence: str = ""
     seed: int = 0
-    threads: int | None = None  # None: as training chooses (gpa.nn.threads)
+    threads: int | None = None  # None: as the model's size says (gpa.nn.threads)
     device: str = "auto"
     offline: bool = False
 
@@ -89,8 +89,9 @@ def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = 
 
     UsageError where `out` belongs to another job, DataError for a folder with too little speech.
     """
-    processor.settle(None, job.threads)  # before anything is timed or loaded: training needs most
-    told = _plan(job)
+    folder = files.find(job.model, offline=job.offline)
+    processor.settle(files.count_weights(folder), job.threads)  # before anything is timed or loaded
+    told = _plan(job, folder)
     for line in told.lines():
         say(line)
     if only_plan:
@@ -117,9 +118,8 @@ def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = 
     return Outcome(made, table, regressions, predicted["minutes"], clock.minutes)
 
 
-def _plan(job: Job) -> plan.Plan:
-    """From headers and a probe; UsageError for a voice that the model has already."""
-    folder = files.find(job.model, offline=job.offline)
+def _plan(job: Job, folder: Path) -> plan.Plan:
+    """From headers and a probe; UsageError for a voice that the model in `folder` has already."""
     if (folder / files.VOICES / f"{job.called}.json").is_file():
         raise UsageError(f"the model has a voice {job.called!r} already: give the new one another --name")
     found = plan.Found.of(job.voice)
@@ -216,7 +216,7 @@ def _learn_voice(job: Job, base: GPA) -> Voice:
             "log_every": max(1, min(10, steps // 4)),
             "best": "eval/loss",
             "seed": job.seed,
-            "threads": job.threads or 0,
+            "threads": job.threads or torch.get_num_threads(),  # as decided at the start
         },
     }
     made = run / "export" / voices.FILE
@@ -273,7 +273,7 @@ def _recipe(job: Job, base: GPA) -> dict[str, Any]:
             "eval_every": max(1, steps // 4),
             "log_every": max(1, min(10, steps // 4)),
             "seed": job.seed,
-            "threads": job.threads or 0,
+            "threads": job.threads or torch.get_num_threads(),  # as decided at the start
         },
     }
 

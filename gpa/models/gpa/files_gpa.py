@@ -143,6 +143,12 @@ def fingerprints(folder: Path) -> Mapping[str, str]:
     return found | ({"glm": glm.fingerprint()} if glm else {})
 
 
+def count_weights(folder: Path) -> int:
+    """About how many weights a checkpoint has, all parts together, read off its files at two bytes each."""
+    found = (path for pattern in ("*.safetensors", "*.bin") for path in folder.rglob(pattern))
+    return sum(path.stat().st_size for path in found) // 2
+
+
 def load_voices(folder: Path) -> dict[str, Voice]:
     """Shipped voices by name."""
     return {path.stem: Voice.load(path) for path in sorted((folder / VOICES).glob("*.json"))}
