@@ -1,7 +1,7 @@
 """The shipped models give what they gave: ids to the last one, sound to 1e-5, every task, two seeds each.
 
-`python tests/test_shipped_outputs.py` records anew, which is a deliberate act: whoever does it says in docs/log.md why
-the outputs had to change. Of each waveform every fifth sample is kept.
+`python tests/test_shipped_outputs.py` records anew, which is a deliberate act: say in docs/log.md why the outputs had
+to change. Of each waveform every fifth sample is kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def spoken(name: str, speech: gpa.Speech) -> Outputs:
 
 
 def gpa_outputs(seed: int) -> Iterator[Outputs]:
-    """Speech by a name, by a clip, with and without guidance; both conversions; beams, greedy, sampled text."""
+    """Speech by a name and by a clip, with guidance and without; conversions; beams, greedy, drawn text."""
     model = gpa.GPA.from_pretrained("gpa-mini", device="cpu")
     source, voice = clip(CLIP, 3.0), clip(OTHER, 3.0)
     yield spoken("tts", model.tts(TEXT, voice="alloy", seed=seed))
