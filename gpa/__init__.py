@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gpa.errors import GPAError
     from gpa.models.gpa import GPA, Speech, Transcript, Voice
     from gpa.models.speechop.outputs_speechop import Sound
-    from gpa.speechop.model import SpeechOp
+    from gpa.speechop import SpeechOp
 
 __all__ = [
     "GPA",
@@ -33,7 +33,7 @@ _HOME = {  # public name -> module, name there
     "GPAError": ("gpa.errors", "GPAError"),
     "Sound": ("gpa.models.speechop.outputs_speechop", "Sound"),
     "Speech": ("gpa.models.gpa", "Speech"),
-    "SpeechOp": ("gpa.speechop.model", "SpeechOp"),
+    "SpeechOp": ("gpa.speechop", "SpeechOp"),
     "Transcript": ("gpa.models.gpa", "Transcript"),
     "Voice": ("gpa.models.gpa", "Voice"),
     "load_audio": ("gpa.audio", "load"),

@@ -9,8 +9,8 @@ import numpy as np
 
 from conftest import speechlike
 from gpa import audio
-from gpa.evals import compare, record, report
-from gpa.evals.bench import wav_path
+from gpa.evals import report, report_file, significance
+from gpa.evals.measurement import wav_path
 from gpa.evals.report import Item
 from gpa.evals.suites import SUITES
 from gpa.evals.wer import Edits
@@ -54,12 +54,14 @@ def write_evaluation(folder: Path, model_sha256: str = "") -> Path:
         "model_sha256": model_sha256, "data_sha256": "d" * 64, "code_sha256": "c" * 64, "split": "dev",
         "seed": 0, "voices": ["anna"], "normaliser": "lower case", "judges": {"words": JUDGE},
     }  # fmt: skip
-    rows = {suite: [record.compact(one) for one in found] for suite, found in ITEMS.items()}
+    rows = {suite: [report_file.compact(one) for one in found] for suite, found in ITEMS.items()}
     peers = {
-        "tts / tts-flite": compare.plain(compare.items("tts / tts-flite", rows["tts"], rows["tts-flite"]))
+        "tts / tts-flite": significance.plain(
+            significance.items("tts / tts-flite", rows["tts"], rows["tts-flite"])
+        )
     }
     content = {
-        "results_sha256": record.results_digest(settings, ITEMS),
+        "results_sha256": report_file.results_digest(settings, ITEMS),
         "settings": settings,
         "command": ["gpa", "eval", "a model", "--baselines"],
         "taken": "2026-01-02T03:04:05Z",
@@ -73,7 +75,7 @@ def write_evaluation(folder: Path, model_sha256: str = "") -> Path:
         "peers": peers,
         "items": rows,
     }
-    record.write(folder / record.FILE, content)
+    report_file.write(folder / report_file.FILE, content)
     for suite, found in ITEMS.items():
         lines = [json.dumps(asdict(one)) + "\n" for one in found]
         (folder / f"{suite}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpa.models.speechop import diffusion
+from gpa.models.speechop import diffusion_speechop
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Mixture:
 
     def score(self, z: Tensor, lam: float) -> Tensor:
         """d log p(z) / dz of the law noised to a log-SNR; z (n,) float64."""
-        a, s = diffusion.alpha(lam, z), diffusion.sigma(lam, z)
+        a, s = diffusion_speechop.alpha(lam, z), diffusion_speechop.sigma(lam, z)
         mean = a * torch.tensor(self.means, dtype=z.dtype)[:, None]  # (parts, 1)
         var = (a * torch.tensor(self.sds, dtype=z.dtype)[:, None]) ** 2 + s**2
         part = torch.tensor(self.weights, dtype=z.dtype)[:, None].log() - var.log() / 2
@@ -29,7 +29,7 @@ class Mixture:
 
     def v(self, z: Tensor, lam: float) -> Tensor:
         """The velocity that a perfect network would predict."""
-        return diffusion.v_from_score(z, self.score(z, lam), lam)
+        return diffusion_speechop.v_from_score(z, self.score(z, lam), lam)
 
     def density(self, x: np.ndarray) -> np.ndarray:
         """p(x) of the clean law, not necessarily normalised."""

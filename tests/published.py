@@ -83,9 +83,9 @@ def write_prepared(folder: Path, **layout: int) -> Path:
 
     `layout` is what prepared.json says of the vocabulary.
     """
-    from gpa.data import tokenset
-    from gpa.prompt import canonical_task
-    from gpa.vocab import Vocab
+    from gpa.data import token_folder
+    from gpa.prompt.formats import canonical_task
+    from gpa.prompt.vocab import Vocab
 
     folder.mkdir(parents=True, exist_ok=True)
     vocab = Vocab.from_file(write_tokenizer(folder), **{"glm_size": GLM_SIZE, "size": VOCAB_SIZE, **layout})
@@ -102,9 +102,9 @@ def write_prepared(folder: Path, **layout: int) -> Path:
         row |= {"global": recorded[f"global_{voice}"]}
         row |= {"target": recorded[f"semantic_{target}"] if target else []}
         rows.append(row)
-    tokenset.write_shard(folder / tokenset.shard_name(0, 1), rows, folder)
-    head = {"kind": tokenset.KIND, "version": tokenset.VERSION, "rows": len(rows), "shards": 1}
-    head |= {"format": "published", "codec": {"frame_rate": 50.0}, "vocabulary": tokenset.layout(vocab)}
+    token_folder.write_shard(folder / token_folder.shard_name(0, 1), rows, folder)
+    head = {"kind": token_folder.KIND, "version": token_folder.VERSION, "rows": len(rows), "shards": 1}
+    head |= {"format": "published", "codec": {"frame_rate": 50.0}, "vocabulary": token_folder.layout(vocab)}
     prints = {"vocabulary": vocab.fingerprint()}
-    tokenset.write_json(folder / tokenset.PREPARED, {**head, "fingerprints": prints})
+    token_folder.write_json(folder / token_folder.PREPARED, {**head, "fingerprints": prints})
     return folder

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from gpa.errors import GPAError
-from gpa.train import __main__ as command
+from gpa.train import command as command
 from gpa.train.loop import train
 
 

@@ -22,9 +22,9 @@ from gpa.data import prepare
 from gpa.data.checks import Limits
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa import processing_gpa
-from gpa.train import voice as voices
+from gpa.train.families import speaker_adaptation as voices
+from gpa.train.families.speaker_adaptation import VoiceFamily, VoiceRecipe
 from gpa.train.loop import train
-from gpa.train.voice import VoiceFamily, VoiceRecipe
 
 pytest.importorskip("datasets")
 

@@ -6,12 +6,12 @@ import math
 import pytest
 from transformers import Qwen3ForCausalLM
 
-from gpa.bigrams import Bigrams, Wording
 from gpa.errors import PromptError, UsageError
-from gpa.lexicon import Lexicon
 from gpa.models.gpa import beam_gpa as beam
 from gpa.models.gpa.beam_gpa import Beams, Search, Spelling, beam_search
 from gpa.models.gpa.generation_gpa import Rules, Sampling, generate, logits_of
+from gpa.text.bigrams import Bigrams, Wording
+from gpa.text.lexicon import Lexicon
 from test_generation import CLOSER, LEGAL, PROMPT, RULES, STOP, lm
 
 __all__ = ["lm"]

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from conftest import RATE, speechlike
-from gpa import audio, cli, config
-from gpa.bench import report
+from gpa import audio, config
+from gpa.bench import throughput
 from gpa.bench.peer import Dataset
-from gpa.bench.report import LIVE, PACKED, PADDED, SORTED, TRAINER, Count, Result
-from gpa.bench.rows import Given, Later, Maker, Rows, Sound
-from gpa.bench.train import Settings, measure, peak, read_recipe
+from gpa.bench.throughput import LIVE, PACKED, PADDED, SORTED, TRAINER, Count, Result
+from gpa.bench.training import Settings, measure, peak, read_recipe
+from gpa.bench.variants import Given, Later, Maker, Rows, Sound
+from gpa.cli import main
 from gpa.data.manifest import read_jsonl
 from gpa.data.prepare import Encoder
 from gpa.data.rows import LMBatch
@@ -168,14 +169,14 @@ def test_every_variant_runs_on_equal_tokens(recipe: Path, sounds: Path, model: P
         assert padded.positions >= by_length.positions and padded.positions >= packed.positions
         assert live.steps == padded.steps == trainer.steps == 3 and packed.steps == by_length.steps > 0
         assert all(count.seconds > 0 for count in (live, padded, packed, by_length, trainer))
-    tree = report.tree(result)
+    tree = throughput.tree(result)
     share = {row["name"]: row["padding"] for row in tree["variants"]}
     assert 0 <= share[PACKED] <= share[PADDED] == share[LIVE] == share[TRAINER] < 1
     assert result.flops_per_token > 6 * 0.5 * tree["parameters"] and result.peak is None
 
 
 def test_command_prints_one_json_object(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "train", str(recipe), "train.workers=1", *BRIEF, "--json"]) == 0
+    assert main.main(["bench", "train", str(recipe), "train.workers=1", *BRIEF, "--json"]) == 0
     out, err = capfd.readouterr()
     found = json.loads(out)
     assert "--audio" in found["skipped"][LIVE] and "Trainer" in err
@@ -195,7 +196,7 @@ def test_command_prints_a_table(
     recipe: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
-    assert cli.main(["bench", "train", str(recipe), *BRIEF]) == 0
+    assert main.main(["bench", "train", str(recipe), *BRIEF]) == 0
     out, _ = capfd.readouterr()
     assert "tokens/s" in out and "(b) cached ids, padded" in out and "(c) cached ids, packed" in out
     assert "pip install 'gpa-audio[train]'" in out and "left out: it needs the recordings" in out
@@ -205,7 +206,7 @@ def test_ratios_and_rates_are_of_what_was_counted() -> None:
     slow = [Count(100, 200, 2, 10.0), Count(100, 200, 2, 20.0)]
     fast = [Count(100, 125, 1, 2.0), Count(100, 125, 1, 1.0)]
     about = {"parameters": 7}
-    tree = report.tree(Result(about, {LIVE: slow, PACKED: fast}, {TRAINER: "why"}, 1e3, peak=1e5))
+    tree = throughput.tree(Result(about, {LIVE: slow, PACKED: fast}, {TRAINER: "why"}, 1e3, peak=1e5))
     live, packed = tree["variants"]
     assert (packed["tokens_per_s"], packed["padding"], packed["seconds_per_step"]) == pytest.approx(
         (200 / 3, 0.2, 1.5)
@@ -219,7 +220,7 @@ def test_ratios_and_rates_are_of_what_was_counted() -> None:
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["bench"], ["bench", "train"]):
         with pytest.raises(SystemExit) as stopped:
-            cli.main([*words, "--help"])
+            main.main([*words, "--help"])
         shown = capsys.readouterr().out
         assert stopped.value.code == 0 and "examples:" in shown and "gpa bench train" in shown
 
@@ -263,7 +264,7 @@ def test_what_is_missing_is_said(
 
 @pytest.mark.parametrize("words", [("--rounds", "0"), ("--rows", "0"), ("--warmup", "-1")])
 def test_wrong_counts_are_refused(recipe: Path, words: tuple[str, str]) -> None:
-    assert cli.main(["bench", "train", str(recipe), *words]) == UsageError.exit_code
+    assert main.main(["bench", "train", str(recipe), *words]) == UsageError.exit_code
 
 
 def test_a_launcher_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

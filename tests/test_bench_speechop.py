@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 
 from conftest import RATE, speechlike
-from gpa import audio, cli
-from gpa.bench.speechop import distance, measure, orderings, rows
-from gpa.bench.speechop.rows import Scene
-from gpa.bench.speechop.spoil import Spoiler
-from gpa.data import degrade
+from gpa import audio
+from gpa.cli import main
 from gpa.errors import DataError, GenerationError, UsageError
-from gpa.evals import panel, record
-from gpa.evals.bench import Bench
-from gpa.evals.judges import Ear
+from gpa.evals import report_file
+from gpa.evals.judges import all_judges as panel
+from gpa.evals.judges.base import FunctionJudge
+from gpa.evals.measurement import Bench
 from gpa.evals.report import Item
-from gpa.evals.store import Store
+from gpa.evals.restoration import distance, measure, orderings, systems
+from gpa.evals.restoration.noisy_clips import Spoiler
+from gpa.evals.restoration.systems import Scene
+from gpa.evals.results_cache import ResultsCache
 from gpa.evals.wer import Edits
 from tiny_speechop import tiny_speechop, write_tiny_speechop
 
@@ -106,19 +107,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_noise_is_that_of_the_name_and_held_out(data: Path, tmp_path: Path, second: np.ndarray) -> None:
-    spoil = Spoiler(data / "noise", data / "rooms")
-    assert spoil.names == ["rain_9-A.wav", "rain_19-A.wav"] and "simulated" in spoil.words()
-    assert np.array_equal(spoil(second, "d0"), Spoiler(data / "noise", data / "rooms")(second, "d0"))
-    labels = [spoil.labels(f"clip {n}") for n in range(200)]
+    degrade = Spoiler(data / "noise", data / "rooms")
+    assert degrade.names == ["rain_9-A.wav", "rain_19-A.wav"] and "simulated" in degrade.words()
+    assert np.array_equal(degrade(second, "d0"), Spoiler(data / "noise", data / "rooms")(second, "d0"))
+    labels = [degrade.labels(f"clip {n}") for n in range(200)]
     assert len({one["noise"] for one in labels}) == 2
     assert all(0 <= float(one["snr_db"]) <= 10 for one in labels)
     assert 60 < sum(one["room"] == "none" for one in labels) < 140
     dry = next(f"clip {n}" for n, one in enumerate(labels) if one["room"] == "none")
     quiet = 0.1 * second  # never scaled down to full scale
-    added = spoil(quiet, dry) - quiet
+    added = degrade(quiet, dry) - quiet
     ratio = 10 * np.log10(degrade.power(quiet) / degrade.power(added))
-    assert ratio == pytest.approx(float(spoil.labels(dry)["snr_db"]), abs=0.06)
-    assert Spoiler(data / "noise", data / "rooms", seed=1).chain("d0") != spoil.chain("d0")
+    assert ratio == pytest.approx(float(degrade.labels(dry)["snr_db"]), abs=0.06)
+    assert Spoiler(data / "noise", data / "rooms", seed=1).chain("d0") != degrade.chain("d0")
     assert Spoiler(data / "noise", data / "rooms", snr_db=(5, 5)).labels("d0")["snr_db"] == "5.0"
     for n in range(10):
         audio.save(tmp_path / "rooms" / f"{n}.wav", np.exp(-np.arange(800) / 90.0), RATE)
@@ -154,26 +155,26 @@ def heard(wav: np.ndarray) -> str:
 
 
 def judged(**changed: Any) -> panel.Panel:
-    voice = Ear("voice", lambda wav: np.array([1.0, float(np.abs(wav).mean())]))
-    quality = Ear("quality", lambda wav: {"mos": 1.0 + float(np.abs(wav).max())})
-    seats: dict[str, Any] = {"words": Ear("words", heard), "normalise": str.lower, "voice": voice}
+    voice = FunctionJudge("voice", lambda wav: np.array([1.0, float(np.abs(wav).mean())]))
+    quality = FunctionJudge("quality", lambda wav: {"mos": 1.0 + float(np.abs(wav).max())})
+    seats: dict[str, Any] = {"words": FunctionJudge("words", heard), "normalise": str.lower, "voice": voice}
     return panel.Panel(**{**seats, "quality": quality, "absent": {"phonemes": "no hama"}, **changed})
 
 
 def set_up(data: Path, **changed: Any) -> Scene:
     """A scene of the tiny model; `changed` are its fields."""
     bench = Bench(data, panel=judged(), split="dev")
-    spoil = Spoiler(data / "noise", data / "rooms")
+    degrade = Spoiler(data / "noise", data / "rooms")
     ratings = {"mcd": distance.mel_cepstral_distortion}
-    scene = Scene(bench, tiny_speechop(), lambda wav: "the rain", spoil, 2, ratings, {"pesq": "no pesq"})
+    scene = Scene(bench, tiny_speechop(), lambda wav: "the rain", degrade, 2, ratings, {"pesq": "no pesq"})
     return replace(scene, **changed)
 
 
 def run(scene: Scene, out: Path, n: int, sweep: int) -> tuple[measure.Outcome, dict[str, Any]]:
     cases = measure.choose(scene.bench.manifest, ["dev"], n, 0)
     fixed = measure.settings(scene, {"model_sha256": "tiny"}, ["dev"])
-    names = rows.names([*rows.table_rows(scene), *rows.sweep_rows(scene)])
-    return measure.run(scene, cases, sweep, Store(out, fixed, names)), fixed
+    names = systems.names([*systems.table_rows(scene), *systems.sweep_rows(scene)])
+    return measure.run(scene, cases, sweep, ResultsCache(out, fixed, names)), fixed
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +193,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, 
 def test_every_row_is_made_judged_and_rated(whole: tuple[Scene, measure.Outcome, str, Path]) -> None:
     scene, outcome, _, _ = whole
     assert {
-        len(own) for name, own in outcome.found.items() if name in rows.names(rows.table_rows(scene))
+        len(own) for name, own in outcome.found.items() if name in systems.names(systems.table_rows(scene))
     } == {2}
-    assert {len(outcome.found[name]) for name in rows.names(rows.sweep_rows(scene))} == {1}
+    assert {len(outcome.found[name]) for name in systems.names(systems.sweep_rows(scene))} == {1}
     assert not [item.error for own in outcome.found.values() for item in own if item.error]
     one = {name: own[0] for name, own in outcome.found.items()}
     counts = {name: item.values.get("evaluations") for name, item in one.items()}
@@ -212,7 +213,7 @@ def test_every_row_is_made_judged_and_rated(whole: tuple[Scene, measure.Outcome,
 
 def test_report_table_and_pictures(whole: tuple[Scene, measure.Outcome, str, Path]) -> None:
     scene, outcome, text, out = whole
-    sealed = record.read(out)
+    sealed = report_file.read(out)
     assert sealed["bench"] == "speechop" and sealed["not_measured"] == {
         "phonemes": "no hama",
         "pesq": "no pesq",
@@ -255,7 +256,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     again, fixed = run(set_up(data), tmp_path / "a", 2, 0)
     assert again.kept >= 8 and "pip install noisereduce" in again.skipped["spectral gating"]
     fresh, _ = run(set_up(data), tmp_path / "b", 2, 0)
-    assert record.results_digest(fixed, again.found) == record.results_digest(fixed, fresh.found)
+    assert report_file.results_digest(fixed, again.found) == report_file.results_digest(fixed, fresh.found)
     with pytest.raises(UsageError, match="steps"):
         run(set_up(data, steps=3), tmp_path / "a", 2, 0)
 
@@ -338,13 +339,13 @@ def test_the_command(
     model = write_tiny_speechop(tmp_path)
     words = ["bench", "speechop", str(model), "--recogniser", str(tiny), "--data", str(data)]
     brief = ["-n", "1", "--steps", "2", "--out", str(tmp_path / "out"), "--save-wavs"]
-    assert cli.main([*words, *brief]) == 0
+    assert main.main([*words, *brief]) == 0
     out, err = capfd.readouterr()
     assert out.startswith("| row |") and "| spectral gating | not measured: noisereduce" in out
     assert "Not measured: pesq (pesq (pip install pesq) is not installed" in out and "written to" in err
     assert len(list((tmp_path / "out/wavs/tc-cfg").glob("*.wav"))) == 1
-    assert record.read(tmp_path / "out")["settings"]["model_sha256"]
-    assert cli.main([*words, *brief, "--json"]) == 0
+    assert report_file.read(tmp_path / "out")["settings"]["model_sha256"]
+    assert main.main([*words, *brief, "--json"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["cost"]["items"] == 0 and "were there from before" in err
     for more, message in (
@@ -352,5 +353,5 @@ def test_the_command(
         (["--steps", "0"], "--steps"),
         (["--snr", "9", "1"], "snr_db"),
     ):
-        assert cli.main([*words, *more]) == UsageError.exit_code
+        assert main.main([*words, *more]) == UsageError.exit_code
         assert message in capfd.readouterr().err

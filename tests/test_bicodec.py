@@ -16,7 +16,7 @@ from golden import ASSETS, draw_weights
 from gpa import hub
 from gpa.codec import load_codec
 from gpa.codec.bicodec import AudioTokens, BiCodec, BiCodecConfig, BiCodecModel
-from gpa.codec.features import Wav2Vec2Features, half_where_it_fits, load_wav2vec2_features
+from gpa.codec.feature_encoder import Wav2Vec2Features, half_where_it_fits, load_wav2vec2_features
 from gpa.codec.margins import global_excess, semantic_excess
 from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, VocabError

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gpa import wordlist
-from gpa.bigrams import MOST, Bigrams, Wording
-from gpa.data import bigrams as command
 from gpa.errors import CheckpointError, UsageError
-from gpa.lexicon import END, Lexicon
+from gpa.lab import bigram_list as command
 from gpa.models.gpa import GPA
+from gpa.text import wordlist
+from gpa.text.bigrams import MOST, Bigrams, Wording
+from gpa.text.lexicon import END, Lexicon
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz'" + END
 SHARES = {"said": {"the": 0.25, "they": 0.125, "to": 0.06}, "is": {"said": 0.5, "to": 0.5, "a": 0.25}}

@@ -13,14 +13,14 @@ from safetensors.numpy import save_file
 
 from evaluated import write_evaluation
 from gpa.errors import UsageError
-from gpa.evals import record, report
-from gpa.evals.card import page
-from gpa.evals.card.__main__ import main
-from gpa.evals.card.corpora import is_synthetic
-from gpa.evals.card.measured import summary_of
-from gpa.evals.card.notes import read_notes
-from gpa.evals.card.tables import cell, fence
-from gpa.evals.card.weights import read_checkpoint
+from gpa.evals import report, report_file
+from gpa.lab.card import card_page
+from gpa.lab.card.__main__ import main
+from gpa.lab.card.corpora import is_synthetic
+from gpa.lab.card.measured import summary_of
+from gpa.lab.card.notes import read_notes
+from gpa.lab.card.tables import cell, fence
+from gpa.lab.card.weights import read_checkpoint
 
 NOTES = """\
 ---
@@ -75,7 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / folder).mkdir(parents=True)
     (root / "data/speech/manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ROWS))
     (root / "notes.md").write_text(NOTES)
-    write_evaluation(root / "evaluation", record.folder_hash(root / "checkpoint") or "")
+    write_evaluation(root / "evaluation", report_file.folder_hash(root / "checkpoint") or "")
     return root
 
 
@@ -180,7 +180,7 @@ def test_runs_say_what_they_recorded_and_no_more(made: Path, tmp_path: Path) -> 
 
 def test_numbers_have_intervals_and_the_floor_beside_them(made: Path, tmp_path: Path) -> None:
     card, _ = cards(made, tmp_path, *ALL)
-    found = record.read(made / "evaluation")
+    found = report_file.read(made / "evaluation")
     codec = next(line for line in card.splitlines() if line.startswith("| codec | 3 (0, 0)"))
     assert "| 66.7 [66.7, 66.7] | 33.3 [33.3, 33.3] |" in codec
     assert "| tts | 3 (1, 0) | 77.8 [66.7," in card  # the failed item counts
@@ -190,7 +190,7 @@ def test_numbers_have_intervals_and_the_floor_beside_them(made: Path, tmp_path: 
 
 
 def test_summaries_survive_their_json(made: Path) -> None:
-    for raw in record.read(made / "evaluation")["suites"].values():
+    for raw in report_file.read(made / "evaluation")["suites"].values():
         assert report.plain(summary_of(raw)) == raw
 
 
@@ -314,5 +314,5 @@ def test_shipped_notes_are_complete(repo: Path) -> None:
 
 def test_paths_of_a_machine_are_not_on_a_card() -> None:
     text = "encoder: /home/me/models/whisper, see https://a.org/b/c, gpa/assets/x, `/data/d`"
-    assert page._portable(text) == "encoder: .../whisper, see https://a.org/b/c, gpa/assets/x, `.../d`"
-    assert "/home/me/models/whisper" in page._portable(text, ("/home/me/models",))
+    assert card_page._portable(text) == "encoder: .../whisper, see https://a.org/b/c, gpa/assets/x, `.../d`"
+    assert "/home/me/models/whisper" in card_page._portable(text, ("/home/me/models",))

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import gpa
 from conftest import speechlike
-from gpa import cli, commands
+from gpa.cli import commands, main
 from gpa.errors import AudioError, CheckpointError, PromptError, UsageError
 
 COMMANDS = (
@@ -48,7 +48,7 @@ class Shell:
     def __call__(self, *words: str | Path, model: bool = True) -> int:
         """Run one command, with `--model TINY` unless told otherwise; return its exit code."""
         self.capfd.readouterr()
-        code = cli.main([*map(str, words), *(self.model if model else [])])
+        code = main.main([*map(str, words), *(self.model if model else [])])
         self.out, self.err = self.capfd.readouterr()
         assert "Traceback" not in self.err
         return code
@@ -215,7 +215,7 @@ def test_verify_finds_what_changed(shell: Shell, tiny: Path) -> None:
 
 
 def test_doctor_speaks_json(capfd: pytest.CaptureFixture[str]) -> None:
-    code = cli.main(["doctor", "--json"])
+    code = main.main(["doctor", "--json"])
     found = json.loads(capfd.readouterr().out)
     assert code == (0 if found["ok"] else 1) and {"name", "ok", "detail", "fix"} == set(found["checks"][0])
 
@@ -236,7 +236,7 @@ def test_demo_shows_all_steps(shell: Shell) -> None:
 
 def test_train_hands_on_its_arguments(shell: Shell, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["train", "--help"])
+        main.main(["train", "--help"])
     assert stopped.value.code == 0 and "recipe" in capfd.readouterr().out
     assert shell("train", "nowhere.yaml", "train.steps=1", "--run", "r", model=False) == UsageError.exit_code
     assert "nowhere.yaml" in shell.err and not Path("r").exists()
@@ -301,7 +301,7 @@ def test_wrong_options_are_errors_before_the_work(shell: Shell) -> None:
     assert shell("tts", "hello", "--voice", "ref.wav", "--device", "toaster") == UsageError.exit_code
     for words in (["tts", "hello", "--bogus"], ["sing"], [], ["asr"], ["tts", "x", "--seed", "y"]):
         with pytest.raises(SystemExit) as stopped:
-            cli.main(words)
+            main.main(words)
         assert stopped.value.code == 2
     assert sorted(path.name for path in Path().iterdir()) == ["in.wav", "ref.wav"]
 
@@ -340,7 +340,7 @@ def test_interrupt_and_closed_pipe(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(commands, "info", stop)
-    assert cli.main(["info"]) == 130
+    assert main.main(["info"]) == 130
     assert capfd.readouterr() == ("", "gpa: interrupted\n")
     code = (
         "import sys; from gpa import cli, commands\n"
@@ -361,7 +361,7 @@ def test_interrupt_and_closed_pipe(
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     if command != "train":  # shows the help of gpa.train, tested above
         with pytest.raises(SystemExit) as stopped:
-            cli.main([command, "--help"])
+            main.main([command, "--help"])
         shown = capsys.readouterr().out
         assert stopped.value.code == 0 and f"gpa {command}" in shown and "examples:" in shown
 

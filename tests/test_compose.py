@@ -31,8 +31,8 @@ from gpa.compose import (
     tc_cfg,
 )
 from gpa.errors import UsageError
-from gpa.models.speechop import diffusion
-from gpa.models.speechop.sampling import nodes, sde_dpmpp_2m
+from gpa.models.speechop import diffusion_speechop as diffusion
+from gpa.models.speechop.sampling_speechop import nodes, sde_dpmpp_2m
 from mixtures import Draws, Mixture, gaussian, wasserstein
 
 ENHANCE = Guided("enhance", given(source="y"))

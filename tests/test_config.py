@@ -10,12 +10,12 @@ import yaml
 from gpa import config
 from gpa.codec.bicodec import BiCodecConfig
 from gpa.errors import UsageError
-from gpa.train.__main__ import KINDS
-from gpa.train.ar import LMRecipe
-from gpa.train.codec import CodecRecipe
-from gpa.train.diffusion import DiffusionRecipe
-from gpa.train.latent import LatentRecipe
-from gpa.train.text import TextRecipe
+from gpa.train.command import KINDS
+from gpa.train.families.codec import CodecRecipe
+from gpa.train.families.diffusion import DiffusionRecipe
+from gpa.train.families.latent import LatentRecipe
+from gpa.train.families.lm import LMRecipe
+from gpa.train.families.text_tokenizer import TextRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(path for name in ("gpa", "speechop") for path in (ROOT / "recipes" / name).glob("*.yaml"))

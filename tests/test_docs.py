@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpa import cli
+from gpa.cli import main
 from headers import commands
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +100,7 @@ def test_every_command_shown_is_accepted_by_the_parser() -> None:
         if line.startswith("gpa ")
     ]
     for line in lines:
-        cli._parser().parse_known_args(shlex.split(line, comments=True)[1:])
+        main._parser().parse_known_args(shlex.split(line, comments=True)[1:])
 
 
 def test_make_lines_of_the_readme_are_targets() -> None:

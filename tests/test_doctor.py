@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gpa import audio, doctor
-from gpa.doctor import Check
+from gpa import audio
+from gpa.cli import doctor
+from gpa.cli.doctor import Check
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpa import audio, cli
+from gpa import audio
+from gpa.cli import main
 from gpa.errors import GenerationError, MissingExtraError, UsageError
-from gpa.evals import baselines, bench, compare, items, judges, panel, plots, record, report, run, suites, wer
-from gpa.evals.speaker import cosine, enrol
-from gpa.evals.store import Store
+from gpa.evals import (
+    baselines,
+    items,
+    measurement,
+    plots,
+    report,
+    report_file,
+    run,
+    significance,
+    suites,
+    wer,
+)
+from gpa.evals.judges import all_judges as panel
+from gpa.evals.judges import base
+from gpa.evals.judges.similarity import cosine, enrol
+from gpa.evals.results_cache import ResultsCache
 from gpa.evals.wer import Edits
 
 TRAINED = "He was seen to leave the house at noon."
@@ -234,11 +248,11 @@ def read(wav: np.ndarray) -> str:
 
 
 @dataclass
-class Ear:
+class FunctionJudge:
     """A judge of its own make: anything with `about` and a call is one."""
 
     find: Any
-    about: judges.About = field(default_factory=lambda: judges.About("something", "stand-in"))
+    about: base.About = field(default_factory=lambda: base.About("something", "stand-in"))
 
     def __call__(self, wav: np.ndarray) -> Any:
         return self.find(wav)
@@ -255,10 +269,10 @@ def voice_of(wav: np.ndarray) -> np.ndarray:
 
 def judged(**changed: Any) -> panel.Panel:
     """A full panel of stand-ins."""
-    letters = Ear(lambda wav: list(read(wav).lower().replace(" ", "")))
-    quality = Ear(lambda wav: {"mos": 3.0 + len(read(wav)) / 100})
-    seats: dict[str, Any] = {"voice": Ear(voice_of), "quality": quality, "phonemes": letters}
-    return panel.Panel(**{"words": Ear(read), "normalise": str.lower, **seats, **changed})
+    letters = FunctionJudge(lambda wav: list(read(wav).lower().replace(" ", "")))
+    quality = FunctionJudge(lambda wav: {"mos": 3.0 + len(read(wav)) / 100})
+    seats: dict[str, Any] = {"voice": FunctionJudge(voice_of), "quality": quality, "phonemes": letters}
+    return panel.Panel(**{"words": FunctionJudge(read), "normalise": str.lower, **seats, **changed})
 
 
 class Parrot:
@@ -312,8 +326,8 @@ def sound(data: Path) -> Path:
     return data
 
 
-def set_up(root: Path, model: Any = None, **changed: Any) -> bench.Bench:
-    return bench.Bench(root, model or Parrot(), panel=judged(), voices=["s0"], **changed)
+def set_up(root: Path, model: Any = None, **changed: Any) -> measurement.Bench:
+    return measurement.Bench(root, model or Parrot(), panel=judged(), voices=["s0"], **changed)
 
 
 # Suites -----------------------------------------------------------------------------------------------------
@@ -327,9 +341,9 @@ def test_a_typed_error_fails_the_item_and_a_bug_stops() -> None:
         raise KeyError("oops")
 
     item = report.Item("1", "a")
-    assert bench.timed(item, refuse) is None and item.error == "GenerationError: nothing came out"
+    assert measurement.timed(item, refuse) is None and item.error == "GenerationError: nothing came out"
     with pytest.raises(KeyError):
-        bench.timed(item, bug)
+        measurement.timed(item, bug)
 
 
 @pytest.mark.parametrize(
@@ -337,16 +351,16 @@ def test_a_typed_error_fails_the_item_and_a_bug_stops() -> None:
 )
 def test_sound_nobody_can_hear_is_a_failed_item(wav: np.ndarray, said: str, sound: Path) -> None:
     pytest.importorskip("jiwer")
-    broken = bench.Suite("broken", suites.clips, lambda *_: bench.Made(wav))
+    broken = measurement.Suite("broken", suites.clips, lambda *_: measurement.Made(wav))
     ready = set_up(sound)
-    item = bench.measure("broken", broken, ready, suites.clips(ready, 1)[0])
+    item = measurement.measure("broken", broken, ready, suites.clips(ready, 1)[0])
     assert item.heard is None and said in item.error and item.words.errors == item.words.length
 
 
 @pytest.mark.parametrize("suite", ["codec", "tts", "tts-clip", "asr", "vc-lm", "vc-codec"])
 def test_suites_ask_for_what_they_need(suite: str, data: Path) -> None:
     with pytest.raises(UsageError, match="MODEL"):
-        suites.run(suite, bench.Bench(data))
+        suites.run(suite, measurement.Bench(data))
 
 
 def test_a_few_items_are_the_beginning_of_many(sound: Path) -> None:
@@ -393,7 +407,9 @@ def test_a_failed_item_is_the_worst_of_everything(sound: Path) -> None:
 def test_absent_judges_are_said_to_be_absent(sound: Path) -> None:
     pytest.importorskip("jiwer")
     ready = set_up(sound, n=3)
-    ready.panel = panel.Panel(Ear(read), str.lower, absent={"voice": "no voice", "quality": "no quality"})
+    ready.panel = panel.Panel(
+        FunctionJudge(read), str.lower, absent={"voice": "no voice", "quality": "no quality"}
+    )
     found = suites.run("vc-codec", ready)
     assert all(item.shares == {} and item.values == {} and item.phones is None for item in found)
     line = report.markdown([report.summarise("vc-codec", found)], ready.judges.absent).splitlines()[2]
@@ -417,7 +433,7 @@ def test_absent_baselines_are_reported(sound: Path, tmp_path: Path, monkeypatch:
     pytest.importorskip("jiwer")
     monkeypatch.setattr(shutil, "which", lambda program: None)
     ready = set_up(sound)
-    outcome = run.run(ready, {"tts-flite": 2, "floor": 2}, Store(tmp_path / "o", {}, suites.SUITES))
+    outcome = run.run(ready, {"tts-flite": 2, "floor": 2}, ResultsCache(tmp_path / "o", {}, suites.SUITES))
     assert list(outcome.found) == ["floor"] and "apt-get install flite" in outcome.skipped["tts-flite"]
     fixed = run.settings(ready, {})
     assert "flite" in run.content(ready, outcome, fixed, {})["skipped"]["tts-flite"]
@@ -427,7 +443,7 @@ def test_absent_baselines_are_reported(sound: Path, tmp_path: Path, monkeypatch:
 def test_opus_says_how_many_bits_it_takes(second: np.ndarray, sound: Path) -> None:
     if reason := baselines.OPUS.missing():
         pytest.skip(reason)
-    made = baselines.OPUS.make(set_up(sound), bench.Case("1", "a"), second)
+    made = baselines.OPUS.make(set_up(sound), measurement.Case("1", "a"), second)
     assert made.wav is not None and len(made.wav) == len(second)
     assert made.values and 4000 < made.values["bits_per_second"] < 10000  # what libsndfile calls its lowest
 
@@ -448,8 +464,8 @@ def measured(root: Path, out: Path, model: Parrot, wanted: dict[str, int] = WANT
     """Run into a folder; the outcome and the hash of its results."""
     ready = set_up(root, model)
     fixed = run.settings(ready, {"model_sha256": "parrot"})
-    outcome = run.run(ready, wanted, Store(out, fixed, suites.SUITES))
-    return outcome, record.results_digest(fixed, outcome.found)
+    outcome = run.run(ready, wanted, ResultsCache(out, fixed, suites.SUITES))
+    return outcome, report_file.results_digest(fixed, outcome.found)
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(sound: Path, tmp_path: Path) -> None:
@@ -468,18 +484,18 @@ def test_a_killed_run_goes_on_and_ends_the_same(sound: Path, tmp_path: Path) -> 
 
 
 def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
-    Store(tmp_path, {"seed": 0}, ["tts"]).add("tts", report.Item("1", "a"))
-    assert list(Store(tmp_path, {"seed": 0}, ["tts"]).done("tts")) == ["1"]
+    ResultsCache(tmp_path, {"seed": 0}, ["tts"]).add("tts", report.Item("1", "a"))
+    assert list(ResultsCache(tmp_path, {"seed": 0}, ["tts"]).done("tts")) == ["1"]
     with pytest.raises(UsageError, match="other seed.*--fresh"):
-        Store(tmp_path, {"seed": 1}, ["tts"])
+        ResultsCache(tmp_path, {"seed": 1}, ["tts"])
     (tmp_path / "mine.jsonl").write_text("not ours\n")
-    assert Store(tmp_path, {"seed": 1}, ["tts"], fresh=True).done("tts") == {}
+    assert ResultsCache(tmp_path, {"seed": 1}, ["tts"], fresh=True).done("tts") == {}
     assert (tmp_path / "mine.jsonl").exists()
 
 
 def test_sound_that_is_asked_for_later_is_made_later(sound: Path, tmp_path: Path) -> None:
     pytest.importorskip("jiwer")
-    store = Store(tmp_path / "o", {}, suites.SUITES)
+    store = ResultsCache(tmp_path / "o", {}, suites.SUITES)
     run.run(set_up(sound), {"tts": 2}, store)
     outcome = run.run(set_up(sound, wavs=tmp_path / "wavs"), {"tts": 2}, store)
     assert outcome.kept == 0 and len(list((tmp_path / "wavs/tts").glob("*.wav"))) == 2
@@ -492,30 +508,34 @@ def test_sound_that_is_asked_for_later_is_made_later(sound: Path, tmp_path: Path
 def test_hashes_are_stable_and_damage_is_found(tmp_path: Path) -> None:
     content = {"b": [1, 0.1, None], "a": {"y": "\u00e9", "x": True}}
     turned = {"a": {"x": True, "y": "\u00e9"}, "b": [1, 0.1, None]}
-    assert record.digest(content) == record.digest(turned) == record.digest(json.loads(json.dumps(turned)))
-    record.write(tmp_path / "report.json", content)
-    assert record.read(tmp_path)["b"] == content["b"]  # a folder stands for its report
+    assert (
+        report_file.digest(content)
+        == report_file.digest(turned)
+        == report_file.digest(json.loads(json.dumps(turned)))
+    )
+    report_file.write(tmp_path / "report.json", content)
+    assert report_file.read(tmp_path)["b"] == content["b"]  # a folder stands for its report
     text = (tmp_path / "report.json").read_text()
     (tmp_path / "report.json").write_text(text.replace("0.1", "0.2"))
     with pytest.raises(UsageError, match="hash"):
-        record.read(tmp_path / "report.json")
+        report_file.read(tmp_path / "report.json")
     with pytest.raises(UsageError, match="not a report"):
-        record.read(tmp_path / "nowhere.json")
+        report_file.read(tmp_path / "nowhere.json")
 
 
 def test_times_do_not_change_the_results_hash() -> None:
     slow = [*scored()]
-    before = record.results_digest({"seed": 0}, {"tts": slow})
+    before = report_file.results_digest({"seed": 0}, {"tts": slow})
     slow[0].seconds, slow[0].cpu_seconds = 99.0, 98.0
-    assert record.results_digest({"seed": 0}, {"tts": slow}) == before
+    assert report_file.results_digest({"seed": 0}, {"tts": slow}) == before
     slow[0].heard = "something else"
-    assert record.results_digest({"seed": 0}, {"tts": slow}) != before
-    assert record.results_digest({"seed": 1}, {"tts": scored()}) != before
+    assert report_file.results_digest({"seed": 0}, {"tts": slow}) != before
+    assert report_file.results_digest({"seed": 1}, {"tts": scored()}) != before
 
 
 def test_items_survive_their_line() -> None:
     for item in scored():
-        assert record.item_of(json.loads(json.dumps(asdict(item)))) == item
+        assert report_file.item_of(json.loads(json.dumps(asdict(item)))) == item
 
 
 # Comparing --------------------------------------------------------------------------------------------------
@@ -527,7 +547,7 @@ def sample(count: int, errors: Sequence[int], mos: Sequence[float]) -> list[dict
     for i in range(count):
         item = report.Item(f"i{i}", f"text {i}", "heard", shares={"stopped": True}, values={"mos": mos[i]})
         item.words = item.chars = Edits(errors[i], 10)
-        found.append(record.compact(item))
+        found.append(report_file.compact(item))
     return found
 
 
@@ -537,43 +557,43 @@ def test_compare_finds_a_planted_difference_and_no_other() -> None:
     mos = random.normal(3, 0.3, 40)
     a = sample(40, list(hard), list(mos))
     b = sample(40, list(hard + (random.random(40) < 0.5)), list(mos + random.normal(0, 0.1, 40)))
-    found = {d.measure: d for d in compare.items("tts", a, b[::-1])}
+    found = {d.measure: d for d in significance.items("tts", a, b[::-1])}
     assert found["WER"].verdict == "A better" and found["WER"].difference.low > 0
     assert found["WER"].a == pytest.approx(hard.sum() / 400) and found["WER"].items == 40
     assert found["mos"].verdict == found["stopped"].verdict == "not significant"
-    back = {d.measure: d for d in compare.items("tts", b, a)}
+    back = {d.measure: d for d in significance.items("tts", b, a)}
     assert back["WER"].verdict == "B better"
-    assert {d.verdict for d in compare.items("tts", a, a)} == {"not significant"}
-    assert {d.verdict for d in compare.items("tts", a[:5], b[:5])} == {"too few items"}
+    assert {d.verdict for d in significance.items("tts", a, a)} == {"not significant"}
+    assert {d.verdict for d in significance.items("tts", a[:5], b[:5])} == {"too few items"}
 
 
 def test_only_common_items_are_compared() -> None:
     a, b = sample(12, [1] * 12, [3.0] * 12), sample(12, [2] * 12, [3.0] * 12)
     b[0]["text"] = "another text"
-    assert {d.items for d in compare.items("tts", a, b)} == {11}
-    assert compare.items("tts", a, []) == []
+    assert {d.items for d in significance.items("tts", a, b)} == {11}
+    assert significance.items("tts", a, []) == []
     b[1] |= {"failed": True, "values": {}}
-    lost = {d.measure: d for d in compare.items("tts", a, b)}["mos"]
+    lost = {d.measure: d for d in significance.items("tts", a, b)}["mos"]
     assert lost.b == pytest.approx((10 * 3.0 + 1.0) / 11)  # at the scale's least, not left out
 
 
 def test_reports_by_other_judges_are_refused() -> None:
     def made(weights: str) -> dict[str, Any]:
-        about = {"words": asdict(judges.About("words", "W", weights=weights))}
+        about = {"words": asdict(base.About("words", "W", weights=weights))}
         return {"settings": {"judges": about}, "items": {"tts": sample(12, [1] * 12, [3.0] * 12)}}
 
-    assert compare.reports(made("1"), made("1"))
+    assert significance.reports(made("1"), made("1"))
     with pytest.raises(UsageError, match="measure both with the same"):
-        compare.reports(made("1"), made("2"))
+        significance.reports(made("1"), made("2"))
     with pytest.raises(UsageError, match="no common items"):
-        compare.reports(made("1"), {**made("1"), "items": {}})
+        significance.reports(made("1"), {**made("1"), "items": {}})
 
 
 # The command ------------------------------------------------------------------------------------------------
 
 
 def command(capfd: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
-    code = cli.main(["eval", *map(str, words)])
+    code = main.main(["eval", *map(str, words)])
     return code, *capfd.readouterr()
 
 
@@ -609,14 +629,14 @@ def test_a_whole_evaluation_of_a_tiny_model(
 ) -> None:
     """Through the command, with stand-ins for judges: table, report, pictures, and compared with itself."""
     pytest.importorskip("jiwer")
-    short = Ear(lambda wav: "held out text")
+    short = FunctionJudge(lambda wav: "held out text")
     monkeypatch.setattr(panel, "require", lambda: None)
     ready = judged(words=short, voice=None, quality=None, phonemes=None, absent={"voice": "a stand-in"})
     monkeypatch.setattr(panel, "open_panel", lambda threads, without: ready)
     words = ["--data", sound, "--split", "dev", "-n", "1", "--suite", "floor", "codec", "asr"]
     code, out, err = command(capfd, tiny, *words, "--out", tmp_path / "out", "--save-wavs")
     assert code == 0 and "| floor | 1 (0, 0) |" in out and "Not measured: voice (a stand-in)" in out
-    found = record.read(tmp_path / "out")
+    found = report_file.read(tmp_path / "out")
     assert set(found["suites"]) == {"floor", "codec", "asr"} and found["settings"]["model_sha256"]
     assert found["timing"]["peak_memory_mb"] > 0 and found["not_measured"] == {"voice": "a stand-in"}
     assert (tmp_path / "out/wavs/codec").is_dir() and (tmp_path / "out" / plots.NAMES[0]).stat().st_size
@@ -635,7 +655,7 @@ def test_judges_on_real_speech(tmp_path: Path) -> None:
     if not os.environ.get("GPA_DATA"):
         pytest.skip("needs GPA_DATA")
     root = items.data_root()
-    ready = bench.Bench(root, panel=panel.open_panel(), n=6)
+    ready = measurement.Bench(root, panel=panel.open_panel(), n=6)
     floor = report.summarise("floor", suites.run("floor", ready))
     assert floor.wer.value < 0.2
     assert floor.per is None or floor.per.value < 0.3

@@ -15,21 +15,21 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from gpa import GPA, audio
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.harmonic import FLOOR, HarmonicDecoder
-from gpa.codec.latent import kl
+from gpa.codec.kl import kl
 from gpa.codec.timbre import CENTRE, Timbre, measure
 from gpa.data.rows import Noise, RowBuilder
 from gpa.errors import TrainingError
 from gpa.models.gpa.beam_gpa import beam_search
 from gpa.models.gpa.generation_gpa import Rules, Sampling, filtered, generate
 from gpa.nn.quantize import FactorizedVQ
-from gpa.prompt import INSTRUCTIONS, InstructFormat
-from gpa.text import TextTokenizer
+from gpa.prompt.formats import INSTRUCTIONS, InstructFormat
+from gpa.prompt.vocab import Vocab
+from gpa.text.tokenizer import TextTokenizer
 from gpa.train import checkpoint, metrics
-from gpa.train.args import TrainArgs
-from gpa.train.family import Loss
+from gpa.train.arguments import TrainArgs
+from gpa.train.families.base import Loss
 from gpa.train.loop import train
 from gpa.train.optim import OptimArgs
-from gpa.vocab import Vocab
 
 MINI = Path(__file__).parents[1] / "gpa" / "assets" / "gpa-mini"
 EVERY = {"save_every": 1, "eval_every": 99, "log_every": 1}

@@ -12,14 +12,15 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from conftest import speechlike
-from gpa import audio, cli, config
+from gpa import audio, config
+from gpa.cli import main
 from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, DataError, GPAError, UsageError
-from gpa.finetune import Job, collect, compare, finetune, plan, replay
+from gpa.finetune import Job, collect, comparison, estimate, finetune, replay
 from gpa.models.gpa import GPA
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
-from gpa.train.ar import LMFamily, LMRecipe, _shared
+from gpa.train.families.lm import LMFamily, LMRecipe, _shared
 from gpa.train.loop import train
 from training import lm_tree, write_tokens
 
@@ -207,7 +208,7 @@ def test_a_voice_is_learnt_and_the_model_loads(job: Job, few_sentences: None) ->
     assert outcome.took == pytest.approx(sum(times.values()) / 60) and outcome.predicted > 0
     for name in ("comparison.md", "comparison.png", "samples/before", "samples/after", "recipe.yaml"):
         assert (job.out / name).exists(), name
-    lines = {(line.task, line.whose) for line in compare.load(job.out / "after.json")}
+    lines = {(line.task, line.whose) for line in comparison.load(job.out / "after.json")}
     assert {("asr", "zoe"), ("tts", "zoe"), ("vc", "zoe"), ("tts", "others"), ("asr", "others")} <= lines
     made, base = (
         GPA.from_pretrained(outcome.model, device="cpu"),
@@ -228,7 +229,7 @@ def test_a_voice_alone_leaves_all_else_as_it_was(job: Job, few_sentences: None) 
     assert outcome is not None and not outcome.regressions
     assert not (alone.out / "replay").exists() and not (alone.out / "run").exists()
     for when in ("before", "after"):
-        found = {(line.task, line.whose) for line in compare.load(alone.out / f"{when}.json")}
+        found = {(line.task, line.whose) for line in comparison.load(alone.out / f"{when}.json")}
         assert found == {("tts", "zoe"), ("vc", "zoe")}
     base, made = (GPA.from_pretrained(path, device="cpu") for path in (job.model, outcome.model))
     weights = made.lm.state_dict()
@@ -249,10 +250,10 @@ def test_a_voice_alone_leaves_all_else_as_it_was(job: Job, few_sentences: None) 
 def test_a_changed_old_voice_is_a_regression(job: Job, tiny: Path) -> None:
     base, made = GPA.from_pretrained(tiny, device="cpu"), GPA.from_pretrained(tiny, device="cpu")
     text = replay.sentences()[1][0]
-    assert compare.same_sound(base, made, text)
+    assert comparison.same_sound(base, made, text)
     other = tuple((code + 5) % 16 for code in made.voices["ben"].codes)
     made.voices["ben"] = dataclasses.replace(made.voices["ben"], codes=other)
-    assert not compare.same_sound(base, made, text)
+    assert not comparison.same_sound(base, made, text)
 
 
 # The plan ---------------------------------------------------------------------------------------------------
@@ -275,33 +276,33 @@ def test_a_plan_reads_headers_and_leaves_nothing(job: Job, monkeypatch: pytest.M
 
 def test_a_plan_follows_from_durations(job: Job, tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
     probe = 0.5
-    monkeypatch.setattr(plan.voice, "step_seconds", lambda codec: probe)
-    found = plan.Found.of(job.voice)
+    monkeypatch.setattr(estimate.voice, "step_seconds", lambda codec: probe)
+    found = estimate.Found.of(job.voice)
     assert found.clips == 6 and found.untold == pytest.approx(14.0, abs=0.01)
     assert found.seconds == pytest.approx(14.0 + sum(1.6 + 0.2 * n for n in range(5)), abs=0.01)
     row = {"id": "a", "path": str(job.voice / "long.wav"), "begin_time": 3.0, "end_time": 5.5, "text": "so"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    assert plan.Found.of(tmp_path / "rows.jsonl") == plan.Found(1, 2.5, 0.0)
-    twice = plan.Found(2 * found.clips, 2 * found.seconds, 2 * found.untold)
-    size = plan.Size(voice_steps=100, items=3)
-    one, two = (plan.plan(f, size, tiny / "codec", tiny) for f in (found, twice))
+    assert estimate.Found.of(tmp_path / "rows.jsonl") == estimate.Found(1, 2.5, 0.0)
+    twice = estimate.Found(2 * found.clips, 2 * found.seconds, 2 * found.untold)
+    size = estimate.Size(voice_steps=100, items=3)
+    one, two = (estimate.plan(f, size, tiny / "codec", tiny) for f in (found, twice))
     assert two.seconds["preparing"] == pytest.approx(2 * one.seconds["preparing"])
     assert two.seconds["voice"] - one.seconds["voice"] == pytest.approx(
-        probe * plan.COSTS["completed"] * found.seconds
+        probe * estimate.COSTS["completed"] * found.seconds
     )
-    more = plan.plan(found, dataclasses.replace(size, voice_steps=300), tiny / "codec", tiny)
-    assert more.seconds["voice"] - one.seconds["voice"] == pytest.approx(200 * probe * plan.EVALUATED)
+    more = estimate.plan(found, dataclasses.replace(size, voice_steps=300), tiny / "codec", tiny)
+    assert more.seconds["voice"] - one.seconds["voice"] == pytest.approx(200 * probe * estimate.EVALUATED)
     assert two.seconds["table"] == one.seconds["table"] and not one.seconds["language model"]
-    words = plan.plan(found, dataclasses.replace(size, lm_steps=50, batch_ids=800), tiny / "codec", tiny)
+    words = estimate.plan(found, dataclasses.replace(size, lm_steps=50, batch_ids=800), tiny / "codec", tiny)
     assert words.seconds["language model"] > 0
     assert one.minutes == pytest.approx(sum(one.seconds.values()) / 60)
 
 
 def test_what_a_run_took_is_kept_over_a_kill(tmp_path: Path) -> None:
-    clock = plan.Clock(tmp_path / "times.json")
+    clock = estimate.Clock(tmp_path / "times.json")
     clock.began -= 60
     clock.stage("voice")
-    again = plan.Clock(tmp_path / "times.json")
+    again = estimate.Clock(tmp_path / "times.json")
     again.began -= 30
     again.stage("voice")
     again.stage("table")
@@ -322,12 +323,12 @@ def test_the_same_command_again_does_nothing_anew_and_another_is_refused(
 
 def test_a_table_reports_what_became_worse() -> None:
     others, zoe = ("tts", "others"), ("tts", "zoe")
-    before = [compare.Line(*others, 0.2, 1.0, None, 4), compare.Line(*zoe, 0.2, 1.0, 0.6, 4, 0.5)]
-    after = [compare.Line(*others, 0.35, 0.5, None, 4), compare.Line(*zoe, 0.9, 1.0, 0.8, 4, 0.75)]
-    assert compare.regressions(before, after, 20) == ["tts (others): stopped 100.0 -> 50.0 %"]
-    assert len(compare.regressions(before, after, 10)) == 2
+    before = [comparison.Line(*others, 0.2, 1.0, None, 4), comparison.Line(*zoe, 0.2, 1.0, 0.6, 4, 0.5)]
+    after = [comparison.Line(*others, 0.35, 0.5, None, 4), comparison.Line(*zoe, 0.9, 1.0, 0.8, 4, 0.75)]
+    assert comparison.regressions(before, after, 20) == ["tts (others): stopped 100.0 -> 50.0 %"]
+    assert len(comparison.regressions(before, after, 10)) == 2
     assert "| tts | zoe | 4 | 20.0 | 90.0 | 100.0 | 100.0 | 0.60 | 0.80 | 0.50 | 0.75 | - | - |" in (
-        compare.table(before, after, "x")
+        comparison.table(before, after, "x")
     )
 
 
@@ -337,15 +338,16 @@ def test_the_command_exits_with_one_when_an_old_task_regressed(
     finetune(job, lambda line: None)
     shutil.copytree(job.out, tmp_path / "out")
     worse = [
-        compare.Line(**{**vars(line), "wer": line.wer + 1}) for line in compare.load(job.out / "after.json")
+        comparison.Line(**{**vars(line), "wer": line.wer + 1})
+        for line in comparison.load(job.out / "after.json")
     ]
-    compare.save(worse, tmp_path / "out" / "after.json")
+    comparison.save(worse, tmp_path / "out" / "after.json")
     options = ["--steps", "4", "--rank", "2", "--items", "2", "--batch-ids", "800", "--threads", "1"]
     options += ["--adapt-lm", "--voice-steps", "4", "--voice-rank", "2"]
     options += ["--judge", "own", "--device", "cpu", "--model", job.model, "-o", str(tmp_path / "out")]
-    assert cli.main(["finetune", "--voice", str(job.voice), *options]) == 1
+    assert main.main(["finetune", "--voice", str(job.voice), *options]) == 1
     assert "regressed" in capsys.readouterr().err
-    assert cli.main(["finetune", "--voice", str(job.voice), *options, "--limit", "1000"]) == 0
+    assert main.main(["finetune", "--voice", str(job.voice), *options, "--limit", "1000"]) == 0
 
 
 def test_rehearsed_recognition_and_conversion_start_from_what_is_heard(tiny: Path, tmp_path: Path) -> None:

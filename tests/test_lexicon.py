@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gpa.data import words
 from gpa.errors import CheckpointError, UsageError
-from gpa.lexicon import END, Lexicon, words_of
+from gpa.lab import word_list
+from gpa.text.lexicon import END, Lexicon, words_of
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz'" + END
 TEXT = "The cat sat; the cats sat on the mat. It's the cat's."
@@ -100,8 +100,8 @@ def test_the_command(tmp_path: Path) -> None:
     """Training rows only, and none is an error."""
     rows = tmp_path / "m.jsonl"
     rows.write_text('{"text": "One two two", "split": "train"}\n{"text": "three", "split": "dev"}\n')
-    words.main([str(rows), "-o", str(tmp_path / "words.txt")])
+    word_list.main([str(rows), "-o", str(tmp_path / "words.txt")])
     assert (tmp_path / "words.txt").read_text() == "two 2\none 1\n"
     rows.write_text('{"text": "three", "split": "dev"}\n')
     with pytest.raises(UsageError, match="no training text"):
-        words.main([str(rows), "-o", str(tmp_path / "none.txt")])
+        word_list.main([str(rows), "-o", str(tmp_path / "none.txt")])

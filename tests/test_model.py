@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conftest import speechlike
 from gpa.errors import AudioWarning, CheckpointError, GenerationError, PromptError, UsageError
 from gpa.models.gpa import GPA, Speech, Transcript, Voice
-from gpa.models.gpa import modeling_gpa as modeling
+from gpa.models.gpa import pipeline_gpa as modeling
 from gpa.models.gpa.generation_gpa import Completion
-from gpa.models.gpa.golden_gpa import verify
-from gpa.models.gpa.segment import speech_seconds, split_audio, split_text
+from gpa.models.gpa.segmentation_gpa import speech_seconds, split_audio, split_text
+from gpa.models.gpa.verify_gpa import verify
 from gpa.train import export
 from published import read_cases
 

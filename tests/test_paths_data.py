@@ -23,12 +23,12 @@ import soundfile
 import yaml
 
 from gpa import audio
-from gpa.data import stream
+from gpa.data import streaming as stream
 from gpa.data.huggingface import sound
 from gpa.data.prepare import Job, prepare
-from gpa.data.shares import Share
+from gpa.data.sharding import Share
 from gpa.data.sources import open_source
-from gpa.data.tokenset import TokenSet
+from gpa.data.token_folder import TokenSet
 from gpa.errors import AudioError, DataError
 
 datasets = pytest.importorskip("datasets")

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from gpa import GPA, audio
-from gpa.data import tokenset
-from gpa.data.edits import edits, words
+from gpa.data import token_folder
+from gpa.data.edit_distance import edits, words
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from own_corpus import write_corpus
 
@@ -68,12 +68,12 @@ def test_the_commands_say_what_they_should(walked: tuple[Path, dict[str, str]]) 
 def test_the_export_is_whole_and_of_this_corpus(walked: tuple[Path, dict[str, str]]) -> None:
     folder, _ = walked
     tokens, export = folder / "tokens", folder / "runs" / "own" / "export"
-    about = tokenset.read_about(tokens)
+    about = token_folder.read_about(tokens)
     assert about["model"] == "gpa-mini"
     model = GPA.from_pretrained(export, device="cpu")
-    tokenset.check_fits(tokens, model.processor.fingerprints())
+    token_folder.check_fits(tokens, model.processor.fingerprints())
     assert model.config.name == "own" and sorted(model.voices) == ["alloy", "echo"]
-    rows = list(tokenset.TokenSet.open(tokens))
+    rows = list(token_folder.TokenSet.open(tokens))
     trained = [row for row in rows if row["split"] == "train"]
     for name, voice in model.voices.items():
         assert list(voice.codes) in [list(row["global"]) for row in trained if row["speaker"] == name]
@@ -135,7 +135,7 @@ def test_a_codec_that_is_not_there_or_another_stops_training_at_once(
     tokens = shutil.copytree(folder / "tokens", tmp_path / "tokens")
     about = json.loads((tokens / "prepared.json").read_text())
     about.pop("model")
-    tokenset.write_json(tokens / "prepared.json", {**about, **({"model": made_by} if made_by else {})})
+    token_folder.write_json(tokens / "prepared.json", {**about, **({"model": made_by} if made_by else {})})
     other = GPA.from_pretrained("gpa-mini", device="cpu")
     other.codec.model.quantizer.get_parameter("codebook.weight").data.mul_(1.5)
     other.codec.save_pretrained(tmp_path / "other")
@@ -151,7 +151,7 @@ def test_a_codec_that_moved_is_found_where_the_setting_says(
     folder, _ = walked
     tokens = shutil.copytree(folder / "tokens", tmp_path / "tokens")
     about = json.loads((tokens / "prepared.json").read_text())
-    tokenset.write_json(tokens / "prepared.json", {**about, "model": "/moved"})
+    token_folder.write_json(tokens / "prepared.json", {**about, "model": "/moved"})
     moved = shutil.copytree(ROOT / "gpa" / "assets" / "gpa-mini" / "codec", tmp_path / "codec")
     train = (
         f"gpa train {ROOT / 'recipes/gpa/own.yaml'} data.tokens=tokens codec={moved} train.steps=1 --run run"

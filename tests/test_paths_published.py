@@ -16,16 +16,17 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import speechlike
-from gpa import audio, cli, config
+from gpa import audio, config
+from gpa.cli import main
 from gpa.data.rows import TASK_ORDER
-from gpa.data.tokenset import TokenSet, example
+from gpa.data.token_folder import TokenSet, example
 from gpa.errors import AudioWarning, DataError
 from gpa.models.gpa import GPA
-from gpa.prompt import canonical_task
-from gpa.tasks import IGNORE
-from gpa.train import __main__ as training
+from gpa.prompt.formats import canonical_task
+from gpa.prompt.tasks import IGNORE
 from gpa.train import checkpoint, metrics
-from gpa.train.ar import LMFamily, LMRecipe
+from gpa.train import command as training
+from gpa.train.families.lm import LMFamily, LMRecipe
 from headers import ROOT, arguments, commands, run
 from published import VOCAB_SIZE, read_cases
 
@@ -172,7 +173,7 @@ def test_zero_3_makes_a_model(site: Path, replica: Path) -> None:
 def test_the_headers_plan(recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)
     (line,) = [line for line in commands(RECIPES / f"{recipe}.yaml") if line.startswith("gpa plan")]
-    assert cli.main(shlex.split(line)[1:]) == 0
+    assert main.main(shlex.split(line)[1:]) == 0
     told = capsys.readouterr().out
     assert ("312,625,152 parameters" in told) == (recipe == "gpa_0_3b") and "fits" in told
 
@@ -188,7 +189,7 @@ def test_an_adapter_on_published_weights(site: Path, replica: Path) -> None:
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if name.rpartition(".")[0].endswith("_proj")}
     assert (export / "adapter" / "adapter_model.safetensors").is_file()
-    assert cli.main(["verify", str(export)]) == 0
+    assert main.main(["verify", str(export)]) == 0
 
 
 def test_all_weights_from_published_ones_and_on_from_an_export(site: Path, replica: Path) -> None:
@@ -206,7 +207,7 @@ def test_all_weights_from_published_ones_and_on_from_an_export(site: Path, repli
     assert after.keys() == before.keys()
     assert all(not torch.equal(tensor, before[name]) for name, tensor in after.items())
     again = train(site, "adapter", "again", f"init={full / 'export'}", tokens, *settings)
-    assert cli.main(["verify", str(again / "export")]) == 0
+    assert main.main(["verify", str(again / "export")]) == 0
 
 
 # What was learnt by heart comes back ------------------------------------------------------------------------
@@ -261,5 +262,5 @@ def test_a_model_that_hears_no_words_asks_for_texts(
     shutil.copytree(site / "corpus", site / "mute")
     (site / "mute" / "manifest.jsonl").unlink()
     words = ["finetune", "--voice", str(site / "mute"), "--model", str(replica), "--items", "0"]
-    assert cli.main([*words, "-o", str(site / "mute-out")]) == DataError.exit_code
+    assert main.main([*words, "-o", str(site / "mute-out")]) == DataError.exit_code
     assert "no_text" in capsys.readouterr().err

@@ -7,10 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from gpa import cli, config
+from gpa import config
+from gpa.cli import main
 from gpa.errors import UsageError
-from gpa.models.gpa.backbone import meta_backbone
-from gpa.train.plan import GPUS, Budget, Rates, Shape, plan
+from gpa.models.gpa.modeling_gpa import meta_backbone
+from gpa.train.planning import GPUS, Budget, Rates, Shape, plan
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "gpa"
 TINY = {
@@ -102,9 +103,9 @@ def test_time_and_cost_scale_as_they_should() -> None:
 
 def test_the_command_prints_and_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = str(RECIPES / "gpa_0_3b.yaml")
-    assert cli.main(["plan", recipe, "--gpus", "64", "--hours", "1000000"]) == 0
+    assert main.main(["plan", recipe, "--gpus", "64", "--hours", "1000000"]) == 0
     out = capsys.readouterr().out
     assert "312,625,152 parameters" in out and "ZeRO-3" in out and "days" in out
-    assert cli.main(["plan", recipe, "--gpu", "abacus"]) == UsageError.exit_code
-    assert cli.main(["plan", str(RECIPES / "codec.yaml")]) == UsageError.exit_code
+    assert main.main(["plan", recipe, "--gpu", "abacus"]) == UsageError.exit_code
+    assert main.main(["plan", str(RECIPES / "codec.yaml")]) == UsageError.exit_code
     assert "model.vocab_size is missing" in capsys.readouterr().err

@@ -18,11 +18,12 @@ import pytest
 import soundfile
 
 from conftest import RATE, speechlike
-from gpa import audio, cli
+from gpa import audio
+from gpa.cli import main
 from gpa.data.checks import CHECKS, REASONS, Limits
 from gpa.data.manifest import ManifestRow
-from gpa.data.screen import Seen, character_errors, duplicates, held_out
-from gpa.data.shares import Share, wait
+from gpa.data.screening import Seen, character_errors, duplicates, held_out
+from gpa.data.sharding import Share, wait
 from gpa.data.sources import open_source
 from gpa.errors import CheckpointError, DataError, UsageError
 
@@ -61,7 +62,7 @@ def write(folder: Path, rows: list[Any], name: str = "manifest.jsonl") -> Path:
 
 
 def run(tiny: Path, source: Any, out: Path, *words: str) -> int:
-    return cli.main(["prepare", str(source), "-o", str(out), "--model", str(tiny), *words])
+    return main.main(["prepare", str(source), "-o", str(out), "--model", str(tiny), *words])
 
 
 def rejected(out: Path) -> dict[str, dict[str, Any]]:
@@ -114,7 +115,7 @@ def prepared(tiny: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_ids_are_those_of_the_codec_and_lie_in_the_file(prepared: Path, corpus: Path, model: Any) -> None:
-    from gpa.data.tokenset import TokenSet, example
+    from gpa.data.token_folder import TokenSet, example
 
     tokens = TokenSet.open(prepared)
     assert len(tokens) == 8 and tokens.data.cache_files and not tokens.data._data.nbytes == 0
@@ -136,7 +137,7 @@ def test_ids_are_those_of_the_codec_and_lie_in_the_file(prepared: Path, corpus: 
 
 
 def test_the_folder_says_what_it_is(prepared: Path, tiny: Path, model: Any) -> None:
-    from gpa.data.tokenset import read_vocab
+    from gpa.data.token_folder import read_vocab
 
     about = json.loads((prepared / "prepared.json").read_text())
     assert about["rows"] == 8 and about["shards"] == 3 and about["rejected"] == {}
@@ -153,7 +154,7 @@ def test_the_folder_says_what_it_is(prepared: Path, tiny: Path, model: Any) -> N
 def test_a_model_goes_on_training_from_it(prepared: Path, tiny: Path, model: Any, tmp_path: Path) -> None:
     import torch
 
-    from gpa.train.__main__ import _family
+    from gpa.train.command import family_of
     from gpa.train.loop import train
 
     tree = {
@@ -165,7 +166,7 @@ def test_a_model_goes_on_training_from_it(prepared: Path, tiny: Path, model: Any
         "optim": {"lr": 1e-2, "warmup": 1},
         "weights": {"alignment": 0.0},  # what was prepared says nothing of letters' times
     }
-    family, recipe = _family(tree)
+    family, recipe = family_of(tree)
     tasks = {(task, family.train_rows.clips[i]["id"]) for task, i, _ in family.items}  # type: ignore[attr-defined]
     assert {task for task, _ in tasks} == {"tts", "asr", "vc"} and len({name for _, name in tasks}) == 7
     row = family.train_rows.row("tts", 0, np.random.default_rng(0))  # type: ignore[attr-defined]
@@ -181,11 +182,11 @@ def test_a_model_goes_on_training_from_it(prepared: Path, tiny: Path, model: Any
     other = shutil.copytree(tiny, tmp_path / "other")
     (other / "gpa.json").write_text(json.dumps(about))
     with pytest.raises(CheckpointError, match="made with another codec"):
-        _family({**tree, "init": str(other)})
+        family_of({**tree, "init": str(other)})
 
 
 def test_another_codec_is_refused(prepared: Path, model: Any, tmp_path: Path) -> None:
-    from gpa.data.tokenset import TokenSet, check_fits
+    from gpa.data.token_folder import TokenSet, check_fits
 
     prints = model.processor.fingerprints()
     check_fits(prepared, prints)
@@ -259,7 +260,7 @@ def test_worker_processes_write_the_same(tiny: Path, corpus: Path, prepared: Pat
 @pytest.mark.slow
 def test_a_failing_worker_stops_the_run(tiny: Path, corpus: Path, tmp_path: Path) -> None:
     from gpa.data.prepare import Job
-    from gpa.data.shares import Workers
+    from gpa.data.sharding import Workers
 
     job = Job(corpus, tmp_path / "tokens", tmp_path / "no-model", shard_rows=3)
     from gpa.data import prepare as module
@@ -372,7 +373,7 @@ def test_every_reason_has_its_bad_file(
 def test_damage_that_headers_hide(tmp_path: Path) -> None:
     """A FLAC that stops is no wrong format, and a stated length finds an Ogg cut between pages."""
     from gpa.data.manifest import Clip
-    from gpa.data.screen import Unusable, read
+    from gpa.data.screening import Unusable, read
 
     soundfile.write(tmp_path / "a.flac", speechlike(3.0), RATE)
     cut(tmp_path / "a.flac", 0.5)
@@ -472,7 +473,7 @@ def test_published_rows_with_segments_and_references(
     manifest = write(folder, rows)
     monkeypatch.chdir(work)
     assert run(tiny, manifest, tmp_path / "t", "--licence", "Apache-2.0") == 0
-    from gpa.data.tokenset import TokenSet, example
+    from gpa.data.token_folder import TokenSet, example
 
     tokens, codec = TokenSet.open(tmp_path / "t"), model.codec
     assert list(tokens.column("task")) == ["asr", "tts", "vc", "asr"]
@@ -490,7 +491,7 @@ def test_published_rows_with_segments_and_references(
 
 
 def test_published_models_get_linguistic_codes_and_verbatim_text(replica: Path, tmp_path: Path) -> None:
-    from gpa.data.tokenset import TokenSet, example, read_vocab
+    from gpa.data.token_folder import TokenSet, example, read_vocab
     from gpa.models.gpa import GPA
 
     clip(tmp_path, "a.wav", 2.0)
@@ -611,7 +612,7 @@ def test_hugging_face_datasets(
     held = held.cast_column("audio", datasets.Audio(decode=False))
     datasets.DatasetDict({"train": train, "validation": held}).save_to_disk(str(tmp_path / "saved"))
     assert run(tiny, tmp_path / "saved", tmp_path / "t", "--licence", "CC0-1.0") == 0
-    from gpa.data.tokenset import TokenSet
+    from gpa.data.token_folder import TokenSet
 
     tokens = TokenSet.open(tmp_path / "t")
     assert list(tokens.column("id")) == ["train-0", "train-1", "validation-0"]
@@ -635,7 +636,7 @@ def test_loaded_datasets_of_arrays(tmp_path: Path) -> None:
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["prepare", "--help"])
+        main.main(["prepare", "--help"])
     shown = capsys.readouterr().out
     assert stopped.value.code == 0 and "examples:" in shown and "accelerate launch" in shown
     assert "--min-rate" in shown and "rejected.jsonl" in shown

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gpa import programs
 from gpa.errors import GenerationError
-from gpa.programs import call
+from gpa.evals import programs
+from gpa.evals.programs import call
 
 
 def test_a_program_that_fails_is_an_error_of_the_item(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,12 @@ import torch
 import yaml
 
 from conftest import speechlike
-from gpa import audio, cli
-from gpa.data import features
-from gpa.pronounce import Pronunciations
-from gpa.train import __main__ as training
-from gpa.train import split
+from gpa import audio
+from gpa.cli import main
+from gpa.data import feature_cache
+from gpa.lab import double_codebook
+from gpa.text.pronunciations import Pronunciations
+from gpa.train import command as training
 from headers import ROOT, commands
 from training import CODEC, LATENT, LM, MORE_TEXT, write_encoder, write_manifest, write_tokens
 
@@ -44,7 +45,7 @@ CHAIN = {
     "gpa/text": (),
     "gpa/codec": (),
     "gpa/codec_decoder": (),
-    "gpa/codec_heard": (),
+    "gpa/codec_asr_features": (),
     "gpa/codec_joint": (),
     "gpa/codec_adversarial": (),
     "gpa/codec_voices": (),
@@ -60,7 +61,7 @@ CHAIN = {
     "speechop/tts": (),
     "speechop/multitask": (),
     "speechop/multitask_more": (),
-    "speechop/multitask_ear": (),
+    "speechop/multitask_asr_features": (),
 }
 CUTS = {
     "text": ["vocab_size=300", "semantic=27", "speaker=16"],
@@ -84,10 +85,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = tmp_path_factory.mktemp("recipes")
     (site / "recipes").symlink_to(ROOT / "recipes")
     manifest, encoder, runs = write_manifest(site), write_encoder(site / "WHISPER"), site / "runs"
-    features.main([str(manifest), "--encoder", str(encoder), "-o", str(runs / "features")])
+    feature_cache.main([str(manifest), "--encoder", str(encoder), "-o", str(runs / "features")])
     write_tokens(runs / "tokens")
     for name, source in (
-        *((name, "features") for name in ("features_spoilt", "features_voices")),
+        *((name, "features") for name in ("features_degraded", "features_voices")),
         *((name, "tokens") for name in ("tokens2", "pieces", "imagined", "tokens_flite", "tokens_spoken")),
     ):
         (runs / name).symlink_to(source)
@@ -121,7 +122,7 @@ def test_the_header_runs(name: str, site: Path, monkeypatch: pytest.MonkeyPatch)
     argv = shlex.split(command)
     argv = argv[argv.index("gpa.train" if "gpa.train" in argv else "train") + 1 :]
     if path.stem == "codec_joint":
-        split.split_codec(Path("runs/codec_heard/export"), Path("runs/codec_split"))
+        double_codebook.split_codec(Path("runs/codec_asr_features/export"), Path("runs/codec_split"))
     rows = ["validate.rows=1"] if path.stem == "mini" else []
     short = SHORT.split() if kind != "text" else []
     training.main([*argv, *short, *CUTS[kind], *rows, *SMALL.get(path.stem, [])])
@@ -143,6 +144,6 @@ def test_the_adapters_header_runs_on_the_shipped_model(site: Path, monkeypatch: 
     lines = "".join(json.dumps(row) + "\n" for row in kept if row["text"])
     (site / "corpus" / "manifest.jsonl").write_text(lines, encoding="utf-8")
     first, second, *_ = commands(RECIPES / "gpa" / "adapter.yaml")
-    assert cli.main(shlex.split(first)[1:]) == 0
-    assert cli.main([*shlex.split(second)[1:], *SHORT.split()]) == 0
+    assert main.main(shlex.split(first)[1:]) == 0
+    assert main.main([*shlex.split(second)[1:], *SHORT.split()]) == 0
     assert (site / "runs" / "adapter" / "export" / "adapter" / "adapter_model.safetensors").is_file()

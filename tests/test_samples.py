@@ -13,9 +13,9 @@ from evaluated import FAILED, ITEMS, LICENCES, noise, write_data, write_evaluati
 from gpa import audio
 from gpa.errors import UsageError
 from gpa.evals import items
-from gpa.evals.samples import ogg
-from gpa.evals.samples.__main__ import main
-from gpa.evals.samples.clips import is_free, needs_credit
+from gpa.lab.samples import ogg
+from gpa.lab.samples.__main__ import main
+from gpa.lab.samples.clips import is_free, needs_credit
 
 NOTES = "".join(
     f"## {name}\n\nOf {name}.\n\n" for name in ("Intended use", "Known failures", "Acknowledgements")

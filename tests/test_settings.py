@@ -7,7 +7,7 @@ import pytest
 from gpa.config import build, load_yaml
 from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
 from gpa.models.speechop.configuration_speechop import SpeechOpConfig
-from gpa.speechop.export import FREE
+from gpa.train.export_speechop import FREE
 
 SETTINGS = Path(__file__).parents[1] / "recipes" / "settings"
 

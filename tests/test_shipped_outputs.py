@@ -1,7 +1,7 @@
 """The shipped models give what they gave: ids to the last one, sound to 1e-5, every task, two seeds each.
 
-`python tests/test_shipped_outputs.py` records anew, which is a deliberate act: say in docs/log.md why the outputs had
-to change. Of each waveform every fifth sample is kept.
+`python tests/test_shipped_outputs.py` records anew, which is a deliberate act: say in docs/log.md why the
+outputs had to change. Of each waveform every fifth sample is kept.
 """
 
 from collections.abc import Callable, Iterator

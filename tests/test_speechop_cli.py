@@ -11,9 +11,8 @@ import pytest
 import soundfile
 
 from conftest import speechlike
-from gpa import cli
+from gpa.cli import main, restoration
 from gpa.errors import AudioError, CheckpointError, PromptError, UsageError
-from gpa.speechop import commands
 from tiny_speechop import write_tiny_speechop
 
 COMMANDS = ("enhance", "extract", "separate", "match", "edit")
@@ -34,7 +33,7 @@ class Shell:
 
     def __call__(self, *words: str | float, models: bool = True) -> int:
         self.capfd.readouterr()
-        code = cli.main([*map(str, words), *(self.models if models else [])])
+        code = main.main([*map(str, words), *(self.models if models else [])])
         self.out, self.err = self.capfd.readouterr()
         assert "Traceback" not in self.err
         return code
@@ -156,7 +155,7 @@ def test_wrong_use_is_refused_before_the_work(shell: Shell) -> None:
 
 
 def test_an_absent_model_says_what_to_do(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpa.models.speechop import files_speechop
+    from gpa.models.speechop import checkpoint_speechop as files_speechop
 
     monkeypatch.setattr(files_speechop, "SHIPPED", Path("assets"))
     assert shell("enhance", "in.wav", models=False) == CheckpointError.exit_code
@@ -196,7 +195,7 @@ def test_steps_are_shown_on_a_terminal(shell: Shell, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main([command, "--help"])
+        main.main([command, "--help"])
     shown = capsys.readouterr().out
     assert stopped.value.code == 0 and f"gpa {command}" in shown and "examples:" in shown
-    assert commands.DEFAULT_MODEL in shown and ("--itc" in shown) == (command not in ("match", "edit"))
+    assert restoration.DEFAULT_MODEL in shown and ("--itc" in shown) == (command not in ("match", "edit"))

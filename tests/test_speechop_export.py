@@ -8,10 +8,10 @@ import torch
 
 from conftest import speechlike
 from gpa import SpeechOp
-from gpa.codec.latent import KLCodec
+from gpa.codec.kl import KLCodec
 from gpa.errors import UsageError
 from gpa.hub import read_state
-from gpa.speechop import export
+from gpa.train import export_speechop
 from tiny_speechop import write_tiny_speechop
 
 
@@ -19,7 +19,7 @@ def test_a_shipped_model_is_the_trained_one_in_half_precision(tmp_path: Path) ->
     run = write_tiny_speechop(tmp_path)
     settings = tmp_path / "settings.yaml"
     settings.write_text("sampler: {steps: 3, lambda_range: [-8.0, 8.0]}\nabout: {name: tiny}\n")
-    export.main([str(run), "--settings", str(settings), "-o", str(tmp_path / "out")])
+    export_speechop.main([str(run), "--settings", str(settings), "-o", str(tmp_path / "out")])
     for part in (tmp_path / "out", tmp_path / "out" / "latent"):
         state = read_state(part)
         assert {t.dtype for name, t in state.items() if t.ndim > 1 and "embed" not in name} >= {torch.float16}
@@ -37,19 +37,19 @@ def test_a_shipped_model_is_the_trained_one_in_half_precision(tmp_path: Path) ->
 def test_settings_of_the_network_are_refused(tmp_path: Path) -> None:
     run = write_tiny_speechop(tmp_path)
     with pytest.raises(UsageError, match="dit"):
-        export.ship(run, tmp_path / "out", {"dit": {"layers": 1}}, torch.float16)
+        export_speechop.ship(run, tmp_path / "out", {"dit": {"layers": 1}}, torch.float16)
     with pytest.raises(UsageError, match="steps"):
-        export.ship(run, tmp_path / "out", {"sampler": {"steps": 0}}, torch.float16)
+        export_speechop.ship(run, tmp_path / "out", {"sampler": {"steps": 0}}, torch.float16)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_card_beside_the_weights_survives_an_overwrite(tmp_path: Path) -> None:
     run = write_tiny_speechop(tmp_path)
-    out = export.ship(run, tmp_path / "out", {}, torch.float16)
+    out = export_speechop.ship(run, tmp_path / "out", {}, torch.float16)
     (out / "README.md").write_text("# card")
     with pytest.raises(UsageError, match="not empty"):
-        export.ship(run, out, {}, torch.float16)
-    export.ship(run, out, {}, torch.float16, overwrite=True)
+        export_speechop.ship(run, out, {}, torch.float16)
+    export_speechop.ship(run, out, {}, torch.float16, overwrite=True)
     assert (out / "README.md").read_text() == "# card"
 
 
@@ -58,11 +58,11 @@ def test_another_decoder_of_the_same_latents_can_ship(tmp_path: Path) -> None:
     codec, stranger = (KLCodec.from_pretrained(run / "latent") for _ in range(2))
     codec.model.prenet.linear.bias.add_(0.5)
     codec.save_pretrained(tmp_path / "decoder")
-    out = export.ship(run, tmp_path / "out", {}, torch.float32, codec=tmp_path / "decoder")
+    out = export_speechop.ship(run, tmp_path / "out", {}, torch.float32, codec=tmp_path / "decoder")
     shipped = SpeechOp.from_pretrained(out, device="cpu")
     assert shipped.codec.fingerprint() == codec.fingerprint() == shipped.config.about["codec"]
     stranger.model.encoder.project.bias.add_(0.5)
     stranger.save_pretrained(tmp_path / "stranger")
     with pytest.raises(UsageError, match="freeze_latents"):
-        export.ship(run, tmp_path / "none", {}, torch.float32, codec=tmp_path / "stranger")
+        export_speechop.ship(run, tmp_path / "none", {}, torch.float32, codec=tmp_path / "stranger")
     assert not (tmp_path / "none").exists()

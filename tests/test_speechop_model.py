@@ -14,8 +14,8 @@ from gpa import compose
 from gpa.compose import Above, Branch, Guided, Plan, given
 from gpa.config import build
 from gpa.errors import CheckpointError, UsageError
-from gpa.models.speechop import diffusion
-from gpa.models.speechop.branches import Evaluator, Inputs, join, sample
+from gpa.models.speechop import diffusion_speechop
+from gpa.models.speechop.branches_speechop import Evaluator, Inputs, join, sample
 from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
 from gpa.models.speechop.layers_speechop import Text, frames_of
 from gpa.models.speechop.modeling_speechop import Conditions, Latents, SpeechOpModel
@@ -349,15 +349,15 @@ def test_one_batch_can_be_learnt_and_every_parameter_takes_part() -> None:
         source,
         torch.tensor([False, True, True, True]),
     )
-    z = diffusion.diffuse(x, eps, lam)
+    z = diffusion_speechop.diffuse(x, eps, lam)
     clean = torch.zeros_like(frames)
     clean[1, :3] = True
     losses = []
     with torch.enable_grad():
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         for _ in range(40):
-            v = model(diffusion.inpaint(z, x, clean), lam, conditions, clean)
-            loss = diffusion.diffusion_loss(v, x, eps, lam, frames & ~clean, model.config)
+            v = model(diffusion_speechop.inpaint(z, x, clean), lam, conditions, clean)
+            loss = diffusion_speechop.diffusion_loss(v, x, eps, lam, frames & ~clean, model.config)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

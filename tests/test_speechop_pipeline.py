@@ -17,9 +17,10 @@ import gpa
 from conftest import speechlike
 from gpa.compose import Above, Average, Guided, Plan, Term, given
 from gpa.errors import AudioError, AudioWarning, CheckpointError, GenerationError, PromptError, UsageError
+from gpa.models.speechop import checkpoint_speechop as files_speechop
 from gpa.models.speechop import edit_speechop as edits
-from gpa.models.speechop import files_speechop, front_speechop
-from gpa.models.speechop.diffusion import v_from_x
+from gpa.models.speechop import processing_speechop
+from gpa.models.speechop.diffusion_speechop import v_from_x
 from gpa.models.speechop.modeling_speechop import Conditions, SpeechOpModel
 from gpa.models.speechop.pipeline_speechop import SpeechOp
 from gpa.models.speechop.run_speechop import SEED_STEP, label, without
@@ -190,7 +191,7 @@ def test_speech_lasts_as_its_text_and_rate_say(op: SpeechOp) -> None:
     assert len(made.wav) == 50 * HOP and made.evaluations == {"tts(text)": 6, "tts()": 6}
     told = "one two three four five six seven eight ni"  # 42 characters in the used part of the voice
     used = op._request("tts", None, None, 0).front.sample(VOICE, "")[0]
-    rate = front_speechop.speaking_rate(42, used.latents.shape[2], op.config)
+    rate = processing_speechop.speaking_rate(42, used.latents.shape[2], op.config)
     quick = op.tts(text, VOICE, voice_text=told)
     assert len(quick.wav) == round(25 * 28 / rate) * HOP and set(quick.evaluations) == {
         "tts(prompt, text)",
@@ -309,7 +310,7 @@ def test_context_lies_around_the_span() -> None:
 def faithful(op: SpeechOp, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network then predicts the source itself, which windows must not change."""
     monkeypatch.setattr(op.model, "condition", lambda given: given)
-    monkeypatch.setattr("gpa.models.speechop.branches.join", lambda contexts: contexts[0])
+    monkeypatch.setattr("gpa.models.speechop.branches_speechop.join", lambda contexts: contexts[0])
 
     def denoise(z: Tensor, lam: Tensor, context: Conditions, clean: Any = None) -> Tensor:
         source = torch.zeros_like(z) if context.source is None else context.source

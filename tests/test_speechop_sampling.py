@@ -8,9 +8,16 @@ import torch
 from torch import Tensor
 
 from gpa.errors import UsageError
-from gpa.models.speechop import sampling
-from gpa.models.speechop.diffusion import eps_from_v, x_from_v
-from gpa.models.speechop.sampling import SeededNoise, ddim, nodes, ode_dpmpp_2m, sde_dpmpp_2m, step_weights
+from gpa.models.speechop import sampling_speechop
+from gpa.models.speechop.diffusion_speechop import eps_from_v, x_from_v
+from gpa.models.speechop.sampling_speechop import (
+    SeededNoise,
+    ddim,
+    nodes,
+    ode_dpmpp_2m,
+    sde_dpmpp_2m,
+    step_weights,
+)
 from mixtures import Draws, Mixture, gaussian
 
 NARROW = gaussian(1.0, 0.3)  # specification 2.5
@@ -42,9 +49,11 @@ def test_a_step_keeps_the_marginal_of_what_it_predicts(eta: float) -> None:
     """If x is right, z at one level becomes z at the next, equally distributed, whatever eta."""
     for now, following in LEVELS:
         keep, pull, spread = step_weights(now, following, eta)
-        alpha, sigma2 = (sampling._scale(now), sampling._scale(-now) ** 2)
-        assert keep * alpha + pull == pytest.approx(sampling._scale(following), rel=1e-9)
-        assert keep**2 * sigma2 + spread**2 == pytest.approx(sampling._scale(-following) ** 2, rel=1e-9)
+        alpha, sigma2 = (sampling_speechop._scale(now), sampling_speechop._scale(-now) ** 2)
+        assert keep * alpha + pull == pytest.approx(sampling_speechop._scale(following), rel=1e-9)
+        assert keep**2 * sigma2 + spread**2 == pytest.approx(
+            sampling_speechop._scale(-following) ** 2, rel=1e-9
+        )
 
 
 def test_ddim_is_the_formula_of_its_paper() -> None:
@@ -53,7 +62,7 @@ def test_ddim_is_the_formula_of_its_paper() -> None:
     out = ddim(NARROW.v, z, levels)
     v = NARROW.v(z, levels[0])
     x, eps = x_from_v(z, v, levels[0]), eps_from_v(z, v, levels[0])
-    expected = sampling._scale(0.5) * x + sampling._scale(-0.5) * eps
+    expected = sampling_speechop._scale(0.5) * x + sampling_speechop._scale(-0.5) * eps
     torch.testing.assert_close(out, x_from_v(expected, NARROW.v(expected, 0.5), 0.5), rtol=1e-12, atol=1e-12)
 
 
@@ -86,10 +95,10 @@ def exact_end(law: Mixture, z: Tensor, low: float, high: float) -> Tensor:
     (mean,), (sd,) = law.means, law.sds
 
     def spread(lam: float) -> float:
-        return math.hypot(sampling._scale(lam) * sd, sampling._scale(-lam))
+        return math.hypot(sampling_speechop._scale(lam) * sd, sampling_speechop._scale(-lam))
 
-    u = (z - sampling._scale(low) * mean) / spread(low)
-    end = sampling._scale(high) * mean + spread(high) * u
+    u = (z - sampling_speechop._scale(low) * mean) / spread(low)
+    end = sampling_speechop._scale(high) * mean + spread(high) * u
     return x_from_v(end, law.v(end, high), high)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpa import cli, doctor
+from gpa.cli import doctor, main
 from gpa.errors import UsageError
 from gpa.nn.threads import choose
 
@@ -156,7 +156,7 @@ def test_one_place_sets_the_number() -> None:
 
 
 def test_every_command_that_loads_a_model_takes_the_option() -> None:
-    parser = cli._parser()
+    parser = main._parser()
     a = ["x.wav"]
     for words in (
         ["tts", "hello"], ["asr", *a], ["vc", *a], ["voice", *a], ["verify"], ["demo"], ["eval"],

@@ -26,14 +26,14 @@ from gpa.codec import trained
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.pitch import yin
-from gpa.data import features, tokens
-from gpa.data.features import FeatureCache
+from gpa.data import feature_cache, tokens
+from gpa.data.feature_cache import FeatureCache
 from gpa.data.rows import TASK_ORDER, LMBatch
 from gpa.errors import CheckpointError, TrainingError, UsageError
+from gpa.lab.merge import average
 from gpa.train import checkpoint, metrics
-from gpa.train.__main__ import _family, main
-from gpa.train.average import average
-from gpa.train.codec import CodecFamily, CodecRecipe
+from gpa.train.command import family_of, main
+from gpa.train.families.codec import CodecFamily, CodecRecipe
 from gpa.train.loop import Family, Loss, TrainArgs, step_seed, train
 from gpa.train.optim import Both, OptimArgs, Optimizer, learning_rate, make_optimizer
 from training import (
@@ -64,7 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with encoder, manifest, feature cache (made by its command) and token folder."""
     root = tmp_path_factory.mktemp("data")
     manifest, encoder = write_manifest(root), write_encoder(root / "encoder")
-    features.main([str(manifest), "--encoder", str(encoder), "-o", str(root / "cache")])
+    feature_cache.main([str(manifest), "--encoder", str(encoder), "-o", str(root / "cache")])
     write_tokens(root / "tokens")
     return root
 
@@ -79,7 +79,7 @@ def go(tree: dict[str, Any], folder: Path, *overrides: str) -> Path:
     """Train a recipe as the command does, but for the picture; returns the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / "run"
-    family, recipe = _family(config.load_yaml(write_recipe(folder / "recipe.yaml", tree), list(overrides)))
+    family, recipe = family_of(config.load_yaml(write_recipe(folder / "recipe.yaml", tree), list(overrides)))
     checkpoint.claim(run, recipe)
     train(family, recipe.train, recipe.optim, run, progress=False)
     return run
@@ -155,7 +155,7 @@ class Fragile:
 def test_resumed_is_uninterrupted(
     kind: str, at: int, data: Path, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    family, recipe = _family(tree_of(kind, data))
+    family, recipe = family_of(tree_of(kind, data))
     run = tmp_path / "run"
     checkpoint.claim(run, recipe)
     with pytest.raises(Interrupted):
@@ -171,7 +171,7 @@ def test_muon_in_bf16_learns_and_resumes_alike(data: Path, tmp_path: Path) -> No
     changes = ("train.precision=bf16", "optim.name=muon")
     whole = go(tree_of("gpa", data), tmp_path / "whole", *changes)
     tree = config.load_yaml(write_recipe(tmp_path / "recipe.yaml", tree_of("gpa", data)), list(changes))
-    family, recipe = _family(tree)
+    family, recipe = family_of(tree)
     with pytest.raises(Interrupted):
         train(
             Fragile(family, 5),  # type: ignore[arg-type]
@@ -273,7 +273,7 @@ def has_conversion(batch: Any) -> bool:
 
 @pytest.mark.parametrize(("kind", "name"), [("codec", "mel"), ("gpa", "vc"), ("latent", "mel")])
 def test_one_batch_can_be_overfitted(kind: str, name: str, data: Path, tmp_path: Path) -> None:
-    family, recipe = _family(tree_of(kind, data))
+    family, recipe = family_of(tree_of(kind, data))
 
     first = next(batch for step in range(9) if has_conversion(batch := family.batch(step)))
 
@@ -386,7 +386,7 @@ def test_a_setting_newer_than_the_run_does_not_stop_it(tmp_path: Path, data: Pat
 
 
 def test_a_fresh_folder_takes_any_recipe(data: Path, tmp_path: Path) -> None:
-    _, recipe = _family(tree_of("gpa", data))
+    _, recipe = family_of(tree_of("gpa", data))
     (tmp_path / "recipe.yaml").write_text(
         "kind: other\n"
     )  # a run that was stopped before its first checkpoint
@@ -441,7 +441,7 @@ def test_ids_are_rounded_from_the_step_that_the_recipe_names(data: Path, tmp_pat
     whole = go(tree, tmp_path / "whole")
     rounding = [row["vq"] for row in story(whole) if "vq" in row]
     assert rounding[:3] == [0, 0, 0] and min(rounding[3:]) > 0
-    family, recipe = _family(tree)
+    family, recipe = family_of(tree)
     for at in (2, 5):  # stopped before the codebook starts, and after
         with pytest.raises(Interrupted):
             run = tmp_path / "run"
@@ -460,7 +460,7 @@ def test_the_voice_can_be_frozen_on_the_way(data: Path, tmp_path: Path) -> None:
         name.split(".")[1] for name in six if name.startswith("codec.") and not same(four[name], six[name])
     }
     assert "encoder" in moved and "prenet" in moved and "speaker_encoder" not in moved
-    start = _family(tree_of("codec", data))[0].build().state_dict()
+    start = family_of(tree_of("codec", data))[0].build().state_dict()
     name = "codec.speaker_encoder.project.weight"
     assert not same(start[name], four[name])  # until then it learns
 
@@ -468,36 +468,36 @@ def test_the_voice_can_be_frozen_on_the_way(data: Path, tmp_path: Path) -> None:
 def test_what_the_encoder_hears_is_learnt_from(data: Path, tmp_path: Path) -> None:
     """Nothing is lost on the recording itself; on a batch that is repeated the loss falls."""
     sizes = {**codec_tree(data / "cache")["model"], "decoder": HARMONIC}
-    tree = tree_of("codec", data, model=sizes, weights={"mel": 0.0, "heard": 1.0})
+    tree = tree_of("codec", data, model=sizes, weights={"mel": 0.0, "asr_features": 1.0})
     with pytest.raises(UsageError, match=r"data\.encoder"):
-        _family(tree)[0]
+        family_of(tree)[0]
     tree["data"]["encoder"] = str(data / "encoder")
-    family = _family(tree)[0]
+    family = family_of(tree)[0]
     torch.manual_seed(0)
     module = family.build()
     batch, values = family.batch(0), []
-    assert family._heard(module.codec, batch.wav, batch.wav) == 0
+    assert family._asr_feature_loss(module.codec, batch.wav, batch.wav) == 0
     optimiser = torch.optim.Adam(module.codec.decoder.parameters(), 3e-3)
     for _ in range(8):
         loss = next(family.losses(module, batch, 0))
         optimiser.zero_grad()
         loss.value.backward()
         optimiser.step()
-        values.append(loss.metrics["heard"])
+        values.append(loss.metrics["asr_features"])
     assert values[-1] < values[0]
 
 
 def test_the_pitch_of_a_cache_is_measured_once(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "cache", tmp_path / "cache")
-    file = tmp_path / "cache" / features.PITCH
+    file = tmp_path / "cache" / feature_cache.PITCH
     file.write_bytes(b"cut short")  # by a kill: measured again
-    cache = features.FeatureCache(tmp_path / "cache")
-    f0, voiced = yin(torch.from_numpy(cache.wav(2))[None], features.FRAME)
+    cache = feature_cache.FeatureCache(tmp_path / "cache")
+    f0, voiced = yin(torch.from_numpy(cache.wav(2))[None], feature_cache.FRAME)
     ours, ours_voiced = cache.pitch(2, 5, 20)
     np.testing.assert_allclose(ours, f0[0, 5:20], rtol=1e-3)  # kept in half precision
     np.testing.assert_array_equal(ours_voiced, voiced[0, 5:20])
     stamp = file.stat().st_mtime_ns
-    features.FeatureCache(tmp_path / "cache").measure_pitch()
+    feature_cache.FeatureCache(tmp_path / "cache").measure_pitch()
     assert file.stat().st_mtime_ns == stamp
 
 
@@ -528,7 +528,7 @@ def test_unusable_recipes_are_refused_by_name(data: Path, tmp_path: Path) -> Non
 
 
 def test_missing_inputs_name_the_command_that_makes_them(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no feature cache.*python -m gpa.data.features MANIFEST"):
+    with pytest.raises(CheckpointError, match="no feature cache.*python -m gpa.data.feature_cache MANIFEST"):
         FeatureCache(tmp_path)
     with pytest.raises(CheckpointError, match="python -m gpa.data.tokens CACHE"):
         tokens.read(tmp_path)
@@ -567,7 +567,7 @@ def test_only_matrices_are_decayed() -> None:
 
 def test_the_cache_holds_the_encoders_states_and_the_sound(data: Path) -> None:
     from gpa import audio
-    from gpa.codec.features import load_whisper_features
+    from gpa.codec.feature_encoder import load_whisper_features
 
     cache, encoder = FeatureCache(data / "cache"), load_whisper_features(data / "encoder")
     assert len(cache) == 6 and list(cache.select(("dev",))) == [5]
@@ -598,7 +598,7 @@ def test_a_cut_cache_is_refused_and_finished_by_the_same_command(
     )
     with pytest.raises(CheckpointError, match="incomplete"):
         FeatureCache(tmp_path)
-    features.main(command)
+    feature_cache.main(command)
     assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
 
 
@@ -609,7 +609,7 @@ def test_a_cache_of_another_manifest_is_refused(data: Path, tmp_path: Path) -> N
     for name in ("features.f16", "audio.i16", "index.jsonl"):
         (tmp_path / name).write_bytes((data / "cache" / name).read_bytes())
     with pytest.raises(CheckpointError, match="another manifest"):
-        features.main([str(other), "--encoder", str(data / "encoder"), "-o", str(tmp_path)])
+        feature_cache.main([str(other), "--encoder", str(data / "encoder"), "-o", str(tmp_path)])
 
 
 # The codec family ------------------------------------------------------------------------------------------
@@ -684,7 +684,7 @@ def test_the_voice_path_meets_voices_of_nobody(data: Path, runs: dict[str, Path]
     shutil.copytree(data / "cache", cache)
     command = [str(data / "manifest.jsonl"), "--encoder", str(data / "encoder"), "-o", str(cache)]
     for copies in ("1", "2"):
-        features.main([*command, "--invented", copies])
+        feature_cache.main([*command, "--invented", copies])
     known, both = FeatureCache(data / "cache"), FeatureCache(cache)
     assert both.rows[:6] == known.rows and len(both) == 6 + 2 * 5
     for row in both.rows[6:]:
@@ -699,9 +699,9 @@ def test_the_voice_path_meets_voices_of_nobody(data: Path, runs: dict[str, Path]
     index = (cache / "index.jsonl").read_text()
     (cache / "index.jsonl").write_text(index.replace('"resampled": ', '"resampled": 1'))
     with pytest.raises(CheckpointError, match="another manifest"):
-        features.main([*command, "--invented", "2"])
+        feature_cache.main([*command, "--invented", "2"])
     with pytest.raises(UsageError, match="0 or more"):
-        features.main([*command, "--invented", "-1"])
+        feature_cache.main([*command, "--invented", "-1"])
     (cache / "index.jsonl").write_text(index)
     run = go(tree, tmp_path / "run")
     before, after = (load_file(path / "export" / "model.safetensors") for path in (runs["codec"], run))
@@ -737,7 +737,7 @@ def test_what_codec_recipes_export_is_a_whole_codec(data: Path, tmp_path: Path) 
 
 def test_a_codec_without_its_encoder_is_refused_before_training(data: Path, tmp_path: Path) -> None:
     cache = shutil.copytree(data / "cache", tmp_path / "cache")
-    (cache / features.ENCODER).unlink()
+    (cache / feature_cache.ENCODER).unlink()
     with pytest.raises(UsageError, match="data.encoder=DIR"):
         go(codec_tree(cache), tmp_path)
     assert not (tmp_path / "run" / "export").exists()
@@ -790,7 +790,7 @@ def test_tokens_are_made_of_an_export_and_trained_on(
     text.write_text("\n".join(MORE_TEXT) + "\n")
     out, export = tmp_path / "tokens", runs["codec"] / "export"
     command = [str(data / "cache"), "--codec", str(export), "--encoder", str(data / "encoder")]
-    command += ["--text", str(text), "--vocab-size", "300", "--readings", "2", "-o", str(out)]
+    command += ["--text", str(text), "--vocab-size", "300", "--copies", "2", "-o", str(out)]
     tokens.main(command)
     rows = tokens.read(out)
     assert [row["id"] for row in rows] == [str(n) for n in range(6)]
@@ -798,15 +798,15 @@ def test_tokens_are_made_of_an_export_and_trained_on(
     for i, row in enumerate(rows):
         assert len(row["semantic"]) == cache.rows[i]["frames"] // 2 and len(row["global"]) == 4
         assert ("letters" in row) == bool(row["text"])
-        readings = row.get("readings", [])
-        assert len(readings) == (2 if row["split"].startswith("train") else 0)
-        assert all(len(reading) == len(row["semantic"]) for reading in readings)
+        copies = row.get("copies", [])
+        assert len(copies) == (2 if row["split"].startswith("train") else 0)
+        assert all(len(copy) == len(row["semantic"]) for copy in copies)
     tokens.main(
-        [*command[:-4], "--readings", "1", "--spoilt", str(data / "cache"), "-o", str(tmp_path / "more")]
+        [*command[:-4], "--copies", "1", "--degraded", str(data / "cache"), "-o", str(tmp_path / "more")]
     )
     for row, more in zip(rows, tokens.read(tmp_path / "more"), strict=True):
-        if "readings" in row:  # this spoilt cache is the clean one
-            assert len(more["readings"]) == 2 and more["readings"][1] == more["semantic"]
+        if "copies" in row:  # this degraded cache is the clean one
+            assert len(more["copies"]) == 2 and more["copies"][1] == more["semantic"]
     tokens.main([*command[:5], "--like", str(out), "-o", str(tmp_path / "like")])
     taken = (tmp_path / "like" / "tokenizer.json").read_bytes()
     assert taken == (out / "tokenizer.json").read_bytes()

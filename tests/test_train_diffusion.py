@@ -10,22 +10,22 @@ import pytest
 import torch
 
 from gpa import config
-from gpa.codec.latent import KLCodec, LatentConfig, LatentModel
-from gpa.data import features
-from gpa.data import speechop as data
-from gpa.data.align import letters_of
-from gpa.data.corrupt import CorruptArgs, Corrupter
-from gpa.data.speechop import DiffusionBatch, Example, Pairs, SpeechLatents, collate
+from gpa.codec.kl import KLCodec, LatentConfig, LatentModel
+from gpa.data import diffusion_rows as data
+from gpa.data import feature_cache
+from gpa.data.alignment import letters_of
+from gpa.data.augment import DegradeArgs, Degrader
+from gpa.data.diffusion_rows import DiffusionBatch, Example, Pairs, SpeechLatents, collate
 from gpa.errors import CheckpointError, UsageError
-from gpa.models.speechop import diffusion
+from gpa.models.speechop import diffusion_speechop as diffusion
 from gpa.models.speechop.configuration_speechop import SpeechOpConfig
-from gpa.models.speechop.diffusion import Choice
+from gpa.models.speechop.diffusion_speechop import Choice
 from gpa.models.speechop.layers_speechop import CrossAttention
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
-from gpa.text import normalise_text
+from gpa.text.tokenizer import normalise_text
 from gpa.train import metrics
-from gpa.train.diffusion import DiffusionFamily, DiffusionRecipe
-from gpa.train.family import Loss
+from gpa.train.families.base import Loss
+from gpa.train.families.diffusion import DiffusionFamily, DiffusionRecipe
 from gpa.train.loop import train
 from training import LATENT, write_encoder, write_manifest
 
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a feature cache and a latent codec of random weights."""
     root = tmp_path_factory.mktemp("data")
     manifest, encoder = write_manifest(root), write_encoder(root / "encoder")
-    features.main([str(manifest), "--encoder", str(encoder), "-o", str(root / "cache")])
+    feature_cache.main([str(manifest), "--encoder", str(encoder), "-o", str(root / "cache")])
     write_codec(root / "codec")
     return root
 
@@ -184,7 +184,7 @@ def test_the_source_under_a_clean_segment_is_clean() -> None:
 @pytest.mark.parametrize("task", data.PAIRED)
 def test_pairs_are_latents_of_their_sounds(task: str, folder: Path) -> None:
     speech = SpeechLatents(folder / "cache", KLCodec.from_pretrained(folder / "codec"))
-    pairs = Pairs(speech, [0, 1, 2, 3, 4], Corrupter(CorruptArgs(), 0), crop=20, prompt=15)
+    pairs = Pairs(speech, [0, 1, 2, 3, 4], Degrader(DegradeArgs(), 0), crop=20, prompt=15)
     one, again, other = (pairs.example(task, 1, n, np.random.default_rng(3)) for n in (7, 7, 8))
     assert (
         one.source is not None
@@ -426,13 +426,16 @@ def test_stage_two_begins_its_audio_encoder_anew(folder: Path, tmp_path: Path) -
 
 
 def test_a_run_may_go_on_with_an_ear(folder: Path, tmp_path: Path) -> None:
-    """What is heard comes from the spoilt sound; a network without an ear goes on as it was."""
+    """What is heard comes from the degraded sound; a network without an ASR encoder goes on as it was."""
     before = family(folder)
     module = module_of(before)
     before.export(module, tmp_path)
     heard = {"kind": "whisper", "weights": str(folder / "encoder"), "channels": 32}
-    after = family(folder, model={"ear": heard}, init=str(tmp_path))
-    assert after.ear is not None and after.config.about["ear"] == after.ear.fingerprint()
+    after = family(folder, model={"asr_features": heard}, init=str(tmp_path))
+    assert (
+        after.asr_features is not None
+        and after.config.about["asr_features"] == after.asr_features.fingerprint()
+    )
     for old, new in zip(before.batch(3), after.batch(3), strict=True):
         if old.source is None:
             assert new.source is None
@@ -441,9 +444,9 @@ def test_a_run_may_go_on_with_an_ear(folder: Path, tmp_path: Path) -> None:
         assert torch.equal(new.source[:, :4], old.source) and new.source[:, 4:].any()
     rng = np.random.default_rng(0)
     one = after.pairs.example("enhance", 1, 3, rng)
-    wav = before.pairs.corrupter.enhance(after.speech.wav(1, *_crop(after)), 3).source
+    wav = before.pairs.degrader.enhance(after.speech.wav(1, *_crop(after)), 3).source
     assert one.source is not None
-    assert torch.equal(one.source[4:], after.ear(torch.from_numpy(wav)[None])[0])
+    assert torch.equal(one.source[4:], after.asr_features(torch.from_numpy(wav)[None])[0])
     went_on = after.build().eval()
     with torch.inference_mode():
         assert after.evaluate(went_on) == before.evaluate(module)
@@ -453,7 +456,9 @@ def test_a_run_may_go_on_with_an_ear(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "after" / "model.safetensors").unlink()
     before.export(module, tmp_path / "deaf")
     (tmp_path / "deaf" / "model.safetensors").rename(tmp_path / "after" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="encoder.listen.weight"):  # it has an ear, its weights do not
+    with pytest.raises(
+        CheckpointError, match="encoder.listen.weight"
+    ):  # it has an ASR encoder, its weights do not
         again.build()
 
 
@@ -462,17 +467,19 @@ def test_an_ear_may_change_with_the_audio_encoder_alone(folder: Path, tmp_path: 
     first, second = (
         {"kind": "whisper", "weights": str(path), "channels": 32} for path in (folder / "encoder", other)
     )
-    made = family(folder, model={**MODEL, "ear": first})
+    made = family(folder, model={**MODEL, "asr_features": first})
     made.export(module_of(made), tmp_path / "first")
     init = {"init": str(tmp_path / "first")}
-    with pytest.raises(CheckpointError, match="not the ear"):
-        family(folder, model={"ear": second}, **init)
-    anew = family(folder, model={"ear": second}, fresh_encoder=True, **init)
-    assert anew.ear is not None and anew.config.about["ear"] == anew.ear.fingerprint()
+    with pytest.raises(CheckpointError, match="not the ASR encoder"):
+        family(folder, model={"asr_features": second}, **init)
+    anew = family(folder, model={"asr_features": second}, fresh_encoder=True, **init)
+    assert (
+        anew.asr_features is not None and anew.config.about["asr_features"] == anew.asr_features.fingerprint()
+    )
     anew.build()
     deaf = {"kind": "none", "weights": "", "channels": 0}
-    without = family(folder, model={"ear": deaf}, fresh_encoder=True, **init)
-    assert without.ear is None and "ear" not in without.config.about
+    without = family(folder, model={"asr_features": deaf}, fresh_encoder=True, **init)
+    assert without.asr_features is None and "asr_features" not in without.config.about
 
 
 def _crop(made: DiffusionFamily) -> tuple[int, int]:
@@ -514,10 +521,10 @@ def test_unusable_recipes_are_refused(
 def test_one_voice_cannot_be_separated(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
-    for name in (features.FEATURES, features.AUDIO):
+    for name in (feature_cache.FEATURES, feature_cache.AUDIO):
         (cache / name).symlink_to(folder / "cache" / name)
-    rows = [{**json.loads(line), "speaker": "a"} for line in (folder / "cache" / features.INDEX).open()]
-    (cache / features.INDEX).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{**json.loads(line), "speaker": "a"} for line in (folder / "cache" / feature_cache.INDEX).open()]
+    (cache / feature_cache.INDEX).write_text("".join(json.dumps(row) + "\n" for row in rows))
     only = {**MODEL, "tasks": {"weights": {"spk_sep": 1.0}}}
     with pytest.raises(UsageError, match="two speakers"):
         family(folder, {"cache": str(cache)}, model=only).batch(0)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gpa import config
-from gpa.codec.latent import KLCodec
-from gpa.data import features
+from gpa.codec.kl import KLCodec
+from gpa.data import feature_cache
 from gpa.errors import UsageError
-from gpa.train.latent import LatentFamily, LatentModule, LatentRecipe
+from gpa.train.families.latent import LatentFamily, LatentModule, LatentRecipe
 from gpa.train.loop import train
 from training import LATENT, latent_tree, write_encoder, write_manifest
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with encoder, manifest and feature cache."""
     root = tmp_path_factory.mktemp("data")
     manifest, encoder = write_manifest(root), write_encoder(root / "encoder")
-    features.main([str(manifest), "--encoder", str(encoder), "-o", str(root / "cache")])
+    feature_cache.main([str(manifest), "--encoder", str(encoder), "-o", str(root / "cache")])
     return root
 
 
@@ -63,7 +63,7 @@ def test_batches_are_crops_clean_and_spoilt(folder: Path) -> None:
 
 
 def test_features_are_read_when_they_are_asked_for(folder: Path) -> None:
-    lazy, whole = (features.FeatureCache(folder / "cache", sound_only=only) for only in (True, False))
+    lazy, whole = (feature_cache.FeatureCache(folder / "cache", sound_only=only) for only in (True, False))
     assert "_features" not in vars(lazy) and "_features" in vars(whole)
     np.testing.assert_array_equal(lazy.features(1), whole.features(1))
 
@@ -81,12 +81,12 @@ def test_losses_join_at_their_steps(folder: Path) -> None:
 
 def test_what_a_recogniser_hears_can_be_learnt_from(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"data\.encoder"):
-        family(folder, weights={"heard": 1.0})
+        family(folder, weights={"asr_features": 1.0})
     tree = latent_tree(folder / "cache")["data"]
-    made = family(folder, weights={"heard": 1.0}, data={**tree, "encoder": str(folder / "encoder")})
-    assert first_losses(made)[1]["heard"] > 0
+    made = family(folder, weights={"asr_features": 1.0}, data={**tree, "encoder": str(folder / "encoder")})
+    assert first_losses(made)[1]["asr_features"] > 0
     wav = made.batch(0).wav
-    assert made.ear(wav, wav) == 0 and made.ear.scale is not None
+    assert made.asr_features(wav, wav) == 0 and made.asr_features.scale is not None
 
 
 @pytest.mark.parametrize("model", [LATENT, ISTFT], ids=["source-filter", "istft"])
@@ -153,7 +153,7 @@ def test_unusable_recipes_are_refused(folder: Path) -> None:
         ({"data": {**tree, "jitter": -1.0}}, "data.jitter"),
         ({"freeze_latents": True}, "freeze_latents"),
         ({"data": {**tree, "crop_latents": 999}}, "crop_latents"),
-        ({"corrupt": {"order": ["echo"]}}, "unknown degradations"),
+        ({"degrade": {"order": ["echo"]}}, "unknown degradations"),
         ({"model": {**LATENT, "widht": 3}}, r"model: unknown keys \['widht'\]"),
     ]:
         with pytest.raises(UsageError, match=message):

@@ -10,18 +10,18 @@ import torch
 from transformers import AutoTokenizer, DynamicCache, Qwen3ForCausalLM
 
 from gpa import config
-from gpa.data.align import letters_of, piece_spans
+from gpa.data.alignment import letters_of, piece_spans
 from gpa.data.rows import TASK_ORDER, LMBatch, Noise, Row, RowBuilder, collate, pack
 from gpa.errors import CheckpointError, UsageError
-from gpa.lexicon import words_of
-from gpa.models.gpa.backbone import alignment_loss, new_backbone
+from gpa.lab import merge
 from gpa.models.gpa.generation_gpa import cached
-from gpa.prompt import INSTRUCTIONS
-from gpa.pronounce import Pronunciations
-from gpa.tasks import IGNORE
-from gpa.text import normalise_text, without_punctuation
-from gpa.train import average
-from gpa.train.ar import LMFamily, LMRecipe
+from gpa.models.gpa.modeling_gpa import alignment_loss, new_backbone
+from gpa.prompt.formats import INSTRUCTIONS
+from gpa.prompt.tasks import IGNORE
+from gpa.text.lexicon import words_of
+from gpa.text.pronunciations import Pronunciations
+from gpa.text.tokenizer import normalise_text, without_punctuation
+from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.loop import TrainArgs, train
 from gpa.train.optim import OptimArgs
 from training import LM, lm_tree, write_tokens
@@ -62,7 +62,7 @@ def test_rows_are_inference_prompts_and_their_completions(family: LMFamily, task
         if task == "asr":
             words = without_punctuation(clip["text"]).split()
             completion = fmt.completion(task, text=" ".join(words))
-            assert parsed.semantic in (clip["semantic"], *clip.get("readings", ()))
+            assert parsed.semantic in (clip["semantic"], *clip.get("copies", ()))
         else:
             completion = fmt.completion(task, semantic=clip["semantic"])
             voices = [c["global"] for c in family.train_rows.clips if c["speaker"] == clip["speaker"]]
@@ -85,7 +85,7 @@ def test_conversion_hears_the_other_readings(family: LMFamily) -> None:
         family.train_rows.fmt.parse(row.ids.tolist()).semantic for i, row in rows_of(family, "vc") if i == 0
     ]
     clip = family.train_rows.clips[0]
-    assert {tuple(s or ()) for s in sources} == {tuple(clip["semantic"]), *map(tuple, clip["readings"])}
+    assert {tuple(s or ()) for s in sources} == {tuple(clip["semantic"]), *map(tuple, clip["copies"])}
 
 
 def test_speech_without_its_text_is_the_wordless_prompt(folder: Path) -> None:
@@ -367,14 +367,14 @@ def test_the_mean_of_two_exports(family: LMFamily, tmp_path: Path) -> None:
         torch.manual_seed(seed)
         networks.append(family.build())
         family.export(networks[-1], tmp_path / str(seed))
-    average.main([str(tmp_path / "0"), str(tmp_path / "1"), "--share", "0.25", "-o", str(tmp_path / "mean")])
+    merge.main([str(tmp_path / "0"), str(tmp_path / "1"), "--share", "0.25", "-o", str(tmp_path / "mean")])
     mean = Qwen3ForCausalLM.from_pretrained(tmp_path / "mean").state_dict()
     for name, tensor in networks[0].state_dict().items():
         torch.testing.assert_close(mean[name], 0.75 * tensor + 0.25 * networks[1].state_dict()[name])
     assert AutoTokenizer.from_pretrained(tmp_path / "mean").vocab_size > 0
     with pytest.raises(UsageError, match="--share 2"):
-        average.average(tmp_path / "0", tmp_path / "1", 2.0, tmp_path / "no")
+        merge.average(tmp_path / "0", tmp_path / "1", 2.0, tmp_path / "no")
     other = new_backbone({**LM, "intermediate_size": 32}, family.vocab)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="not a network like"):
-        average.average(tmp_path / "0", tmp_path / "other", 0.5, tmp_path / "no")
+        merge.average(tmp_path / "0", tmp_path / "other", 0.5, tmp_path / "no")

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from gpa import config, hub
-from gpa.data import tokenset
+from gpa.data import token_folder
 from gpa.data.rows import Noise, RowBuilder
 from gpa.errors import CheckpointError, UsageError
-from gpa.models.gpa import GPA, files_gpa
-from gpa.prompt import canonical_task
-from gpa.tasks import IGNORE
-from gpa.train.ar import LMFamily, LMRecipe
+from gpa.models.gpa import GPA, checkpoint_gpa
+from gpa.prompt.formats import canonical_task
+from gpa.prompt.tasks import IGNORE
+from gpa.train.families.lm import LMFamily, LMRecipe
 from published import GLM_SIZE, VOCAB_SIZE, read_cases, write_prepared, write_tokenizer
 from training import LM
 
@@ -57,7 +57,7 @@ def test_a_batch_holds_them_and_supervises_their_completions(folder: Path) -> No
 def test_the_folder_tells_the_whole_id_space(tmp_path: Path, size: int) -> None:
     """The block of linguistic codes, which tokenizer.json does not name, and rows that pad the embedding."""
     folder = write_prepared(tmp_path, size=size)
-    vocab = tokenset.read_vocab(folder)
+    vocab = token_folder.read_vocab(folder)
     assert vocab.size == size and vocab.glm is not None
     assert (vocab.glm.offset, vocab.glm.size) == (
         read_cases()["offsets"]["glm_semantic_token_offset"],
@@ -93,7 +93,7 @@ def test_rehearsal_needs_the_same_tokenizer_and_no_other_layout(folder: Path, tm
     plain = tmp_path / "plain"
     plain.mkdir()
     write_tokenizer(plain)
-    rows = tokenset.TokenSet.open(folder)
+    rows = token_folder.TokenSet.open(folder)
     lines = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in rows]
     (plain / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = {"tokens": str(folder), "max_ids": 1500, "batch_ids": 4500}
@@ -125,7 +125,7 @@ def test_noise_reaches_both_kinds_of_codes(folder: Path) -> None:
 
 
 def test_a_speaker_nobody_named_keeps_the_clips_own_voice(folder: Path) -> None:
-    rows = [{**row, "task": ""} for row in tokenset.TokenSet.open(folder)][:2]
+    rows = [{**row, "task": ""} for row in token_folder.TokenSet.open(folder)][:2]
     fmt = family(folder).train_rows.fmt
     for named, voices in (("", 1), ("anna", 2)):
         clips = [{**row, "speaker": named, "global": np.full(32, n)} for n, row in enumerate(rows)]
@@ -141,22 +141,22 @@ def test_a_published_checkpoint_is_known_by_its_files(replica: Path, tmp_path: P
     """No gpa.json says what it was made with; what it holds does, and so does a copy in our own layout."""
     model = GPA.from_pretrained(replica, device="cpu")
     expected = {k: v for k, v in model.processor.fingerprints().items() if k != "vocabulary"}
-    assert files_gpa.fingerprints(replica) == expected and set(expected) == {"codec", "glm", "tokenizer"}
+    assert checkpoint_gpa.fingerprints(replica) == expected and set(expected) == {"codec", "glm", "tokenizer"}
     saved = model.save_pretrained(tmp_path / "saved")
-    assert {k: v for k, v in files_gpa.fingerprints(saved).items() if k != "vocabulary"} == expected
+    assert {k: v for k, v in checkpoint_gpa.fingerprints(saved).items() if k != "vocabulary"} == expected
 
 
 def test_ids_of_another_codec_than_the_published_one_are_refused(replica: Path, tmp_path: Path) -> None:
     folder = write_prepared(tmp_path)
-    about = hub.read_json(folder / tokenset.PREPARED)
+    about = hub.read_json(folder / token_folder.PREPARED)
     for part in ("codec", "glm", "tokenizer"):
-        about["fingerprints"] |= {**files_gpa.fingerprints(replica), part: "0" * 64}
-        tokenset.write_json(folder / tokenset.PREPARED, about)
+        about["fingerprints"] |= {**checkpoint_gpa.fingerprints(replica), part: "0" * 64}
+        token_folder.write_json(folder / token_folder.PREPARED, about)
         with pytest.raises(CheckpointError, match=f"made with another {part}"):
             family(folder, init=str(replica), model={}).build()
-    about["fingerprints"] |= files_gpa.fingerprints(replica)
-    tokenset.write_json(folder / tokenset.PREPARED, about)
-    shutil.copytree(replica, tmp_path / "first" / files_gpa.NESTED)  # the layout of the first revision
+    about["fingerprints"] |= checkpoint_gpa.fingerprints(replica)
+    token_folder.write_json(folder / token_folder.PREPARED, about)
+    shutil.copytree(replica, tmp_path / "first" / checkpoint_gpa.NESTED)  # the layout of the first revision
     built = family(folder, init=str(tmp_path / "first"), model={}).build()
-    lm, _ = files_gpa.load_lm(replica)
+    lm, _ = checkpoint_gpa.load_lm(replica)
     assert all(torch.equal(p, lm.state_dict()[name]) for name, p in built.named_parameters())

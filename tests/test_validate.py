@@ -11,22 +11,23 @@ import torch
 
 from gpa import config
 from gpa.codec import trained
-from gpa.data import tokenset
-from gpa.data.edits import edits, words
+from gpa.data import token_folder as tokenset
+from gpa.data.edit_distance import edits, words
 from gpa.data.rows import Row, collate
 from gpa.errors import UsageError
 from gpa.evals import wer
-from gpa.models.gpa.backbone import Backbone, new_backbone
 from gpa.models.gpa.budgets_gpa import Budgets
 from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
-from gpa.prompt import get_format
-from gpa.text import TextTokenizer
-from gpa.train import checkpoint, metrics, validate
-from gpa.train.ar import LMFamily, LMRecipe
-from gpa.train.args import TrainArgs
+from gpa.models.gpa.modeling_gpa import Backbone, new_backbone
+from gpa.prompt.formats import get_format
+from gpa.prompt.vocab import Vocab
+from gpa.text.tokenizer import TextTokenizer
+from gpa.train import checkpoint, metrics
+from gpa.train.arguments import TrainArgs
+from gpa.train.families import validation as validate
+from gpa.train.families.lm import LMFamily, LMRecipe
+from gpa.train.families.validation import Validation
 from gpa.train.loop import train
-from gpa.train.validate import Validation
-from gpa.vocab import Vocab
 from published import GLM_SIZE, VOCAB_SIZE, write_tokenizer
 from training import LM, lm_tree, write_tokens
 

@@ -13,7 +13,7 @@ import torch
 
 from gpa.errors import CheckpointError
 from gpa.models.gpa import GPA
-from gpa.models.gpa.golden_gpa import Stage, verify
+from gpa.models.gpa.verify_gpa import Stage, verify
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_our_own_record_agrees(tiny: Path) -> None:
 
 @pytest.mark.parametrize("instructions", ["default", "avx2"])
 def test_the_shipped_model_agrees_on_processors_that_round_otherwise(instructions: str) -> None:
-    code = "from gpa import GPA; from gpa.models.gpa.golden_gpa import verify; "
+    code = "from gpa import GPA; from gpa.models.gpa.verify_gpa import verify; "
     code += "print([(s.name, s.error) for s in verify(GPA.from_pretrained('gpa-mini', device='cpu'))])"
     kernels = {"ATEN_CPU_CAPABILITY": instructions, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpa.errors import VocabError
-from gpa.vocab import CONTROL, PUBLISHED_SIZE, Block, Vocab
+from gpa.prompt.vocab import CONTROL, PUBLISHED_SIZE, Block, Vocab
 from published import GLM_SIZE, VOCAB_SIZE, read_cases, tokenizer_json, write_tokenizer
 
 Tokens = dict[str, int]

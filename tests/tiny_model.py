@@ -8,13 +8,13 @@ from transformers import WhisperConfig
 
 from conftest import speechlike
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
-from gpa.codec.features import WhisperFeatures
+from gpa.codec.feature_encoder import WhisperFeatures
 from gpa.models.gpa import GPA
-from gpa.models.gpa.backbone import new_backbone
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.golden_gpa import record
-from gpa.text import build_tokenizer_json, normalise_text, train_sentencepiece
-from gpa.vocab import Vocab
+from gpa.models.gpa.modeling_gpa import new_backbone
+from gpa.models.gpa.verify_gpa import record
+from gpa.prompt.vocab import Vocab
+from gpa.text.tokenizer import build_tokenizer_json, normalise_text, train_sentencepiece
 
 TEXTS = ("hello there, how are you?", "a quick brown fox jumps over the lazy dog.")
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpa.codec.latent import KLCodec, LatentConfig, LatentModel
+from gpa.codec.kl import KLCodec, LatentConfig, LatentModel
 from gpa.config import build
+from gpa.models.speechop.asr_features_speechop import ASRFeatures
 from gpa.models.speechop.configuration_speechop import SpeechOpConfig
-from gpa.models.speechop.ear_speechop import Ear
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.models.speechop.pipeline_speechop import SpeechOp
 from training import LATENT
@@ -26,7 +26,7 @@ def tiny_codec() -> KLCodec:
     return KLCodec(model)
 
 
-def tiny_speechop(given_ear: Ear | None = None, **changes: Any) -> SpeechOp:
+def tiny_speechop(given_features: ASRFeatures | None = None, **changes: Any) -> SpeechOp:
     """Two blocks of width 16, five steps; nothing is zero, so every path shows. `changes` are of sections."""
     stack = {"layers": 2, "width": 16, "heads": 2, "ffn": 24}
     raw: dict[str, Any] = {
@@ -44,7 +44,7 @@ def tiny_speechop(given_ear: Ear | None = None, **changes: Any) -> SpeechOp:
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.3)
-    return SpeechOp(model.eval().requires_grad_(False), tiny_codec(), ear=given_ear)
+    return SpeechOp(model.eval().requires_grad_(False), tiny_codec(), asr_features=given_features)
 
 
 def write_tiny_speechop(folder: Path) -> Path:

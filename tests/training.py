@@ -11,9 +11,9 @@ from transformers import WhisperConfig
 
 from conftest import speechlike
 from gpa import audio
-from gpa.codec.features import WhisperFeatures, save_features
-from gpa.data.align import letter_targets
-from gpa.text import build_tokenizer_json, train_sentencepiece
+from gpa.codec.feature_encoder import WhisperFeatures, save_features
+from gpa.data.alignment import letter_targets
+from gpa.text.tokenizer import build_tokenizer_json, train_sentencepiece
 
 TEXTS = [
     "hello world.",
@@ -116,7 +116,7 @@ def write_tokens(folder: Path) -> Path:
         row["global"] = draw.integers(0, VALUES, GLOBAL_IDS).tolist()
         row["letters"] = (2 * np.arange(letters)).tolist()
         if n % 2 == 0:
-            row["readings"] = draw.integers(0, CODES, (2, 2 * letters)).tolist()
+            row["copies"] = draw.integers(0, CODES, (2, 2 * letters)).tolist()
         rows.append(row)
     path = folder / "tokens.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

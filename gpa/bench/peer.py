@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpa.bench.report import Count
+from gpa.bench.throughput import Count
 from gpa.data.rows import Row
 from gpa.errors import MissingExtraError
-from gpa.train.args import TrainArgs
+from gpa.train.arguments import TrainArgs
 
 
 class Dataset(torch.utils.data.Dataset):

@@ -45,7 +45,7 @@ def _hf(path: Path, options: dict[str, Any]) -> Any:
 
 
 def _latent(path: Path, options: dict[str, Any]) -> Any:
-    from gpa.codec.latent import KLCodec
+    from gpa.codec.kl import KLCodec
 
     return KLCodec.from_pretrained(path, **options)
 

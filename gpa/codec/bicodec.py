@@ -34,7 +34,7 @@ from gpa.codec.bicodec_config import (
     WaveConfig,
 )
 from gpa.codec.bicodec_model import BiCodecModel
-from gpa.codec.features import (
+from gpa.codec.feature_encoder import (
     FRAME,
     FeatureEncoder,
     half_where_it_fits,

@@ -10,13 +10,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers.audio_utils import mel_filter_bank
 
 from gpa.codec.bicodec_config import BackboneConfig, BiCodecConfig, WaveConfig
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.speaker import SpeakerEncoder
 from gpa.codec.waveform import ISTFTDecoder, WaveGenerator
 from gpa.nn.convnext import VocosBackbone, sampling_stages
+from gpa.nn.mel import mel_filters
 from gpa.nn.quantize import FactorizedVQ
 
 
@@ -110,9 +110,7 @@ class BiCodecModel(nn.Module):
             self.register_buffer("feature_scale", torch.ones(config.encoder.input_channels, 1))
         m = config.mel_params
         top = m.mel_fmax or m.sample_rate / 2
-        filters = mel_filter_bank(
-            m.n_fft // 2 + 1, m.num_mels, m.mel_fmin, top, m.sample_rate, norm="slaney", mel_scale="slaney"
-        )
+        filters = mel_filters(m.n_fft // 2 + 1, m.num_mels, m.mel_fmin, top, m.sample_rate)
         self.register_buffer("mel_filters", torch.from_numpy(filters).float(), persistent=False)  # (F, M)
         self.register_buffer("mel_window", torch.hann_window(m.win_length), persistent=False)
 

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.audio_utils import mel_filter_bank
 
 from gpa import hub
 from gpa.audio import AudioLike, load
 from gpa.codec.base import AudioTokens, CodecSpec
-from gpa.codec.features import state_digest
+from gpa.codec.feature_encoder import state_digest
 from gpa.errors import CheckpointError
+from gpa.nn.mel import mel_filters
 
 # Behaviours this file implements; any other value of these keys is refused by name.
 _ENCODER_RULES: dict[str, Any] = {
@@ -232,9 +232,7 @@ class LogMel(nn.Module):
     def __init__(self, config: GLM4VoiceConfig) -> None:
         super().__init__()
         self.n_fft, self.hop = config.n_fft, config.hop_length
-        filters = mel_filter_bank(
-            1 + config.n_fft // 2, config.num_mel_bins, 0.0, 8000.0, config.sampling_rate, "slaney", "slaney"
-        )
+        filters = mel_filters(1 + config.n_fft // 2, config.num_mel_bins, 0.0, 8000.0, config.sampling_rate)
         matrix = torch.from_numpy(filters).float()  # (n_fft / 2 + 1, M)
         self.register_buffer("filters", matrix, persistent=False)
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)

@@ -15,11 +15,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.audio_utils import mel_filter_bank
 
 from gpa.codec.timbre import Timbre
 from gpa.errors import UsageError
 from gpa.nn.convnext import VocosBackbone
+from gpa.nn.mel import mel_filters
 
 FLOOR = 5e-5  # of mel power in `log_mel`: about 60 dB below loud speech, where rooms hum
 RETOUCH = 3.0  # nepers, either way, by which `retouched` changes a band at most
@@ -74,9 +74,7 @@ class HarmonicDecoder(nn.Module):
         self.register_buffer(
             "spread", mel_interpolation(bands, self.n_fft // 2 + 1, sample_rate), persistent=False
         )
-        filters = mel_filter_bank(
-            self.n_fft // 2 + 1, bands, 0.0, sample_rate / 2, sample_rate, norm="slaney", mel_scale="slaney"
-        )
+        filters = mel_filters(self.n_fft // 2 + 1, bands, 0.0, sample_rate / 2, sample_rate)
         self.register_buffer("filters", torch.from_numpy(filters).float().T, persistent=False)
         self.register_buffer("between", _between(self.filters, bands, sample_rate), persistent=False)
         # The same second of noise for everybody, so that decoding is a function of the ids.

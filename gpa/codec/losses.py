@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.audio_utils import mel_filter_bank
 
-from gpa.codec.features import FeatureEncoder, load_features
+from gpa.codec.feature_encoder import FeatureEncoder, load_features
+from gpa.nn.mel import mel_filters
 
 
 class MelDistance(nn.Module):
@@ -24,9 +24,7 @@ class MelDistance(nn.Module):
         super().__init__()
         self.windows = tuple(windows)
         for n_fft, n_mels in zip(windows, mels, strict=True):
-            filters = mel_filter_bank(
-                n_fft // 2 + 1, n_mels, 0.0, sample_rate / 2, sample_rate, norm="slaney", mel_scale="slaney"
-            )
+            filters = mel_filters(n_fft // 2 + 1, n_mels, 0.0, sample_rate / 2, sample_rate)
             self.register_buffer(f"filters_{n_fft}", torch.from_numpy(filters).float().T, persistent=False)
             self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft), persistent=False)
 
@@ -42,7 +40,7 @@ class MelDistance(nn.Module):
         return torch.stack(distances).mean()
 
 
-class HeardDistance:
+class ASRFeatureDistance:
     """Mean L1 between what a feature encoder makes of wav (B, S) and of wav (B, S).
 
     A deep feature loss (Germain et al. 2019). The encoder was trained to recognise words, so it is moved by
@@ -74,10 +72,10 @@ class HeardDistance:
         self.scale = 1 / features.std(1, keepdim=True).clamp_min(1e-3)
 
     def __call__(self, ours: Tensor, real: Tensor) -> Tensor:
-        ear = self.encoder(ours.device)
+        asr_features = self.encoder(ours.device)
         with torch.no_grad():
-            target = ear(real)
-        distance = ear(ours) - target
+            target = asr_features(real)
+        distance = asr_features(ours) - target
         if self.scale is not None:
             distance = distance * self.scale.to(distance.device)
         return distance.abs().mean()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gpa import config, hub
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
-from gpa.codec.features import FeatureEncoder, load_features, restore_positions, save_features
+from gpa.codec.feature_encoder import FeatureEncoder, load_features, restore_positions, save_features
 from gpa.errors import CheckpointError, UsageError
 
 RENDER = ("sharpen", "voiced_to")  # settings of a decoder that need no training

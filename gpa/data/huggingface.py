@@ -16,7 +16,7 @@ import numpy as np
 
 from gpa.audio import AudioLike
 from gpa.data.manifest import Clip, Raw, Source
-from gpa.data.tokenset import require_datasets
+from gpa.data.token_folder import require_datasets
 from gpa.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from gpa.audio import AudioLike, load
 from gpa.errors import DataError, PromptError
-from gpa.tasks import canonical_task
+from gpa.prompt.tasks import canonical_task
 
 SHOWN = 5  # problems of one manifest that are printed
 

@@ -21,26 +21,26 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpa.data import huggingface, screen, stream, tokenset, verdict
+from gpa.data import huggingface, screening, streaming, token_folder, validation_summary
 from gpa.data.checks import REASONS, Limits
 from gpa.data.manifest import Clip, ManifestRow, Source
-from gpa.data.shares import Part, Share, Workers, wait
+from gpa.data.sharding import Part, Share, Workers, wait
 from gpa.data.sources import is_dataset, open_source
-from gpa.data.tokenset import PREPARED, REJECTED
+from gpa.data.token_folder import PREPARED, REJECTED
 from gpa.errors import DataError, GenerationError
-from gpa.models.gpa.files_gpa import known_as
-from gpa.models.gpa.modeling_gpa import GPA
+from gpa.models.gpa.checkpoint_gpa import known_as
+from gpa.models.gpa.pipeline_gpa import GPA
 from gpa.models.gpa.processing_gpa import GPAProcessor
-from gpa.vocab import Vocab
+from gpa.prompt.vocab import Vocab
 
-WORK, PLAN, VERDICT, STREAM = ".work", "plan.json", "verdict.json", "stream"
+WORK, PLAN, SUMMARY, STREAM = ".work", "plan.json", "summary.json", "stream"
 BATCH = 16  # clips in memory at once; the codec batches those of one length
 VOICES = 256  # reference voices that are remembered
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be prepared: all that `open_source` reads, or a stream of rows (stream.py).
+    """What is to be prepared: all that `open_source` reads, or a stream of rows (streaming.py).
 
     `licence` is that of rows which state none; `columns` and `splits` choose from a dataset, which
     `streaming` reads without the cache of `datasets`.
@@ -84,7 +84,7 @@ class Report:
     """
 
     about: Mapping[str, Any]
-    lead: bool
+    is_main: bool
     encoded: float = 0.0
     took: float = 0.0
 
@@ -99,13 +99,13 @@ class Report:
 def prepare(job: Job, share: Share | None = None) -> Report:
     """Prepare a source, or this rank's share of it; DataError if it does not fit or too much is rejected."""
     job.check()
-    tokenset.require_datasets()
+    token_folder.require_datasets()
     share = share or Share.from_environment(workers=job.workers)
     job = dataclasses.replace(job, device=share.device(job.device))
     try:
         job = _numbered(job, share)
     except _Over:
-        return Report(tokenset.read_about(job.out), lead=False)
+        return Report(token_folder.read_about(job.out), is_main=False)
     if share.workers == 1:
         return _Run.start(job, share.part(), lambda: None).go()
     with Workers(_work, job, share) as workers:
@@ -117,7 +117,7 @@ def _numbered(job: Job, share: Share) -> Job:
     source = job.source
     if job.streaming:
         source = huggingface.load(str(source), job.splits, streaming=True)
-    if not stream.is_stream(source):
+    if not streaming.is_stream(source):
         return job
     folder = job.out / WORK / STREAM
 
@@ -127,8 +127,8 @@ def _numbered(job: Job, share: Share) -> Job:
 
     if share.rank == 0:
         _check_free(job.out)
-        stream.write(source, folder, job.columns, job.splits, job.shard_rows)
-    for _ in wait([folder / stream.STATE], job.patience, look, "to write the stream"):
+        streaming.write(source, folder, job.columns, job.splits, job.shard_rows)
+    for _ in wait([folder / streaming.STATE], job.patience, look, "to write the stream"):
         pass
     return dataclasses.replace(job, source=folder, columns={}, splits=(), streaming=False)
 
@@ -157,16 +157,16 @@ class _Run:
     alive: Callable[[], None]
     source: Source
     processor: GPAProcessor
-    doctor: screen.Doctor
+    doctor: screening.Doctor
     plan: Mapping[str, Any]
 
     @classmethod
     def start(cls, job: Job, part: Part, alive: Callable[[], None]) -> _Run:
         """Read the whole manifest, then load the model."""
         source = open_source(job.source, job.columns, job.splits)
-        held = screen.held_out(source.check(), job.limits)
+        held = screening.held_out(source.check(), job.limits)
         model = GPA.from_pretrained(job.model, device=job.device, offline=job.offline, threads=job.threads)
-        doctor = screen.Doctor(_reader(model, job.limits.check_text), job.limits, held)
+        doctor = screening.Doctor(_reader(model, job.limits.check_text), job.limits, held)
         return cls(job, part, alive, source, model.processor, doctor, _plan(job, source, model.processor))
 
     @property
@@ -180,7 +180,7 @@ class _Run:
     @property
     def shards(self) -> list[Path]:
         return [
-            self.job.out / tokenset.shard_name(k, self.plan["shards"]) for k in range(self.plan["shards"])
+            self.job.out / token_folder.shard_name(k, self.plan["shards"]) for k in range(self.plan["shards"])
         ]
 
     def go(self) -> Report:
@@ -199,25 +199,25 @@ class _Run:
         self._claim()
         self._pass("screen", self.screens, self._screen, shared=True)
         found = self._verdict()
-        verdict.refuse(found, self.job.max_rejected, self.job.out / REJECTED)
+        validation_summary.refuse(found, self.job.max_rejected, self.job.out / REJECTED)
         absent = [k for k, path in enumerate(self.shards) if not path.exists()]
         began = time.monotonic()
-        self._pass("encode", self.shards, self._encode(found), shared=self.part.lead)
+        self._pass("encode", self.shards, self._encode(found), shared=self.part.is_main)
         took = time.monotonic() - began
         about = {**_about(self.plan, found, self.processor.vocab), "model": known_as(self.job.model)}
-        if self.part.lead:
+        if self.part.is_main:
             for name, content in self.processor.text_files.items():
                 (self.job.out / name).write_bytes(content)
-            tokenset.write_json(self.job.out / PREPARED, about)
+            token_folder.write_json(self.job.out / PREPARED, about)
             shutil.rmtree(self.work, ignore_errors=True)
-        return Report(about, self.part.lead, sum(found["shard_seconds"][k] for k in absent), took)
+        return Report(about, self.part.is_main, sum(found["shard_seconds"][k] for k in absent), took)
 
     def _claim(self) -> None:
         """Make the folder this job's; DataError if it is another's, or holds something else."""
         _check_free(self.job.out)
         self.work.mkdir(parents=True, exist_ok=True)
         if not (self.work / PLAN).is_file():
-            tokenset.write_json(self.work / PLAN, self.plan)
+            token_folder.write_json(self.work / PLAN, self.plan)
         self._same(json.loads((self.work / PLAN).read_text(encoding="utf-8")))
 
     def _same(self, found: Mapping[str, Any]) -> None:
@@ -229,15 +229,15 @@ class _Run:
             )
 
     def _done(self) -> Report:
-        about = tokenset.read_about(self.job.out)
-        if self.part.lead:
+        about = token_folder.read_about(self.job.out)
+        if self.part.is_main:
             shutil.rmtree(self.work, ignore_errors=True)  # a kill may have come just before this
         self._same(about)
-        return Report(about, self.part.lead)
+        return Report(about, self.part.is_main)
 
     def _look(self) -> None:
         self.alive()
-        if not self.part.lead and (self.job.out / PREPARED).is_file():
+        if not self.part.is_main and (self.job.out / PREPARED).is_file():
             raise _Over
 
     def _pass(self, name: str, paths: list[Path], make: Callable[[int, Any], None], *, shared: bool) -> None:
@@ -265,20 +265,20 @@ class _Run:
     def _screen(self, k: int, bar: Any) -> None:
         lines = []
         for n, row in self._rows(k):
-            lines.append(json.dumps(verdict.record(n, row, self.doctor.judge(row))) + "\n")
+            lines.append(json.dumps(validation_summary.record(n, row, self.doctor.judge(row))) + "\n")
             bar.update()
-        tokenset.write_text(self.screens[k], "".join(lines))
+        token_folder.write_text(self.screens[k], "".join(lines))
 
     def _verdict(self) -> dict[str, Any]:
         """What all rows together say; the lead works it out and writes every dropped row down."""
-        path = self.work / VERDICT
-        if self.part.lead:
-            copies = screen.duplicates(verdict.usable(self._records()))
+        path = self.work / SUMMARY
+        if self.part.is_main:
+            copies = screening.duplicates(validation_summary.usable(self._records()))
             allowed = "duplicate" in self.job.limits.allow
-            dropped = verdict.rejections(self._records(), {} if allowed else copies)
-            tokenset.write_text(self.job.out / REJECTED, "".join(dropped))
-            found = verdict.summarise(self._records(), copies, allowed, self.job.shard_rows)
-            tokenset.write_json(path, found)
+            dropped = validation_summary.rejections(self._records(), {} if allowed else copies)
+            token_folder.write_text(self.job.out / REJECTED, "".join(dropped))
+            found = validation_summary.summarise(self._records(), copies, allowed, self.job.shard_rows)
+            token_folder.write_json(path, found)
         for _ in wait([path], self.job.patience, self._look, "to sum up"):
             pass
         read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -297,7 +297,7 @@ class _Run:
         def make(k: int, bar: Any) -> None:
             records = map(json.loads, self.screens[k].read_text(encoding="utf-8").splitlines())
             keep = {r["n"] for r in records if not r["reason"] and r["n"] not in copies}
-            tokenset.write_shard(self.shards[k], self._encoded(k, keep, encoder, bar), self.work)
+            token_folder.write_shard(self.shards[k], self._encoded(k, keep, encoder, bar), self.work)
 
         return make
 
@@ -331,7 +331,7 @@ class Encoder:
                 "task": row.task,
                 "split": row.split,
                 "speaker": row.speaker,
-                "text": tokenset.stored_text(p.format, row.text),
+                "text": token_folder.stored_text(p.format, row.text),
                 "semantic": codes.tolist(),
                 "glm": p.glm.tokens(clip).tolist() if p.glm else [],
                 "global": self._voice(row, clip),
@@ -339,7 +339,7 @@ class Encoder:
                 "seconds": len(wav) / rate,
                 "licence": row.licence,
             }
-            yield {**made, "length": tokenset.longest(p.format, row.tasks, made)}
+            yield {**made, "length": token_folder.longest(p.format, row.tasks, made)}
 
     def _semantic(self, wav: np.ndarray) -> list[int]:
         codec = self.processor.codec
@@ -358,7 +358,7 @@ class Encoder:
         return self._voices[clip]
 
 
-def _reader(model: GPA, transcribes: bool) -> screen.Reader:
+def _reader(model: GPA, transcribes: bool) -> screening.Reader:
     """What the doctor needs of the model."""
     rate = model.codec.spec.sample_rate
 
@@ -368,7 +368,7 @@ def _reader(model: GPA, transcribes: bool) -> screen.Reader:
         except GenerationError:  # it heard no words
             return ""
 
-    return screen.Reader(
+    return screening.Reader(
         model.format,
         model.codec.spec,
         model.glm.spec if model.glm else None,
@@ -396,5 +396,5 @@ def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
 
 def _about(plan: Mapping[str, Any], found: Mapping[str, Any], vocab: Vocab) -> dict[str, Any]:
     counts = {key: found[key] for key in ("rows", "seconds", "screened", "rejected", "allowed", "counts")}
-    head = {"kind": tokenset.KIND, "version": tokenset.VERSION, "gpa": metadata.version("gpa-audio")}
-    return {**head, **plan, "vocabulary": tokenset.layout(vocab), **counts}
+    head = {"kind": token_folder.KIND, "version": token_folder.VERSION, "gpa": metadata.version("gpa-audio")}
+    return {**head, **plan, "vocabulary": token_folder.layout(vocab), **counts}

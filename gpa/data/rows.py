@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpa.data import tokenset
-from gpa.data.align import frames_to_pieces, letters_of, piece_spans, respelt_letters
-from gpa.data.tokenset import longest
+from gpa.data import token_folder
+from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans, respelt_letters
+from gpa.data.token_folder import longest
 from gpa.errors import UsageError
-from gpa.prompt import INSTRUCTIONS, Example, Format, InstructFormat
-from gpa.pronounce import Pronunciations, Respelt
-from gpa.tasks import IGNORE
-from gpa.text import without_punctuation
-from gpa.vocab import Block
+from gpa.prompt.formats import INSTRUCTIONS, Example, Format, InstructFormat
+from gpa.prompt.tasks import IGNORE
+from gpa.prompt.vocab import Block
+from gpa.text.pronunciations import Pronunciations, Respelt
+from gpa.text.tokenizer import without_punctuation
 
 TASK_ORDER = ("tts", "asr", "vc")
 SPELT = 0.1  # share of words that stay spelt in a text of sounds, as unknown words will
-OTHER = {"asr": 0.5, "vc": 0.75}  # how often a clip is heard in another reading, if it has one
+OTHER = {"asr": 0.5, "vc": 0.75}  # how often a clip is heard in another copy, if it has one
 
 
 @dataclass
@@ -147,16 +147,16 @@ class RowBuilder:
             clip["global"] = self.clips[others[int(rng.integers(len(others)))]]["global"]
         if task == "asr" and self.fmt.name == "instruct":
             clip["text"] = without_punctuation(clip["text"])
-        readings = clip.get("readings", ())
-        if task != "tts" and readings and rng.random() < OTHER[task]:
-            clip["semantic"] = readings[int(rng.integers(len(readings)))]
+        copies = clip.get("copies", ())
+        if task != "tts" and copies and rng.random() < OTHER[task]:
+            clip["semantic"] = copies[int(rng.integers(len(copies)))]
             clip["target"] = given if task == "vc" else ()
         words = instruction if self.fmt.name == "instruct" else None
         if task == "tts" and self.noise.drop_text and rng.random() < self.noise.drop_text:
             return self._noisy(self._row(task, self._wordless(clip, instruction), None, reverse=False), rng)
         respelt = self._respelt(clip["text"], rng) if task == "tts" else None
         clip["text"] = respelt.text if respelt else clip["text"]
-        example = tokenset.example(self.fmt, task, clip, words)
+        example = token_folder.example(self.fmt, task, clip, words)
         n = np.arange(len(given))
         spans = np.stack([n, n + 1], 1) if task == "vc" else self._spans(self.clips[i], clip["text"], respelt)
         row = self._row(task, example, spans, reverse=task == "asr")

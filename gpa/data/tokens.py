@@ -1,4 +1,4 @@
-"""The language model's training data: every clip as ids, its letters' times, and further readings of it in
+"""The language model's training data: every clip as ids, its letters' times, and further copies of it in
 invented voices, in noise and in rooms.
 
 Written once from a feature cache and a trained codec; one JSON object per clip. Whoever trains needs
@@ -20,31 +20,31 @@ from tqdm import tqdm
 
 from gpa import audio, hub
 from gpa.codec import trained
-from gpa.codec.features import load_whisper_features
+from gpa.codec.feature_encoder import load_whisper_features
 from gpa.codec.losses import LetterHead
-from gpa.data.align import align, letter_targets
-from gpa.data.features import FeatureCache, read_lines
-from gpa.data.readings import Readings
-from gpa.data.tokenset import PREPARED, TokenSet, write_json
+from gpa.data.alignment import align, letter_targets
+from gpa.data.augmented_copies import AugmentedCopies
+from gpa.data.feature_cache import FeatureCache, read_lines
+from gpa.data.token_folder import PREPARED, TokenSet, write_json
 from gpa.errors import CheckpointError
-from gpa.text import build_tokenizer_json, copy_tokenizer, normalise_text, train_sentencepiece
-from gpa.vocab import Vocab
+from gpa.prompt.vocab import Vocab
+from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, normalise_text, train_sentencepiece
 
 MADE = "made.json"  # whose ids they are: the codec export ("model") and its feature encoder
 COMMAND = "python -m gpa.data.tokens CACHE --codec EXPORT --encoder DIR -o TOKENS"
 
 
 class Extractor:
-    """A trained codec with its CTC head: clip -> row of ids, with so many further `readings`."""
+    """A trained codec with its CTC head: clip -> row of ids, with so many further `copies`."""
 
     def __init__(
         self,
         export: Path,
         encoder: Path,
-        readings: int = 1,
+        copies: int = 1,
         noise: str = "",
         rooms: str = "",
-        spoilt: FeatureCache | None = None,
+        degraded: FeatureCache | None = None,
     ) -> None:
         self.codec = trained.load_network(export)
         self.config = self.codec.config
@@ -52,8 +52,8 @@ class Extractor:
         hub.load_strict(
             self.letters, trained.read_heads(export)["letters"], where=str(export / trained.HEADS)
         )
-        self.readings, self.reading = readings, Readings(load_whisper_features(encoder), noise, rooms)
-        self.spoilt = spoilt
+        self.copies, self.copy = copies, AugmentedCopies(load_whisper_features(encoder), noise, rooms)
+        self.degraded = degraded
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -62,7 +62,7 @@ class Extractor:
 
     @torch.inference_mode()
     def row(self, cache: FeatureCache, i: int) -> dict[str, Any]:
-        """Ids of clip i; letter times where it has a transcript; `readings` of a training clip."""
+        """Ids of clip i; letter times where it has a transcript; `copies` of a training clip."""
         meta, wav = cache.rows[i], cache.wav(i)
         codes = self._heard(cache, i)
         reference = audio.reference_clip(wav, int(self.config.ref_segment_duration * self.config.sample_rate))
@@ -77,11 +77,11 @@ class Extractor:
         if row["text"]:
             row["letters"] = self._letter_frames(codes, row["text"])
         if row["split"].startswith("train"):
-            numbers = range(i * self.readings, (i + 1) * self.readings)
-            heard = (self.reading(wav, number)[None] for number in numbers)
-            row["readings"] = [self.codec.encode_semantic(features)[0].tolist() for features in heard]
-            if self.spoilt is not None:
-                row["readings"].append(self._heard(self.spoilt, i).tolist())
+            numbers = range(i * self.copies, (i + 1) * self.copies)
+            heard = (self.copy(wav, number)[None] for number in numbers)
+            row["copies"] = [self.codec.encode_semantic(features)[0].tolist() for features in heard]
+            if self.degraded is not None:
+                row["copies"].append(self._heard(self.degraded, i).tolist())
         return row
 
     def _heard(self, cache: FeatureCache, i: int) -> Tensor:
@@ -121,7 +121,7 @@ def read(path: Path) -> Sequence[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> None:
     """`python -m gpa.data.tokens CACHE --codec EXPORT --encoder DIR -o TOKENS`."""
     parser = argparse.ArgumentParser(prog="python -m gpa.data.tokens", description=__doc__)
-    parser.add_argument("cache", type=Path, help="feature cache of gpa.data.features")
+    parser.add_argument("cache", type=Path, help="feature cache of gpa.data.feature_cache")
     parser.add_argument("--codec", type=Path, required=True, help="codec export of gpa.train")
     parser.add_argument("--encoder", type=Path, required=True, help="Whisper encoder folder")
     parser.add_argument(
@@ -133,16 +133,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--vocab-size", type=int, default=512)
     parser.add_argument("--like", type=Path, metavar="TOKENS", help="token folder whose tokenizer to take")
-    parser.add_argument("--readings", type=int, default=1, help="further readings of a training clip")
-    parser.add_argument("--spoilt", type=Path, help="cache of gpa.data.features --spoilt: one reading more")
-    parser.add_argument("--noise", default="", help="folder of noise with a manifest.json, for readings")
-    parser.add_argument("--rooms", default="", help="folder of impulse responses, for readings")
+    parser.add_argument("--copies", type=int, default=1, help="further copies of a training clip")
+    parser.add_argument(
+        "--degraded", type=Path, help="cache of gpa.data.feature_cache --degraded: one copy more"
+    )
+    parser.add_argument("--noise", default="", help="folder of noise with a manifest.json, for copies")
+    parser.add_argument("--rooms", default="", help="folder of impulse responses, for copies")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     cache = FeatureCache(args.cache)
-    spoilt = cache.spoilt(args.spoilt) if args.spoilt else None
-    extractor = Extractor(args.codec, args.encoder, args.readings, args.noise, args.rooms, spoilt)
+    degraded = cache.degraded(args.degraded) if args.degraded else None
+    extractor = Extractor(args.codec, args.encoder, args.copies, args.noise, args.rooms, degraded)
     if args.like:
         _take_tokenizer(args.like, args.out, extractor)
     else:

@@ -2,7 +2,7 @@
 
 import sys
 
-from gpa.cli import main
+from gpa.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["eval", *sys.argv[1:]]))

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from gpa import audio
-from gpa.evals.bench import SAMPLE_RATE, Bench, Case, Made, Suite
-from gpa.programs import TIMEOUT, call
+from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Suite
+from gpa.evals.programs import TIMEOUT, call
 
 NARROW = 8_000  # Hz, of Codec2
 CODEC2_MODE = "450"  # bit/s: its lowest (c2enc fills frames of 18 bits up to whole bytes: not counted)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpa.data.tokenset import write_text
+from gpa.data.token_folder import write_text
 from gpa.errors import UsageError
-from gpa.evals import compare, items, plots, record, report, suites, wer
-from gpa.evals.bench import Bench, Case, cpu_seconds, measure, wav_path
-from gpa.evals.judges import versions
+from gpa.evals import items, plots, report, report_file, significance, suites, wer
+from gpa.evals.judges.base import versions
+from gpa.evals.measurement import Bench, Case, cpu_seconds, measure, wav_path
 from gpa.evals.report import Item
-from gpa.evals.store import Store
+from gpa.evals.results_cache import ResultsCache
 
 log = logging.getLogger(__name__)
 
@@ -55,19 +55,19 @@ def settings(bench: Bench, hashes: Mapping[str, Any]) -> dict[str, Any]:
         **hashes,
         "data_sha256": items.data_hash(bench.data),
         "clips_sha256": items.clips_hash(bench.data, clips),
-        "code_sha256": record.code_hash(),
+        "code_sha256": report_file.code_hash(),
         "split": bench.split,
         "seed": bench.seed,
         "voices": [str(voice) for voice in bench.voices],
         "speakers": dict(bench.speakers),
-        "seen_sha256": record.digest(sorted(bench.seen)),
+        "seen_sha256": report_file.digest(sorted(bench.seen)),
         "normaliser": wer.NORMALISER,
         "judges": bench.judges.about(),
     }
 
 
 def run(
-    bench: Bench, wanted: Mapping[str, int], store: Store, say: Callable[[str], None] = log.info
+    bench: Bench, wanted: Mapping[str, int], store: ResultsCache, say: Callable[[str], None] = log.info
 ) -> Outcome:
     """Measure every wanted suite, items that the store holds excepted; each new one is kept at once.
 
@@ -95,7 +95,7 @@ def _cases(name: str, n: int, bench: Bench) -> list[Case]:
 
 
 def _suite(
-    title: str, name: str, cases: Sequence[Case], bench: Bench, store: Store
+    title: str, name: str, cases: Sequence[Case], bench: Bench, store: ResultsCache
 ) -> tuple[list[Item], int]:
     """The items of a suite in the order of its cases, and how many of them were there before."""
     suite = suites.SUITES[name]
@@ -120,34 +120,36 @@ def content(
     summaries = outcome.summaries(bench.seed)
     used = {name: suites.SUITES[name] for name in outcome.found}
     return {
-        "results_sha256": record.results_digest(fixed, outcome.found),
+        "results_sha256": report_file.results_digest(fixed, outcome.found),
         "settings": dict(fixed),
         **more,
-        "machine": record.machine(),
+        "machine": report_file.machine(),
         "versions": versions(),
         "programs": {name: suite.version() for name, suite in used.items() if suite.version()},
         "about": {name: suite.about for name, suite in used.items()},
         "suites": {summary.suite: report.plain(summary) for summary in summaries},
         "not_measured": dict(bench.judges.absent),
         "skipped": outcome.skipped,
-        "peers": {f"{a} / {b}": compare.plain(found) for (a, b), found in peers(outcome, bench.seed).items()},
+        "peers": {
+            f"{a} / {b}": significance.plain(found) for (a, b), found in peers(outcome, bench.seed).items()
+        },
         "cost": outcome.cost,
-        "items": {name: [record.compact(item) for item in rows] for name, rows in outcome.found.items()},
+        "items": {name: [report_file.compact(item) for item in rows] for name, rows in outcome.found.items()},
     }
 
 
-def peers(outcome: Outcome, seed: int) -> dict[tuple[str, str], list[compare.Difference]]:
+def peers(outcome: Outcome, seed: int) -> dict[tuple[str, str], list[significance.Difference]]:
     """Differences of every two suites about the same cases, ours first."""
-    rows = {name: [record.compact(item) for item in found] for name, found in outcome.found.items()}
+    rows = {name: [report_file.compact(item) for item in found] for name, found in outcome.found.items()}
     pairs = [(a, b) for a, b in suites.PEERS if a in rows and b in rows]
-    return {(a, b): compare.items(f"{a} / {b}", rows[a], rows[b], seed) for a, b in pairs}
+    return {(a, b): significance.items(f"{a} / {b}", rows[a], rows[b], seed) for a, b in pairs}
 
 
 def write(
     folder: Path, bench: Bench, outcome: Outcome, fixed: Mapping[str, Any], more: Mapping[str, Any]
 ) -> dict[str, Any]:
     """report.json, table.md and the pictures; returns the report."""
-    sealed = record.write(folder / record.FILE, content(bench, outcome, fixed, more))
+    sealed = report_file.write(folder / report_file.FILE, content(bench, outcome, fixed, more))
     write_text(folder / "table.md", markdown(bench, outcome, sealed) + "\n")
     plots.draw(folder, outcome.summaries(bench.seed), outcome.found, list(suites.BASELINES))
     return sealed
@@ -176,7 +178,7 @@ def markdown(bench: Bench, outcome: Outcome, sealed: Mapping[str, Any]) -> str:
             "",
             "Ours (A) beside its peers (B), paired over the same items:",
             "",
-            compare.table(compared),
+            significance.table(compared),
         ]
     return "\n".join(lines)
 

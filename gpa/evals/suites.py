@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gpa.codec.base import AudioTokens, CodecSpec
 from gpa.errors import UsageError
 from gpa.evals import baselines, items
-from gpa.evals.bench import SAMPLE_RATE, Bench, Case, Made, Suite, measure
+from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Suite, measure
 from gpa.evals.report import Item
 
 T = TypeVar("T")

@@ -15,11 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from gpa import audio
-from gpa.data import tokenset
+from gpa.data import token_folder
 from gpa.data.manifest import ManifestRow
 from gpa.data.sources import open_source
 from gpa.errors import AudioError, DataError
-from gpa.models.gpa.segment import split_audio
+from gpa.models.gpa.segmentation_gpa import split_audio
 
 Hear = Callable[[np.ndarray], str]
 
@@ -45,7 +45,7 @@ def collect(folder: Path, name: str, hear: Hear, heard_by: str, out: Path) -> No
     held = _held_out(rows, folder)
     for row in rows:
         row["split"] = "dev" if row["id"] in held else "train"
-    tokenset.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    token_folder.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read(manifest: Path) -> list[dict[str, Any]]:

@@ -14,22 +14,22 @@ import torch
 import yaml
 
 from gpa import config as recipes
-from gpa import pronounce
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.voice import Voice
-from gpa.data import prepare, tokenset
+from gpa.data import prepare, token_folder
 from gpa.data.checks import Limits
 from gpa.errors import UsageError
-from gpa.evals.panel import Panel
-from gpa.finetune import collect, compare, plan, replay
+from gpa.evals.judges.all_judges import Panel
+from gpa.finetune import collect, comparison, estimate, replay
 from gpa.models.gpa import GPA
-from gpa.models.gpa import files_gpa as files
-from gpa.models.gpa.backbone import load_backbone
+from gpa.models.gpa import checkpoint_gpa as files
+from gpa.models.gpa.modeling_gpa import load_backbone
 from gpa.nn import threads as processor
-from gpa.train import __main__ as trainer
+from gpa.text import pronunciations
 from gpa.train import adapters, metrics
-from gpa.train import voice as voices
-from gpa.train.ar import LMFamily, LMRecipe
+from gpa.train import command as trainer
+from gpa.train.families import speaker_adaptation as voices
+from gpa.train.families.lm import LMFamily, LMRecipe
 
 REFERENCE_SECONDS = 6.0  # of the clip whose codes become the voice
 SHARE = 0.5  # of a language model's batches that is rehearsed
@@ -46,7 +46,7 @@ class Job:
     name: str = ""
     replay: str = ""
     voice_rank: int = 4  # of the changes of the decoder; 0 learns the speaker vector alone
-    voice_steps: int = plan.VOICE_STEPS
+    voice_steps: int = estimate.VOICE_STEPS
     adapt_lm: bool = False  # the language model as well
     rank: int = 16  # of its adapter; 0 trains all its weights
     steps: int = 0
@@ -98,9 +98,9 @@ def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = 
         return None
     _claim(job)
     predicted = _once_json(job.out / "plan.json", lambda: {"minutes": told.minutes, **told.seconds})
-    clock = plan.Clock(job.out / "times.json")
+    clock = estimate.Clock(job.out / "times.json")
     base = GPA.from_pretrained(job.model, device=job.device, offline=job.offline)
-    panel = compare.choose_judges(job.judge, base) if job.items else None
+    panel = comparison.choose_judges(job.judge, base) if job.items else None
     clock.stage("loading")
     _data(job, base)
     _say_rejected(job, say)
@@ -118,23 +118,23 @@ def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = 
     return Outcome(made, table, regressions, predicted["minutes"], clock.minutes)
 
 
-def _plan(job: Job, folder: Path) -> plan.Plan:
+def _plan(job: Job, folder: Path) -> estimate.Plan:
     """From headers and a probe; UsageError for a voice that the model in `folder` has already."""
     if (folder / files.VOICES / f"{job.called}.json").is_file():
         raise UsageError(f"the model has a voice {job.called!r} already: give the new one another --name")
-    found = plan.Found.of(job.voice)
+    found = estimate.Found.of(job.voice)
     codec = BiCodecConfig.read(files.codec_folder(folder))
     ids = found.seconds * codec.sample_rate / codec.latent_hop_length
     rehearses = bool(job.adapt_lm and not job.replay and list((folder / files.VOICES).glob("*.json")))
-    size = plan.Size(
+    size = estimate.Size(
         job.voice_steps,
-        (job.steps or plan.steps_for(ids, job.batch_ids, SHARE)) if job.adapt_lm else 0,
+        (job.steps or estimate.steps_for(ids, job.batch_ids, SHARE)) if job.adapt_lm else 0,
         job.batch_ids,
         6 if job.adapt_lm else 2,
         job.items,
-        plan.REHEARSED if rehearses else 0,
+        estimate.REHEARSED if rehearses else 0,
     )
-    return plan.plan(found, size, files.codec_folder(folder), folder)
+    return estimate.plan(found, size, files.codec_folder(folder), folder)
 
 
 def _claim(job: Job) -> None:
@@ -143,7 +143,7 @@ def _claim(job: Job) -> None:
         if job.out.exists() and any(job.out.iterdir()):
             raise UsageError(f"{job.out} is not empty and no fine-tune: give another folder")
         job.out.mkdir(parents=True, exist_ok=True)
-        tokenset.write_json(path, job.decides())
+        token_folder.write_json(path, job.decides())
     known = json.loads(path.read_text(encoding="utf-8"))
     if differs := [key for key, value in job.decides().items() if known.get(key) != value]:
         raise UsageError(
@@ -158,7 +158,7 @@ def _once(path: Path, make: Callable[[], Any]) -> Path:
 
 
 def _once_json(path: Path, make: Callable[[], Any]) -> Any:
-    _once(path, lambda: tokenset.write_json(path, make()))
+    _once(path, lambda: token_folder.write_json(path, make()))
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -177,11 +177,11 @@ def _data(job: Job, base: GPA) -> None:
     if job.items:
         items = job.out / "items"
         args = (base, manifest, job.called, texts[1], job.items, items)
-        _once(items / "speech" / "manifest.jsonl", lambda: compare.write_items(*args))
+        _once(items / "speech" / "manifest.jsonl", lambda: comparison.write_items(*args))
 
 
 def _say_rejected(job: Job, say: Callable[[str], None]) -> None:
-    rejected = tokenset.read_about(job.out / "tokens")["rejected"]
+    rejected = token_folder.read_about(job.out / "tokens")["rejected"]
     dropped = ", ".join(f"{code} {n}" for code, n in rejected.items()) or "none"
     say(f"rejected   {dropped}")
 
@@ -190,8 +190,8 @@ def _transcriber(job: Job, base: GPA) -> collect.Hear:
     if job.transcriber not in ("model", "judge"):
         raise UsageError(f"transcriber {job.transcriber!r}: choose model or judge")
     if job.transcriber == "judge":
-        return compare.choose_judges("extra", base).words
-    return compare.own_ear(base)
+        return comparison.choose_judges("extra", base).words
+    return comparison.own_recogniser(base)
 
 
 def _learn_voice(job: Job, base: GPA) -> Voice:
@@ -227,7 +227,7 @@ def _learn_voice(job: Job, base: GPA) -> Voice:
 
 def _run(path: Path, recipe: Mapping[str, Any], run: Path) -> None:
     """The one training loop; the recipe is a file of its own: `gpa train OUT/recipe.yaml` is the same."""
-    _once(path, lambda: tokenset.write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False)))
+    _once(path, lambda: token_folder.write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False)))
     trainer.main([str(path), "--run", str(run)])
 
 
@@ -239,16 +239,18 @@ def _learn_words(job: Job, base: GPA) -> None:
         _once(own / "tokens.jsonl", lambda: replay.write(base, replay.sentences()[0], recordings, own))
     if not (job.out / "run" / "export" / "config.json").is_file():
         recipe = _recipe(job, base)
-        recipe["train"]["precision"] = plan.precision(LMFamily(recipes.build(LMRecipe, recipe)), base.device)
+        recipe["train"]["precision"] = estimate.precision(
+            LMFamily(recipes.build(LMRecipe, recipe)), base.device
+        )
         _run(job.out / "recipe.yaml", recipe, job.out / "run")
 
 
 def _recipe(job: Job, base: GPA) -> dict[str, Any]:
     """Of the language model's adapter."""
-    tokens = tokenset.TokenSet.open(job.out / "tokens")
+    tokens = token_folder.TokenSet.open(job.out / "tokens")
     ids = sum(len(row["semantic"]) for row in tokens if row["split"] == "train")
     rehearsal = job.replay or (str(job.out / "replay") if base.voices else "")
-    steps = job.steps or plan.steps_for(ids, job.batch_ids, SHARE if rehearsal else 0.0)
+    steps = job.steps or estimate.steps_for(ids, job.batch_ids, SHARE if rehearsal else 0.0)
     longest = min(2 * max(int(row["length"]) for row in tokens), base.processor.context)  # a conversion's
     return {
         "kind": "gpa",
@@ -259,7 +261,7 @@ def _recipe(job: Job, base: GPA) -> dict[str, Any]:
             "tokens": str(job.out / "tokens"),
             "replay": rehearsal,
             "replay_share": SHARE,
-            "pronunciations": str(base.path / pronounce.FILE) if base.processor.pronunciations else "",
+            "pronunciations": str(base.path / pronunciations.FILE) if base.processor.pronunciations else "",
             "drop_text": 0.1 if base.config.gamma else 0.0,  # what guidance by a text is measured against
             "max_ids": longest,
             "batch_ids": max(job.batch_ids, longest),
@@ -306,24 +308,24 @@ def _of_clip(job: Job, base: GPA) -> Voice:
 def _compared(job: Job, base: GPA, made: Path, panel: Panel) -> tuple[str, list[str]]:
     """The table before and after, which is also written, and what regressed."""
     new = GPA.from_pretrained(made, device=job.device)
-    scale = compare.Scale(job.out / "items", job.called, job.items, panel)
+    scale = comparison.Scale(job.out / "items", job.called, job.items, panel)
     worse = []
-    if not job.adapt_lm and not compare.same_sound(base, new, replay.sentences()[1][0]):
+    if not job.adapt_lm and not comparison.same_sound(base, new, replay.sentences()[1][0]):
         worse.append("an old voice: its sound is not what it was to the bit")
     base.add_voice(job.called, Voice.load(job.out / "start.json"))
     before, after = (_measured(job, model, scale, when) for model, when in ((base, "before"), (new, "after")))
-    told = compare.table(before, after, compare.names(panel))
-    tokenset.write_text(job.out / "comparison.md", told + "\n")
+    told = comparison.table(before, after, comparison.names(panel))
+    token_folder.write_text(job.out / "comparison.md", told + "\n")
     logs = [job.out / run / "metrics.jsonl" for run in ("run-voice", "run")]
     rows = [row for path in logs if path.is_file() for row in metrics.read(path)]
-    compare.picture(before, after, rows, job.out / "comparison.png")
-    return told, worse + compare.regressions(before, after, job.limit)
+    comparison.picture(before, after, rows, job.out / "comparison.png")
+    return told, worse + comparison.regressions(before, after, job.limit)
 
 
-def _measured(job: Job, model: GPA, scale: compare.Scale, when: str) -> list[compare.Line]:
+def _measured(job: Job, model: GPA, scale: comparison.Scale, when: str) -> list[comparison.Line]:
     path = job.out / f"{when}.json"
     if not path.is_file():
         with torch.inference_mode():
             wavs = job.out / "samples" / when
-            compare.save(compare.measure(model, scale, wavs, everything=job.adapt_lm), path)
-    return compare.load(path)
+            comparison.save(comparison.measure(model, scale, wavs, everything=job.adapt_lm), path)
+    return comparison.load(path)

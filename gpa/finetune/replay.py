@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpa.data import tokenset
+from gpa.data import token_folder
 from gpa.errors import GenerationError, GPAError
-from gpa.models.gpa.modeling_gpa import GPA
+from gpa.models.gpa.pipeline_gpa import GPA
 
 HELD = 24  # sentences for the comparison; the others are rehearsed
 PASSES = 2  # every rehearsed sentence is spoken in so many voices
@@ -41,7 +41,7 @@ def write(model: GPA, texts: Sequence[str], recordings: Iterable[Sound], folder:
         raise GenerationError("the base model made no speech to rehearse: give a prepared folder, --replay")
     for name, content in model.processor.text_files.items():
         (folder / name).write_bytes(content)
-    tokenset.write_text(folder / "tokens.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    token_folder.write_text(folder / "tokens.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _rows(model: GPA, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -62,10 +62,10 @@ def _of_sentence(model: GPA, base: dict[str, Any], text: str, other: str) -> Ite
         return
     voice = list(model.resolve_voice(base["speaker"]).codes)
     said = {**base, "semantic": speech.tokens.tolist(), "global": voice}
-    yield {**said, "task": "tts", "text": tokenset.stored_text(model.format, text)}
+    yield {**said, "task": "tts", "text": token_folder.stored_text(model.format, text)}
     sound = (speech.wav, speech.sample_rate)
     said |= _heard(model, sound)  # what is heard, not what was meant
-    yield {**said, "task": "asr", "text": tokenset.stored_text(model.format, model.asr(sound).text)}
+    yield {**said, "task": "asr", "text": token_folder.stored_text(model.format, model.asr(sound).text)}
     yield from _converted(model, said, sound, other)
 
 

@@ -1,97 +1,11 @@
-"""`python -m gpa.train RECIPE [key=value ...] [--run DIR]`: parse the recipe, choose the family, call the
-loop.
-"""
+"""`python -m gpa.train` is `gpa train`, for launchers: every line says its rank."""
 
-from __future__ import annotations
-
-import argparse
 import logging
 import os
-from contextlib import closing
-from pathlib import Path
-from typing import Any
+import sys
 
-from gpa import config
-from gpa.errors import GPAError, UsageError
-from gpa.train import checkpoint, environment, launch
-from gpa.train.family import Family
-from gpa.train.loop import train
-from gpa.train.metrics import plot
-
-log = logging.getLogger(__name__)
-KINDS = ("codec", "gpa", "latent", "speechop", "text", "voice")
-
-
-def _family(tree: dict[str, Any]) -> tuple[Family, Any]:
-    kind = tree.get("kind")
-    if kind == "codec":
-        from gpa.train.codec import CodecFamily, CodecRecipe
-
-        recipe = config.build(CodecRecipe, tree)
-        return CodecFamily(recipe), recipe
-    if kind == "gpa":
-        from gpa.train.ar import LMFamily, LMRecipe
-
-        lm = config.build(LMRecipe, tree)
-        return LMFamily(lm), lm
-    if kind == "latent":
-        from gpa.train.latent import LatentFamily, LatentRecipe
-
-        latent = config.build(LatentRecipe, tree)
-        return LatentFamily(latent), latent
-    if kind == "speechop":
-        from gpa.train.diffusion import DiffusionFamily, DiffusionRecipe
-
-        speechop = config.build(DiffusionRecipe, tree)
-        return DiffusionFamily(speechop), speechop
-    if kind == "voice":
-        from gpa.train.voice import VoiceFamily, VoiceRecipe
-
-        voice = config.build(VoiceRecipe, tree)
-        return VoiceFamily(voice), voice
-    raise UsageError(f"recipe kind {kind!r}: choose one of {', '.join(KINDS)}")
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of `gpa train` and `python -m gpa.train`; raises GPAError."""
-    parser = argparse.ArgumentParser(
-        prog="gpa train", description="Train from a recipe; an interrupted run resumes by the same command."
-    )
-    parser.add_argument("recipe", type=Path, help="a YAML file of recipes/")
-    parser.add_argument(
-        "overrides", nargs="*", help="recipe keys to change, e.g. optim.lr=3e-4 train.steps=10"
-    )
-    parser.add_argument("--run", type=Path, help="run folder (default runs/<recipe name>)")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="of the processor, as train.threads=N (default: GPA_THREADS)"
-    )
-    args = parser.parse_intermixed_args(argv)  # keys may also follow --run
-    launched = launch.Launched.read()
-    # What is trained and where belongs to the result; of several processes one says it.
-    logging.getLogger("gpa.train").setLevel(logging.INFO if launched.rank == 0 else logging.ERROR)
-    tree = config.load_yaml(args.recipe, args.overrides)
-    run = args.run or Path("runs") / args.recipe.stem
-    if tree.get("kind") == "text":
-        return _text(tree, run)
-    if args.threads is not None:
-        tree["train"] = {**(tree.get("train") or {}), "threads": args.threads}
-    launch.resolve(tree, launched)
-    family, recipe = _family(tree)
-    with closing(launch.start(recipe.train, launched)) as engine:
-        engine.lead(lambda: checkpoint.claim(run, recipe))
-        data = engine.lead(lambda: environment.fingerprint(recipe.data))
-        train(family, recipe.train, recipe.optim, run, engine=engine, about={"data": data})
-        engine.lead(lambda: plot(run))
-
-
-def _text(tree: dict[str, Any], run: Path) -> None:
-    """A text tokenizer has no steps: it is made at once."""
-    from gpa.train.text import TextRecipe, train_text
-
-    recipe = config.build(TextRecipe, tree)
-    checkpoint.claim(run, recipe)
-    found = train_text(recipe, run)
-    log.info("%s  %s", run / "export", "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+from gpa.errors import GPAError
+from gpa.train.command import main
 
 
 def _command() -> int:
@@ -102,13 +16,13 @@ def _command() -> int:
     try:
         main()
     except GPAError as error:
-        log.error("%s", error)
+        logging.getLogger("gpa.train").error("%s", error)
         return error.exit_code
     except OSError as error:  # a full disk: the checkpoint before is whole
-        log.error("%s", error)
+        logging.getLogger("gpa.train").error("%s", error)
         return GPAError.exit_code
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(_command())
+    sys.exit(_command())

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from gpa.errors import CheckpointError, MissingExtraError, UsageError
-from gpa.models.gpa.backbone import Backbone, load_backbone
+from gpa.models.gpa.modeling_gpa import Backbone, load_backbone
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FOLDER = "adapter"  # inside an exported model

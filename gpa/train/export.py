@@ -23,10 +23,10 @@ from gpa.codec.bicodec import BiCodec
 from gpa.config import load_yaml
 from gpa.errors import UsageError
 from gpa.models.gpa import GPA
+from gpa.models.gpa.checkpoint_gpa import load_lm
 from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
-from gpa.models.gpa.files_gpa import load_lm
-from gpa.models.gpa.golden_gpa import record
-from gpa.train.whole import stored
+from gpa.models.gpa.verify_gpa import record
+from gpa.train.assemble import stored
 
 LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes, in this order
 
@@ -53,9 +53,9 @@ def assemble(
     tokenizer.json. `voices` are recordings by name, stored with a timbre if `timbres`: speakers whom the
     decoder has learnt may sound cleaner without. Voices and golden outputs are made by the checkpoint as
     stored, in `dtype`, so they are what a user's computer gives. `golden` are (clip, text) pairs, two or
-    more, or none. `lists` are files by name: "words" of gpa.data.words, which recognition spells by,
-    "bigrams" of gpa.data.bigrams, by which it puts them together, "pronunciations" of
-    gpa.data.pronunciations, by which speech is asked for.
+    more, or none. `lists` are files by name: "words" of gpa.lab.word_list, which recognition spells by,
+    "bigrams" of gpa.lab.bigram_list, by which it puts them together, "pronunciations" of
+    gpa.lab.pronunciation_list, by which speech is asked for.
     """
     config = GPAConfig.from_dict({"version": VERSION, "format": "instruct", **(settings or {})}, "settings")
     network, _ = load_lm(Path(lm))
@@ -97,9 +97,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--golden", action="append", default=[], metavar="CLIP=TEXT", help="outputs to record, two or more"
     )
-    parser.add_argument("--words", type=Path, help="list of gpa.data.words, for recognition")
-    parser.add_argument("--bigrams", type=Path, help="of gpa.data.bigrams, for recognition")
-    parser.add_argument("--pronunciations", type=Path, help="of gpa.data.pronunciations, for speech")
+    parser.add_argument("--words", type=Path, help="list of gpa.lab.word_list, for recognition")
+    parser.add_argument("--bigrams", type=Path, help="of gpa.lab.bigram_list, for recognition")
+    parser.add_argument("--pronunciations", type=Path, help="of gpa.lab.pronunciation_list, for speech")
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true", help="replace --out (a README.md there stays)")

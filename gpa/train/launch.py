@@ -1,4 +1,4 @@
-"""From what a launcher started to an engine, and whether that is what the recipe asks for.
+"""From what a launcher started to the processes of a run, and whether that is what the recipe asks for.
 
 Launchers (torchrun, accelerate, srun) speak through environment variables, and some degrade without a word:
 they start unrelated single processes, or drop ZeRO. So what was asked is compared with what runs, before the
@@ -22,8 +22,8 @@ from torch import nn
 
 from gpa.errors import MissingExtraError, TrainingError, UsageError
 from gpa.nn import threads
-from gpa.train.args import TrainArgs
-from gpa.train.engine import Engine, Ranks, Single
+from gpa.train.arguments import TrainArgs
+from gpa.train.parallel import Parallel, Ranks, Single
 from gpa.train.zero import Zero
 
 log = logging.getLogger(__name__)
@@ -89,16 +89,16 @@ def resolve(tree: dict[str, Any], launched: Launched) -> None:
             train[name] = getattr(launched, name)
 
 
-def start(args: TrainArgs, launched: Launched | None = None) -> Engine:
-    """The engine for this process, connected to the others if there are any, and its threads."""
-    place = launched or Launched.read()
+def start(args: TrainArgs, launched: Launched | None = None) -> Parallel:
+    """The process group for this process, connected to the others if there are any, and its threads."""
+    environment = launched or Launched.read()
     threads.settle(None, args.threads or None)
-    device = place.device
+    device = environment.device
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:  # transformers loads an installed DeepSpeed whenever it saves; unasked, that warns of what it found
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if place.world == 1 and not args.zero:
+    if environment.world == 1 and not args.zero:
         return Single(args, device)
     joins = not dist.is_initialized()
     if joins:
@@ -108,25 +108,30 @@ def start(args: TrainArgs, launched: Launched | None = None) -> Engine:
             options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(backend, **options)
     kind = Zero if args.zero else Ranks
-    engine = kind(args, device, place.rank, place.world)
-    engine.joined = joins
-    return engine
+    parallel = kind(args, device, environment.rank, environment.world)
+    parallel.joined = joins
+    return parallel
 
 
-def check(engine: Engine, args: TrainArgs, launched: Launched | None = None) -> None:
+def check(parallel: Parallel, args: TrainArgs, launched: Launched | None = None) -> None:
     """TrainingError unless what runs is what the recipe, and the launcher, were asked for."""
-    place = launched or Launched.read()
+    environment = launched or Launched.read()
     wanted = [
-        ("world", args.world or engine.world, engine.world, "the recipe"),
-        ("zero", args.zero, engine.zero, "the recipe"),
-        ("precision", args.precision, engine.precision, "the recipe"),
-        ("world", place.world, engine.world, "the launcher"),
-        ("zero", engine.zero if place.zero is None else place.zero, engine.zero, "the launch file"),
-        ("precision", place.precision or engine.precision, engine.precision, "the launch file"),
+        ("world", args.world or parallel.world, parallel.world, "the recipe"),
+        ("zero", args.zero, parallel.zero, "the recipe"),
+        ("precision", args.precision, parallel.precision, "the recipe"),
+        ("world", environment.world, parallel.world, "the launcher"),
+        (
+            "zero",
+            parallel.zero if environment.zero is None else environment.zero,
+            parallel.zero,
+            "the launch file",
+        ),
+        ("precision", environment.precision or parallel.precision, parallel.precision, "the launch file"),
     ]
     for name, asked, runs, who in wanted:
         if asked != runs:
-            processes = args.world or engine.world
+            processes = args.world or parallel.world
             raise TrainingError(
                 f"train.{name}: {who} asks for {asked}, what runs has {runs}. To get it: torchrun "
                 f"--nproc_per_node {processes} -m gpa.train RECIPE train.{name}={asked}, or a launch file "

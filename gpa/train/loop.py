@@ -1,6 +1,6 @@
 """THE training loop: step, log, evaluate, save, resume. It knows no model family and no launcher.
 
-A family gives modules, batches and losses, an engine says how a step is shared. A step is
+A family gives modules, batches and losses, `Parallel` says how a step is shared. A step is
 `world * accumulate` micro-batches; batch and randomness of each depend on (seed, its number) alone. So a
 checkpoint is weights, optimiser state and a step number, a resumed run repeats an uninterrupted one bit for
 bit, and several processes repeat what one does with as many micro-batches.
@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from gpa.errors import TrainingError
 from gpa.train import checkpoint, environment, launch
-from gpa.train.ahead import Make, ahead
-from gpa.train.args import TrainArgs
-from gpa.train.engine import Engine, autocast, place
-from gpa.train.family import Family, Loss
+from gpa.train.arguments import TrainArgs
+from gpa.train.families.base import Family, Loss
 from gpa.train.metrics import Meter, MetricsLog, mean
 from gpa.train.optim import OptimArgs, learning_rate
+from gpa.train.parallel import Parallel, autocast, to_device
+from gpa.train.prefetch import Make, prefetch
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def train(
     run: Path,
     *,
     progress: bool = True,
-    engine: Engine | None = None,
+    parallel: Parallel | None = None,
     about: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Train to `args.steps`, resuming from the newest checkpoint in `run` if there is one; export at the end.
@@ -48,51 +48,51 @@ def train(
     `about` are facts to keep with the run. TrainingError when a loss or gradient is not finite: nothing of
     that step is kept.
     """
-    engine = engine or launch.start(args)
-    module, start = _prepare(family, engine, args, optim, run, about or {})
-    metrics = MetricsLog(run / "metrics.jsonl", start, active=engine.rank == 0, board=args.tensorboard)
-    story = _Story(engine, args, optim, metrics)
+    parallel = parallel or launch.start(args)
+    module, start = _prepare(family, parallel, args, optim, run, about or {})
+    metrics = MetricsLog(run / "metrics.jsonl", start, active=parallel.rank == 0, board=args.tensorboard)
+    story = _Story(parallel, args, optim, metrics)
     deadline = time.monotonic() + (args.max_seconds or math.inf)
-    with ahead(family.batch, _numbers(engine, args, range(start, args.steps)), args.workers) as batch:
-        for step in story.steps(start, progress and engine.rank == 0):
-            rows, norms = one_step(family, module, engine, args, optim, step, batch)
+    with prefetch(family.batch, _numbers(parallel, args, range(start, args.steps)), args.workers) as batch:
+        for step in story.steps(start, progress and parallel.rank == 0):
+            rows, norms = one_step(family, module, parallel, args, optim, step, batch)
             done, last = step + 1, step + 1 == args.steps
             rows = [story.meter.add(row) for row in rows]
             if last or done % args.log_every == 0:
                 story.tell(done, rows, norms)
             if last or done % args.eval_every == 0:
-                with engine.whole() as whole:
+                with parallel.whole() as whole:
                     # B023 warns of loop variables in functions that are called later; this one is at once.
-                    engine.lead(lambda: _evaluate(family, whole, args, run, done, metrics))  # noqa: B023
-            late = bool(args.max_seconds) and engine.lead(lambda: time.monotonic() > deadline)
+                    parallel.on_rank_zero(lambda: _evaluate(family, whole, args, run, done, metrics))  # noqa: B023
+            late = bool(args.max_seconds) and parallel.on_rank_zero(lambda: time.monotonic() > deadline)
             if last or late or done % args.save_every == 0:
-                engine.save(run, done)
+                parallel.save(run, done)
             if late:
                 log.warning("stopped at step %d after max_seconds=%g", done, args.max_seconds)
                 break
-    with engine.whole() as whole:
-        engine.lead(lambda: _export(family, whole, run / "export"))
+    with parallel.whole() as whole:
+        parallel.on_rank_zero(lambda: _export(family, whole, run / "export"))
     return module
 
 
 def _prepare(
-    family: Family, engine: Engine, args: TrainArgs, optim: OptimArgs, run: Path, about: dict[str, Any]
+    family: Family, parallel: Parallel, args: TrainArgs, optim: OptimArgs, run: Path, about: dict[str, Any]
 ) -> tuple[nn.Module, int]:
-    """Module and engine as they were at the newest checkpoint, and its step."""
+    """Module and process group as they were at the newest checkpoint, and its step."""
     torch.manual_seed(args.seed)
-    module = family.build().to(engine.device)
-    launch.adapt(module, args, engine.device)
+    module = family.build().to(parallel.device)
+    launch.adapt(module, args, parallel.device)
     params = family.parameters(module)
     trained = sum(p.numel() for part in params.values() for p in part)
     total = sum(p.numel() for p in module.parameters())
-    engine.prepare(module, params, optim)
-    launch.check(engine, args)
-    start = engine.restore(run)
-    facts = {"world": engine.world, "zero": engine.zero, "precision": engine.precision}
-    facts["device"] = torch.cuda.get_device_name() if engine.device.type == "cuda" else str(engine.device)
-    engine.lead(lambda: environment.record(run, start, {**facts, **about}))
+    parallel.prepare(module, params, optim)
+    launch.check(parallel, args)
+    start = parallel.restore(run)
+    facts = {"world": parallel.world, "zero": parallel.zero, "precision": parallel.precision}
+    facts["device"] = torch.cuda.get_device_name() if parallel.device.type == "cuda" else str(parallel.device)
+    parallel.on_rank_zero(lambda: environment.record(run, start, {**facts, **about}))
     log.info("%s parameters, %s of them trained; run folder %s", f"{total:,}", f"{trained:,}", run)
-    shared = f", {engine.world} processes, ZeRO stage {engine.zero}" if engine.world > 1 else ""
+    shared = f", {parallel.world} processes, ZeRO stage {parallel.zero}" if parallel.world > 1 else ""
     resumed = "resumed from a checkpoint" if start else "a fresh run"
     log.info("step %d to %d, %s%s", start, args.steps, resumed, shared)
     return module, start
@@ -108,16 +108,16 @@ def step_seed(seed: int, step: int) -> int:
 Row = dict[str, float]
 
 
-def _numbers(engine: Engine, args: TrainArgs, steps: range) -> range:
+def _numbers(parallel: Parallel, args: TrainArgs, steps: range) -> range:
     """Numbers of this rank's micro-batches in these steps."""
-    size = engine.world * args.accumulate
-    return range(steps.start * size + engine.rank, steps.stop * size, engine.world)
+    size = parallel.world * args.accumulate
+    return range(steps.start * size + parallel.rank, steps.stop * size, parallel.world)
 
 
 def one_step(
     family: Family,
     module: nn.Module,
-    engine: Engine,
+    parallel: Parallel,
     args: TrainArgs,
     optim: OptimArgs,
     step: int,
@@ -127,39 +127,39 @@ def one_step(
 
     Batches are made by `batch`, or by the family.
     """
-    engine.begin()
+    parallel.begin()
     rate = learning_rate(optim, step, args.steps)
-    numbers = _numbers(engine, args, range(step, step + 1))
+    numbers = _numbers(parallel, args, range(step, step + 1))
     make = batch or family.batch
-    streams = [_losses(family, make, module, engine, args.seed, step, number) for number in numbers]
+    streams = [_losses(family, make, module, parallel, args.seed, step, number) for number in numbers]
     rows: list[Row] = [{} for _ in streams]
     norms: Row = {}
-    while losses := _round(engine, streams):
+    while losses := _round(parallel, streams):
         name = losses[0].optimizer
-        norm, taken = engine.step(name, rate)
+        norm, taken = parallel.step(name, rate)
         for row, loss in zip(rows, losses, strict=True):
             row |= loss.metrics
-            _check_finite(loss, norm, engine.precision, step)
+            _check_finite(loss, norm, parallel.precision, step)
         if math.isfinite(norm):
             norms[f"grad_norm/{name}"] = norm
         if not taken:
             log.warning("step %d: gradient norm %.3g, %s not updated", step + 1, norm, name)
-    engine.end()
+    parallel.end()
     return rows, norms
 
 
 def _losses(
-    family: Family, make: Make, module: nn.Module, engine: Engine, seed: int, step: int, number: int
+    family: Family, make: Make, module: nn.Module, parallel: Parallel, seed: int, step: int, number: int
 ) -> Iterator[Loss]:
     """The losses of one micro-batch; its random numbers are its own, whatever is computed in between."""
     torch.manual_seed(step_seed(seed, number))  # dropout and dither repeat after a resume
-    batch = place(make(number), engine.device)
+    batch = to_device(make(number), parallel.device)
     for loss in family.losses(module, batch, step):
-        state = _random(engine.device)
+        state = _random(parallel.device)
         yield loss
         torch.set_rng_state(state[0])
         if len(state) > 1:
-            torch.cuda.set_rng_state(state[1], engine.device)
+            torch.cuda.set_rng_state(state[1], parallel.device)
 
 
 def _random(device: torch.device) -> list[Tensor]:
@@ -167,14 +167,14 @@ def _random(device: torch.device) -> list[Tensor]:
     return [*cpu, torch.cuda.get_rng_state(device)] if device.type == "cuda" else cpu
 
 
-def _round(engine: Engine, streams: Sequence[Iterator[Loss]]) -> list[Loss]:
+def _round(parallel: Parallel, streams: Sequence[Iterator[Loss]]) -> list[Loss]:
     """The next loss of every micro-batch, its gradient added; none when the step's losses are through."""
     losses: list[Loss] = []
     for n, stream in enumerate(streams, 1):
-        loss = engine.forward(lambda: next(stream, None))  # noqa: B023 (called at once)
+        loss = parallel.forward(lambda: next(stream, None))  # noqa: B023 (called at once)
         if loss is None:
             return []
-        engine.backward(loss, first=n == 1, last=n == len(streams))
+        parallel.backward(loss, first=n == 1, last=n == len(streams))
         losses.append(loss._replace(value=loss.value.detach()))
     return losses
 
@@ -193,8 +193,8 @@ def _check_finite(loss: Loss, norm: float, precision: str, step: int) -> None:
 class _Story:
     """What a run says while it goes on: a bar or lines on rank 0's console, and metrics.jsonl."""
 
-    def __init__(self, engine: Engine, args: TrainArgs, optim: OptimArgs, metrics: MetricsLog) -> None:
-        self.engine, self.args, self.optim, self.metrics = engine, args, optim, metrics
+    def __init__(self, parallel: Parallel, args: TrainArgs, optim: OptimArgs, metrics: MetricsLog) -> None:
+        self.parallel, self.args, self.optim, self.metrics = parallel, args, optim, metrics
         self.meter, self.began = Meter(), time.monotonic()
 
     def steps(self, start: int, show: bool) -> Iterator[int]:
@@ -207,7 +207,7 @@ class _Story:
 
     def tell(self, done: int, rows: list[Row], norms: Row) -> None:
         """One line, of the means over all micro-batches of this step."""
-        ranks = self.engine.gather((rows, self.meter.take()))
+        ranks = self.parallel.gather((rows, self.meter.take()))
         micros = zip(*(theirs for theirs, _ in ranks), strict=True)  # in the order of their numbers
         logged = {**mean(row for micro in micros for row in micro), **norms}
         logged |= self.meter.rates(counts for _, counts in ranks)

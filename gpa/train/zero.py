@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from gpa.errors import MissingExtraError, UsageError
 from gpa.train import checkpoint
-from gpa.train.args import TrainArgs
+from gpa.train.arguments import TrainArgs
 from gpa.train.ema import Average
-from gpa.train.engine import Parameters, Update, Watch, autocast, gather, lead, leave, lost_rank
-from gpa.train.family import Loss
+from gpa.train.families.base import Loss
 from gpa.train.optim import OptimArgs, make_optimizer
+from gpa.train.parallel import Parameters, Update, Watch, autocast, gather, leave, lost_rank, on_rank_zero
 
 T = TypeVar("T")
 TAG = "shards"  # the folder inside a checkpoint that DeepSpeed fills
@@ -145,14 +145,14 @@ class Zero:
     def save(self, run: Path, step: int) -> None:
         folder = run / "checkpoints"
         partial, path = folder / f"step-{step:08d}.partial", folder / f"step-{step:08d}"
-        self.lead(lambda: _fresh_folder(partial))
+        self.on_rank_zero(lambda: _fresh_folder(partial))
         with lost_rank():
             self.engine.save_checkpoint(str(partial), tag=TAG, save_latest=False)
         if self.average:
             torch.save(self.average.state_dict(), partial / f"ema-{self.rank}.pt")
         facts = {"step": step, "world": self.world, "batches": self.batches, "zero": self.zero}
         gather(None, self.world)  # every shard is written
-        self.lead(lambda: _publish(partial, path, run, facts))
+        self.on_rank_zero(lambda: _publish(partial, path, run, facts))
 
     def restore(self, run: Path) -> int:
         paths = checkpoint.found(run, shards=True)
@@ -193,8 +193,8 @@ class Zero:
         for name, twin in self.twin.named_buffers() if self.twin is not None else ():
             twin.copy_(buffers[name])
 
-    def lead(self, act: Callable[[], T]) -> T:
-        return lead(act, self.rank)
+    def on_rank_zero(self, act: Callable[[], T]) -> T:
+        return on_rank_zero(act, self.rank)
 
     def gather(self, item: T) -> list[T]:
         return gather(item, self.world)

@@ -9,7 +9,7 @@ __all__ = ["GPA", "Speech", "Transcript", "Voice"]
 
 def __getattr__(name: str) -> Any:
     if name == "GPA":
-        from gpa.models.gpa.modeling_gpa import GPA
+        from gpa.models.gpa.pipeline_gpa import GPA
 
         return GPA
     if name in __all__:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gpa.bigrams import Wording
 from gpa.errors import UsageError
-from gpa.lexicon import END
 from gpa.models.gpa import generation_gpa as generation
 from gpa.models.gpa.generation_gpa import Completion, LoopDetector, Rules, Sampling
+from gpa.text.bigrams import Wording
+from gpa.text.lexicon import END
 
 PROPOSED = 10  # ids of a hypothesis that are looked at, the network's best ones
 NATS = 2.0  # an unfinished hypothesis so much behind a finished one is given up

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from gpa.errors import UsageError
 from gpa.models.gpa.generation_gpa import Completion, LoopDetector, Rules
-from gpa.models.gpa.segment import speech_seconds, transcript_ids
-from gpa.prompt import Format
+from gpa.models.gpa.segmentation_gpa import speech_seconds, transcript_ids
+from gpa.prompt.formats import Format
 
 LOOP_SECONDS = 4.0  # of speech that only repeats: endless silence or a stuck word
 LOOP_TEXT_IDS = 32

@@ -20,8 +20,8 @@ from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, compose_logits
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.generation_gpa import Rules, cached, new_cache
 from gpa.models.gpa.outputs_gpa import Transcript
-from gpa.prompt import Format, InstructFormat
-from gpa.text import normalise_text
+from gpa.prompt.formats import Format, InstructFormat
+from gpa.text.tokenizer import normalise_text
 
 PLAUSIBLE = 0.1  # an id less likely than this share of the likeliest is not promoted by the words
 

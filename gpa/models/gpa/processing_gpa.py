@@ -17,24 +17,26 @@ from typing import Any
 import numpy as np
 
 from gpa import audio as sound
-from gpa import bigrams, hub, lexicon, pronounce, wordlist
+from gpa import hub
 from gpa.audio import AudioLike
-from gpa.bigrams import Bigrams, Wording
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.errors import CheckpointError, PromptError, UsageError
-from gpa.lexicon import Lexicon
 from gpa.models.gpa.beam_gpa import Search, Spelling
 from gpa.models.gpa.budgets_gpa import Budgets, budget
+from gpa.models.gpa.checkpoint_gpa import GLM, read_text_files
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.files_gpa import GLM, read_text_files
 from gpa.models.gpa.generation_gpa import Rules
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
-from gpa.models.gpa.segment import split_audio, split_text
-from gpa.prompt import canonical_task, get_format
-from gpa.pronounce import Pronunciations, Verbatim
-from gpa.text import TextTokenizer, normalise_text
-from gpa.vocab import Vocab
+from gpa.models.gpa.segmentation_gpa import split_audio, split_text
+from gpa.prompt.formats import canonical_task, get_format
+from gpa.prompt.vocab import Vocab
+from gpa.text import bigrams, lexicon, wordlist
+from gpa.text import pronunciations as pronounce
+from gpa.text.bigrams import Bigrams, Wording
+from gpa.text.lexicon import Lexicon
+from gpa.text.pronunciations import Pronunciations, Verbatim
+from gpa.text.tokenizer import TextTokenizer, normalise_text
 
 logger = logging.getLogger(__name__)
 

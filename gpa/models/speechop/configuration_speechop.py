@@ -86,8 +86,8 @@ class AudioStack(Stack):
 
 
 @dataclass(frozen=True)
-class EarSettings:
-    """What the audio encoder is given of a source beside its latents (ear_speechop.py).
+class ASRFeatureSettings:
+    """What the audio encoder is given of a source beside its latents (asr_features_speechop.py).
 
     `kind`: "none" (the paper's: latents alone) or "whisper", states of a frozen Whisper encoder. `weights`: a
     shipped folder, a path or a repository; `channels`: of all its states of one latent frame; `longest`: the
@@ -100,10 +100,12 @@ class EarSettings:
     longest: float = 8.0
 
     def __post_init__(self) -> None:
-        _one_of("ear.kind", self.kind, ("none", "whisper"))
-        _require(self.longest > 0, "ear.longest is above 0 seconds")
+        _one_of("asr_features.kind", self.kind, ("none", "whisper"))
+        _require(self.longest > 0, "asr_features.longest is above 0 seconds")
         given = bool(self.weights) and self.channels > 0
-        _require(given == (self.kind != "none"), "ear: weights and channels go with a kind, none without")
+        _require(
+            given == (self.kind != "none"), "asr_features: weights and channels go with a kind, none without"
+        )
 
 
 @dataclass(frozen=True)
@@ -324,7 +326,7 @@ class SpeechOpConfig:
     latent: Latent = field(default_factory=Latent)
     dit: Stack = field(default_factory=Stack)
     encoder: AudioStack = field(default_factory=AudioStack)
-    ear: EarSettings = field(default_factory=EarSettings)
+    asr_features: ASRFeatureSettings = field(default_factory=ASRFeatureSettings)
     text: TextEncoder = field(default_factory=TextEncoder)
     schedule: Schedule = field(default_factory=Schedule)
     loss: Loss = field(default_factory=Loss)

@@ -3,8 +3,8 @@
 Specification 1.1. `condition` computes what does not change during sampling, `denoise` one velocity and
 `forward` both. Knows no schedule beyond the range of the log-SNR, no sampler, no codec.
 
-    B batch   C latent channels   H channels of the ear, or 0   T target frames   P prompt frames   L = P + T
-    N text positions   D width
+    B batch   C latent channels   H channels of the ASR encoder, or 0   T target frames   P prompt frames   L
+    = P + T N text positions   D width
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Conditions:
 
     `task` (B,) int64, `mask` (B, T) bool the real target frames. `text` None, or a row without real
     positions, is the null text. `source` (B, C + H, T) None, or a row False in `has_source` (B,), is the
-    null source; below its latents stands what an ear of H channels hears, if the model has one. `prompt`
-    None, or a row without real frames, is the null prompt.
+    null source; below its latents stands what an ASR encoder of H channels hears, if the model has one.
+    `prompt` None, or a row without real frames, is the null prompt.
     """
 
     task: Tensor
@@ -70,8 +70,8 @@ class Context(NamedTuple):
 
 
 class AudioEncoder(nn.Module):
-    """Source latents, and what an ear hears, to features of each frame; driven by the task alone, without a
-    noise level.
+    """Source latents, and what an ASR encoder hears, to features of each frame; driven by the task alone,
+    without a noise level.
     """
 
     def __init__(self, config: SpeechOpConfig) -> None:
@@ -81,9 +81,9 @@ class AudioEncoder(nn.Module):
         self.task = nn.Embedding(len(config.tasks.names), sizes.width)
         self.into = nn.Linear(config.latent.channels, sizes.width)
         self.listen: nn.Linear | None = None
-        if config.ear.channels:
-            self.listen = nn.Linear(config.ear.channels, sizes.width, bias=False)
-            nn.init.zeros_(self.listen.weight)  # a network without an ear can go on with one
+        if config.asr_features.channels:
+            self.listen = nn.Linear(config.asr_features.channels, sizes.width, bias=False)
+            nn.init.zeros_(self.listen.weight)  # a network without an ASR encoder can go on with one
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
         self.norm = nn.RMSNorm(sizes.width, eps=EPS)
 

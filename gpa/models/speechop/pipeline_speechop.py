@@ -18,16 +18,16 @@ import torch
 
 from gpa import compose
 from gpa.audio import AudioLike
-from gpa.codec.latent import KLCodec
+from gpa.codec.kl import KLCodec
 from gpa.compose import Average, Guided, Plan, Term
 from gpa.errors import UsageError
-from gpa.models.speechop import files_speechop as files
+from gpa.models.speechop import checkpoint_speechop as files
+from gpa.models.speechop.asr_features_speechop import ASRFeatures, load_asr_features
 from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
-from gpa.models.speechop.ear_speechop import Ear, load_ear
-from gpa.models.speechop.front_speechop import Front, Guide, Heard
 from gpa.models.speechop.layers_speechop import Text
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.models.speechop.outputs_speechop import Separated, Sound
+from gpa.models.speechop.processing_speechop import Front, Guide, Heard
 from gpa.models.speechop.request_speechop import Request
 from gpa.models.speechop.run_speechop import Progress, check_tasks
 from gpa.models.speechop.text_speechop import text_ids
@@ -52,15 +52,15 @@ class SpeechOp:
         model: SpeechOpModel,
         codec: KLCodec,
         *,
-        ear: Ear | None = None,
+        asr_features: ASRFeatures | None = None,
         recogniser: Recogniser | None = None,
         windows: Windows | None = None,
         text_encoder: Callable[[Text], Text] | None = None,
         path: Path | None = None,
     ) -> None:
         """Join loaded parts, CheckpointError if they do not fit; `text_encoder` if the config says byt5."""
-        files.check_fit(model.config, codec, ear, str(path or "SpeechOp"))
-        self.model, self.codec, self.ear, self.path = model.eval(), codec, ear, path
+        files.check_fit(model.config, codec, asr_features, str(path or "SpeechOp"))
+        self.model, self.codec, self.asr_features, self.path = model.eval(), codec, asr_features, path
         self.recogniser, self.windows, self.text_encoder = recogniser, windows or Windows(), text_encoder
         self.precision = next(model.parameters()).dtype  # of the files, which saving keeps
         self.offline = False
@@ -89,9 +89,11 @@ class SpeechOp:
         model, stored = files.load_model(folder, SpeechOpConfig.read(folder))
         processor.settle(processor.weights(model), threads, chosen)
         codec = files.load_codec(folder, chosen)
-        ear = load_ear(model.config, files.SHIPPED, chosen, offline)
+        asr_features = load_asr_features(model.config, files.SHIPPED, chosen, offline)
         model = model.to(chosen)
-        loaded = cls(model, codec, ear=ear, recogniser=recogniser, windows=windows, path=folder)
+        loaded = cls(
+            model, codec, asr_features=asr_features, recogniser=recogniser, windows=windows, path=folder
+        )
         loaded.precision, loaded.offline = stored, offline
         return loaded
 
@@ -311,7 +313,7 @@ class SpeechOp:
                 raise UsageError(f"{name}={value!r}: a whole number from {least} on is needed")
         sampler: Sampler = self.config.sampler
         sampler = sampler if steps is None else dataclasses.replace(sampler, steps=steps)
-        front = Front(self.codec, self.config, self.windows, self.ear)
+        front = Front(self.codec, self.config, self.windows, self.asr_features)
         listener = partial(self._listener, recogniser)
         usual = task in self.config.filter.tasks
         return Request(

@@ -21,9 +21,9 @@ from gpa.errors import UsageError
 from gpa.models.speechop import edit_speechop as edits
 from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
 from gpa.models.speechop.filter_speechop import filtered
-from gpa.models.speechop.front_speechop import Front, Guide, Heard, Listener
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.models.speechop.outputs_speechop import Part, Sound
+from gpa.models.speechop.processing_speechop import Front, Guide, Heard, Listener
 from gpa.models.speechop.run_speechop import Encode, Job, Progress, check_tasks, run, task_of, without
 from gpa.models.speechop.text_speechop import target_frames
 from gpa.models.speechop.windows_speechop import pieces

@@ -2,7 +2,7 @@
 
 Knows plans, latents and texts; no files, no waveforms, no recogniser.
 
-    C latent channels   H channels of the ear, or 0   T frames of the whole
+    C latent channels   H channels of the ASR encoder, or 0   T frames of the whole
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from gpa.compose import Average, Branch, Given, Guided, Plan
 from gpa.errors import UsageError
-from gpa.models.speechop.branches import Inputs, sample
+from gpa.models.speechop.branches_speechop import Inputs, sample
 from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
-from gpa.models.speechop.diffusion import inpaint, inpaint_source
+from gpa.models.speechop.diffusion_speechop import inpaint, inpaint_source
 from gpa.models.speechop.layers_speechop import Text
 from gpa.models.speechop.modeling_speechop import Latents, SpeechOpModel
-from gpa.models.speechop.sampling import nodes
+from gpa.models.speechop.sampling_speechop import nodes
 from gpa.models.speechop.windows_speechop import Cut
 
 Progress = Callable[[int, int], None]  # evaluated steps so far, and all of them

@@ -15,7 +15,7 @@ import numpy as np
 from gpa import audio
 from gpa.errors import AudioWarning, GenerationError, PromptError, UsageError
 from gpa.models.speechop.configuration_speechop import SpeechOpConfig
-from gpa.normalise import normalise_text
+from gpa.text.normaliser import normalise_text
 
 Recogniser = Callable[[np.ndarray], str] | Any  # or an object with GPA's method `asr`
 

@@ -1,0 +1,385 @@
+"""What the commands of `gpa` do: translate arguments, call the API, print the result.
+
+Every function takes the parsed arguments and returns an exit code or None. Results go to stdout, talk goes to
+stderr. No model code here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from gpa import audio
+from gpa.errors import CheckpointError, GPAError, UsageError
+from gpa.text.wordlist import read_text
+
+DEFAULT_MODEL = "gpa-mini"
+PUBLISHED_LICENCES = {  # docs/checkpoints.md has the details
+    "language_model": "Apache-2.0 in its repository; academic and personal use only, says its page",
+    "BiCodec": "CC BY-NC-SA 4.0 (Spark-TTS)",
+    "glm-4-voice-tokenizer": "its own, in the LICENSE file beside the weights",
+    "wav2vec2-large-xlsr-53": "Apache-2.0",
+}
+CONVERTED = {
+    "codec": "mode codec: the voice was exchanged, words and timing kept (--mode lm speaks anew)",
+    "lm": "mode lm: the language model spoke it anew (--mode codec only exchanges the voice)",
+}
+SAMPLING = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+
+FINETUNE = (
+    *("name", "voice_rank", "voice_steps", "adapt_lm", "replay", "rank", "steps", "lr", "batch_ids"),
+    *("items", "judge", "transcriber", "limit", "licence", "seed", "threads", "device", "offline"),
+)
+
+
+def say(message: str) -> None:
+    """One remark on stderr."""
+    print(f"gpa: {message}", file=sys.stderr)
+
+
+def tts(args: argparse.Namespace) -> None:
+    """Speak a text into a file."""
+    check_output(args)
+    text = _stdin_text() if args.text == "-" else args.text
+    said = _pronunciations(args.pronunciations) if args.pronunciations else None
+    model = _load(args)
+    options = {"gamma": args.gamma, "pronunciations": said}
+    began = time.perf_counter()
+    speech = model.tts(text, voice=_voice_of(args, model), **options, **_sampling(args))
+    _deliver(args, speech, time.perf_counter() - began)
+
+
+def vc(args: argparse.Namespace) -> None:
+    """Say what a recording says in another voice, into a file."""
+    check_output(args)
+    words = "asr" if args.itc else args.transcript
+    if args.gamma is not None and words is None:
+        raise UsageError("--gamma is the strength of a transcript: give --transcript or --itc")
+    source = sound_of(args.audio)
+    model = _load(args)
+    guided = {"transcript": words, "gamma": args.gamma}
+    began = time.perf_counter()
+    speech = model.vc(source, voice=_voice_of(args, model), mode=args.mode, **guided, **_sampling(args))
+    took = time.perf_counter() - began
+    say(CONVERTED[speech.mode])
+    deliver(args, speech, took, {"mode": speech.mode, **_fields(speech)})
+
+
+def asr(args: argparse.Namespace) -> int:
+    """Print transcripts; a bad file is reported, the others are done, and its exit code is returned."""
+    words = read_text(args.words).split("\n") if args.words else []
+    model = _load(args)
+    failed = 0
+    for path in _progress(args.audio):
+        try:
+            began = time.perf_counter()
+            transcript = model.asr(sound_of(path), beams=args.beams, words=words, **_sampling(args))
+        except GPAError as error:
+            if len(args.audio) == 1:
+                raise
+            failed = failed or error.exit_code
+            say(f"error: {error}")
+            if args.json:
+                print_json({"path": path, "error": str(error)})
+            continue
+        took = time.perf_counter() - began
+        if args.json:
+            print_json({"path": path, **_fields(transcript, "text"), "took": round(took, 3)})
+        else:
+            line = " ".join(transcript.text.split())
+            print(line if len(args.audio) == 1 else f"{path}\t{line}", flush=True)
+    return failed
+
+
+def voice(args: argparse.Namespace) -> None:
+    """Write the voice of a recording to a JSON file."""
+    if args.output.suffix != ".json":
+        raise UsageError(f"{args.output}: a voice is a JSON file, give it the suffix .json")
+    reference = sound_of(args.audio)
+    _load(args).voice(reference).save(args.output)
+    print(args.output)
+
+
+def info(args: argparse.Namespace) -> None:
+    """Describe a model."""
+    found = _load(args).info()
+    stated = {found["name"]: found["about"].get("licence", "not stated")}
+    # Published files say nothing about their licences.
+    found["licences"] = PUBLISHED_LICENCES if found["format"] == "published" else stated
+    print_json(found) if args.json else print("\n".join(_lines(found)))
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Compare a checkpoint with its recorded outputs; 1 if a stage is beyond its tolerance."""
+    import dataclasses
+
+    model = _load(args)
+    from gpa.models.gpa import verify_gpa
+
+    stages = verify_gpa.verify(model)
+    good = all(stage.ok for stage in stages)
+    if args.json:
+        rows = [{**dataclasses.asdict(stage), "ok": stage.ok} for stage in stages]
+        print_json({"ok": good, "path": str(model.path), "stages": rows})
+    else:
+        for stage in stages:
+            mark = "ok  " if stage.ok else "FAIL"
+            print(
+                f"{mark}  {stage.name:<14}  {stage.error:<8.2g}  of at most {stage.tolerance:<6g} "
+                f"{stage.unit}, {stage.items} items"
+            )
+        print("All stages agree." if good else "This is not what was recorded.")
+    return 0 if good else 1
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Report on this machine; 1 if something gpa needs is broken."""
+    import dataclasses
+
+    from gpa.cli import doctor as probes
+
+    checks = probes.diagnose()
+    if args.json:
+        print_json({"ok": probes.healthy(checks), "checks": [dataclasses.asdict(check) for check in checks]})
+    else:
+        print(probes.report(checks))
+    return 0 if probes.healthy(checks) else 1
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Show all three tasks."""
+    from gpa.cli.demo import run
+
+    run(_load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Turn a corpus into a folder of ids; the lead of several processes alone prints."""
+    from gpa.data.checks import OPTIONS, Limits
+
+    if strange := [pair for pair in args.columns if "=" not in pair]:
+        raise UsageError(f"--columns {strange[0]}: write KEY=NAME, such as text=sentence")
+    if args.model == DEFAULT_MODEL and not Path(args.model).exists():
+        _check_shipped()
+    if args.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # which `datasets` reads when it is imported
+    from gpa.data import validation_summary
+    from gpa.data.prepare import Job
+    from gpa.data.prepare import prepare as run
+
+    numbers = {name: getattr(args, name) for name in (n[2:].replace("-", "_") for n in OPTIONS)}
+    seen, allow = tuple(args.seen_speakers), tuple(args.allow)
+    report = run(
+        Job(
+            args.source,
+            args.output,
+            args.model,
+            limits=Limits(**numbers, check_text=args.check_text, seen_speakers=seen, allow=allow),
+            licence=args.licence,
+            columns=dict(pair.split("=", 1) for pair in args.columns),
+            splits=args.split,
+            streaming=args.streaming,
+            shard_rows=args.shard_rows,
+            max_rejected=args.max_rejected,
+            workers=args.workers,
+            patience=args.wait,
+            device=args.device,
+            offline=args.offline,
+            threads=args.threads,
+        )
+    )
+    if report.is_main:
+        print_json(report.about) if args.json else print(validation_summary.table(report.about), flush=True)
+        say(f"{report.speed()}; written to {args.output}")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Hand everything after `gpa train` to gpa.train."""
+    from gpa.train.command import main
+
+    main(args.rest)
+
+
+def finetune(args: argparse.Namespace) -> int:
+    """Learn a voice; 1 if something old became worse past the limit."""
+    from transformers.utils import logging as small_talk
+
+    from gpa.finetune import Job
+    from gpa.finetune import finetune as run
+
+    small_talk.disable_progress_bar()  # of every loading of weights
+    given = {name: getattr(args, name) for name in FINETUNE}
+    out = args.output or Path("runs") / f"voice-{given['name'] or args.voice.resolve().stem}"
+    outcome = run(Job(args.voice, out, args.model, **given), say, only_plan=args.plan)
+    if outcome is None:
+        return 0
+    if outcome.table:
+        print(outcome.table)
+    say(f"took {outcome.took:.1f} min, {outcome.predicted:.1f} were predicted")
+    print(outcome.model)
+    for line in outcome.regressions:
+        say(f"regressed by more than {args.limit:g} points: {line}")
+    if outcome.regressions:
+        say("more rehearsal (--replay), fewer --steps or a lower --lr forget less")
+    return 1 if outcome.regressions else 0
+
+
+def plot(args: argparse.Namespace) -> None:
+    """Draw the metrics of runs; prints the picture of each."""
+    from gpa.train import metrics
+
+    for run in args.runs:
+        print(metrics.plot(run), flush=True)
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Print memory, time and cost of a recipe at a scale."""
+    import dataclasses
+
+    from gpa import config
+    from gpa.models.gpa.modeling_gpa import meta_backbone
+    from gpa.train import planning
+
+    if args.gpu not in planning.GPUS:
+        raise UsageError(f"--gpu {args.gpu}: choose one of {', '.join(planning.GPUS)}")
+    for name in ("gpus", "hours", "epochs", "mfu"):
+        if getattr(args, name) <= 0:
+            raise UsageError(f"--{name} {getattr(args, name)}: must be above 0")
+    gpu = planning.GPUS[args.gpu]
+    if args.price is not None:
+        gpu = dataclasses.replace(gpu, price=args.price)
+    recipe = config.load_yaml(args.recipe)
+    length = int(recipe.get("data", {}).get("max_ids", planning.Budget.length))
+    micro = int(recipe.get("data", {}).get("batch_ids", planning.Budget.micro_ids))
+    budget = planning.Budget(args.hours, args.epochs, micro_ids=micro, length=length, mfu=args.mfu)
+    shape = planning.Shape.of(meta_backbone(recipe.get("model", {})))
+    for line in planning.lines(planning.plan(shape, budget, gpu, args.gpus), budget, args.gpu, args.gpus):
+        print(line)
+
+
+def _load(args: argparse.Namespace) -> Any:
+    if args.model == DEFAULT_MODEL and not Path(args.model).exists():
+        _check_shipped()
+    from gpa.models.gpa import GPA
+
+    device = getattr(args, "device", "cpu")  # `info` computes nothing
+    options = {"dtype": getattr(args, "dtype", "auto"), "threads": getattr(args, "threads", None)}
+    return GPA.from_pretrained(args.model, device=device, offline=args.offline, **options)
+
+
+def _check_shipped() -> None:
+    """A checkout without its weights, or a broken wheel, should say so and not look for a repository."""
+    from gpa.models.gpa.checkpoint_gpa import SHIPPED
+
+    if not (SHIPPED / DEFAULT_MODEL / "config.json").is_file():
+        raise CheckpointError(
+            f"the shipped model {DEFAULT_MODEL} is missing from {SHIPPED}: install the package again or "
+            "fetch the whole repository; meanwhile give another with --model, or train one with recipes/gpa"
+        )
+
+
+def _pronunciations(path: Path) -> dict[str, str]:
+    """Words and their phones, one word a line."""
+    pairs = (line.split(None, 1) for line in read_text(path).split("\n") if line.strip())
+    return {word: " ".join(phones) for word, *phones in pairs}
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The generation options that were given; the model decides about the others."""
+    return {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+
+
+def _voice_of(args: argparse.Namespace, model: Any) -> Any:
+    """The voice asked for, else the model's first."""
+    if args.voice is not None:
+        return args.voice
+    if not model.voices:
+        raise UsageError(
+            f"{args.model} comes with no voices: give --voice a recording or a JSON file of `gpa voice`"
+        )
+    return min(model.voices)
+
+
+def sound_of(path: str) -> Any:
+    """Audio of a path, or of standard input for -."""
+    return sys.stdin.buffer.read() if path == "-" else path
+
+
+def _stdin_text() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the text on standard input is not UTF-8: {error}") from error
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Refuse what could only fail after the work is done."""
+    if args.output == "-" and args.json:
+        raise UsageError("-o - and --json both want standard output: choose one")
+    if args.output == "-" and sys.stdout.isatty():
+        raise UsageError("-o - writes a WAV file to standard output: redirect it to a file or a pipe")
+    if args.output != "-" and Path(args.output).suffix.lower() not in audio.FORMATS:
+        raise UsageError(f"{args.output}: choose a name that ends in one of {', '.join(audio.FORMATS)}")
+
+
+def _deliver(args: argparse.Namespace, speech: Any, took: float) -> None:
+    deliver(args, speech, took, _fields(speech))
+
+
+def deliver(args: argparse.Namespace, speech: Any, took: float, about: dict[str, Any]) -> None:
+    """Write generated sound where it was asked for, and say so; `about` is for --json."""
+    seconds = len(speech.wav) / speech.sample_rate
+    if args.output == "-":
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # a WAV header states the length, which a pipe cannot add later
+            speech.save(Path(folder) / "out.wav")
+            sys.stdout.buffer.write((Path(folder) / "out.wav").read_bytes())
+            sys.stdout.buffer.flush()
+    else:
+        speech.save(args.output)
+    if args.json:
+        timing = {"seconds": round(seconds, 3), "took": round(took, 3), "rtf": round(took / seconds, 3)}
+        print_json({"path": args.output, "sample_rate": speech.sample_rate, **about, **timing})
+    elif args.output != "-":
+        print(args.output)
+
+
+def _fields(result: Any, *more: str) -> dict[str, Any]:
+    names = (*more, "tokens", "finish_reason")
+    return {
+        name: [int(t) for t in result.tokens] if name == "tokens" else getattr(result, name) for name in names
+    }
+
+
+def print_json(value: Any) -> None:
+    """One line for machines."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def _lines(tree: dict[str, Any], indent: str = "") -> list[str]:
+    """A nested description as aligned text."""
+    width = max((len(key) for key in tree), default=0)
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            lines.append(f"{indent}{key:<{width}}  {shown}")
+    return lines
+
+
+def _progress(items: list[str]) -> Any:
+    """A bar on stderr for many items on a terminal, nothing otherwise."""
+    if len(items) < 3 or not sys.stderr.isatty():
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, unit="file", dynamic_ncols=True)

@@ -1,0 +1,386 @@
+"""The command `gpa`: which commands and options there are, and how errors and warnings look.
+
+What a command does is in `gpa.cli.commands`. The result of a command alone goes to stdout, everything said
+about it to stderr. Exit codes are those of `gpa.errors`, 2 for wrong usage, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gpa
+from gpa.cli import bench, commands, evaluation, options
+from gpa.cli import restoration as speechop
+from gpa.errors import AudioWarning, GPAError
+
+INTERRUPTED, BROKEN_PIPE, FAILED = 130, 141, 1  # the first two as a shell reports signals 2 and 13
+
+ABOUT = """speech from text, text from speech, speech in another voice: one small model
+
+examples:
+  gpa tts "Good morning." -o morning.wav      speak a sentence
+  gpa asr morning.wav                         write down what is said
+  gpa voice me.wav -o me.json                 keep a voice: 3 to 6 seconds of clear speech
+  gpa vc morning.wav --voice me.json          say the same in that voice
+"""
+EPILOG = """`gpa COMMAND --help` explains a command, with examples.
+exit codes: 0 done, 2 usage, 3 audio, 4 checkpoint, 5 text or prompt, 6 nothing generated,
+            7 optional package missing, 9 training data, 130 interrupted, 1 anything else"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; SystemExit only for --help, --version and wrong usage."""
+    args, rest = _parser().parse_known_args(argv)
+    if rest and args.run is not commands.train:  # `gpa train` hands its arguments on
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest, args.argv = rest, list(sys.argv[1:] if argv is None else argv)
+    with _talk_on_stderr(args.verbose):
+        try:
+            code = int(args.run(args) or 0)
+            sys.stdout.flush()
+            return code
+        except GPAError as error:
+            commands.say(f"error: {error}")
+            return error.exit_code
+        except KeyboardInterrupt:
+            commands.say("interrupted")
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader of our output has gone, as in `gpa asr *.wav | head -1`
+            with contextlib.suppress(OSError, ValueError):  # Python flushes stdout once more on its way out
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except OSError as error:  # a full disk, no permission, a folder where a file should be
+            commands.say(f"error: {error}")
+            return FAILED
+
+
+@contextlib.contextmanager
+def _talk_on_stderr(verbose: bool) -> Iterator[None]:
+    """Warnings and log records as lines on stderr; other libraries keep their small talk to themselves."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        commands.say(f"warning: {message}")
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+            commands.say(level + record.getMessage())
+
+    handler = Lines()
+    logger = logging.getLogger("gpa")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "" if sys.stderr.isatty() else "1")
+    try:
+        with warnings.catch_warnings():
+            if not verbose:
+                warnings.simplefilter("ignore")
+            warnings.simplefilter("always", AudioWarning)
+            warnings.showwarning = show  # catch_warnings restores it
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Version(argparse.Action):
+    """`--version`, looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"gpa {gpa.__version__}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpa", description=ABOUT, epilog=EPILOG, formatter_class=options.Raw, allow_abbrev=False
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.set_defaults(verbose=False)
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _prepare, _train, _finetune, _plan):
+        add(sub)
+    speechop.add(sub)
+    bench.add(sub)
+    evaluation.add(sub)
+    return parser
+
+
+def _tts(sub: Any) -> None:
+    p = options.command(
+        sub, "tts", commands.tts, "speak a text", """\
+  gpa tts "The rain has stopped." -o rain.wav
+  gpa tts "In my own voice." --voice me.wav --seed 7 -o mine.wav
+  echo "From a pipe." | gpa tts - -o - | aplay
+
+prints the path of the file written. `gpa info` lists the voices of a model.
+"""
+    )  # fmt: skip
+    p.add_argument("text", help="what to say; - reads it from standard input")
+    options.voice(p)
+    p.add_argument(
+        "--gamma", type=float, metavar="G", help="how strongly the text guides (0: not at all, faster)"
+    )
+    p.add_argument(
+        "--pronunciations",
+        type=Path,
+        metavar="FILE",
+        help="words and their sound: tomato T AH0 M AA1 T OW0",
+    )
+    options.output(p, "out.wav")
+    options.sampling(p)
+    options.model(p)
+    options.json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
+
+
+def _asr(sub: Any) -> None:
+    p = options.command(
+        sub, "asr", commands.asr, "write down what is said", """\
+  gpa asr note.wav
+  gpa asr talks/*.flac > transcripts.tsv
+  gpa asr note.wav --words names.txt
+  gpa tts "Hello there." -o - | gpa asr -
+
+prints the transcript; of several files one line each, PATH<tab>TRANSCRIPT. a file that cannot be read
+is reported, the others are still transcribed, and the exit code says so.
+"""
+    )  # fmt: skip
+    p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, Opus or MP3; any rate; - reads standard input")
+    p.add_argument("--words", type=Path, metavar="FILE", help="names and terms that may be said, one a line")
+    p.add_argument("--beams", type=int, metavar="N", help="spellings kept side by side (1: none, fastest)")
+    options.sampling(p)
+    options.model(p)
+    options.json(p, "print one JSON object a file: path, text, tokens, finish_reason, timing, or error")
+
+
+def _vc(sub: Any) -> None:
+    p = options.command(
+        sub, "vc", commands.vc, "say the same in another voice", """\
+  gpa vc speech.wav --voice me.json -o converted.wav
+  gpa vc speech.wav --voice me.json --mode lm --seed 7 -o anew.wav
+  gpa vc speech.wav --voice me.json --transcript "What it really says." -o clearer.wav
+
+the codec exchanges the voice and keeps words and timing; the language model speaks anew. the default is
+what measured better for the checkpoint, and is said. a transcript, or --itc for the model's own, guides the
+words of the language model; it and the options of generation choose --mode lm. prints the path of the file
+written.
+"""
+    )  # fmt: skip
+    p.add_argument("audio", help="what to convert; - reads standard input")
+    options.voice(p)
+    p.add_argument(
+        "--mode",
+        choices=("lm", "codec"),
+        help="codec: only the voice is exchanged, fast; lm: the model speaks anew (default: the model's)",
+    )
+    words = p.add_mutually_exclusive_group()
+    words.add_argument("--transcript", metavar="T", help="what the recording says")
+    words.add_argument("--itc", action="store_true", help="let the model itself recognise what it says")
+    p.add_argument("--gamma", type=float, metavar="G", help="strength of the transcript (default 1, 0: none)")
+    options.output(p, "out.wav")
+    options.sampling(p)
+    options.model(p)
+    options.json(p, "print one JSON object: path, mode, seconds, tokens, finish_reason, timing")
+
+
+def _voice(sub: Any) -> None:
+    p = options.command(
+        sub, "voice", commands.voice, "keep the voice of a recording in a small file", """\
+  gpa voice me.wav -o me.json
+  gpa tts "It is me." --voice me.json -o me-too.wav
+
+a few integers, no audio. 3 to 6 seconds of one person in a quiet room are best. prints the path written.
+"""
+    )  # fmt: skip
+    p.add_argument("audio", help="the recording; - reads standard input")
+    p.add_argument("-o", "--output", type=Path, default=Path("voice.json"), help="default voice.json")
+    options.model(p)
+
+
+def _info(sub: Any) -> None:
+    p = options.command(
+        sub, "info", commands.info, "sizes, voices, licences and fingerprints of a model", """\
+  gpa info
+  gpa info path/to/checkpoint --json
+"""
+    )  # fmt: skip
+    options.which(p)
+    p.add_argument("--offline", action="store_true", help="never use the network")
+    options.json(p, "the same as one JSON object")
+
+
+def _verify(sub: Any) -> None:
+    p = options.command(
+        sub, "verify", commands.verify, "recompute a checkpoint's recorded outputs, stage by stage", """\
+  gpa verify
+  gpa verify path/to/checkpoint --device cuda
+
+prints the largest error of each stage. exits with 1 if one is beyond its tolerance: this machine, or a newer
+library, then computes something else than the machine the checkpoint was made on.
+"""
+    )  # fmt: skip
+    options.which(p)
+    options.device(p, "float32")  # what the outputs were recorded in
+    options.json(p, "print one JSON object with every stage")
+
+
+def _doctor(sub: Any) -> None:
+    p = options.command(
+        sub, "doctor", commands.doctor, "try everything gpa needs on this machine", """\
+  gpa doctor
+  gpa doctor > report.txt       for a bug report
+"""
+    )  # fmt: skip
+    options.json(p, "print one JSON object with every finding")
+
+
+def _demo(sub: Any) -> None:
+    p = options.command(
+        sub, "demo", commands.demo, "speak, transcribe and convert, with pictures", """\
+  gpa demo
+  gpa demo --text "Any sentence you like." --out listen
+"""
+    )  # fmt: skip
+    p.add_argument("--text", help="the sentence (default: one of ours)")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo_out"),
+        help="folder for WAVs and the picture (default demo_out)",
+    )
+    p.add_argument("--voices", nargs=2, metavar=("FROM", "TO"), help="two voices (default: two shipped ones)")
+    p.add_argument("--seed", type=int, default=0, help="default 0: the same sound every time")
+    options.model(p)
+
+
+def _prepare(sub: Any) -> None:
+    from gpa.data.checks import OPTIONS, REASONS
+
+    p = options.command(
+        sub, "prepare", commands.prepare, "check a corpus and encode it once, for training", """\
+  gpa prepare corpus/manifest.jsonl -o tokens
+  gpa prepare recordings/ -o tokens --licence CC0-1.0 --workers 4
+  gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
+  gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
+  accelerate launch --num_processes 8 -m gpa prepare manifest.jsonl -o /shared/tokens
+
+every row is judged first; dropped rows stand with their reason in DIR/rejected.jsonl, and above
+--max-rejected nothing is encoded. a run that was killed goes on where it was: start it again.
+docs/data.md explains manifests, reasons and the files written. prints a table, then the throughput.
+"""
+    )  # fmt: skip
+    p.add_argument(
+        "source", help="JSONL manifest, folder of audio and text, saved dataset, Parquet, or hf:owner/name"
+    )
+    p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
+    p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
+    sets = p.add_argument_group("datasets")
+    sets.add_argument(
+        "--columns", nargs="+", default=[], metavar="KEY=NAME", help="what its columns are called"
+    )
+    sets.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="default: all of them")
+    sets.add_argument("--streaming", action="store_true", help="of the hub and Parquet: keep no copy")
+    rows = p.add_argument_group("which rows")
+    rows.add_argument("--max-rejected", type=float, default=0.1, metavar="SHARE", help="default 0.1")
+    allowed = ", ".join(code for code, reason in REASONS.items() if reason.optional)
+    rows.add_argument("--allow", nargs="+", default=[], metavar="CODE", help=f"keep such rows: {allowed}")
+    rows.add_argument("--seen-speakers", nargs="+", default=[], metavar="SPLIT", help="which share voices")
+    rows.add_argument("--check-text", action="store_true", help="also compare with what the model hears")
+    for name, (value, about) in OPTIONS.items():
+        rows.add_argument(name, type=float, default=value, metavar="X", help=f"{about} (default {value:g})")
+    work = p.add_argument_group("work")
+    work.add_argument("--workers", type=int, default=1, metavar="N", help="processes here (default 1)")
+    work.add_argument("--shard-rows", type=int, default=1000, metavar="N", help="of a file (default 1000)")
+    work.add_argument("--wait", type=float, default=1800, metavar="S", help="for others (default 1800 s)")
+    options.model(p)
+    options.json(p, "print prepared.json instead of the table")
+
+
+def _train(sub: Any) -> None:
+    options.command(
+        sub, "train", commands.train, "train from a recipe", """\
+  gpa train recipes/gpa/codec.yaml
+  gpa train recipes/gpa/codec.yaml train.steps=10 --run runs/try
+
+the same as `python -m gpa.train`; its own --help says more.
+""", add_help=False
+    )  # fmt: skip
+    about, example = "draw the metrics of training runs", "  gpa plot runs/mini     prints RUN/loss.png\n"
+    p = options.command(sub, "plot", commands.plot, about, example)
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
+
+
+def _finetune(sub: Any) -> None:
+    p = options.command(
+        sub, "finetune", commands.finetune, "teach a model a new voice from a folder of recordings", """\
+  gpa finetune --voice recordings/anna --plan          say what it would take, train nothing
+  gpa finetune --voice recordings/anna -o anna
+  gpa tts "It is me." --model anna/model --voice anna
+
+FOLDER holds audio files, with a .txt of the same name where the words are known; what has none is
+transcribed by the model and marked so. prints a plan, learns what carries the voice (speaker vector,
+changes of the decoder, timbre, pitch) and ends with a table before and after; other voices keep their
+sound to the bit. --adapt-lm trains an adapter of the language model as well, while it rehearses what
+it could do before; exits with 1 if an old task lost more than --limit points. a run that was killed goes
+on where it was: start it again. use your own voice, or one whose owner agreed. docs/finetuning.md says
+what was measured.
+"""
+    )  # fmt: skip
+    p.add_argument("--voice", type=Path, required=True, metavar="FOLDER", help="recordings, or a manifest")
+    p.add_argument("-o", "--output", type=Path, metavar="DIR", help="default runs/voice-NAME")
+    p.add_argument("--plan", action="store_true", help="print the plan and stop")
+    p.add_argument("--name", default="", help="of the voice (default: the folder's)")
+    p.add_argument("--licence", default="", metavar="L", help="of recordings that state none")
+    p.add_argument(
+        "--transcriber", choices=("model", "judge"), default="model", help="fills in texts (default model)"
+    )
+    how = p.add_argument_group("training")
+    how.add_argument(
+        "--voice-rank",
+        type=int,
+        default=4,
+        help="of the decoder's changes; 0: none (default 4)",
+    )
+    how.add_argument("--voice-steps", type=int, default=100, help="of the voice (default 100)")
+    how.add_argument("--seed", type=int, default=0, help="default 0")
+    how = p.add_argument_group("the language model")
+    how.add_argument("--adapt-lm", action="store_true", help="train it too: recognition of the voice gains")
+    how.add_argument("--rank", type=int, default=16, help="of the adapter; 0 trains all weights (default 16)")
+    how.add_argument("--steps", type=int, default=0, help="default: eight passes over the voice")
+    how.add_argument("--lr", type=float, default=0.0, help="default 1e-3, for all weights 1e-4")
+    how.add_argument("--batch-ids", type=int, default=2048, metavar="N", help="of a step (default 2048)")
+    how.add_argument("--replay", default="", metavar="DIR", help="a prepared folder to rehearse from")
+    seen = p.add_argument_group("the table")
+    seen.add_argument("--items", type=int, default=12, metavar="N", help="of each line; 0: no table")
+    seen.add_argument("--judge", choices=("auto", "extra", "own"), default="auto", help="who listens")
+    seen.add_argument("--limit", type=float, default=10.0, metavar="POINTS", help="of loss (default 10)")
+    options.model(p)
+
+
+def _plan(sub: Any) -> None:
+    p = options.command(
+        sub, "plan", commands.plan, "what a training run would take: memory per GPU, days, cost", """\
+  gpa plan recipes/gpa/gpa_0_3b.yaml --gpus 64 --gpu h100 --hours 1000000
+  gpa plan recipes/gpa/gpa_3b.yaml --gpus 256 --hours 200000 --epochs 3 --mfu 0.38
+
+arithmetic only: nothing is allocated, no data is needed.
+"""
+    )  # fmt: skip
+    p.add_argument("recipe", help="a recipe of kind gpa, with model.vocab_size")
+    p.add_argument("--gpus", type=int, default=8, help="how many (default 8)")
+    p.add_argument("--gpu", default="h100", help="a100, h100, h200 or rtx4090 (default h100)")
+    p.add_argument("--hours", type=float, default=1000.0, help="hours of speech (default 1000)")
+    p.add_argument("--epochs", type=float, default=1.0, help="passes over them (default 1)")
+    p.add_argument("--mfu", type=float, default=0.4, help="share of peak reached (default 0.4; `gpa bench`)")
+    p.add_argument("--price", type=float, help="dollars per GPU hour (default: a guess per kind)")

@@ -1,0 +1,239 @@
+"""Self-supervised or recognition encoders whose hidden states a semantic codec quantises.
+
+Two kinds behind one call, `features(wav) -> (B, C, T)` at 50 frames/s: wav2vec2 (published BiCodec) and
+a Whisper encoder (gpa-mini). Neither knows quantisers or tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Wav2Vec2Config, Wav2Vec2Model, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
+
+from gpa import hub
+from gpa.errors import CheckpointError
+from gpa.nn.mel import mel_filters
+
+POSITIONS = "embed_positions.weight"  # of Whisper: sinusoids, which an encoder without them begins with
+FRAME = 320  # samples of 16 kHz audio per feature frame, both kinds
+
+
+class Wav2Vec2Features(nn.Module):
+    """Mean of three hidden states of wav2vec2-large-xlsr-53 (spec/gpa.md section 2.3).
+
+    Only the layers up to the last tap are built. Every tap is taken before the encoder's final layer norm,
+    so the states are collected here rather than asked of the library, whose last state is after it.
+    """
+
+    taps = (11, 14, 16)
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        config.num_hidden_layers = max(self.taps)
+        config.layerdrop = 0.0
+        self.model = Wav2Vec2Model(config)
+        self.channels: int = config.hidden_size
+
+    def forward(self, wav: Tensor) -> Tensor:  # (B, S)
+        """Features (B, C, T) of 16 kHz audio; each clip is standardised first."""
+        mean = wav.mean(-1, keepdim=True)
+        wav = (wav - mean) / torch.sqrt(wav.var(-1, keepdim=True, unbiased=False) + 1e-7)
+        x = self.model.feature_extractor(wav).transpose(1, 2)  # (B, T, C')
+        x, _ = self.model.feature_projection(x)
+        encoder = self.model.encoder
+        x = encoder.dropout(x + encoder.pos_conv_embed(x))
+        states = [x]
+        for layer in encoder.layers:
+            out = layer(x)
+            x = out[0] if isinstance(out, tuple) else out
+            states.append(x)
+        mixed = sum(states[i] for i in self.taps) / len(self.taps)
+        return mixed.transpose(1, 2)
+
+
+class WhisperFeatures(nn.Module):
+    """Layer-normalised states of a Whisper encoder, joined: an early tap (prosody) and the output (words).
+
+    The clip keeps its own length (no padding to 30 s): positions are cut to the clip. `warp` stretches the
+    frequency axis before the mel filters, which gives the same words in another, invented voice.
+    """
+
+    filters: Tensor
+    window: Tensor
+    max_samples = 480_000  # the encoder has 1500 positions of 20 ms
+
+    def __init__(self, config: WhisperConfig, tap: int = 2) -> None:
+        super().__init__()
+        self.encoder = WhisperEncoder(config)
+        self.tap = tap
+        self.channels = 2 * config.d_model
+        filters = mel_filters(201, config.num_mel_bins, 0.0, 8000.0, 16_000)
+        self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)  # (201, M)
+        self.register_buffer("window", torch.hann_window(400), persistent=False)
+
+    def log_mel(self, wav: Tensor, warp: float = 1.0) -> Tensor:
+        """Whisper's log-mel (B, M, 2T) of wav (B, S), S a multiple of 320."""
+        spec = (
+            torch.stft(wav, 400, 160, window=self.window, return_complex=True)[..., :-1].abs() ** 2
+        )  # (B, 201, 2T)
+        if warp != 1.0:
+            position = (torch.arange(201, device=wav.device) / warp).clamp(max=200)
+            low = position.floor().long().clamp(max=199)
+            part = (position - low)[:, None]
+            spec = spec[:, low] * (1 - part) + spec[:, low + 1] * part
+        mel = torch.log10((self.filters.T @ spec).clamp_min(1e-10))
+        mel = torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0)
+        return (mel + 4.0) / 4.0
+
+    def forward(self, wav: Tensor, warp: float = 1.0) -> Tensor:  # (B, S)
+        """Features (B, C, T) of 16 kHz audio, T = ceil(S / 320); longer than 30 s runs in 30 s windows."""
+        wav = F.pad(wav, (0, -wav.shape[-1] % FRAME))
+        parts = [self._window(part, warp) for part in wav.split(self.max_samples, dim=-1)]
+        return torch.cat(parts, -1)
+
+    def _window(self, wav: Tensor, warp: float) -> Tensor:
+        n = wav.shape[-1]
+        wav = F.pad(wav, (0, max(0, 640 - n)))  # reflect padding of the STFT needs more than 200 samples
+        encoder = self.encoder
+        x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(self.log_mel(wav, warp))))).transpose(1, 2)  # (B, T, D)
+        x = x + encoder.embed_positions.weight[: x.shape[1]]
+        early = x
+        for i, layer in enumerate(encoder.layers):
+            out = layer(x, None)
+            x = out[0] if isinstance(out, tuple) else out
+            if i + 1 == self.tap:
+                early = x
+        both = torch.cat([F.layer_norm(early, early.shape[-1:]), encoder.layer_norm(x)], -1)
+        return both.transpose(1, 2)[..., : n // FRAME]
+
+
+FeatureEncoder = Wav2Vec2Features | WhisperFeatures
+
+
+def load_whisper_features(path: str | Path) -> WhisperFeatures:
+    """Whisper encoder from a plain transformers directory (`WhisperEncoder`), in float32."""
+    path = Path(path)
+    features = WhisperFeatures(WhisperConfig(**hub.read_json(path / "config.json")))
+    state = {name.removeprefix("encoder."): tensor for name, tensor in hub.read_state(path).items()}
+    hub.load_strict(features.encoder, state, optional=(POSITIONS,), where=str(path))
+    return features.eval()
+
+
+def load_wav2vec2_features(path: str | Path) -> Wav2Vec2Features:
+    """wav2vec2 from a transformers directory, pickle or safetensors, in float32 (spec/gpa.md section 6.2).
+
+    Accepts the `wav2vec2.` prefix and both spellings of weight norm; layers after the last tap and the heads
+    of pre-training are left out.
+    """
+    path = Path(path)
+    raw = hub.read_json(path / "config.json")
+    for key, value in _WAV2VEC2_RULES.items():
+        if raw.get(key, value) != value:
+            raise CheckpointError(
+                f"{path / 'config.json'}: {key} = {raw[key]!r} is not implemented, only {value!r}"
+            )
+    if raw.get("num_hidden_layers", 0) < max(Wav2Vec2Features.taps):
+        raise CheckpointError(f"{path / 'config.json'}: fewer than {max(Wav2Vec2Features.taps)} layers")
+    with torch.device("meta"):  # a gigabyte of initial values would be drawn only to be overwritten
+        features = Wav2Vec2Features(Wav2Vec2Config(**raw))
+    state = {_wav2vec2_name(name): tensor for name, tensor in hub.read_state(path).items()}
+    ignore = [
+        *_PRETRAINING,
+        *(f"encoder.layers.{i}.*" for i in range(max(features.taps), raw["num_hidden_layers"])),
+    ]
+    hub.load_strict(features.model, state, ignore=ignore, optional=("masked_spec_embed",), where=str(path))
+    unused = getattr(
+        features.model, "masked_spec_embed", None
+    )  # of pre-training alone, and not in every file
+    if unused is not None and unused.is_meta:
+        features.model.masked_spec_embed = nn.Parameter(torch.zeros(raw["hidden_size"]))
+    return features.eval()
+
+
+_WAV2VEC2_RULES: dict[str, Any] = {
+    "model_type": "wav2vec2",
+    "do_stable_layer_norm": True,
+    "feat_extract_norm": "layer",
+    "add_adapter": False,
+}
+_PRETRAINING = ("quantizer.*", "project_hid.*", "project_q.*")
+
+
+def _wav2vec2_name(name: str) -> str:
+    name = name.removeprefix("wav2vec2.")
+    old = {
+        "conv.weight_g": "conv.parametrizations.weight.original0",
+        "conv.weight_v": "conv.parametrizations.weight.original1",
+    }
+    for was, now in old.items():
+        if name.endswith(was):
+            return name.removesuffix(was) + now
+    return name
+
+
+def load_features(path: str | Path, kind: str) -> FeatureEncoder:
+    """The feature encoder of a codec; `kind` is "wav2vec2" or "whisper"."""
+    loaders: dict[str, Callable[[str | Path], FeatureEncoder]] = {
+        "wav2vec2": load_wav2vec2_features,
+        "whisper": load_whisper_features,
+    }
+    if kind not in loaders:
+        raise CheckpointError(f"codec config: features = {kind!r} is not implemented, only {sorted(loaders)}")
+    return loaders[kind](path)
+
+
+def save_features(features: FeatureEncoder, path: str | Path, dtype: torch.dtype) -> None:
+    """Write config.json and model.safetensors; what `load_features` reads."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    module = features.model if isinstance(features, Wav2Vec2Features) else features.encoder
+    state = half_where_it_fits(module.state_dict(), dtype)
+    if isinstance(features, WhisperFeatures) and _rounding(features) == 0:
+        del state[POSITIONS]  # a megabyte that can be computed
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    (path / "config.json").write_text(
+        json.dumps(module.config.to_diff_dict(), indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def restore_positions(features: FeatureEncoder) -> None:
+    """Positions of a Whisper encoder that half precision has rounded become sinusoids again."""
+    if isinstance(features, WhisperFeatures) and _rounding(features) < 1e-3:
+        table = features.encoder.embed_positions.weight
+        table.data.copy_(sinusoids(*table.shape))
+
+
+def _rounding(features: WhisperFeatures) -> float:
+    """How far the positions are from Whisper's sinusoids."""
+    table = features.encoder.embed_positions.weight.detach().float().cpu()
+    return float((table - sinusoids(*table.shape)).abs().max())
+
+
+def half_where_it_fits(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The floating tensors of a state in `dtype`, on the CPU; one that would overflow stays as it is."""
+    out = {}
+    for name, tensor in state.items():
+        smaller = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        kept = tensor if smaller.is_floating_point() and not smaller.isfinite().all() else smaller
+        out[name] = kept.detach().cpu().contiguous()
+    return out
+
+
+def state_digest(config: dict[str, Any], *states: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) over a configuration and named tensors."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for state in states:
+        for name in sorted(state):
+            digest.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode())
+            digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

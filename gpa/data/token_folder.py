@@ -1,0 +1,246 @@
+"""The prepared folder: Arrow shards of ids and lengths, read memory-mapped, and what they were made with.
+
+    data-00000-of-00012.arrow ...   rows (COLUMNS)      prepared.json    counts, limits, fingerprints
+    tokenizer.json ...              the model's own     rejected.jsonl   every dropped row with its reason
+
+Whoever trains from it needs neither audio nor codec. Knows ids and files, no waveform.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpa import hub
+from gpa.errors import CheckpointError, MissingExtraError
+from gpa.prompt.formats import INSTRUCTIONS, Example, Format
+from gpa.prompt.tasks import FIELD_OF
+from gpa.prompt.vocab import Vocab
+from gpa.text.tokenizer import normalise_text
+
+PREPARED, REJECTED = "prepared.json", "rejected.jsonl"
+KIND, VERSION = "gpa-tokens", 1
+COMMAND = "gpa prepare MANIFEST -o"
+COLUMNS = {  # name -> type; a list holds codes, not ids: offsets are the vocabulary's business
+    "id": "string",
+    "task": "string",  # "" serves any task it can
+    "split": "string",
+    "speaker": "string",
+    "text": "string",  # as the model's format reads it
+    "semantic": ["int32"],  # (T,) of the clip
+    "glm": ["int32"],  # linguistic codes, for models that use them
+    "global": ["int32"],  # (G,) of the reference voice, else of the clip
+    "target": ["int32"],  # semantic codes of the converted recording, empty without one
+    "seconds": "float32",
+    "licence": "string",
+    "length": "int32",  # ids of the longest sequence the row makes, whatever its wording of the instruction
+}
+
+
+def require_datasets() -> Any:
+    """The `datasets` package; MissingExtraError without it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "train") from error
+    return datasets
+
+
+def shard_name(number: int, count: int) -> str:
+    """File name of a shard."""
+    return f"data-{number:05d}-of-{count:05d}.arrow"
+
+
+def write_shard(path: Path, rows: Iterable[Mapping[str, Any]], scratch: Path) -> None:
+    """Write rows of COLUMNS as one Arrow file, whole or not at all; equal rows give equal bytes."""
+    value = require_datasets().Value
+    types = {n: [value(t[0])] if isinstance(t, list) else value(t) for n, t in COLUMNS.items()}
+    write_arrow(path, rows, types, scratch)
+
+
+def write_arrow(
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    types: Mapping[str, Any],
+    scratch: Path,
+    batch: int | None = None,
+) -> None:
+    """Write rows of `types` as one Arrow file, `batch` rows in memory, whole or not at all."""
+    datasets = require_datasets()
+    from datasets.arrow_writer import ArrowWriter
+
+    temporary = scratch / f"{path.name}.{uuid.uuid4().hex}.tmp"
+    options = {"path": str(temporary), "features": datasets.Features(types), "writer_batch_size": batch}
+    with ArrowWriter(**options) as writer:
+        for row in rows:
+            writer.write({name: row[name] for name in types})
+        writer.finalize()
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class TokenSet(Sequence[dict[str, Any]]):
+    """A prepared folder: `data` is a memory-mapped `datasets.Dataset`, `about` is prepared.json."""
+
+    folder: Path
+    about: Mapping[str, Any]
+    data: Any
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> TokenSet:
+        """Read what `gpa prepare` wrote; CheckpointError for a folder that is not, or not yet, prepared."""
+        folder = Path(folder)
+        about = read_about(folder)
+        datasets = require_datasets()
+        paths = [folder / shard_name(n, about["shards"]) for n in range(about["shards"])]
+        absent = [path.name for path in paths if not path.is_file()]
+        if absent:
+            raise CheckpointError(f"{folder}: {absent[0]} is missing; prepare it again:  {COMMAND} {folder}")
+        parts = [datasets.Dataset.from_file(str(path)) for path in paths]
+        full = [part for part in parts if len(part)] or parts[:1]
+        data = datasets.concatenate_datasets(full) if len(full) > 1 else full[0]
+        if len(data) != about["rows"]:
+            raise CheckpointError(
+                f"{folder}: {len(data)} rows, {PREPARED} says {about['rows']}: prepare it again"
+            )
+        return cls(folder, about, data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.row(i)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Longest sequence of every row, (rows,) int32."""
+        return self.column("length")
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole column of numbers or text as an array (rows,)."""
+        return self.data.data.column(name).to_numpy()
+
+    def row(self, i: int) -> dict[str, Any]:
+        """Row i: lists as int32 (T,) arrays that lie in the mapped file."""
+        table = self._arrow[i]
+        read = {}
+        for name, kind in COLUMNS.items():
+            cell = table[name].chunk(0)
+            read[name] = cell.flatten().to_numpy() if isinstance(kind, list) else cell[0].as_py()
+        return read
+
+    @cached_property
+    def _arrow(self) -> Any:
+        return self.data.with_format("arrow")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """prepared.json; CheckpointError if the folder has none, or one of another version."""
+    path = folder / PREPARED
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: not prepared, or not to the end; run (again):  {COMMAND} {folder}")
+    about = hub.read_json(path)
+    if (about.get("kind"), about.get("version")) != (KIND, VERSION):
+        raise CheckpointError(
+            f"{path}: {about.get('kind')} version {about.get('version')!r} cannot be read here"
+        )
+    return about
+
+
+def layout(vocab: Vocab) -> dict[str, int | None]:
+    """What prepared.json has to say of an id space beside tokenizer.json, which names neither the block of
+    linguistic codes nor rows that pad the embedding.
+    """
+    return {"size": vocab.size, "glm_size": vocab.glm.size if vocab.glm else None}
+
+
+def read_vocab(folder: Path) -> Vocab:
+    """The id space of the model that a folder was prepared for; of other folders what tokenizer.json names.
+
+    CheckpointError if the tokenizer there is not that of the preparation.
+    """
+    about = hub.read_json(folder / PREPARED) if (folder / PREPARED).is_file() else {}
+    if "vocabulary" not in about:
+        return Vocab.from_file(folder)
+    vocab = Vocab.from_file(folder, **about["vocabulary"])
+    if vocab.fingerprint() != about["fingerprints"]["vocabulary"]:
+        raise CheckpointError(
+            f"{folder}: tokenizer.json is not the one it was prepared with; prepare it again:  {COMMAND} DIR"
+        )
+    return vocab
+
+
+def check_fits(folder: str | os.PathLike, fingerprints: Mapping[str, str]) -> None:
+    """CheckpointError unless codec, tokenizer and glm are those the folder was prepared with.
+
+    `fingerprints` are `GPAProcessor.fingerprints()`, or those of the parts that a trainer has; the codec's is
+    needed. A vocabulary padded for training does not matter: codes are stored, not ids.
+    """
+    stored = read_about(Path(folder))["fingerprints"]
+    for part in ("codec", "tokenizer", "glm"):
+        given = fingerprints.get(part)
+        if (part == "codec" or given) and stored.get(part) != given:
+            raise CheckpointError(
+                f"{folder}: made with another {part} (fingerprint {str(stored.get(part))[:12]}, the model "
+                f"has {str(given)[:12]}); prepare it for this model:  {COMMAND} DIR --model MODEL"
+            )
+
+
+# Sequences --------------------------------------------------------------------------------------------------
+
+
+def example(format: Format, task: str, row: Mapping[str, Any], instruction: str | None = None) -> Example:
+    """The training sequence of a row for one task; a conversion without target goes onto itself."""
+    columns = {"semantic": "semantic", "global": "global", "glm": "glm", "content": "text"}
+    layout = format.layouts[task]
+    fields: dict[str, Any] = {FIELD_OF[kind]: row[columns[kind]] for kind in layout.blocks}
+    if layout.output == "content":
+        fields["target_text"] = row["text"]
+    else:
+        converted = task == "vc" and len(row["target"]) > 0
+        fields["target_semantic"] = row["target" if converted else "semantic"]
+    return format.example(task, **fields, instruction=instruction)
+
+
+def stored_text(format: Format, text: str) -> str:
+    """A text as the format reads it: published models take it verbatim."""
+    return normalise_text(text) if format.name == "instruct" else text
+
+
+def longest(format: Format, tasks: Sequence[str], row: Mapping[str, Any]) -> int:
+    """Ids of the longest sequence that the row makes for these tasks, under the longest instruction."""
+    return max(len(example(format, task, row).input_ids) + _wording(format, task) for task in tasks)
+
+
+@lru_cache(maxsize=16)  # the same for every row of a corpus
+def _wording(format: Format, task: str) -> int:
+    """How many ids the longest instruction has more than the first, which `example` writes."""
+    if format.name != "instruct":
+        return 0
+    sizes = [len(format.text_tokenizer.encode(words)) for words in INSTRUCTIONS[task]]
+    return max(sizes) - sizes[0]
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    write_text(path, json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

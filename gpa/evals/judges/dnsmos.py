@@ -1,0 +1,40 @@
+"""The quality judge: DNSMOS, which predicts how listeners would rate a sound, 1 (bad) to 5 (excellent)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpa.errors import MissingExtraError
+from gpa.evals.judges import base
+
+NAME = "DNSMOS P.835 and P.808"
+WORST = 1.0  # the scale's least, which an item gets where nothing was made
+_NAMES = {"ovrl_mos": "mos", "sig_mos": "mos_signal", "bak_mos": "mos_background", "p808_mos": "mos_p808"}
+
+
+class QualityJudge:
+    """`judge(wav)` is {mos, mos_signal, mos_background, mos_p808}; a clip under 9 s is heard repeatedly."""
+
+    def __init__(self) -> None:
+        """Load the weights inside the speechmos wheel; MissingExtraError where it is not installed."""
+        try:
+            import onnxruntime
+            from speechmos import dnsmos
+        except ImportError as e:  # it also needs librosa and requests, and declares neither
+            raise MissingExtraError(f"speechmos ({e})", "eval") from e
+        folder = base.folder_of("speechmos") / "dnsmos_models"
+        files = [folder / "sig_bak_ovr.onnx", folder / "model_v8.onnx"]
+        self._model = dnsmos.DNSMOS(*map(str, files))
+        # One thread each: judges listen side by side, and more threads made these small networks slower.
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._model.onnx_sess = onnxruntime.InferenceSession(str(files[0]), options)
+        self._model.p808_onnx_sess = onnxruntime.InferenceSession(str(files[1]), options)
+        self.about = base.describe("quality", NAME, "speechmos", files)
+
+    def __call__(self, wav: np.ndarray) -> dict[str, float]:
+        """The four ratings of float32 (S,) at 16 kHz; the worst where there is no sample at all."""
+        if len(wav) == 0:  # it would append nothing to nothing for ever
+            return dict.fromkeys(_NAMES.values(), WORST)
+        found = self._model(wav, base.SAMPLE_RATE, False)
+        return {ours: round(float(found[theirs]), 4) for theirs, ours in _NAMES.items()}

@@ -1,0 +1,146 @@
+"""Sentences as a trained model would say them: rows of ids for recognition, from text without sound.
+
+Recognition learnt from a few thousand transcripts knows those sentences and no others. A model that speaks
+can be asked for more (back-translation, Sennrich et al. 2016, here from text to ids): no codec is needed, as
+recognition reads ids. What it says is used as heard, so the rows are for `data.replay`, beside recordings.
+
+    B rows   L positions
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gpa.data import token_folder, tokens
+from gpa.errors import UsageError
+from gpa.models.gpa.generation_gpa import cached, new_cache
+from gpa.models.gpa.modeling_gpa import Backbone, load_backbone
+from gpa.prompt.formats import Format, get_format
+from gpa.prompt.vocab import Vocab
+from gpa.text.tokenizer import TextTokenizer, copy_tokenizer, normalise_text
+
+WORDS = (3, 22)  # of a sentence
+PER_LETTER = (0.8, 3.0)  # ids of plausible speech; others were cut short or went astray
+UNSPOKEN = re.compile(r"\d|[A-Z]{3}|\[")  # numbers, headings, notes
+ENDS = re.compile(r"(?<=[.!?;])[\"')_]*\s+")
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Sentences of running text, and their halves at semicolons, without digits and capitals' shouting."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        for sentence in ENDS.split(" ".join(paragraph.replace("_", "").split())):
+            words = sentence.split()
+            if WORDS[0] <= len(words) <= WORDS[1] and not UNSPOKEN.search(sentence):
+                yield normalise_text(sentence)
+
+
+@torch.inference_mode()
+def speak(
+    lm: Backbone,
+    prompts: Sequence[Sequence[int]],
+    fmt: Format,
+    most: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> list[list[int]]:
+    """Semantic codes for each prompt, sampled side by side; [] where no stop came within `most` ids."""
+    longest = max(map(len, prompts))
+    pad = fmt.vocab.control["pad"]
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])  # (B, L)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    legal = torch.full((lm.config.vocab_size,), -torch.inf)
+    legal[fmt.vocab.semantic.span.start : fmt.vocab.semantic.span.stop] = 0
+    legal[fmt.vocab.stop] = 0
+    cache, made = new_cache(lm), torch.empty(len(prompts), 0, dtype=torch.long)
+    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    while made.shape[1] < most and not ended.all():
+        places = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        out = lm(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=places,
+            **cached(lm, cache),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        shares = ((out.logits[:, -1].float() + legal) / temperature).softmax(-1)
+        ids = torch.multinomial(shares, 1, generator=generator)
+        ended |= ids[:, 0] == fmt.vocab.stop
+        made = torch.cat([made, ids], 1)
+        mask = torch.cat([mask, torch.ones_like(ids)], 1)
+    return [_codes(row, fmt) for row in made]
+
+
+def _codes(row: Tensor, fmt: Format) -> list[int]:
+    ids = row.tolist()
+    return fmt.vocab.semantic.codes(ids[: ids.index(fmt.vocab.stop)]) if fmt.vocab.stop in ids else []
+
+
+def rows(
+    lm: Backbone,
+    fmt: Format,
+    texts: Sequence[str],
+    voices: Sequence[Sequence[int]],
+    batch: int,
+    temperature: float,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """A row for each text whose speech came to a plausible end, spoken in a voice drawn from `voices`."""
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    ordered = sorted(texts, key=len)  # rows of a batch end together
+    for begin in tqdm(range(0, len(ordered), batch), unit="batch", dynamic_ncols=True):
+        part = ordered[begin : begin + batch]
+        drawn = [voices[int(i)] for i in rng.integers(len(voices), size=len(part))]
+        prompts = [fmt.build("tts", text=t, global_=v) for t, v in zip(part, drawn, strict=True)]
+        most = int(PER_LETTER[1] * max(map(len, part)))
+        spoken = speak(lm, prompts, fmt, most, temperature, generator)
+        for n, (text, voice, codes) in enumerate(zip(part, drawn, spoken, strict=True)):
+            if PER_LETTER[0] * len(text) <= len(codes) <= PER_LETTER[1] * len(text):
+                row = {"id": f"imagined-{begin + n}", "task": "asr", "split": "train", "speaker": "imagined"}
+                yield {**row, "text": text, "semantic": codes, "global": list(voice)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m gpa.lab.backtranslation TOKENS --lm EXPORT --text FILE ... -o OUT`."""
+    parser = argparse.ArgumentParser(prog="python -m gpa.lab.backtranslation", description=__doc__)
+    parser.add_argument(
+        "tokens", type=Path, help="token folder: its voices, its tokenizer, its texts left out"
+    )
+    parser.add_argument("--lm", type=Path, required=True, help="trained language model")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="running text")
+    parser.add_argument("--format", default="instruct")
+    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    vocab = Vocab.from_file(args.tokens)
+    fmt = get_format(args.format, vocab, TextTokenizer.from_file(args.tokens))
+    clips = tokens.read(args.tokens)
+    voices = [clip["global"] for clip in clips if clip["split"].startswith("train")]
+    known = {clip["text"] for clip in clips}
+    found = (s for path in args.text for s in sentences(path.read_text(encoding="utf-8")))
+    texts = list(dict.fromkeys(s for s in found if s and s not in known))
+    if not texts or not voices:
+        raise UsageError(f"{len(texts)} new sentences and {len(voices)} voices: nothing to speak")
+    lm = load_backbone(args.lm).eval()
+    args.out.mkdir(parents=True, exist_ok=True)
+    copy_tokenizer(args.tokens, args.out)
+    made = list(rows(lm, fmt, texts, voices, args.batch, args.temperature, args.seed))
+    token_folder.write_text(args.out / "tokens.jsonl", "".join(json.dumps(row) + "\n" for row in made))
+    print(f"{len(made)} of {len(texts)} sentences spoken, {sum(len(r['semantic']) for r in made)} ids")
+
+
+if __name__ == "__main__":
+    main()

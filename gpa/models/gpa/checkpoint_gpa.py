@@ -1,0 +1,243 @@
+"""Checkpoint directories: where the parts are in the published layout and in ours, and how ours is written.
+
+Knows files, tensor names and fingerprints; nothing about prompts or generation. Source: spec/gpa.md section
+6.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+from gpa import hub
+from gpa.codec.bicodec import BiCodec
+from gpa.codec.feature_encoder import half_where_it_fits, state_digest
+from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.errors import CheckpointError
+from gpa.models.gpa.configuration_gpa import FILE, GPAConfig
+from gpa.models.gpa.outputs_gpa import Voice
+from gpa.text import bigrams, lexicon, pronunciations
+
+SHIPPED = Path(__file__).resolve().parents[2] / "assets"
+NESTED = "gpa_0_3b"  # the folder that the first published revision keeps everything in
+PUBLISHED_CODEC, CODEC, GLM, VOICES = "BiCodec", "codec", "glm-4-voice-tokenizer", "voices"
+GOLDEN, PAGES = "golden", ("README.md", "DATA.md")  # what people and `gpa verify` read
+# The text side as transformers reads it, copied verbatim.
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    lexicon.FILE,
+    bigrams.FILE,
+    pronunciations.FILE,
+)
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/gpa.json"))
+
+
+def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: bool = False) -> Path:
+    """The checkpoint directory behind a path, a shipped name or a repository id."""
+    name = os.fspath(path_or_repo)
+    if not Path(name).expanduser().exists() and name in shipped():
+        return SHIPPED / name
+    folder = hub.resolve(path_or_repo, revision, offline)
+    for candidate in (folder, folder / NESTED):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise CheckpointError(f"{folder}: {_instead(folder)}")
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without a checkpoint is, and what to do."""
+    if (folder / "prepared.json").is_file() or (folder / "tokens.jsonl").is_file():
+        return (
+            "a folder of ids, which a model is trained on; train one and pass its export:  "
+            f"gpa train recipes/gpa/own.yaml data.tokens={folder}"
+        )
+    if (folder / "export" / "config.json").is_file():
+        return f"the folder of a training run; pass what it exported: {folder / 'export'}"
+    if (folder / "recipe.yaml").is_file():
+        return "the folder of a training run that is not finished; the same command again goes on with it"
+    known = f"; shipped models: {', '.join(shipped())}" if shipped() else ""
+    return f"no checkpoint here (neither config.json nor {NESTED}/config.json){known}"
+
+
+def known_as(path_or_repo: str | os.PathLike) -> str:
+    """A name by which `find` finds the same again from any folder: shipped, a repository id, or absolute."""
+    path = Path(path_or_repo).expanduser()
+    return str(path.resolve()) if path.exists() else os.fspath(path_or_repo)
+
+
+def load_lm(folder: Path) -> tuple[Qwen3ForCausalLM, torch.dtype]:
+    """The language model in float32 on the CPU, and the precision of its file. Remote code is never run."""
+    path = folder / "config.json"
+    raw = hub.read_json(path)
+    if raw.get("model_type") != "qwen3":
+        raise CheckpointError(
+            f"{path}: model_type {raw.get('model_type')!r} is not implemented, only 'qwen3'"
+        )
+    raw.pop("auto_map", None)  # points at bundled copies of the same classes
+    config = Qwen3Config.from_dict(raw)
+    with torch.device("meta"):
+        lm = Qwen3ForCausalLM(config)
+    state = hub.read_state(folder)
+    tied = bool(config.tie_word_embeddings)
+    embedding = state.get("model.embed_tokens.weight")
+    if (
+        tied
+        and embedding is not None
+        and "lm_head.weight" in state
+        and not torch.equal(state["lm_head.weight"], embedding)
+    ):
+        raise CheckpointError(
+            f"{folder}: lm_head.weight differs from the embedding although config.json ties them"
+        )
+    optional = ("lm_head.weight",) if tied else ()
+    hub.load_strict(lm, state, optional=optional, where=str(folder))
+    lm.tie_weights()
+    lm.model.rotary_emb = Qwen3RotaryEmbedding(config)  # has buffers that no file holds
+    return lm.eval().requires_grad_(False), next(iter(state.values())).dtype
+
+
+def codec_folder(folder: Path) -> Path:
+    """Where the codec is, in our layout or in the published one; CheckpointError if nowhere."""
+    path = folder / (CODEC if (folder / CODEC).is_dir() else PUBLISHED_CODEC)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{folder}: no codec, neither {CODEC}/ nor {PUBLISHED_CODEC}/: a language model alone; "
+            "python -m gpa.train.export joins it with its codec"
+        )
+    return path
+
+
+def load_parts(folder: Path, device: torch.device) -> tuple[BiCodec, GLM4VoiceTokenizer | None]:
+    """The codec and, where the checkpoint has one, the GLM tokenizer."""
+    path = codec_folder(folder)
+    glm = GLM4VoiceTokenizer.from_pretrained(folder / GLM, device=device) if (folder / GLM).is_dir() else None
+    return BiCodec.from_pretrained(path, device=device), glm
+
+
+def fingerprints(folder: Path) -> Mapping[str, str]:
+    """SHA-256 of the parts that rows of ids depend on: as gpa.json says, and of a published checkpoint, which
+    has none, computed. Nothing for a language model alone.
+    """
+    if (folder / FILE).is_file() or not (folder / PUBLISHED_CODEC).is_dir():
+        return GPAConfig.read(folder).fingerprints
+    codec, glm = load_parts(folder, torch.device("cpu"))
+    found = {"codec": codec.fingerprint(), "tokenizer": hub.fingerprint_files(folder / "tokenizer.json")}
+    return found | ({"glm": glm.fingerprint()} if glm else {})
+
+
+def count_weights(folder: Path) -> int:
+    """About how many weights a checkpoint has, all parts together, read off its files at two bytes each."""
+    found = (path for pattern in ("*.safetensors", "*.bin") for path in folder.rglob(pattern))
+    return sum(path.stat().st_size for path in found) // 2
+
+
+def load_voices(folder: Path) -> dict[str, Voice]:
+    """Shipped voices by name."""
+    return {path.stem: Voice.load(path) for path in sorted((folder / VOICES).glob("*.json"))}
+
+
+def read_text_files(folder: Path) -> dict[str, bytes]:
+    """The files of the text side, to be written unchanged; CheckpointError without a tokenizer.json."""
+    found = {name: (folder / name).read_bytes() for name in TEXT_FILES if (folder / name).is_file()}
+    if "tokenizer.json" not in found:
+        raise CheckpointError(f"{folder}: no tokenizer.json")
+    return found
+
+
+def save_lm(lm: Qwen3ForCausalLM, folder: Path, dtype: torch.dtype) -> None:
+    """Write config.json, generation_config.json and model.safetensors as transformers does."""
+    state = half_where_it_fits(lm.state_dict(), dtype)
+    if lm.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = Qwen3Config.from_dict(lm.config.to_dict())
+    config.dtype, config.architectures = dtype, ["Qwen3ForCausalLM"]
+    config.save_pretrained(folder)
+    lm.generation_config.save_pretrained(folder)
+
+
+def _save_glm(glm: GLM4VoiceTokenizer, folder: Path) -> None:
+    folder.mkdir()
+    for file in glm._files:
+        if file.suffix == ".json" and "index" not in file.name:
+            shutil.copyfile(file, folder / file.name)
+    save_file(glm.model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_checkpoint(
+    out: str | os.PathLike,
+    *,
+    lm: Qwen3ForCausalLM,
+    codec: BiCodec,
+    glm: GLM4VoiceTokenizer | None,
+    text_files: Mapping[str, bytes],
+    voices: Mapping[str, Voice],
+    config: GPAConfig,
+    fingerprints: Mapping[str, str],
+    dtypes: tuple[torch.dtype, torch.dtype | None],
+    origin: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a whole checkpoint directory under a temporary name, then rename it: never half of one.
+
+    `dtypes` are the precisions of the language model's and of the codec's weights. Card, page of the data and
+    recorded outputs of `origin` come along where the copy computes the same. An existing directory is
+    refused unless it is empty or `overwrite`, which keeps a README.md there.
+    """
+    out = Path(out)
+    with hub.written_whole(out, overwrite) as temporary:
+        save_lm(lm, temporary, dtypes[0])
+        for name, content in text_files.items():
+            (temporary / name).write_bytes(content)
+        codec.save_pretrained(temporary / CODEC, dtypes[1])
+        found = {**fingerprints, "codec": BiCodec.from_pretrained(temporary / CODEC).fingerprint()}
+        if glm is not None:
+            _save_glm(glm, temporary / GLM)
+            found["glm"] = GLM4VoiceTokenizer.from_pretrained(temporary / GLM).fingerprint()
+        for name, voice in voices.items():
+            voice.save(temporary / VOICES / f"{name}.json")
+        replace(config, fingerprints=found).write(temporary)
+        if origin is not None and _digests(origin) == _digests(temporary):
+            _copy_pages(origin, temporary)
+    return out
+
+
+def _digests(folder: Path) -> list[str]:
+    """SHA-256 of everything that outputs depend on, whatever the layout."""
+    lm, _ = load_lm(folder)
+    codec, glm = load_parts(folder, torch.device("cpu"))
+    lists = [hashlib.sha256(content).hexdigest() for _, content in sorted(read_text_files(folder).items())]
+    return [
+        state_digest({}, lm.state_dict()),
+        codec.fingerprint(),
+        *([glm.fingerprint()] if glm else []),
+        *lists,
+    ]
+
+
+def _copy_pages(origin: Path, folder: Path) -> None:
+    """Card, page of the data and recorded outputs, which say of a checkpoint what is true of its copy."""
+    for name in PAGES:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)
+    if (origin / GOLDEN).is_dir():
+        shutil.copytree(origin / GOLDEN, folder / GOLDEN)

@@ -1,0 +1,341 @@
+"""Training the language model on all three tasks: rows from `prompt.example`, next-token loss on the
+completion.
+
+With little data and compute the hard part is learning where to look. So one attention head is also shown
+it: the CTC alignment of the codec says which text ids belong to which frames, and `alignment` pulls the
+head's attention there. Inference is untouched; the network is transformers' own Qwen3.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpa import config, hub
+from gpa.codec import trained
+from gpa.codec.bicodec import BiCodecModel
+from gpa.data import token_folder, tokens
+from gpa.data.batches import BatchPlan
+from gpa.data.rows import TASK_ORDER, Chain, LMBatch, Noise, Row, RowBuilder, Some, collate, pack
+from gpa.errors import CheckpointError, UsageError
+from gpa.models.gpa import checkpoint_gpa as files
+from gpa.models.gpa.modeling_gpa import Backbone, alignment_loss, load_backbone, new_backbone
+from gpa.prompt.formats import PublishedFormat, get_format
+from gpa.prompt.tasks import IGNORE
+from gpa.prompt.vocab import Vocab
+from gpa.text.pronunciations import Pronunciations
+from gpa.text.tokenizer import TextTokenizer, copy_tokenizer
+from gpa.train import adapters, assemble
+from gpa.train.adapters import AdapterArgs
+from gpa.train.arguments import TrainArgs
+from gpa.train.families.base import Loss
+from gpa.train.families.validation import ValidateArgs, prepare
+from gpa.train.optim import OptimArgs
+from gpa.train.parallel import to_device
+from gpa.train.parts import CheckpointParts
+
+log = logging.getLogger(__name__)
+Clip = Mapping[str, Any]
+WHOLE, NETWORK = "whole", "network"
+
+
+@dataclass(frozen=True)
+class LMData:
+    """Where the ids are and how batches are cut; `share` is how often a clip serves each task per epoch."""
+
+    tokens: str
+    replay: str = ""  # a second folder, of what the model could do before: fine-tuning forgets less
+    replay_share: float = 0.5  # of all rows drawn
+    max_ids: int = 640
+    batch_ids: int = 4096
+    share_tts: float = 1.0
+    share_asr: float = 1.0
+    share_vc: float = 0.4
+    noise: float = 0.0  # share of speech ids that are seen replaced by random ones
+    text_noise: float = 0.0  # the same of the pieces that recognition has just written
+    drop_text: float = 0.0  # share of speech that is learnt without its text, for guidance of conversion
+    pronunciations: str = ""  # dictionary of gpa.lab.pronunciation_list by which speech is asked for
+    spelt: float = 0.3  # share of texts that stay spelt nevertheless
+    dev_rows: int = 64
+    pack_ids: int = 0  # rows share sequences of this many ids; 0: one row each, padded to the longest
+
+
+@dataclass(frozen=True)
+class LMWeights:
+    """Loss weights per task (each task's mean) and of the alignment loss, on the input of
+    `alignment_layer`.
+    """
+
+    tts: float = 1.0
+    asr: float = 1.0
+    vc: float = 0.5
+    alignment: float = 0.3
+    alignment_layer: int = 2
+
+
+@dataclass(frozen=True)
+class LMRecipe:
+    """A whole language-model recipe; `model` holds Qwen3Config fields, the vocabulary size comes from the
+    tokenizer.
+    """
+
+    data: LMData
+    model: dict[str, Any]
+    kind: str = "gpa"
+    codec: str = ""  # whose ids these are, where the tokens do not say: a checkpoint, its codec/, an export
+    init: str = ""  # a checkpoint, or a Hugging Face directory, to start from
+    export: str = WHOLE  # a whole checkpoint; "network": the language model alone, for steps that go on
+    adapter: AdapterArgs = field(default_factory=AdapterArgs)  # of `init`, which then stays as it is
+    format: str = "instruct"  # of the prompts; "published" for a published checkpoint
+    train: TrainArgs = field(default_factory=TrainArgs)
+    optim: OptimArgs = field(default_factory=OptimArgs)
+    weights: LMWeights = field(default_factory=LMWeights)
+    validate: ValidateArgs = field(default_factory=ValidateArgs)  # by generation
+
+
+class LMFamily:
+    """The language model for the training loop."""
+
+    def __init__(self, recipe: LMRecipe) -> None:
+        if recipe.export not in (WHOLE, NETWORK):
+            raise UsageError(f"export={recipe.export}: choose {WHOLE} or {NETWORK}")
+        self.recipe = recipe
+        self.init = files.find(recipe.init) if recipe.init else None
+        folder = Path(recipe.data.tokens)
+        self.vocab = token_folder.read_vocab(folder)
+        _check_format(recipe, self.vocab)
+        if self.init:
+            self._check_fingerprints(self.init)
+        fmt = get_format(recipe.format, self.vocab, TextTokenizer.from_file(folder))
+        self.clips = clips = tokens.read(folder)
+        split = [clip["split"] for clip in clips]
+        train: Sequence[Clip] = Some(clips, [i for i, name in enumerate(split) if name.startswith("train")])
+        dev = Some(clips, [i for i, name in enumerate(split) if name == "dev" and clips[i]["text"]])
+        own = len(train)
+        if recipe.data.replay:
+            train = Chain(train, self._replay(Path(recipe.data.replay)))
+        self.text = fmt.text_tokenizer
+        noise = Noise(recipe.data.noise, recipe.data.text_noise, recipe.data.drop_text, recipe.data.spelt)
+        dictionary = Pronunciations.read(Path(path)) if (path := recipe.data.pronunciations) else None
+        self.train_rows = RowBuilder(train, fmt, noise, dictionary)
+        self.dev = RowBuilder(dev, fmt, dictionary=dictionary)
+        self.items = self._items(train)
+        lengths = np.array([self.train_rows.length(task, i) for task, i, _ in self.items])
+        fits = lengths <= recipe.data.max_ids
+        if not fits.any():
+            raise UsageError(
+                f"{folder}: none of {len(train)} training clips fits data.max_ids={recipe.data.max_ids}"
+            )
+        if not fits.all():
+            log.warning("%d of %d rows are longer than data.max_ids: left out", (~fits).sum(), len(fits))
+        self.items = [item for item, ok in zip(self.items, fits, strict=True) if ok]
+        weights = np.array([weight for _, _, weight in self.items])
+        weights = _shared(weights, np.array([i >= own for _, i, _ in self.items]), recipe.data.replay_share)
+        self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
+        folders = {"tokens": recipe.data.tokens, "codec": recipe.codec, "init": str(self.init or "")}
+        self.validation = prepare(recipe.validate, self.dev, recipe.data.max_ids, **folders)
+        self.parts = CheckpointParts.find(folder, self.init, recipe.codec) if recipe.export == WHOLE else None
+
+    def _replay(self, folder: Path) -> Sequence[Clip]:
+        """Its training clips; CheckpointError if its tokenizer is another than that of `data.tokens`."""
+        if token_folder.read_vocab(folder).tokens_digest != self.vocab.tokens_digest:
+            raise CheckpointError(f"{folder}: its ids are not those of {self.recipe.data.tokens}")
+        clips = tokens.read(folder)
+        return Some(clips, [i for i, clip in enumerate(clips) if clip["split"].startswith("train")])
+
+    def _items(self, train: Sequence[Clip]) -> list[tuple[str, int, float]]:
+        """(task, clip, how often) of every row: the clip's own task, or all that it can serve."""
+        share = {name: getattr(self.recipe.data, f"share_{name}") for name in TASK_ORDER}
+        items = []
+        for i, clip in enumerate(train):
+            own = clip.get("task")
+            able = (own,) if own else TASK_ORDER if clip["text"] else ("vc",)
+            items += [(task, i, share[task]) for task in able]
+        return sorted(items, key=lambda item: TASK_ORDER.index(item[0]))
+
+    def build(self) -> nn.Module:
+        w = self.recipe.weights
+        if self.recipe.adapter.rank and (w.alignment or not self.recipe.init):
+            raise UsageError("an adapter needs a model in `init`, and weights.alignment=0")
+        model = self._start()
+        if w.alignment and w.alignment_layer >= model.config.num_hidden_layers:
+            raise UsageError(
+                f"weights.alignment_layer={w.alignment_layer}: the network has only "
+                f"{model.config.num_hidden_layers} layers; weights.alignment=0 does without"
+            )
+        if self.recipe.adapter.rank:
+            adapters.attach(model, self.recipe.adapter)
+        return model
+
+    def _start(self) -> Backbone:
+        if self.init:
+            model = load_backbone(self.init)
+            if model.config.vocab_size != self.vocab.size:
+                raise CheckpointError(
+                    f"{self.recipe.init}: {model.config.vocab_size} ids, "
+                    f"{self.recipe.data.tokens} has {self.vocab.size}"
+                )
+            return model
+        model = new_backbone(self.recipe.model, self.vocab)
+        if self.parts is not None:
+            self._start_embeddings(model, self.parts.load()[0].model)
+        elif self.recipe.codec:
+            self._start_embeddings(model, trained.load_network(Path(self.recipe.codec)))
+        return model
+
+    def _check_fingerprints(self, init: Path) -> None:
+        """Ids of another codec or tokenizer than the model's own would be noise to it."""
+        known = files.fingerprints(init)
+        for folder in map(Path, filter(None, (self.recipe.data.tokens, self.recipe.data.replay))):
+            if known and (folder / token_folder.PREPARED).is_file():
+                token_folder.check_fits(folder, known)
+
+    def _start_embeddings(self, model: Backbone, codec: BiCodecModel) -> None:
+        """Semantic ids start where the codec's code vectors are: ids which sound alike start alike."""
+        block, width = self.vocab.semantic, model.config.hidden_size
+        if codec.config.quantizer.codebook_size != block.size:
+            raise CheckpointError(
+                f"{self.recipe.codec}: {codec.config.quantizer.codebook_size} codes, "
+                f"{self.recipe.data.tokens} was made with {block.size}"
+            )
+        with torch.no_grad():
+            vectors = codec.quantizer.decode(torch.arange(block.size)[None])[0].T  # (V, D)
+            vectors = (vectors - vectors.mean(0)) / vectors.std()
+            mix = torch.randn(vectors.shape[1], width) / vectors.shape[1] ** 0.5
+            rows = model.model.embed_tokens.weight[block.offset : block.offset + block.size]
+            rows.mul_(0.5).add_(vectors @ mix, alpha=model.config.initializer_range)
+
+    def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
+        return {"model": [p for p in module.parameters() if p.requires_grad]}
+
+    def batch(self, step: int) -> LMBatch:
+        rng = np.random.default_rng((self.recipe.train.seed, 2, step))
+        items = [self.items[i] for i in self.plan.batch(step)]
+        return self._collate([self.train_rows.row(task, i, rng) for task, i, _ in items])
+
+    def _collate(self, rows: list[Row]) -> LMBatch:
+        size = self.recipe.data.pack_ids
+        sequences = pack(rows, size) if size else [[row] for row in rows]
+        return collate(sequences, self.vocab.control["pad"])
+
+    def losses(self, module: nn.Module, batch: LMBatch, step: int) -> Iterator[Loss]:
+        value, metrics = self._loss(module, batch)
+        yield Loss("model", value, metrics)
+
+    def _loss(self, module: nn.Module, batch: LMBatch) -> tuple[Tensor, dict[str, float]]:
+        assert isinstance(module, Backbone)
+        w = self.recipe.weights
+        # No mask: positions that start again tell the library where a row ends, and right padding under
+        # causal attention is never seen by a real position.
+        out = module.model(
+            batch.ids, position_ids=batch.positions, use_cache=False, output_hidden_states=True
+        )
+        targets = batch.labels[:, 1:]
+        at = targets != IGNORE
+        nll = F.cross_entropy(
+            module.lm_head(out.last_hidden_state[:, :-1][at]), targets[at], reduction="none"
+        )
+        task = batch.task[:, 1:][at]
+        total, metrics = nll.new_zeros(()), {}
+        for n, name in enumerate(TASK_ORDER):
+            if (mine := task == n).any():
+                mean = nll[mine].mean()
+                total = total + getattr(w, name) * mean * mine.float().mean() ** 0.5
+                metrics[name] = mean.item()
+        if w.alignment:
+            layer, hidden = w.alignment_layer, out.hidden_states[w.alignment_layer]
+            aligned = alignment_loss(module, hidden, batch.positions, batch.look, layer)
+            total = total + w.alignment * aligned
+            metrics["alignment"] = aligned.item()
+        metrics |= {f"tokens/{name}": int((task == n).sum()) for n, name in enumerate(TASK_ORDER)}
+        return total, metrics | {"tokens": batch.real, "positions": batch.ids.numel()}
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, Backbone)
+        sums: dict[str, list[float]] = {}
+        device = next(module.parameters()).device
+        rng = np.random.default_rng(0)
+        rows = range(0, len(self.dev.clips), max(1, len(self.dev.clips) // self.recipe.data.dev_rows))
+        for i in rows:
+            for task in TASK_ORDER:
+                if self.dev.length(task, i) <= self.recipe.data.max_ids:
+                    batch = to_device(self._collate([self.dev.row(task, i, rng)]), device)
+                    _, metrics = self._loss(module, batch)
+                    sums.setdefault(task, []).append(metrics[task])
+                    sums.setdefault("alignment", []).append(metrics.get("alignment", 0.0))
+        losses = {name: float(np.mean(values)) for name, values in sums.items()}
+        return losses | (self.validation(module) if self.validation else {})
+
+    def export(self, module: nn.Module, path: Path) -> None:
+        """Write what `GPA.from_pretrained` loads, or the bare network; an adapter folded in and beside it."""
+        assert isinstance(module, Backbone)
+        if not self.recipe.adapter.rank:
+            return self._write(module, path, lambda folder: None)
+        with tempfile.TemporaryDirectory() as scratch:
+            alone = Path(scratch) / adapters.FOLDER
+            adapters.save(module, self.recipe.init, alone)
+            merged = adapters.merged(self.init or "", alone)
+            self._write(merged, path, lambda folder: shutil.copytree(alone, folder / adapters.FOLDER))
+
+    def _write(self, module: Backbone, path: Path, more: Callable[[Path], Any]) -> None:
+        if self.parts is not None:
+            return assemble.write(module, path, self.parts, self._learnt(), more)
+        with hub.written_whole(path, overwrite=True) as folder:
+            module.save_pretrained(folder)
+            copy_tokenizer(Path(self.recipe.data.tokens), folder)
+            more(folder)
+
+    def _learnt(self) -> assemble.TrainingFacts:
+        r = self.recipe
+        return assemble.TrainingFacts(
+            self.clips,
+            Path(r.data.tokens),
+            r.format,
+            config.dump(r),
+            init=self.init,
+            speech=r.validate.speech,
+            guided=r.data.drop_text > 0,
+            pronunciations=r.data.pronunciations,
+        )
+
+
+def _check_format(recipe: LMRecipe, vocab: Vocab) -> None:
+    """UsageError, with the setting to change, for tokens or weights that do not suit the recipe's format."""
+    folder, name = Path(recipe.data.tokens), recipe.format
+    made = token_folder.read_about(folder)["format"] if (folder / token_folder.PREPARED).is_file() else name
+    if made != name:
+        raise UsageError(
+            f"{folder}: prepared for the {made} format, the recipe has {name}: set format={made}"
+        )
+    if name != PublishedFormat.name:
+        return
+    if vocab.glm is None:
+        raise UsageError(
+            f"{folder}: has no linguistic (GLM) codes, which recognition in the published format reads; "
+            f"prepare it for a published checkpoint:  {token_folder.COMMAND} {folder} --model PUBLISHED"
+        )
+    if recipe.weights.alignment:
+        raise UsageError(
+            f"weights.alignment={recipe.weights.alignment:g}: published models were trained without, and "
+            "prepared rows do not say when a letter is spoken; set weights.alignment=0"
+        )
+
+
+def _shared(weights: np.ndarray, replayed: np.ndarray, share: float) -> np.ndarray:
+    """Weights of rows, those of replayed ones scaled so that they are `share` of all that is drawn."""
+    if not replayed.any():
+        return weights
+    if not 0 < share < 1:
+        raise UsageError(f"data.replay_share={share}: above 0 and below 1")
+    factor = share / (1 - share) * weights[~replayed].sum() / max(weights[replayed].sum(), 1e-9)
+    return np.where(replayed, weights * factor, weights)

@@ -1,0 +1,195 @@
+"""What the language model says and writes at every evaluation: next-token loss does not tell.
+
+Held-out rows are generated from under the rules of inference: its prompts, legal ids, length budgets and
+sampling. Recognition is compared with the row's text. Speech goes back, as the ids that it is, to the model's
+own recognition and is then compared with the text it was to say: neither codec nor sound is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gpa.codec import trained
+from gpa.data import token_folder
+from gpa.data.edit_distance import edits, words
+from gpa.data.rows import RowBuilder
+from gpa.errors import UsageError
+from gpa.models.gpa.budgets_gpa import Budgets
+from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.models.gpa.generation_gpa import Completion, Sampling, generate
+from gpa.models.gpa.modeling_gpa import Backbone
+from gpa.text.pronunciations import Pronunciations
+
+Clip = Mapping[str, Any]
+TASKS = ("asr", "tts")
+
+
+@dataclass(frozen=True)
+class ValidateArgs:
+    """`rows` held-out rows are generated from at every evaluation; 0: none."""
+
+    rows: int = 0
+    frame_rate: float = 0.0  # semantic ids per second; 0: as the prepared folder or the codec's export says
+    speech: Sampling | None = None  # how speech is drawn; unset: as gpa.json of `init`, or its defaults
+
+    def __post_init__(self) -> None:
+        if self.rows < 0 or self.frame_rate < 0:
+            raise UsageError("validate.rows and validate.frame_rate: at least 0")
+
+
+@dataclass
+class Tally:
+    """Word errors pooled over all rows, and how many completions ended by themselves."""
+
+    errors: int = 0
+    words: int = 0
+    stopped: int = 0
+    rows: int = 0
+
+    def add(self, text: str, heard: str, stopped: bool) -> None:
+        """Count one row: what was to be heard, what was, and whether generation stopped."""
+        said = words(text)
+        self.errors += edits(said, words(heard))
+        self.words += len(said)
+        self.stopped += stopped
+        self.rows += 1
+
+    @property
+    def wer(self) -> float:
+        """Word errors per word of the texts; above 1 where much is inserted."""
+        return self.errors / self.words
+
+    @property
+    def stop(self) -> float:
+        """Share of completions that the model itself ended."""
+        return self.stopped / self.rows
+
+
+class Validation:
+    """Chosen rows and how they are generated from; called with a network it gives its metrics."""
+
+    def __init__(
+        self,
+        rows: Mapping[int, Clip],
+        budgets: Budgets,
+        sampling: Mapping[str, Sampling] | None = None,
+        dictionary: Pronunciations | None = None,
+    ) -> None:
+        """`rows` are clips by the seed of their random numbers; `sampling` is per task, as in gpa.json.
+
+        Speech is asked for by the sounds of a `dictionary`.
+        """
+        self.rows, self.budgets, self.format = rows, budgets, budgets.format
+        self.dictionary = dictionary
+        self.sampling = sampling or GPAConfig().sampling
+
+    def __call__(self, lm: Backbone) -> dict[str, float]:
+        """Word error and stop rates of recognition and of speech.
+
+        The network is left in the mode it was found in. Speech of a format whose recognition reads more than
+        semantic ids has no round trip, and no word error rate.
+        """
+        asr, tts = Tally(), Tally()
+        heard_again = self.format.layouts["asr"].blocks == ("semantic",)
+        # On a CPU inference computes in float32, whatever training does; for single ids that is also faster.
+        with resting(lm), torch.autocast("cpu", enabled=False):
+            for seed, clip in self.rows.items():
+                asr.add(clip["text"], *self._hear(lm, clip["semantic"], clip.get("glm"), seed))
+                codes, stopped = self._speak(lm, clip, seed)
+                heard = self._hear(lm, codes, None, seed)[0] if codes and heard_again else ""
+                tts.add(clip["text"], heard, stopped)
+        found = {"asr_wer": asr.wer, "asr_stop": asr.stop, "tts_stop": tts.stop}
+        return {**found, "tts_roundtrip_wer": tts.wer} if heard_again else found
+
+    def _hear(
+        self, lm: Backbone, codes: Sequence[int], glm: Sequence[int] | None, seed: int
+    ) -> tuple[str, bool]:
+        """The transcript of semantic codes (T,), and whether it ended by itself."""
+        glm = glm if "glm" in self.format.layouts["asr"].blocks else None
+        prompt = self.format.build("asr", semantic=codes, glm=glm)
+        done = self._complete(lm, "asr", prompt, (0, self.budgets.written_ids(len(codes))), seed)
+        text = self.format.text_tokenizer.decode(self.budgets.text_ids(done))
+        return text, done.finish_reason == "stop"
+
+    def _speak(self, lm: Backbone, clip: Clip, seed: int) -> tuple[list[int], bool]:
+        """Semantic codes (T,) that say the clip's text in its voice, and whether they ended by themselves."""
+        text = self.dictionary.respelt(clip["text"]).text if self.dictionary else clip["text"]
+        prompt = self.format.build("tts", text=text, global_=clip["global"])
+        done = self._complete(lm, "tts", prompt, self.budgets.spoken_ids(clip["text"]), seed)
+        return self.budgets.codes(done), done.finish_reason == "stop"
+
+    def _complete(
+        self, lm: Backbone, task: str, prompt: Sequence[int], span: tuple[int, int], seed: int
+    ) -> Completion:
+        """At least and at most so many new ids; none where the prompt (endless speech) fills the context."""
+        if len(prompt) >= lm.config.max_position_embeddings:
+            return Completion()
+        least, most = span
+        return generate(lm, prompt, self.budgets.rules(task, most, least), self.sampling[task], seed=seed)
+
+
+def prepare(
+    args: ValidateArgs, dev: RowBuilder, max_ids: int, *, tokens: str, codec: str = "", init: str = ""
+) -> Validation | None:
+    """The validation that a recipe asks for, on `dev` rows that one pass can take; None without `rows`.
+
+    `tokens`, `codec` and `init` are the recipe's folders. UsageError if no row fits, or nothing says how many
+    ids make a second.
+    """
+    if not args.rows:
+        return None
+    config = GPAConfig.read(Path(init)) if init else GPAConfig()
+    budgets = Budgets(dev.fmt, args.frame_rate or _frame_rate(Path(tokens), codec))
+    sampling = {**config.sampling, **({"tts": args.speech} if args.speech else {})}
+    rows = _choose(dev, args.rows, max_ids, config, budgets.frame_rate)
+    return Validation(rows, budgets, sampling, dev.dictionary)
+
+
+def _frame_rate(tokens: Path, codec: str) -> float:
+    if (tokens / token_folder.PREPARED).is_file():
+        return float(token_folder.read_about(tokens)["codec"]["frame_rate"])
+    if codec:
+        settings = trained.read_config(Path(codec))
+        return settings.sample_rate / settings.latent_hop_length
+    raise UsageError("validate.frame_rate: nothing here says how many semantic ids make a second; give it")
+
+
+def _choose(
+    dev: RowBuilder, count: int, max_ids: int, config: GPAConfig, frame_rate: float
+) -> dict[int, Clip]:
+    """{number: clip}, the first that fit in an order of its own: a larger count only adds rows."""
+    chosen: dict[int, Clip] = {}
+    for i in map(int, np.random.default_rng(0).permutation(len(dev.clips))):
+        clip = dev.clips[i]
+        fits = words(clip["text"]) and len(clip["text"]) <= config.max_text_chars
+        fits = fits and 0 < len(clip["semantic"]) <= config.max_audio_seconds * frame_rate
+        if fits and all(dev.length(task, i) <= max_ids for task in TASKS):
+            chosen[i] = clip
+        if len(chosen) == count:
+            break
+    if not chosen:
+        raise UsageError(
+            f"validate.rows={count}: none of {len(dev.clips)} held-out rows fits data.max_ids={max_ids}, "
+            f"{config.max_text_chars} characters and {config.max_audio_seconds:g} s"
+        )
+    return chosen
+
+
+@contextmanager
+def resting(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode; afterwards every part is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

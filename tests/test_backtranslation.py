@@ -1,0 +1,99 @@
+"""Imagined speech: sentences of running text, sampling side by side, rows that train."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpa import config
+from gpa.data import tokens
+from gpa.errors import UsageError
+from gpa.lab import backtranslation as imagined
+from gpa.models.gpa.generation_gpa import Rules, Sampling, generate
+from gpa.models.gpa.modeling_gpa import load_backbone
+from gpa.prompt.formats import get_format
+from gpa.prompt.vocab import Vocab
+from gpa.text.tokenizer import TextTokenizer
+from gpa.train.families.lm import LMFamily, LMRecipe
+from training import lm_tree, write_tokens
+
+pytest.importorskip("sentencepiece")
+BOOK = """CHAPTER I.
+
+The quick brown fox jumps. One two
+three! "How are you?" asked the _lazy_ dog; hello there, fox.
+
+It was 1813 then. Yes.
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokens(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="module")
+def lm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family = LMFamily(config.build(LMRecipe, lm_tree(folder)))
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("lm")
+    family.export(family.build(), out)
+    return out
+
+
+def test_sentences_of_running_text() -> None:
+    """Without headings, numbers and what is too short; across lines, and halved at semicolons."""
+    found = list(imagined.sentences(BOOK))
+    assert found[:2] == ["the quick brown fox jumps.", "one two three!"]
+    assert any("asked the lazy dog" in text for text in found) and "hello there, fox." in found
+    assert not any("chapter" in text or "1813" in text or text == "yes." for text in found)
+
+
+def test_rows_side_by_side_are_rows_alone(folder: Path, lm: Path) -> None:
+    """At a temperature near 0, prompts of different lengths give what each gives by itself."""
+    vocab = Vocab.from_file(folder)
+    fmt = get_format("instruct", vocab, TextTokenizer.from_file(folder))
+    network = load_backbone(lm).eval()
+    clips = tokens.read(folder)
+    prompts = [fmt.build("tts", text=c["text"], global_=c["global"]) for c in clips[:4]]
+    made = imagined.speak(network, prompts, fmt, 30, 1e-4, torch.Generator().manual_seed(0))
+    legal = fmt.legal_ids("tts")
+    for prompt, codes in zip(prompts, made, strict=True):
+        rules = Rules(max_new=30, stop=fmt.stop_ids("tts"), legal=legal)
+        alone = generate(network, prompt, rules, Sampling())
+        ended = alone.finish_reason == "stop"
+        assert codes == (vocab.semantic.codes(alone.ids[:-1]) if ended else [])
+
+
+def test_the_command_writes_rows_that_train(
+    folder: Path,
+    lm: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(imagined, "PER_LETTER", (0.01, 3.0))  # untrained, it stops whenever it likes
+    text, out = tmp_path / "book.txt", tmp_path / "out"
+    text.write_text(BOOK * 3)
+    command = [str(folder), "--lm", str(lm), "--text", str(text), "--batch", "3", "--temperature", "5"]
+    imagined.main([*command, "-o", str(out)])
+    rows = tokens.read(out)
+    assert rows and "sentences spoken" in capsys.readouterr().out
+    known = {clip["text"] for clip in tokens.read(folder)}
+    for row in rows:
+        assert row["task"] == "asr" and row["text"] and row["text"] not in known and row["semantic"]
+    assert len({row["text"] for row in rows}) == len(rows)  # each sentence once
+    again = tmp_path / "again"
+    imagined.main([*command, "-o", str(again)])
+    assert (again / "tokens.jsonl").read_bytes() == (out / "tokens.jsonl").read_bytes()
+    tree = lm_tree(folder, data={"tokens": str(folder), "replay": str(out), "batch_ids": 300})
+    family = LMFamily(config.build(LMRecipe, tree))
+    drawn = {task for task, i, _ in family.items if family.train_rows.clips[i]["speaker"] == "imagined"}
+    assert drawn == {"asr"}
+
+
+def test_nothing_to_speak_is_said(folder: Path, lm: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("CHAPTER I.\n")
+    command = [str(folder), "--lm", str(lm), "--text", str(tmp_path / "empty.txt"), "-o", str(tmp_path / "o")]
+    with pytest.raises(UsageError, match="0 new sentences"):
+        imagined.main(command)
