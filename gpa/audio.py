@@ -58,7 +58,7 @@ def load(
     `source` is a path, encoded bytes, a binary stream (read from where it stands), `(array, rate)`, or an
     array with `rate=`. Arrays are (S,), (S, C) or (C, S) with C <= 8; integers are scaled by their range.
     `begin` and `end` are seconds of the source. The same sound gives the same samples whichever way it comes.
-    Raises AudioError naming the source and the remedy. Source: specification 2.2 step 1, section 11 rule 7.
+    Raises AudioError naming the source and the remedy.
     """
     target = _checked_rate(sample_rate, "sample_rate")
     samples, true_rate, name = load_raw(source, rate=rate, begin=begin, end=end)
@@ -285,7 +285,7 @@ def normalise_loudness(wav: np.ndarray) -> np.ndarray:
 
     The level is the mean of the 90th to 99th percentile of the samples above 0.01; it is moved to 0.2 by a
     gain within 0.1..10, and the peak kept within 1. Quiet clips are first raised to a peak of 0.1. Computed
-    in float64, since another rounding moves tokens. Source: specification 2.2 step 2.
+    in float64, since another rounding moves tokens. Source: the published BiCodec's loader.
     """
     x = _as_wave(wav, "normalise_loudness")
     levels = np.sort(np.abs(x))
@@ -301,7 +301,7 @@ def normalise_loudness(wav: np.ndarray) -> np.ndarray:
 
 
 def reference_clip(wav: np.ndarray, n_samples: int) -> np.ndarray:
-    """Return the first `n_samples` of float (S,), first tiled where shorter (specification 2.2 step 3)."""
+    """Return the first `n_samples` of float (S,), first tiled where shorter."""
     if n_samples <= 0 or wav.ndim != 1 or len(wav) == 0:
         raise AudioError(
             f"reference_clip needs a waveform (S,) and a length, got {wav.shape} and {n_samples}"

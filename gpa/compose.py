@@ -2,8 +2,8 @@
 
 Pure arithmetic on whatever arrays the caller has, torch tensors or numpy arrays alike; knows no model, no
 sampler and no framework. For a diffusion model the composed quantity is the score or anything affine in it,
-such as the velocity; `compose_logits` is the counterpart for autoregressive models. Specification sections 3
-and 5:
+such as the velocity; `compose_logits` is the counterpart for autoregressive models. SpeechOp,
+arXiv 2509.14298:
 
     s = base + sum_k gamma_k gate_k(level) (s_k(condition_k) - s_k(null_k))
 
@@ -27,7 +27,7 @@ Gate = Callable[[float], float]
 Weights = dict["Branch", float]
 
 NOTHING: Given = frozenset()
-GAMMA_LOGITS = 1.0  # exact under the Bayes assumption (specification 3.2)
+GAMMA_LOGITS = 1.0  # exact under the Bayes assumption
 
 
 def _number(name: str, value: float, finite: bool = True) -> None:
@@ -212,7 +212,7 @@ def evaluations(plan: Plan, levels: Iterable[float]) -> int:
     return sum(len(plan.branches(level)) for level in levels)
 
 
-# Plans of the paper (specification 3) -----------------------------------------------------------------------
+# Plans of the paper ----------------------------------------------------------------------------------------
 
 
 def tc_cfg(
@@ -288,13 +288,13 @@ def isolation(
 def trusted_gamma(gamma: float, mean_log_prob: float, floor: float, span: float) -> float:
     """gamma clip((mean log-probability of the transcript's tokens - floor) / span, 0, 1).
 
-    An extension that is not in the paper (specification 3.2), off unless called: a transcript that its own
+    An extension that is not in the paper, off unless called: a transcript that its own
     recogniser doubts guides less. Fit floor and span on a development set.
     """
     return gamma * min(max((mean_log_prob - floor) / span, 0.0), 1.0)
 
 
-# Autoregressive models (specification 5) --------------------------------------------------------------------
+# Autoregressive models --------------------------------------------------------------------------------------
 
 
 def compose_logits(

@@ -1,4 +1,4 @@
-"""Weights of the recorded replicas, drawn again from their specs (specification 8.2) and so not stored.
+"""Weights of the recorded replicas, drawn again from their specs and so not stored.
 
 `draw_weights` follows the rule of the golden data; compact specs and outputs lie in tests/assets.
 """

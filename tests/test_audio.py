@@ -276,7 +276,7 @@ def test_good_speech_does_not_warn(second: np.ndarray) -> None:
 
 
 def slow_loudness(wav: np.ndarray) -> np.ndarray:
-    """The rule of the specification, 2.2 step 2, sentence by sentence on Python floats."""
+    """The rule of the published loader, sentence by sentence on Python floats."""
     x = [float(v) for v in wav]
     s = sorted(abs(v) for v in x)
     if s[-1] < 0.1:

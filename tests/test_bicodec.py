@@ -125,7 +125,7 @@ def test_published_size_has_the_published_names_and_shapes() -> None:
     names = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     expected = json.loads(gzip.decompress((ASSETS / "bicodec_published_state_dict.json.gz").read_bytes()))
     assert names == expected
-    assert model.context() == 67  # the tight bound of specification 2.6
+    assert model.context() == 67  # the tight bound
 
 
 # Features ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The ten invariants of specification 4, on stand-in networks and on laws whose composition is known.
+"""Ten invariants, on stand-in networks and on laws whose composition is known.
 
 Invariant 7 is here as far as no trained network is needed: a null of another task cannot be written.
 """
@@ -299,7 +299,7 @@ def draw(plan: Plan, table: dict[Branch, Mixture], n: int = 4000, steps: int = 6
 
 
 def test_composition_does_not_depend_on_the_parameterisation() -> None:
-    """Specification 4, golden values: z = .3, lambda = .7; the five parameterisations agree to 1e-12."""
+    """Golden values: z = .3, lambda = .7; the five parameterisations agree to 1e-12."""
     z, lam = torch.tensor([0.3], dtype=torch.float64), 0.7
     table, weights = laws(), tc_cfg(ENHANCE, "w", gamma=1.5).weights(lam)
     scores = {branch: table[branch].score(z, lam) for branch in weights}

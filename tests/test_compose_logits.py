@@ -1,4 +1,4 @@
-"""Composition of logits: the enumerable case of specification 5, the stop token, plausibility, annealing."""
+"""Composition of logits: an enumerable case, the stop token, plausibility, annealing."""
 
 import itertools
 import math

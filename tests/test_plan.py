@@ -31,7 +31,7 @@ def shape_of(name: str) -> Shape:
 
 
 def test_the_published_shape_and_three_billion_build_on_meta() -> None:
-    assert shape_of("gpa_0_3b").parameters == 312_625_152  # spec/gpa.md section 1, parameter closure
+    assert shape_of("gpa_0_3b").parameters == 312_625_152  # the published checkpoint's
     assert 2.8e9 < shape_of("gpa_3b").parameters < 3.3e9
     model = meta_backbone(config.load_yaml(RECIPES / "gpa_3b.yaml")["model"])
     assert all(p.device.type == "meta" for p in model.parameters())

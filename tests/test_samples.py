@@ -17,9 +17,7 @@ from gpa.lab.samples import ogg
 from gpa.lab.samples.__main__ import main
 from gpa.lab.samples.clips import is_free, needs_credit
 
-NOTES = "".join(
-    f"## {name}\n\nOf {name}.\n\n" for name in ("Intended use", "Known failures", "Acknowledgements")
-)
+CREDIT = "Of Acknowledgements.\n"
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +39,9 @@ def page(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    (tmp_path / "notes.md").write_text(NOTES)
-    return tmp_path / "notes.md"
+def credit(tmp_path: Path) -> Path:
+    (tmp_path / "credit.md").write_text(CREDIT)
+    return tmp_path / "credit.md"
 
 
 def make(out: Path, page: Path, *more: str | Path) -> str:
@@ -122,11 +120,11 @@ def test_suites_can_be_left_out(out: Path, tmp_path: Path) -> None:
 # Recordings -------------------------------------------------------------------------------------------------
 
 
-def test_recordings_only_where_asked_for_and_free(out: Path, data: Path, notes: Path, tmp_path: Path) -> None:
+def test_recordings_where_asked_for_and_free(out: Path, data: Path, credit: Path, tmp_path: Path) -> None:
     few = ("-k", "3", "--data", data, "--without", "tts", "tts-flite", "vc-lm", "vc-codec")
     named = make(out, tmp_path / "a", *few)
     assert "small corpus, CC-BY-NC-4.0" in named and not list((tmp_path / "a").glob("recording-*"))
-    shown = make(out, tmp_path / "b", *few, "--references", "--notes", notes)
+    shown = make(out, tmp_path / "b", *few, "--references", "--credit", credit)
     files = sorted(path.name[:16] for path in (tmp_path / "b").glob("recording-*"))
     assert files == ["recording-clip-0", "recording-clip-2"]  # clip-1 is for non-commercial use only
     assert "2 of 3 are on this page" in shown and "Of Acknowledgements." in shown

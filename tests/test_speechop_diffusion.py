@@ -1,4 +1,4 @@
-"""Schedule, parameterisations, loss weights and the seeded decisions of training, against specification 2."""
+"""Schedule, parameterisations, loss weights and the seeded decisions of training, against recorded values."""
 
 import dataclasses
 import itertools

@@ -151,7 +151,7 @@ def on_meta(config: SpeechOpConfig) -> SpeechOpModel:
 
 def test_the_papers_size_has_its_parameters() -> None:
     model = on_meta(SpeechOpConfig())
-    assert millions(model.blocks) == pytest.approx(419.4, rel=1e-3)  # specification 1.1: 20 layers of 20 d^2
+    assert millions(model.blocks) == pytest.approx(419.4, rel=1e-3)  # 20 layers of 20 d^2
     assert millions(model.encoder) == pytest.approx(70.8, rel=2e-3)
     assert millions(model) - millions(model.encoder) == pytest.approx(419, rel=0.02)
 
@@ -165,7 +165,7 @@ def test_other_readings_of_adaptive_norm_miss_the_reported_size() -> None:
 
 
 def test_smaller_sizes_are_about_as_estimated() -> None:
-    """Specification 10.1, which counts blocks."""
+    """Sizes of the blocks."""
     small, mini = (on_meta(SpeechOpConfig.of_size(name)) for name in ("small", "mini"))
     parts = [millions(small.blocks), millions(small.encoder), millions(small.text_encoder)]
     assert parts == pytest.approx([19.5, 3.7, 3.1], rel=0.05)

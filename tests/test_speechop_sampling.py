@@ -20,7 +20,7 @@ from gpa.models.speechop.sampling_speechop import (
 )
 from mixtures import Draws, Mixture, gaussian
 
-NARROW = gaussian(1.0, 0.3)  # specification 2.5
+NARROW = gaussian(1.0, 0.3)
 LEVELS = [(-12.0, -11.0), (-3.0, -1.0), (0.0, 0.1), (2.0, 5.0), (9.0, 12.0)]
 
 
@@ -28,12 +28,12 @@ def test_nodes_are_uniform_and_as_many_lie_above_the_gate_as_specified() -> None
     levels = nodes(-12.0, 12.0, 256)
     assert len(levels) == 257 and levels[0] == -12 and levels[-1] == 12
     assert {round(b - a, 12) for a, b in zip(levels, levels[1:], strict=False)} == {0.09375}
-    assert sum(level > -1.0 for level in levels[:-1]) == 138  # specification 3.1
+    assert sum(level > -1.0 for level in levels[:-1]) == 138
 
 
 @pytest.mark.parametrize("now, following", LEVELS)
 def test_step_weights_are_the_specified_ones(now: float, following: float) -> None:
-    """Specification 2.5, in its own notation."""
+    """SDE-DPM-Solver++ in the notation of its paper."""
     alpha = math.sqrt(1 / (1 + math.exp(-following)))
     sigma, sigma_next = math.sqrt(1 / (1 + math.exp(now))), math.sqrt(1 / (1 + math.exp(following)))
     h = (following - now) / 2
@@ -67,7 +67,7 @@ def test_ddim_is_the_formula_of_its_paper() -> None:
 
 
 def second_order_by_hand(z: Tensor, levels: list[float]) -> Tensor:
-    """Specification 2.5 written out for the ODE twin, uneven nodes included."""
+    """DPM-Solver++ (2M) written out, uneven nodes included."""
     kept: list[Tensor] = []
     for i in range(len(levels) - 1):
         now, following = levels[i], levels[i + 1]

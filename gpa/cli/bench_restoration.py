@@ -29,7 +29,7 @@ def add(sub: Any) -> None:
   gpa bench speechop runs/speechop/export --data DATA --quick
 
 held-out recordings get held-out noise; every row of the table restores the same clips. prints Markdown: the
-table, and which orderings of the specification hold. OUT gets report.json, table.md, ROW.jsonl with every
+table, and which of the paper's orderings hold. OUT gets report.json, table.md, ROW.jsonl with every
 item, and with --sweep pictures. a run that was killed goes on where it was: start it again. everything runs
 offline; a judge that is not installed is reported as not measured. needs the extra eval.
 """

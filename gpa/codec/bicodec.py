@@ -1,8 +1,8 @@
 """BiCodec: audio <-> semantic ids (words, rhythm) + global ids (voice), for weights of any size.
 
 The published Spark-TTS/GPA weights and our gpa-mini codec are this one class; a config file decides sizes,
-feature encoder (wav2vec2 or Whisper), token rate and waveform decoder. Source: spec/gpa.md section 2. Knows
-audio and codes; ids of a language model's vocabulary never come here.
+feature encoder (wav2vec2 or Whisper), token rate and waveform decoder. Source: Spark-TTS, arXiv 2503.01710.
+Knows audio and codes; ids of a language model's vocabulary never come here.
 
     S samples at 16 kHz   T semantic ids   G global ids   C feature channels   B clips of equal length
 """

@@ -1,4 +1,4 @@
-"""The sizes and switches of a BiCodec, typed: the published YAML (spec/gpa.md section 2.1) or our JSON."""
+"""The sizes and switches of a BiCodec, typed: the published YAML (docs/checkpoints.md) or our JSON."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The network of BiCodec at any size: features -> semantic ids, mel -> global ids, ids -> waveform.
 
 Knows tensors and codes only; audio, windows and files are the business of `gpa.codec.bicodec`. Source:
-spec/gpa.md sections 2.3 to 2.6. State names are the published ones.
+Spark-TTS, arXiv 2503.01710, section 3. State names are the published ones.
 """
 
 from __future__ import annotations

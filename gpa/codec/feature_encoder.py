@@ -27,7 +27,7 @@ FRAME = 320  # samples of 16 kHz audio per feature frame, both kinds
 
 
 class Wav2Vec2Features(nn.Module):
-    """Mean of three hidden states of wav2vec2-large-xlsr-53 (spec/gpa.md section 2.3).
+    """Mean of three hidden states of wav2vec2-large-xlsr-53 (Spark-TTS, arXiv 2503.01710).
 
     Only the layers up to the last tap are built. Every tap is taken before the encoder's final layer norm,
     so the states are collected here rather than asked of the library, whose last state is after it.
@@ -128,7 +128,7 @@ def load_whisper_features(path: str | Path) -> WhisperFeatures:
 
 
 def load_wav2vec2_features(path: str | Path) -> Wav2Vec2Features:
-    """wav2vec2 from a transformers directory, pickle or safetensors, in float32 (spec/gpa.md section 6.2).
+    """wav2vec2 from a transformers directory, pickle or safetensors, in float32.
 
     Accepts the `wav2vec2.` prefix and both spellings of weight norm; layers after the last tap and the heads
     of pre-training are left out.

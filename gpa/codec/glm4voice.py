@@ -1,4 +1,4 @@
-"""GLM-4-Voice speech tokenizer: 16 kHz audio to 12.5 ids per second, encode only (spec/gpa.md section 3).
+"""GLM-4-Voice speech tokenizer: 16 kHz audio to 12.5 ids per second, encode only (arXiv 2412.02612).
 
 A Whisper encoder with causal convolutions and block-causal attention, cut at its quantiser. Every size comes
 from config.json and preprocessor_config.json. The waveform is used raw: no loudness step, because the log-mel

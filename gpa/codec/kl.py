@@ -3,7 +3,7 @@
 It shares the token codec's networks: its encoder on a log-mel instead of recognition features, its prenet
 and waveform decoders after the latents. In place of a quantiser stands a Gaussian whose information training
 limits; inference takes its mean, each channel brought to mean 0 and spread 1 by statistics stored with the
-weights, the same for all tasks. Source: specification SpeechOp sections 1.1 and 10.2.
+weights, the same for all tasks. Source: docs/speechop.md.
 
     B clips of equal length   S samples   M mel bins   C latent channels   T latent frames
     R frames of the networks per latent frame

@@ -2,7 +2,7 @@
 
 Rounding differs between machines, and where two codebook rows are almost equally near, so may the code. Each
 function returns the largest amount by which a recorded code loses to ours: 0 if all are equal, tiny for a
-near tie, infinite for another length. Source: spec/gpa.md sections 6.3 and 8.2.
+near tie, infinite for another length.
 """
 
 from __future__ import annotations

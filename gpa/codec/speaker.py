@@ -1,6 +1,6 @@
 """The global path of BiCodec: reference mel -> ECAPA-TDNN -> perceiver -> FSQ -> speaker ids and vector.
 
-Source: spec/gpa.md section 2.4. Parameter names follow the published weights; knows no audio files and no
+Source: Spark-TTS, arXiv 2503.01710. Parameter names follow the published weights; knows no audio files and no
 vocabulary.
 """
 

@@ -52,7 +52,7 @@ class UpsampleBlock(nn.Module):
 
 
 class WaveGenerator(nn.Module):
-    """The published decoder (spec/gpa.md section 2.5): one upsampling block per rate, tanh at the end."""
+    """The published decoder (Spark-TTS, arXiv 2503.01710): one upsampling block per rate, tanh at the end."""
 
     def __init__(self, input_channel: int, channels: int, rates: list[int], kernel_sizes: list[int]) -> None:
         super().__init__()

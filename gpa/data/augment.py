@@ -3,7 +3,7 @@ task.
 
 A chain is a tuple of steps, each a name and plain numbers: it says what was done, goes into metadata as JSON,
 and does the same again. Noise and rooms come from folders given by path, or are simulated. The functions are
-in `gpa.data.effects`. Source: specification SpeechOp sections 1.2 and 6.
+in `gpa.data.effects`. The page: docs/data.md.
 
     S samples at 16 kHz, float32
 """

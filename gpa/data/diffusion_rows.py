@@ -1,7 +1,7 @@
 """SpeechOp's training examples: clean latents of a cache of speech, pairs of sounds made on the fly, batches.
 
 Clean speech is encoded once and kept; what a chain of `gpa.data.augment` has changed is encoded when it is
-drawn. Knows no network and no optimiser. Source: specification SpeechOp sections 1.2, 2.4 and 6.
+drawn. Knows no network and no optimiser. Source: docs/speechop.md.
 
     B rows   C latent channels   T latent frames   P prompt frames   S samples at 16 kHz   N text positions
 """

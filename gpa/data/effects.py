@@ -2,7 +2,7 @@
 
 Every function returns a new float32 array of the same length, finite for finite input, and is the identity at
 the settings that its docstring calls neutral. Those that draw take a generator, so equal seeds give equal
-sounds. What is drawn how often is the business of `gpa.data.augment`. Source: specification SpeechOp 6.
+sounds. What is drawn how often is the business of `gpa.data.augment`.
 
     S samples   full scale is +-1   levels in dB are of mean power
 """

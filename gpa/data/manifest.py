@@ -1,7 +1,7 @@
 """Rows of training data, typed, and how a JSONL manifest is read; other sources are in sources.py.
 
 Opens no audio and judges nothing (that is screen.py): a row that does not fit its
-schema is an error that names the row and the key. Keys: docs/data.md; published ones: specification 5.1.
+schema is an error that names the row and the key. Keys: docs/data.md; published ones: docs/data.md.
 """
 
 from __future__ import annotations

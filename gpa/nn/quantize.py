@@ -1,6 +1,7 @@
 """Quantisers as inverse pairs, codes <-> vectors: factorised VQ (semantic) and FSQ (speaker).
 
-Source: spec/gpa.md sections 2.3 to 2.5. Shapes: x (B, D, T) for VQ, (B, G, D) for FSQ; codes int64.
+Source: factorised VQ, arXiv 2306.06546; FSQ, arXiv 2309.15505. Shapes: x (B, D, T) for VQ, (B, G, D) for FSQ;
+codes int64.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ two cannot drift apart. Nothing here cuts a sequence: whoever has a length limit
 Sequences are built from ids, never through strings, so text cannot turn into control or audio tokens.
 This file knows ids and text only: no audio, no tensors, no sampling.
 
-Two formats. `published` is the layout of GPA-0.3B (specification 4.2). `instruct` is ours: a task token and
+Two formats. `published` is the layout of GPA-0.3B (docs/tokens.md). `instruct` is ours: a task token and
 a short instruction first, and every block delimited, which lets `compose` order known pieces at will.
 """
 
@@ -231,7 +231,7 @@ class _Format:
 
 
 class PublishedFormat(_Format):
-    """GPA-0.3B's layout: delimiters alone select the task, text is verbatim (specification 4.2)."""
+    """GPA-0.3B's layout: delimiters alone select the task, text is verbatim (docs/tokens.md)."""
 
     name = "published"
     layouts = PUBLISHED

@@ -11,7 +11,7 @@ from gpa.errors import PromptError
 
 IGNORE = -100  # the label of a position without loss
 TASKS = ("asr", "tts", "vc")
-ALIASES = {"stt": "asr", "tts-a": "tts"}  # names of the published JSONL (specification 5.1)
+ALIASES = {"stt": "asr", "tts-a": "tts"}  # names of the published JSONL (docs/data.md)
 # Short, as every training row pays for it; the wording is shared across tasks ("speech", "text", "this
 # voice") so that an unseen composition can be described in seen words. The first is used at inference.
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {

@@ -2,7 +2,7 @@
 
 Everything is resolved from `tokenizer.json` by name, so an offset is written nowhere else: callers turn
 codes into ids and back through a `Block`. This file knows no text segmentation, no prompt and no tensor.
-Source: specification section 4.1.
+Source: the tokenizer of the published GPA-0.3B (docs/tokens.md).
 """
 
 import hashlib
@@ -44,7 +44,7 @@ SEMANTIC_TOKEN = "<|bicodec_semantic_{}|>"
 GLOBAL_TOKEN = "<|bicodec_global_{}|>"
 
 # Published checkpoint (vocab_size 180,445): the linguistic codes have no known name there, so the block
-# found by position is compared with these offsets (specification 4.1).
+# found by position is compared with these offsets (docs/tokens.md).
 PUBLISHED_SIZE = 180_445
 PUBLISHED_OFFSETS = {"glm": 151_727, "global": 168_111, "semantic": 172_207}
 # Base pieces that stand for no text; a SentencePiece vocabulary starts with them.
@@ -139,7 +139,7 @@ class Vocab:
 
     @property
     def stop(self) -> int:
-        """The id that ends every completion, `<|im_end|>` (not the tokenizer's eos, specification 1)."""
+        """The id that ends every completion, `<|im_end|>` (not the tokenizer's eos)."""
         return self.control["im_end"]
 
     @property

@@ -1,7 +1,7 @@
 """Text to ids and back: normalisation, the text tokenizer of any model, and SentencePiece for our own.
 
 A `TextTokenizer` knows the base vocabulary only. The added tokens (control, speech, speaker) are removed
-before it is built, so whatever a user types stays text. Source: specification section 11, rule 11.
+before it is built, so whatever a user types stays text.
 """
 
 import io

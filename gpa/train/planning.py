@@ -35,7 +35,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Rates:
-    """Ids per second of audio that each task puts into a row (spec/gpa.md section 4.3), text included.
+    """Ids per second of audio that each task puts into a row, text included.
 
     `mix` is how often an hour serves each task.
     """

@@ -199,7 +199,7 @@ def content(
 
 
 def claims(scene: Scene, outcome: Outcome) -> list[orderings.Claim]:
-    """The orderings of the specification over what was found."""
+    """The paper's orderings over what was found."""
     share = scene.op.config.compose.avg_weight
     return orderings.claims(outcome.found, scene.bench.seed, share if outcome.swept else None)
 

@@ -1,4 +1,4 @@
-"""What the specification expects of a model that composes (section 8), each said to hold or not.
+"""What the paper expects of a model that composes, each said to hold or not.
 
 Every claim is "less than" over the clips that both rows have: the margin is the mean of right minus left,
 clip by clip, with its interval from resampled clips (a paired bootstrap). Knows items only.

@@ -29,7 +29,7 @@ def markdown(
     shown = [row for row in systems.table_rows(scene) if row.name not in (systems.HEARD, systems.SAME)]
     lines = [rate_table(scene, shown, found, skipped), "", *_notes(scene, found, sealed), ""]
     lines += [
-        "Orderings that the specification expects, and the like of filtered ones, left below right:",
+        "Orderings that the paper expects, and the like of filtered ones, left below right:",
         "",
         orderings.table(claims),
     ]

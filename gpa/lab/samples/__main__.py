@@ -1,7 +1,7 @@
 """`python -m gpa.lab.samples OUT -o docs/samples`: a page of sound from an evaluation's folder.
 
     gpa eval CHECKPOINT --data DATA --baselines --save-wavs --out OUT
-    python -m gpa.lab.samples OUT -o docs/samples [-k 4] [--notes NOTES.md] [--data DATA [--references]]
+    python -m gpa.lab.samples OUT -o docs/samples [-k 4] [--credit CREDIT.md] [--data DATA [--references]]
 
 Recordings are shown with --references only, and only those whose licence allows it.
 """
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from gpa.errors import UsageError, exit_code
 from gpa.evals import report_file
-from gpa.lab.card.notes import read_notes
 from gpa.lab.samples.choose import groups
 from gpa.lab.samples.clips import Clips
 from gpa.lab.samples.samples_page import INDEX, Page, written
@@ -30,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.k < 1:
         raise UsageError(f"-k {args.k}: 1 or more")
     report = report_file.read(args.folder / report_file.FILE)
-    credit = read_notes(args.notes).section("acknowledgements") if args.notes else ""
+    credit = args.credit.read_text(encoding="utf-8").strip() if args.credit else ""
     chosen = groups(args.folder, report, args.k, args.seed, args.without)
     page = Page(args.folder, report, chosen, Clips(args.data, args.references), args.seed, credit)
     files = written(page, args.page_bytes)
@@ -49,9 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-k", type=int, default=4, help="items of each task (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="chooses them (default 0)")
     parser.add_argument("--without", nargs="+", default=[], metavar="SUITE", help="suites to leave out")
-    parser.add_argument(
-        "--notes", type=Path, help="notes of the model card: their acknowledgements are shown"
-    )
+    parser.add_argument("--credit", type=Path, help="Markdown that credits whose recordings are shown")
     parser.add_argument("--data", type=Path, help="data folder: names corpus and licence of every clip")
     parser.add_argument("--references", action="store_true", help="also the recordings that may be passed on")
     parser.add_argument("--page-bytes", type=int, default=PAGE_BYTES, metavar="N",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from gpa.errors import UsageError
 from gpa.evals.measurement import wav_path
 from gpa.evals.report import Item
 from gpa.evals.suites import SUITES
-from gpa.lab.card.tables import cell, table
 from gpa.lab.samples import ogg
 from gpa.lab.samples.choose import Group, name_of, recordings
 from gpa.lab.samples.clips import Clips, needs_credit
@@ -90,7 +89,7 @@ def markdown(page: Page) -> str:
     owed = [clip for clip in free if needs_credit(str(page.clips.row(clip).get("licence")))]
     if owed and not page.credits:
         raise UsageError(
-            f"{owed[0]} is shown under a licence that asks for a credit: pass --notes, which has one"
+            f"{owed[0]} is shown under a licence that asks for a credit: pass --credit, a file with one"
         )
     parts = ["# Samples", MARK, _about(page)]
     parts += [_group(page, group) for group in page.groups]
@@ -176,3 +175,14 @@ def _sources(page: Page) -> str:
     return f"What was made here was made from, or imitates, these clips. {said}\n\n" + "\n".join(
         f"- {page.clips.about(clip)}" for clip in used
     )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; a line break or a bar in a cell does not end it."""
+    lines = ["| " + " | ".join(cell(str(value)) for value in row) + " |" for row in [head, *rows]]
+    return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])
+
+
+def cell(text: str) -> str:
+    """A text on one line, its bars escaped."""
+    return " ".join(text.replace("|", "\\|").split()) or "-"

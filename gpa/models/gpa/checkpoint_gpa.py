@@ -1,7 +1,7 @@
 """Checkpoint directories: where the parts are in the published layout and in ours, and how ours is written.
 
-Knows files, tensor names and fingerprints; nothing about prompts or generation. Source: spec/gpa.md section
-6.
+Knows files, tensor names and fingerprints; nothing about prompts or generation. The page:
+docs/checkpoints.md.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from gpa.models.gpa.generation_gpa import Sampling
 FILE = "gpa.json"
 VERSION = 1
 GREEDY = Sampling()
-# Specification 4.4: the values of the reference's server. Recognition is greedy everywhere (section 11.5).
+# The values of the reference's server; recognition is greedy everywhere.
 SPOKEN = Sampling(temperature=0.2, repetition_penalty=1.2)
 CONVERSIONS = ("lm", "codec")
 

@@ -1,8 +1,7 @@
 """Generation by several prompts at once: `gpa.compose` over the next id.
 
 Speech that follows its text is speech plus what the text makes more likely than no text does (classifier-free
-guidance); a conversion that follows a transcript is the conversion plus the same. Source: specification
-SpeechOp section 5.
+guidance); a conversion that follows a transcript is the conversion plus the same. The page: docs/speechop.md.
 
     B branches   L positions   V vocabulary   K ids that are legal
 """

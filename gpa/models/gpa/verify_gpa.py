@@ -1,6 +1,6 @@
 """Recorded outputs of a checkpoint: `record` writes its golden/ folder, `verify` computes them again.
 
-The layout is that of the published replica (specification 8.1): cases.json, tensors.safetensors, audio_N.wav.
+The layout is that of the published replica: cases.json, tensors.safetensors, audio_N.wav.
 Every stage starts from recorded inputs, so an error is reported where it arises and not again in what
 follows.
 """

@@ -1,6 +1,6 @@
 """All numbers of a SpeechOp model in one typed tree, from the paper's 419 M parameters down to a toy.
 
-Defaults are the paper's. A field marked [I] is inferred: the sources of specification section 12 do not state
+Defaults are the paper's. A field marked [I] is inferred: the paper does not state
 it, so it is a setting rather than code.
 """
 
@@ -20,7 +20,7 @@ from gpa.models.speechop.sizes_speechop import SIZES
 
 FILE = "speechop.json"
 VERSION = 1
-TASKS = ("tts", "enhance", "iso_fg", "iso_bg", "spk_sep", "match")  # specification 1.2
+TASKS = ("tts", "enhance", "iso_fg", "iso_bg", "spk_sep", "match")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -342,7 +342,7 @@ class SpeechOpConfig:
 
     @classmethod
     def of_size(cls, size: str) -> SpeechOpConfig:
-        """One of SIZES: toy, mini, small, paper (specification 10.1); UsageError for another name."""
+        """One of SIZES: toy, mini, small, paper (docs/speechop.md); UsageError for another name."""
         _one_of("size", size, tuple(SIZES))
         return build(cls, SIZES[size])
 

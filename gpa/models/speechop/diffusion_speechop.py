@@ -1,6 +1,6 @@
 """The mathematics of training: schedule, parameterisations, loss weights, clean segments, condition dropout.
 
-Pure functions of tensors and of a caller's random generator (specification sections 2.1 to 2.4); knows no
+Pure functions of tensors and of a caller's random generator (docs/speechop.md); knows no
 network, no codec and no files. The log-SNR lambda is `lam`, a float or a tensor (B,): alpha^2 = sigmoid(lam),
 sigma^2 = sigmoid(-lam), z = alpha x + sigma eps.
 
@@ -26,7 +26,7 @@ Level = float | Tensor
 
 
 def log_snr(t: Tensor, schedule: Schedule) -> Tensor:
-    """lambda(t) = -2 ln tan(pi t / 2) + 2 ln s of the shifted cosine schedule, clamped (specification 2.1).
+    """lambda(t) = -2 ln tan(pi t / 2) + 2 ln s of the shifted cosine schedule, clamped (arXiv 2301.11093).
 
     t in (0, 1), any shape; 1 is noise.
     """
@@ -61,7 +61,7 @@ def sigma(lam: Level, like: Tensor) -> Tensor:
     return (-_column(lam, like)).sigmoid().sqrt()
 
 
-# Parameterisations (specification 2.2): all are affine in each other given z and lambda ---------------------
+# Parameterisations (arXiv 2202.00512): all are affine in each other given z and lambda ---------------------
 
 
 def diffuse(x: Tensor, eps: Tensor, lam: Level) -> Tensor:
@@ -118,7 +118,7 @@ def v_from_flow(z: Tensor, flow: Tensor, lam: Level) -> Tensor:
 FROM_V = {"v": lambda z, v, lam: v, "x": x_from_v, "eps": eps_from_v, "score": score_from_v}
 
 
-# Loss (specification 2.3) -----------------------------------------------------------------------------------
+# Loss ----------------------------------------------------------------------------------------------------
 
 
 def _error_ratio(lam: Tensor, space: str) -> Tensor:
@@ -143,7 +143,7 @@ def loss_weight(lam: Tensor, loss: Loss, schedule: Schedule, space: str = "v") -
     """What multiplies the squared error of `space` (v, eps, x or score); lam and result (B,).
 
     The weight of `loss.space` is sigmoid(bias - lambda); those of the other spaces follow so that the loss is
-    the same number (specification 2.3, after Kingma and Gao 2023).
+    the same number (Kingma and Gao 2023, arXiv 2303.00848).
     """
     weight = (loss.bias - lam).sigmoid() if loss.weight == "sigmoid" else torch.ones_like(lam)
     weight = weight * _error_ratio(lam, loss.space) / _error_ratio(lam, space)
@@ -173,7 +173,8 @@ def diffusion_loss(
     return (weight * error).sum() / frames.sum().clamp(min=1)
 
 
-# Decisions of a training example (specification 2.4) --------------------------------------------------------
+# Decisions of a training example
+# -----------------------------------------------------------------------------
 
 
 class Choice(NamedTuple):

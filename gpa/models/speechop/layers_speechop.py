@@ -1,7 +1,7 @@
 """Blocks of the DiT, of the audio encoder and of the byte encoder: one class, three uses.
 
-Specification 1.1. Padding is given by masks and positions are counted over the real frames, so padding may
-stand anywhere in a row and changes nothing.
+SpeechOp, arXiv 2509.14298. Padding is given by masks and positions are counted over the real frames, so
+padding may stand anywhere in a row and changes nothing.
 
     B batch   L frames of a sequence   N text positions   D width   H heads   Dh head width
 """

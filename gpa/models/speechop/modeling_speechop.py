@@ -1,7 +1,7 @@
 """The network: a diffusion transformer over latent frames, with text, source audio, task and speech prompt.
 
-Specification 1.1. `condition` computes what does not change during sampling, `denoise` one velocity and
-`forward` both. Knows no schedule beyond the range of the log-SNR, no sampler, no codec.
+SpeechOp, arXiv 2509.14298. `condition` computes what does not change during sampling, `denoise` one velocity
+and `forward` both. Knows no schedule beyond the range of the log-SNR, no sampler, no codec.
 
     B batch   C latent channels   H channels of the ASR encoder, or 0   T target frames   P prompt frames   L
     = P + T N text positions   D width

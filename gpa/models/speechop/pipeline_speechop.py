@@ -1,7 +1,7 @@
 """SpeechOp: one diffusion model that restores, separates, extracts, matches, edits and speaks.
 
 The public class: what a user asks for becomes a plan of `gpa.compose`. Files, windows, words and the sampling
-loop are in the files beside it. Source: specification SpeechOp section 3.
+loop are in the files beside it. Source: SpeechOp, arXiv 2509.14298.
 
     S samples
 """

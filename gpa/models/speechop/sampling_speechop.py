@@ -1,6 +1,6 @@
 """Samplers as pure functions of `denoise(z, lam) -> v`, and noise that does not depend on the batch.
 
-A sampler walks nodes of rising log-SNR `lam` (specification 2.5), which is its time: it knows no schedule.
+A sampler walks nodes of rising log-SNR `lam` which is its time: it knows no schedule.
 Guidance and composition wrap `denoise` and are unknown here, as are network, prompt and codec. All samplers
 are one step rule: first or second order, with or without fresh noise.
 
@@ -43,7 +43,7 @@ def step_weights(lam: float, following: float, eta: float) -> Step:
     """Coefficients from one node to the next; eta 0 adds no noise, 1 as much as the reverse SDE.
 
     From x and eps = (z - alpha x) / sigma the next z is alpha' x + sqrt(sigma'^2 - spread^2) eps + spread n.
-    With eta 1 these are the SDE-DPM-Solver++ weights of specification 2.5, with eta 0 those of its ODE twin.
+    With eta 1 these are the weights of SDE-DPM-Solver++ (arXiv 2211.01095), with eta 0 those of its ODE twin.
     """
     a, s, a_next, s_next = _scale(lam), _scale(-lam), _scale(following), _scale(-following)
     spread = eta * s_next * math.sqrt(-math.expm1(lam - following))  # 1 - exp(-2h), h half the step

@@ -8,7 +8,7 @@ from typing import Any
 def _tier(
     latent: dict[str, int], dit: tuple[int, ...], encoder: tuple[int, ...], text: tuple[int, ...]
 ) -> dict:
-    """Settings of one row of specification 10.1; stacks are (layers, width, heads, ffn)."""
+    """Settings of one size (docs/speechop.md); stacks are (layers, width, heads, ffn)."""
     names = ("layers", "width", "heads", "ffn")
     kind = {"kind": "bytes", "positions": "both"}
     return {
@@ -20,7 +20,7 @@ def _tier(
     }
 
 
-# FFNs of 8/3 widths, which give the sizes that the specification estimates, about 0.4 and 26 M parameters;
+# FFNs of 8/3 widths, which give the sizes that are estimated, about 0.4 and 26 M parameters;
 # mini, 7 M, is as large as fits into 24 MB in float16 beside its codec.
 SIZES: dict[str, dict[str, Any]] = {
     "toy": _tier({"channels": 8}, (3, 64, 4, 171), (1, 64, 4, 171), (0, 64, 4, 171)),

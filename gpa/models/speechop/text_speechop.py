@@ -79,7 +79,7 @@ class ByT5Encoder(nn.Module):
         return Text(states, text.mask)
 
 
-# Length of speech (specification 2.4): there is no duration model -------------------------------------------
+# Length of speech: there is no duration model -------------------------------------------
 
 
 def speaking_rate(units: int, frames: int, config: SpeechOpConfig) -> float:

@@ -1,7 +1,7 @@
 """Training SpeechOp: a diffusion transformer on latents of a frozen codec, for TTS alone or for all tasks.
 
 A step's rows go through the network in up to three batches that pad little: TTS, pairs without and pairs with
-a prompt; the loss is the mean over all their noisy frames. Source: specification SpeechOp 2.3 and 2.4.
+a prompt; the loss is the mean over all their noisy frames. Source: SpeechOp, arXiv 2509.14298.
 """
 
 from __future__ import annotations
