@@ -30,10 +30,9 @@ from gpa.models.gpa.guided_gpa import anchored, recognised, spoken
 from gpa.models.gpa.info_gpa import describe
 from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
 from gpa.models.gpa.processing_gpa import GPAProcessor
-from gpa.models.gpa.segmentation_gpa import transcript_ids
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
-from gpa.prompt.formats import Format, canonical_task
+from gpa.prompt.formats import Format
 from gpa.prompt.vocab import Vocab
 
 logger = logging.getLogger(__name__)
@@ -193,7 +192,8 @@ class GPA:
         voice: VoiceLike | None = None,
         instruction: str | None = None,
     ) -> list[int]:
-        """The exact ids the model sees: asr takes `audio`, tts `text` and `voice`, vc `source` and `voice`.
+        """The exact ids the model sees: asr takes `audio`, tts `text` and `voice`, vc `source` and `voice`,
+        a task of your own what its `Task` says.
 
         PromptError names a missing or superfluous input, and the numbers of a prompt that exceeds the
         context.
@@ -220,7 +220,7 @@ class GPA:
         id may come. Unset values are this model's defaults for the task; without `max_new_tokens` the length
         follows from the prompt.
         """
-        task = canonical_task(task)
+        task = self.format.task(task).name
         sampling = self._sampling(task, temperature, top_k, top_p, repetition_penalty)
         most = budget(max_new_tokens, self.processor.budget_of(ids))
         rules = self.processor.rules(task, most)
@@ -230,7 +230,7 @@ class GPA:
 
     def _sampling(self, task: str, *values: float | None) -> Sampling:
         changes = zip(("temperature", "top_k", "top_p", "repetition_penalty"), values, strict=True)
-        return self.config.sampling[task].updated(**dict(changes))
+        return self.config.sampling[self.format.task(task).name].updated(**dict(changes))
 
     # Tasks ------------------------------------------------------------------------------------------------
 
@@ -359,7 +359,7 @@ class GPA:
         texts, tokens, reasons = [], [], []
         for i, part in enumerate(self.processor.audio_parts(wav, "asr")):
             ids = self.processor.build("asr", wav=part)
-            most = budget(max_new_tokens, transcript_ids(len(part) / self.sample_rate))
+            most = budget(max_new_tokens, self.processor.transcript_ids(len(part) / self.sample_rate))
             rules = self.processor.rules("asr", most)
             done = transcribe(self.lm, ids, rules, sampling, search, seed=seed + i * SEED_STEP)
             text_ids = self.processor.text_ids(done)

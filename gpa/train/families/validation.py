@@ -26,10 +26,11 @@ from gpa.models.gpa.budgets_gpa import Budgets
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.generation_gpa import Completion, Sampling, generate
 from gpa.models.gpa.modeling_gpa import Backbone
+from gpa.prompt.tasks import ASR, TTS
 from gpa.text.pronunciations import Pronunciations
 
 Clip = Mapping[str, Any]
-TASKS = ("asr", "tts")
+MEASURED = (ASR.name, TTS.name)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Validation:
         semantic ids has no round trip, and no word error rate.
         """
         asr, tts = Tally(), Tally()
-        heard_again = self.format.layouts["asr"].blocks == ("semantic",)
+        heard_again = self.format.layouts[ASR.name].blocks == ("semantic",)
         # On a CPU inference computes in float32, whatever training does; for single ids that is also faster.
         with resting(lm), torch.autocast("cpu", enabled=False):
             for seed, clip in self.rows.items():
@@ -113,17 +114,17 @@ class Validation:
         self, lm: Backbone, codes: Sequence[int], glm: Sequence[int] | None, seed: int
     ) -> tuple[str, bool]:
         """The transcript of semantic codes (T,), and whether it ended by itself."""
-        glm = glm if "glm" in self.format.layouts["asr"].blocks else None
-        prompt = self.format.build("asr", semantic=codes, glm=glm)
-        done = self._complete(lm, "asr", prompt, (0, self.budgets.written_ids(len(codes))), seed)
+        glm = glm if "glm" in self.format.layouts[ASR.name].blocks else None
+        prompt = self.format.build(ASR.name, semantic=codes, glm=glm)
+        done = self._complete(lm, ASR.name, prompt, self.budgets.span(ASR, len(codes)), seed)
         text = self.format.text_tokenizer.decode(self.budgets.text_ids(done))
         return text, done.finish_reason == "stop"
 
     def _speak(self, lm: Backbone, clip: Clip, seed: int) -> tuple[list[int], bool]:
         """Semantic codes (T,) that say the clip's text in its voice, and whether they ended by themselves."""
         text = self.dictionary.respelt(clip["text"]).text if self.dictionary else clip["text"]
-        prompt = self.format.build("tts", text=text, global_=clip["global"])
-        done = self._complete(lm, "tts", prompt, self.budgets.spoken_ids(clip["text"]), seed)
+        prompt = self.format.build(TTS.name, text=text, global_=clip["global"])
+        done = self._complete(lm, TTS.name, prompt, self.budgets.spoken_ids(clip["text"]), seed)
         return self.budgets.codes(done), done.finish_reason == "stop"
 
     def _complete(
@@ -146,9 +147,11 @@ def prepare(
     """
     if not args.rows:
         return None
+    if lost := [name for name in MEASURED if name not in dev.fmt.tasks]:
+        raise UsageError(f"validate.rows measures {' and '.join(MEASURED)}: tasks has no {lost[0]}")
     config = GPAConfig.read(Path(init)) if init else GPAConfig()
     budgets = Budgets(dev.fmt, args.frame_rate or _frame_rate(Path(tokens), codec))
-    sampling = {**config.sampling, **({"tts": args.speech} if args.speech else {})}
+    sampling = {**config.sampling, **({TTS.name: args.speech} if args.speech else {})}
     rows = _choose(dev, args.rows, max_ids, config, budgets.frame_rate)
     return Validation(rows, budgets, sampling, dev.dictionary)
 
@@ -171,7 +174,7 @@ def _choose(
         clip = dev.clips[i]
         fits = words(clip["text"]) and len(clip["text"]) <= config.max_text_chars
         fits = fits and 0 < len(clip["semantic"]) <= config.max_audio_seconds * frame_rate
-        if fits and all(dev.length(task, i) <= max_ids for task in TASKS):
+        if fits and all(dev.length(task, i) <= max_ids for task in MEASURED):
             chosen[i] = clip
         if len(chosen) == count:
             break
