@@ -107,8 +107,8 @@ class Validation:
                 codes, stopped = self._speak(lm, clip, seed)
                 heard = self._hear(lm, codes, None, seed)[0] if codes and heard_again else ""
                 tts.add(clip["text"], heard, stopped)
-        found = {"asr_wer": asr.wer, "asr_stop": asr.stop, "tts_stop": tts.stop}
-        return {**found, "tts_roundtrip_wer": tts.wer} if heard_again else found
+        found = {f"{ASR.name}_wer": asr.wer, f"{ASR.name}_stop": asr.stop, f"{TTS.name}_stop": tts.stop}
+        return {**found, f"{TTS.name}_roundtrip_wer": tts.wer} if heard_again else found
 
     def _hear(
         self, lm: Backbone, codes: Sequence[int], glm: Sequence[int] | None, seed: int
