@@ -111,7 +111,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
 
     `path` is a weight file, or a directory holding one of model.safetensors, model.safetensors.index.json
     (shards) or pytorch_model.bin, tried in this order. Pickles are read with weights_only: they cannot run
-    code. A missing, truncated or corrupt file raises CheckpointError naming it.
+    code. A missing, truncated or damaged file raises CheckpointError naming it.
     """
     path = _weight_file(Path(path))
     if path.name.endswith(".index.json"):
@@ -188,7 +188,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-    return CheckpointError(f"{path}: truncated or corrupt ({reason}); download or copy the file again")
+    return CheckpointError(f"{path}: truncated or damaged ({reason}); download or copy the file again")
 
 
 def load_strict(

@@ -1,4 +1,4 @@
-"""The replica of the published checkpoint (specification 8), compact in tests/assets.
+"""The replica of the published checkpoint, compact in tests/assets.
 
 Origin: published-tiny of the golden data; the tokenizer is the same JSON without white space, compressed.
 """

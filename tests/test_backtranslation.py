@@ -8,7 +8,7 @@ import torch
 from gpa import config
 from gpa.data import tokens
 from gpa.errors import UsageError
-from gpa.lab import backtranslation as imagined
+from gpa.lab import backtranslation as backtranslated
 from gpa.models.gpa.generation_gpa import Rules, Sampling, generate
 from gpa.models.gpa.modeling_gpa import load_backbone
 from gpa.prompt.formats import get_format
@@ -43,7 +43,7 @@ def lm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sentences_of_running_text() -> None:
     """Without headings, numbers and what is too short; across lines, and halved at semicolons."""
-    found = list(imagined.sentences(BOOK))
+    found = list(backtranslated.sentences(BOOK))
     assert found[:2] == ["the quick brown fox jumps.", "one two three!"]
     assert any("asked the lazy dog" in text for text in found) and "hello there, fox." in found
     assert not any("chapter" in text or "1813" in text or text == "yes." for text in found)
@@ -56,7 +56,7 @@ def test_rows_side_by_side_are_rows_alone(folder: Path, lm: Path) -> None:
     network = load_backbone(lm).eval()
     clips = tokens.read(folder)
     prompts = [fmt.build("tts", text=c["text"], global_=c["global"]) for c in clips[:4]]
-    made = imagined.speak(network, prompts, fmt, 30, 1e-4, torch.Generator().manual_seed(0))
+    made = backtranslated.speak(network, prompts, fmt, 30, 1e-4, torch.Generator().manual_seed(0))
     legal = fmt.legal_ids("tts")
     for prompt, codes in zip(prompts, made, strict=True):
         rules = Rules(max_new=30, stop=fmt.stop_ids("tts"), legal=legal)
@@ -72,11 +72,11 @@ def test_the_command_writes_rows_that_train(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(imagined, "PER_LETTER", (0.01, 3.0))  # untrained, it stops whenever it likes
+    monkeypatch.setattr(backtranslated, "PER_LETTER", (0.01, 3.0))  # untrained, it stops whenever it likes
     text, out = tmp_path / "book.txt", tmp_path / "out"
     text.write_text(BOOK * 3)
     command = [str(folder), "--lm", str(lm), "--text", str(text), "--batch", "3", "--temperature", "5"]
-    imagined.main([*command, "-o", str(out)])
+    backtranslated.main([*command, "-o", str(out)])
     rows = tokens.read(out)
     assert rows and "sentences spoken" in capsys.readouterr().out
     known = {clip["text"] for clip in tokens.read(folder)}
@@ -84,11 +84,11 @@ def test_the_command_writes_rows_that_train(
         assert row["task"] == "asr" and row["text"] and row["text"] not in known and row["semantic"]
     assert len({row["text"] for row in rows}) == len(rows)  # each sentence once
     again = tmp_path / "again"
-    imagined.main([*command, "-o", str(again)])
+    backtranslated.main([*command, "-o", str(again)])
     assert (again / "tokens.jsonl").read_bytes() == (out / "tokens.jsonl").read_bytes()
     tree = lm_tree(folder, data={"tokens": str(folder), "replay": str(out), "batch_ids": 300})
     family = LMFamily(config.build(LMRecipe, tree))
-    drawn = {task for task, i, _ in family.items if family.train_rows.clips[i]["speaker"] == "imagined"}
+    drawn = {task for task, i, _ in family.items if family.train_rows.clips[i]["speaker"] == "backtranslated"}
     assert drawn == {"asr"}
 
 
@@ -96,4 +96,4 @@ def test_nothing_to_speak_is_said(folder: Path, lm: Path, tmp_path: Path) -> Non
     (tmp_path / "empty.txt").write_text("CHAPTER I.\n")
     command = [str(folder), "--lm", str(lm), "--text", str(tmp_path / "empty.txt"), "-o", str(tmp_path / "o")]
     with pytest.raises(UsageError, match="0 new sentences"):
-        imagined.main(command)
+        backtranslated.main(command)

@@ -17,14 +17,15 @@ import pytest
 from conftest import RATE, speechlike
 from gpa import audio
 from gpa.cli import main
+from gpa.data import effects
 from gpa.errors import DataError, GenerationError, UsageError
 from gpa.evals import report_file
-from gpa.evals.judges import all_judges as panel
+from gpa.evals.judges import all_judges as judges
 from gpa.evals.judges.base import FunctionJudge
 from gpa.evals.measurement import Bench
 from gpa.evals.report import Item
 from gpa.evals.restoration import distance, measure, orderings, systems
-from gpa.evals.restoration.noisy_clips import Spoiler
+from gpa.evals.restoration.noisy_clips import NoisyClips
 from gpa.evals.restoration.systems import Scene
 from gpa.evals.results_cache import ResultsCache
 from gpa.evals.wer import Edits
@@ -107,9 +108,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_noise_is_that_of_the_name_and_held_out(data: Path, tmp_path: Path, second: np.ndarray) -> None:
-    degrade = Spoiler(data / "noise", data / "rooms")
+    degrade = NoisyClips(data / "noise", data / "rooms")
     assert degrade.names == ["rain_9-A.wav", "rain_19-A.wav"] and "simulated" in degrade.words()
-    assert np.array_equal(degrade(second, "d0"), Spoiler(data / "noise", data / "rooms")(second, "d0"))
+    assert np.array_equal(degrade(second, "d0"), NoisyClips(data / "noise", data / "rooms")(second, "d0"))
     labels = [degrade.labels(f"clip {n}") for n in range(200)]
     assert len({one["noise"] for one in labels}) == 2
     assert all(0 <= float(one["snr_db"]) <= 10 for one in labels)
@@ -117,20 +118,20 @@ def test_noise_is_that_of_the_name_and_held_out(data: Path, tmp_path: Path, seco
     dry = next(f"clip {n}" for n, one in enumerate(labels) if one["room"] == "none")
     quiet = 0.1 * second  # never scaled down to full scale
     added = degrade(quiet, dry) - quiet
-    ratio = 10 * np.log10(degrade.power(quiet) / degrade.power(added))
+    ratio = 10 * np.log10(effects.power(quiet) / effects.power(added))
     assert ratio == pytest.approx(float(degrade.labels(dry)["snr_db"]), abs=0.06)
-    assert Spoiler(data / "noise", data / "rooms", seed=1).chain("d0") != degrade.chain("d0")
-    assert Spoiler(data / "noise", data / "rooms", snr_db=(5, 5)).labels("d0")["snr_db"] == "5.0"
+    assert NoisyClips(data / "noise", data / "rooms", seed=1).chain("d0") != degrade.chain("d0")
+    assert NoisyClips(data / "noise", data / "rooms", snr_db=(5, 5)).labels("d0")["snr_db"] == "5.0"
     for n in range(10):
         audio.save(tmp_path / "rooms" / f"{n}.wav", np.exp(-np.arange(800) / 90.0), RATE)
-    assert "measured" in Spoiler(data / "noise", tmp_path / "rooms").words()
+    assert "measured" in NoisyClips(data / "noise", tmp_path / "rooms").words()
 
 
 def test_other_takes_of_a_trained_noise_are_not_held_out(tmp_path: Path) -> None:
     takes = [*NOISES[:9], "rain_0-B.opus", *NOISES[10:]]
-    assert Spoiler(write_noise(tmp_path / "one", takes), tmp_path).names == ["rain_19-A.wav"]
+    assert NoisyClips(write_noise(tmp_path / "one", takes), tmp_path).names == ["rain_19-A.wav"]
     with pytest.raises(DataError, match="another take"):
-        Spoiler(write_noise(tmp_path / "two", [*takes[:19], "rain_1-C.opus"]), tmp_path)
+        NoisyClips(write_noise(tmp_path / "two", [*takes[:19], "rain_1-C.opus"]), tmp_path)
 
 
 def test_clips_are_of_all_speakers_in_turn(data: Path) -> None:
@@ -154,17 +155,17 @@ def heard(wav: np.ndarray) -> str:
     return " ".join("the rain came down".split()[: 1 + int(20 * np.abs(wav).mean()) % 4])
 
 
-def judged(**changed: Any) -> panel.Panel:
+def judged(**changed: Any) -> judges.Judges:
     voice = FunctionJudge("voice", lambda wav: np.array([1.0, float(np.abs(wav).mean())]))
     quality = FunctionJudge("quality", lambda wav: {"mos": 1.0 + float(np.abs(wav).max())})
     seats: dict[str, Any] = {"words": FunctionJudge("words", heard), "normalise": str.lower, "voice": voice}
-    return panel.Panel(**{**seats, "quality": quality, "absent": {"phonemes": "no hama"}, **changed})
+    return judges.Judges(**{**seats, "quality": quality, "absent": {"phonemes": "no hama"}, **changed})
 
 
 def set_up(data: Path, **changed: Any) -> Scene:
     """A scene of the tiny model; `changed` are its fields."""
-    bench = Bench(data, panel=judged(), split="dev")
-    degrade = Spoiler(data / "noise", data / "rooms")
+    bench = Bench(data, judges=judged(), split="dev")
+    degrade = NoisyClips(data / "noise", data / "rooms")
     ratings = {"mcd": distance.mel_cepstral_distortion}
     scene = Scene(bench, tiny_speechop(), lambda wav: "the rain", degrade, 2, ratings, {"pesq": "no pesq"})
     return replace(scene, **changed)
@@ -277,7 +278,7 @@ def test_failures_are_counted(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
     sealed, shown = measure.write(tmp_path, scene, outcome, fixed, {})
     assert sealed["suites"]["tc-avg"]["failed"] == 1 and "| TC-Avg 0.5 | 1 (1, 0) |" in shown
     claims = {one["text"]: one for one in sealed["orderings"]}
-    assert claims["MCD(alone) < MCD(TC-Avg)"]["verdict"] == "not measured"
+    assert claims["MCD(alone) < MCD(TC-Avg)"]["outcome"] == "not measured"
 
 
 # Orderings --------------------------------------------------------------------------------------------------
@@ -304,16 +305,16 @@ def test_orderings_hold_or_not_with_their_intervals() -> None:
     said = {claim.text: claim for claim in orderings.claims(found)}
     first = said["WER(TC-CFG gold) < WER(TC-Avg)"]
     assert (first.holds, first.left, first.right, first.clips) == (True, 0.0, 25.0, 20)
-    assert first.margin == (25.0, 25.0, 25.0) and first.verdict == "holds"
-    assert said["MCD(TC-CFG gold) <= 1.05 MCD(alone)"].verdict == "holds"  # 5.295 against 5.350
+    assert first.margin == (25.0, 25.0, 25.0) and first.outcome == "holds"
+    assert said["MCD(TC-CFG gold) <= 1.05 MCD(alone)"].outcome == "holds"  # 5.295 against 5.350
     assert said["MCD(alone) < MCD(TC-Avg)"].margin == pytest.approx((1.0, 1.0, 1.0))
-    assert said["WER(ITC) < WER(alone)"].verdict == "does not hold (few clips)"
-    assert said["DNSMOS(noisy) + 0.4 <= DNSMOS(alone)"].verdict == "does not hold"
-    assert said["DNSMOS(noisy) + 0.4 <= DNSMOS(alone, filtered)"].verdict == "holds"
-    assert said["WER(TC-CFG gold, filtered) <= WER(ITC, filtered)"].verdict == "holds"
-    assert said["WER(ITC, filtered) < WER(alone, filtered)"].verdict == "does not hold"
+    assert said["WER(ITC) < WER(alone)"].outcome == "does not hold (few clips)"
+    assert said["DNSMOS(noisy) + 0.4 <= DNSMOS(alone)"].outcome == "does not hold"
+    assert said["DNSMOS(noisy) + 0.4 <= DNSMOS(alone, filtered)"].outcome == "holds"
+    assert said["WER(TC-CFG gold, filtered) <= WER(ITC, filtered)"].outcome == "holds"
+    assert said["WER(ITC, filtered) < WER(alone, filtered)"].outcome == "does not hold"
     assert said["WER(alone, filtered) <= WER(noisy)"].holds  # as many
-    assert said["gamma 0 is alone, bit for bit"].verdict == "not measured"
+    assert said["gamma 0 is alone, bit for bit"].outcome == "not measured"
     equal = {"tc-cfg": found["tc-cfg"], "itc": found["tc-cfg"]}
     assert {one.text: one for one in orderings.claims(equal)}["WER(TC-CFG gold) <= WER(ITC)"].holds
     assert len(orderings.claims(found, usual_share=0.5)) == len(said) + 8
@@ -334,8 +335,8 @@ def test_the_command(
     pytest.importorskip("jiwer")
     for name in ("noisereduce", "pesq", "pystoi"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(panel, "require", lambda: None)
-    monkeypatch.setattr(panel, "open_panel", lambda threads=1, without=(): judged())
+    monkeypatch.setattr(judges, "require", lambda: None)
+    monkeypatch.setattr(judges, "open_judges", lambda threads=1, without=(): judged())
     model = write_tiny_speechop(tmp_path)
     words = ["bench", "speechop", str(model), "--recogniser", str(tiny), "--data", str(data)]
     brief = ["-n", "1", "--steps", "2", "--out", str(tmp_path / "out"), "--save-wavs"]

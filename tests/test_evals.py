@@ -31,7 +31,7 @@ from gpa.evals import (
     suites,
     wer,
 )
-from gpa.evals.judges import all_judges as panel
+from gpa.evals.judges import all_judges as judges
 from gpa.evals.judges import base
 from gpa.evals.judges.similarity import cosine, enrol
 from gpa.evals.results_cache import ResultsCache
@@ -267,12 +267,12 @@ def voice_of(wav: np.ndarray) -> np.ndarray:
     return np.array([np.cos(wav[-1]), np.sin(wav[-1])])
 
 
-def judged(**changed: Any) -> panel.Panel:
+def judged(**changed: Any) -> judges.Judges:
     """A full panel of stand-ins."""
     letters = FunctionJudge(lambda wav: list(read(wav).lower().replace(" ", "")))
     quality = FunctionJudge(lambda wav: {"mos": 3.0 + len(read(wav)) / 100})
     seats: dict[str, Any] = {"voice": FunctionJudge(voice_of), "quality": quality, "phonemes": letters}
-    return panel.Panel(**{"words": FunctionJudge(read), "normalise": str.lower, **seats, **changed})
+    return judges.Judges(**{"words": FunctionJudge(read), "normalise": str.lower, **seats, **changed})
 
 
 class Parrot:
@@ -327,7 +327,7 @@ def sound(data: Path) -> Path:
 
 
 def set_up(root: Path, model: Any = None, **changed: Any) -> measurement.Bench:
-    return measurement.Bench(root, model or Parrot(), panel=judged(), voices=["s0"], **changed)
+    return measurement.Bench(root, model or Parrot(), judges=judged(), voices=["s0"], **changed)
 
 
 # Suites -----------------------------------------------------------------------------------------------------
@@ -407,7 +407,7 @@ def test_a_failed_item_is_the_worst_of_everything(sound: Path) -> None:
 def test_absent_judges_are_said_to_be_absent(sound: Path) -> None:
     pytest.importorskip("jiwer")
     ready = set_up(sound, n=3)
-    ready.panel = panel.Panel(
+    ready.judges = judges.Judges(
         FunctionJudge(read), str.lower, absent={"voice": "no voice", "quality": "no quality"}
     )
     found = suites.run("vc-codec", ready)
@@ -415,7 +415,7 @@ def test_absent_judges_are_said_to_be_absent(sound: Path) -> None:
     line = report.markdown([report.summarise("vc-codec", found)], ready.judges.absent).splitlines()[2]
     assert line.count("not measured") == 2
     with pytest.raises(UsageError, match="hearing"):
-        panel.open_panel(without=["hearing"])
+        judges.open_judges(without=["hearing"])
 
 
 def test_judges_side_by_side_find_the_same() -> None:
@@ -558,13 +558,13 @@ def test_compare_finds_a_planted_difference_and_no_other() -> None:
     a = sample(40, list(hard), list(mos))
     b = sample(40, list(hard + (random.random(40) < 0.5)), list(mos + random.normal(0, 0.1, 40)))
     found = {d.measure: d for d in significance.items("tts", a, b[::-1])}
-    assert found["WER"].verdict == "A better" and found["WER"].difference.low > 0
+    assert found["WER"].outcome == "A better" and found["WER"].difference.low > 0
     assert found["WER"].a == pytest.approx(hard.sum() / 400) and found["WER"].items == 40
-    assert found["mos"].verdict == found["stopped"].verdict == "not significant"
+    assert found["mos"].outcome == found["stopped"].outcome == "not significant"
     back = {d.measure: d for d in significance.items("tts", b, a)}
-    assert back["WER"].verdict == "B better"
-    assert {d.verdict for d in significance.items("tts", a, a)} == {"not significant"}
-    assert {d.verdict for d in significance.items("tts", a[:5], b[:5])} == {"too few items"}
+    assert back["WER"].outcome == "B better"
+    assert {d.outcome for d in significance.items("tts", a, a)} == {"not significant"}
+    assert {d.outcome for d in significance.items("tts", a[:5], b[:5])} == {"too few items"}
 
 
 def test_only_common_items_are_compared() -> None:
@@ -600,7 +600,7 @@ def command(capfd: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, s
 def test_without_the_extra_it_says_what_to_install(
     data: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(panel.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(judges.util, "find_spec", lambda name: None)
     code, out, err = command(capfd, "--data", data)
     assert code == MissingExtraError.exit_code and out == "" and "gpa-audio[eval]" in err
 
@@ -608,7 +608,7 @@ def test_without_the_extra_it_says_what_to_install(
 def test_wrong_requests_are_refused_before_anything_is_loaded(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(panel, "require", lambda: None)
+    monkeypatch.setattr(judges, "require", lambda: None)
     for words, said in (
         (["--suite", "singing"], "choose mini"),
         (["--split", "train"], "trained on"),
@@ -630,9 +630,9 @@ def test_a_whole_evaluation_of_a_tiny_model(
     """Through the command, with stand-ins for judges: table, report, pictures, and compared with itself."""
     pytest.importorskip("jiwer")
     short = FunctionJudge(lambda wav: "held out text")
-    monkeypatch.setattr(panel, "require", lambda: None)
+    monkeypatch.setattr(judges, "require", lambda: None)
     ready = judged(words=short, voice=None, quality=None, phonemes=None, absent={"voice": "a stand-in"})
-    monkeypatch.setattr(panel, "open_panel", lambda threads, without: ready)
+    monkeypatch.setattr(judges, "open_judges", lambda threads, without: ready)
     words = ["--data", sound, "--split", "dev", "-n", "1", "--suite", "floor", "codec", "asr"]
     code, out, err = command(capfd, tiny, *words, "--out", tmp_path / "out", "--save-wavs")
     assert code == 0 and "| floor | 1 (0, 0) |" in out and "Not measured: voice (a stand-in)" in out
@@ -650,12 +650,12 @@ def test_a_whole_evaluation_of_a_tiny_model(
 @pytest.mark.slow
 def test_judges_on_real_speech(tmp_path: Path) -> None:
     """The word judge's floor is low on real recordings, and the speaker judge tells two speakers apart."""
-    for package in panel.REQUIRED:
+    for package in judges.REQUIRED:
         pytest.importorskip(package)
     if not os.environ.get("GPA_DATA"):
         pytest.skip("needs GPA_DATA")
     root = items.data_root()
-    ready = measurement.Bench(root, panel=panel.open_panel(), n=6)
+    ready = measurement.Bench(root, judges=judges.open_judges(), n=6)
     floor = report.summarise("floor", suites.run("floor", ready))
     assert floor.wer.value < 0.2
     assert floor.per is None or floor.per.value < 0.3

@@ -366,3 +366,59 @@ def test_tokenizers_is_the_installed_package(how: str) -> None:
     assert (
         ROOT not in origin.parents or Path(sys.prefix) in origin.parents
     )  # .venv may lie inside the checkout
+
+
+# Section 5: the layout --------------------------------------------------------------------------------------
+
+
+def test_the_root_has_few_modules() -> None:
+    roots = [module for module, path in SOURCES.items() if path.parent == ROOT / "gpa"]
+    assert len(roots) <= ROOT_MODULES, roots
+
+
+def test_base_names_are_unique() -> None:
+    names = [path.stem for path in SOURCES.values()]
+    assert {name for name in names if names.count(name) > 1} <= {"__init__", "__main__", "base"}
+
+
+def test_nothing_imports_the_lab() -> None:
+    assert [where(item) for item in OWN if head(item.target) == "lab" and head(item.module) != "lab"] == []
+
+
+# Words that the field does not use, and what it says instead (docs/style.md).
+RETIRED = (
+    *("spoilt", "spoiler", "imagined", "corrupter", "corruptargs", "heard_loss", "headdistance", "panel"),
+    *("verdict", "readings", "multitask_ear", "load_ear", "codec_heard"),
+)
+
+
+def pages() -> Iterator[Path]:
+    """Yield sources, recipes and pages; history and the log say what was said then."""
+    for folder, pattern in (("gpa", "*.py"), ("recipes", "*.yaml"), ("recipes", "*.md"), ("docs", "*.md")):
+        for path in sorted((ROOT / folder).rglob(pattern)):
+            if "history" not in path.parts and path.name not in ("log.md", "style.md", "RESULTS.md"):
+                yield path
+    yield ROOT / "README.md"
+
+
+def test_retired_words_are_gone() -> None:
+    word = re.compile(rf"(?<![a-z])({'|'.join(RETIRED)})(?![a-z])", re.IGNORECASE)
+    found = [
+        f"{path.relative_to(ROOT)}:{n}: {match[0]}"
+        for path in pages()
+        for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if (match := word.search(line)) and "matplotlib" not in line
+    ]
+    assert found == []
+
+
+def test_only_documents_of_the_repository_are_cited() -> None:
+    cited = re.compile(
+        r"\bspec/[a-z]+\.md|\b[Ss]pecification (SpeechOp|section|sections|\d)|the specification\b"
+    )
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in [*pages(), *sorted((ROOT / "tests").glob("*.py"))]
+        if path != Path(__file__) and (match := cited.search(path.read_text(encoding="utf-8")))
+    ]
+    assert found == []

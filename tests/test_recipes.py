@@ -89,7 +89,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tokens(runs / "tokens")
     for name, source in (
         *((name, "features") for name in ("features_degraded", "features_voices")),
-        *((name, "tokens") for name in ("tokens2", "pieces", "imagined", "tokens_flite", "tokens_spoken")),
+        *((name, "tokens") for name in ("tokens2", "pieces", "backtranslated")),
+        *((name, "tokens") for name in ("tokens_flite", "tokens_spoken")),
     ):
         (runs / name).symlink_to(source)
     (site / "DATA" / "text").mkdir(parents=True)

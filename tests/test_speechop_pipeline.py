@@ -510,7 +510,7 @@ def test_parts_that_do_not_fit(op: SpeechOp, saved: Path, tmp_path: Path, tiny: 
     with pytest.raises(CheckpointError, match="unexpected"):
         SpeechOp.from_pretrained(copy)
     (copy / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes()[:-50])
-    with pytest.raises(CheckpointError, match="truncated or corrupt"):
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
         SpeechOp.from_pretrained(copy)
     other = tiny_speechop
     with pytest.raises(CheckpointError, match="do not belong together"):

@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> None:
     """Measure; UsageError for counts that cannot be."""
     _check(args)
     from gpa.evals import items, report_file, results_cache
-    from gpa.evals.judges import all_judges as panel
+    from gpa.evals.judges import all_judges
     from gpa.evals.restoration import measure, systems
 
-    panel.require()
+    all_judges.require()
     quick = QUICK if args.quick else {"n": N, "steps": STEPS, "swept": SWEPT}
     data = items.data_root(args.data)
     cases = measure.choose(
@@ -116,17 +116,17 @@ def _check(args: argparse.Namespace) -> None:
 
 def _scene(args: argparse.Namespace, data: Path, steps: int) -> Any:
     """Model, recogniser, noise and judges."""
-    from gpa.evals.judges import all_judges as panel
+    from gpa.evals.judges import all_judges
     from gpa.evals.measurement import Bench
     from gpa.evals.restoration.distance import open_ratings
-    from gpa.evals.restoration.noisy_clips import Spoiler
+    from gpa.evals.restoration.noisy_clips import NoisyClips
     from gpa.evals.restoration.systems import Scene
     from gpa.speechop import SpeechOp
 
-    degrade = Spoiler(args.noise or data / "noise", args.rooms or data / "rooms", args.seed, args.snr)
+    degrade = NoisyClips(args.noise or data / "noise", args.rooms or data / "rooms", args.seed, args.snr)
     op = SpeechOp.from_pretrained(args.model, device=args.device, offline=args.offline, threads=args.threads)
     recogniser = op.load_recogniser(args.recogniser)
     ratings, absent = open_ratings()
-    judges = panel.open_panel(without=args.without)
-    bench = Bench(data, panel=judges, seed=args.seed, split=args.split[0])
+    judges = all_judges.open_judges(without=args.without)
+    bench = Bench(data, judges=judges, seed=args.seed, split=args.split[0])
     return Scene(bench, op, recogniser, degrade, steps, ratings, absent)

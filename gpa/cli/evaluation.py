@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     bench = _bench(args)
     began = time.perf_counter()
     timing = _load(args, bench, {suites.SUITES[name].needs for name in wanted})
-    bench.panel = all_judges.open_panel(args.judges or _cores(), args.without)
+    bench.judges = all_judges.open_judges(args.judges or _cores(), args.without)
     logging.getLogger("faster_whisper").setLevel(logging.WARNING)
     if not args.verbose:  # who did not stop by itself is counted, and need not be said of every item
         logging.getLogger("gpa.models.gpa").setLevel(logging.ERROR)

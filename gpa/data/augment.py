@@ -36,7 +36,7 @@ def _chances() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DegradeArgs:
-    """What a chain may hold: section `corrupt` of a recipe. Order and chances are inferred [I].
+    """What a chain may hold: section `degrade` of a recipe. Order and chances are inferred [I].
 
     `noise`: a folder with manifest.json, "" for coloured noise alone; `rooms`: a folder of impulse responses,
     "" for simulated ones alone. Ranges are drawn from uniformly.
@@ -53,13 +53,13 @@ class DegradeArgs:
 
     def __post_init__(self) -> None:
         if strange := sorted({*self.order, *self.chances} - set(ORDER)):
-            raise UsageError(f"corrupt: unknown degradations {strange}; known: {sorted(ORDER)}")
+            raise UsageError(f"degrade: unknown degradations {strange}; known: {sorted(ORDER)}")
         for name in ("snr_db", "overlap_db", "t60"):
             low_high = getattr(self, name)
             if len(low_high) != 2 or not low_high[0] <= low_high[1]:
-                raise UsageError(f"corrupt.{name}: {low_high} is not a range of two rising numbers")
+                raise UsageError(f"degrade.{name}: {low_high} is not a range of two rising numbers")
         if not all(0 <= c <= 1 for c in (self.simulated, *self.chances.values())):
-            raise UsageError("corrupt: chances lie between 0 and 1")
+            raise UsageError("degrade: chances lie between 0 and 1")
 
 
 class Step(NamedTuple):

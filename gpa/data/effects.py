@@ -1,4 +1,4 @@
-"""What spoils recorded speech, as pure functions: a waveform (S,) and settings in, a waveform (S,) out.
+"""What degrades recorded speech, as pure functions: a waveform (S,) and settings in, a waveform (S,) out.
 
 Every function returns a new float32 array of the same length, finite for finite input, and is the identity at
 the settings that its docstring calls neutral. Those that draw take a generator, so equal seeds give equal

@@ -198,7 +198,7 @@ class _Run:
         """Both passes, and for the lead what stands between and after them."""
         self._claim()
         self._pass("screen", self.screens, self._screen, shared=True)
-        found = self._verdict()
+        found = self._summary()
         validation_summary.refuse(found, self.job.max_rejected, self.job.out / REJECTED)
         absent = [k for k, path in enumerate(self.shards) if not path.exists()]
         began = time.monotonic()
@@ -269,7 +269,7 @@ class _Run:
             bar.update()
         token_folder.write_text(self.screens[k], "".join(lines))
 
-    def _verdict(self) -> dict[str, Any]:
+    def _summary(self) -> dict[str, Any]:
         """What all rows together say; the lead works it out and writes every dropped row down."""
         path = self.work / SUMMARY
         if self.part.is_main:

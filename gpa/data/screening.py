@@ -97,7 +97,7 @@ class HeldOut(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The verdict on a row: "" or a code, what was found, codes that --allow let pass, and its sounds."""
+    """The judgement of a row: "" or a code, what was found, codes that --allow let pass, and its sounds."""
 
     reason: str
     detail: str

@@ -21,7 +21,7 @@ from gpa import audio
 from gpa.codec.base import TokenCodec
 from gpa.errors import GPAError, UsageError
 from gpa.evals import items, wer
-from gpa.evals.judges.all_judges import SIMILARITIES, Heard, Panel
+from gpa.evals.judges.all_judges import SIMILARITIES, Heard, Judges
 from gpa.evals.judges.base import SAMPLE_RATE
 from gpa.evals.judges.similarity import cosine, enrol
 from gpa.evals.report import SECOND, Item, score
@@ -70,7 +70,7 @@ class Bench:
     data: Path
     model: Any = None
     codec: TokenCodec | None = None
-    panel: Panel | None = None
+    judges: Judges | None = None
     voices: Sequence[str] = ()
     speakers: dict[str, str] = field(default_factory=dict)
     seen: Sequence[str] = ()
@@ -94,11 +94,11 @@ class Bench:
         return {}
 
     @property
-    def judges(self) -> Panel:
+    def required_judges(self) -> Judges:
         """The judges, or UsageError."""
-        if self.panel is None:
-            raise UsageError("nobody judges: give the bench a panel (gpa.evals.judges.all_judges.open_panel)")
-        return self.panel
+        if self.judges is None:
+            raise UsageError("nobody judges: give the bench judges (gpa.evals.judges.all_judges.open_judges)")
+        return self.judges
 
     def clip(self, row: items.Row) -> np.ndarray:
         """A clip of the manifest, float32 (S,) at 16 kHz."""
@@ -111,7 +111,7 @@ class Bench:
     def recording(self, row: items.Row) -> Heard:
         """What the judges find in a clip as it was recorded; every clip is judged once in a run."""
         if row["id"] not in self._heard:
-            self._heard[row["id"]] = self.judges.listen(self.clip(row))
+            self._heard[row["id"]] = self.required_judges.listen(self.clip(row))
         return self._heard[row["id"]]
 
     def known(self, which: str, speaker: str, without: Sequence[str]) -> np.ndarray:
@@ -119,7 +119,7 @@ class Bench:
         rows = items.enrolment(self.manifest, speaker, without)
         key = (which, *(row["id"] for row in rows))
         if key not in self._known:
-            embed = self.judges.embedders[which]
+            embed = self.required_judges.embedders[which]
             self._known[key] = enrol(embed, [self.clip(row) for row in rows])
         return self._known[key]
 
@@ -167,7 +167,7 @@ def measure(name: str, suite: Suite, bench: Bench, case: Case) -> Item:
     item = Item(case.id, case.text, labels=dict(case.labels))
     item.shares = {"stopped": False} if suite.stops else {}  # answers of an item that fails
     if suite.converts:
-        item.shares |= {NEARER[which]: False for which in bench.judges.embedders}
+        item.shares |= {NEARER[which]: False for which in bench.required_judges.embedders}
     wav = bench.clip(case.source) if case.source else np.zeros(0, np.float32)
     made = timed(item, suite.make, bench, case, wav)
     if made is not None and made.wav is not None and (fault := _unfit(made.wav, made.rate)):
@@ -180,7 +180,7 @@ def measure(name: str, suite: Suite, bench: Bench, case: Case) -> Item:
         item.audio_seconds = len(wav) / SAMPLE_RATE
     else:
         _judge(name, bench, case, item, made)
-    score([item], bench.judges.normalise)
+    score([item], bench.required_judges.normalise)
     return item
 
 
@@ -212,7 +212,7 @@ def cpu_seconds() -> float:
 def _judge(name: str, bench: Bench, case: Case, item: Item, made: Made | None) -> None:
     """Fill in what the judges find in the sound that was made and in the recording it was made from."""
     itself = name == "floor"  # the recordings are what is judged
-    spelled = bench.judges.phonemes.spell(case.text) if bench.judges.phonemes else None
+    spelled = bench.required_judges.phonemes.spell(case.text) if bench.required_judges.phonemes else None
     before = bench.recording(case.source) if case.source and not itself else None
     if before is not None and case.source is not None:
         item.floor, item.original = before.text, dict(before.values)
@@ -235,7 +235,7 @@ def _judge(name: str, bench: Bench, case: Case, item: Item, made: Made | None) -
 
 
 def _listen(bench: Bench, wav: np.ndarray, rate: int) -> Heard:
-    return bench.judges.listen(wav if rate == SAMPLE_RATE else audio.load((wav, rate), SAMPLE_RATE))
+    return bench.required_judges.listen(wav if rate == SAMPLE_RATE else audio.load((wav, rate), SAMPLE_RATE))
 
 
 def _likeness(bench: Bench, heard: Heard, speaker: str, avoid: Sequence[str]) -> dict[str, float]:

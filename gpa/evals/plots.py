@@ -97,7 +97,7 @@ def _voices(plt: Any, summaries: Any, found: Mapping[str, Sequence[Item]], peers
     """Distributions of the similarity to the wanted speaker and of DNSMOS, a row a suite."""
     panels = (("similarity", "similarity to the speaker (cosine)"), ("mos", "DNSMOS, overall"))
     shown = [(name, title, _values(found, name)) for name, title in panels]
-    shown = [panel for panel in shown if panel[2]]
+    shown = [chart for chart in shown if chart[2]]
     if not shown:
         return None
     height = 0.9 + 0.42 * max(len(values) for _, _, values in shown)

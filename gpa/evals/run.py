@@ -62,7 +62,7 @@ def settings(bench: Bench, hashes: Mapping[str, Any]) -> dict[str, Any]:
         "speakers": dict(bench.speakers),
         "seen_sha256": report_file.digest(sorted(bench.seen)),
         "normaliser": wer.NORMALISER,
-        "judges": bench.judges.about(),
+        "judges": bench.required_judges.about(),
     }
 
 
@@ -128,7 +128,7 @@ def content(
         "programs": {name: suite.version() for name, suite in used.items() if suite.version()},
         "about": {name: suite.about for name, suite in used.items()},
         "suites": {summary.suite: report.plain(summary) for summary in summaries},
-        "not_measured": dict(bench.judges.absent),
+        "not_measured": dict(bench.required_judges.absent),
         "skipped": outcome.skipped,
         "peers": {
             f"{a} / {b}": significance.plain(found) for (a, b), found in peers(outcome, bench.seed).items()
@@ -157,10 +157,11 @@ def write(
 
 def markdown(bench: Bench, outcome: Outcome, sealed: Mapping[str, Any]) -> str:
     """The table with what a reader must know about it, and ours beside each peer."""
-    lines = [report.markdown(outcome.summaries(bench.seed), bench.judges.absent, outcome.skipped), ""]
+    absent = bench.required_judges.absent
+    lines = [report.markdown(outcome.summaries(bench.seed), absent, outcome.skipped), ""]
     judges = "; ".join(_judge(about) for about in sealed["settings"]["judges"].values())
     lines.append(f"Judges: {judges}. Text on both sides: {sealed['settings']['normaliser']}.")
-    lines += [f"Not measured: {seat} ({reason})." for seat, reason in bench.judges.absent.items()]
+    lines += [f"Not measured: {seat} ({reason})." for seat, reason in bench.required_judges.absent.items()]
     lines.append(
         f"Split {bench.split}, seed {bench.seed}, {sealed['machine']['processor']}, "
         f"{sealed['machine']['usable_cores']} cores, load {sealed['machine']['load'][0]}; "

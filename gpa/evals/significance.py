@@ -27,7 +27,7 @@ Row = Mapping[str, Any]  # an item as a report holds it
 
 @dataclass(frozen=True)
 class Difference:
-    """One measure over common items: A's value, B's, B minus A with its interval, and the verdict."""
+    """One measure over common items: A's value, B's, B minus A with its interval, and the outcome."""
 
     suite: str
     measure: str
@@ -35,7 +35,7 @@ class Difference:
     a: float
     b: float
     difference: Rate
-    verdict: str
+    outcome: str
 
     @property
     def headline(self) -> bool:
@@ -107,10 +107,10 @@ def _difference(
     # Both read one reference, so a difference of rates is a rate of differences over one length.
     gap = wer.rate([(b[0] - a[0], a[1]) for a, b in parts], seed, REPEATS)
     before, after = sum(a[0] for a, _ in parts) / lengths, sum(b[0] for _, b in parts) / lengths
-    return Difference(suite, measure, len(parts), before, after, gap, _verdict(measure, gap, len(parts)))
+    return Difference(suite, measure, len(parts), before, after, gap, _outcome(measure, gap, len(parts)))
 
 
-def _verdict(measure: str, gap: Rate, count: int) -> str:
+def _outcome(measure: str, gap: Rate, count: int) -> str:
     if count < LEAST:
         return "too few items"
     if gap.low <= 0 <= gap.high:
@@ -132,7 +132,7 @@ def table(found: Sequence[Difference], a: str = "A", b: str = "B") -> str:
         gap = [f"{scale * value:+.{digits}f}" for value in d.difference]
         lines.append(
             f"| {d.suite} | {name} | {d.items} | {shown[0]} | {shown[1]} | "
-            f"{gap[0]} [{gap[1]}, {gap[2]}] | {d.verdict} |"
+            f"{gap[0]} [{gap[1]}, {gap[2]}] | {d.outcome} |"
         )
     return "\n".join(lines)
 

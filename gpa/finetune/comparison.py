@@ -21,7 +21,7 @@ from gpa import audio
 from gpa.data import token_folder
 from gpa.errors import GPAError, MissingExtraError, UsageError
 from gpa.evals import report, suites
-from gpa.evals.judges.all_judges import Panel, open_panel
+from gpa.evals.judges.all_judges import Judges, open_judges
 from gpa.evals.judges.base import SAMPLE_RATE, FunctionJudge
 from gpa.evals.measurement import Bench, Case
 from gpa.evals.measurement import measure as bench_measure
@@ -35,8 +35,8 @@ OTHERS, VOICE, MIXED = "dev", "dev-voice", "dev-mixed"  # splits of the compared
 JUDGES = ("auto", "extra", "own")
 
 
-def choose_judges(which: str, model: GPA) -> Panel:
-    """The judges of the extra `eval`, or the model's own ears ("auto": if the extra is absent).
+def choose_judges(which: str, model: GPA) -> Judges:
+    """The judges of the extra `eval`, or the model's own recogniser ("auto": if the extra is absent).
 
     Where there is no speaker judge the codec's speaker encoder takes its seat.
     """
@@ -45,18 +45,18 @@ def choose_judges(which: str, model: GPA) -> Panel:
     voices = FunctionJudge("the codec's own speaker encoder", _OwnVoices(model).embed)
     if which != "own":
         try:
-            panel = open_panel(without=("phonemes",))
-            return panel if panel.voice else replace(panel, voice=voices)
+            judges = open_judges(without=("phonemes",))
+            return judges if judges.voice else replace(judges, voice=voices)
         except MissingExtraError as error:
             if which == "extra":
                 raise
             log.warning("%s; the base model judges instead", error)
-    return Panel(FunctionJudge("the base model itself", own_recogniser(model)), normalise_text, voices)
+    return Judges(FunctionJudge("the base model itself", own_recogniser(model)), normalise_text, voices)
 
 
-def names(panel: Panel) -> str:
+def names(judges: Judges) -> str:
     """Who judges, in the order of the table's columns."""
-    seats = (panel.words, panel.voice, panel.voice_2, panel.quality)
+    seats = (judges.words, judges.voice, judges.voice_2, judges.quality)
     return ", ".join(seat.about.name for seat in seats if seat is not None)
 
 
@@ -150,7 +150,7 @@ class Scale:
     data: Path
     name: str
     items: int
-    panel: Panel
+    judges: Judges
 
 
 def measure(model: GPA, scale: Scale, wavs: Path, *, everything: bool) -> list[Line]:
@@ -168,9 +168,8 @@ def measure(model: GPA, scale: Scale, wavs: Path, *, everything: bool) -> list[L
     ]
     made = []
     for suite, whose, split, voices in [*new, *old] if everything else new:
-        bench = Bench(
-            scale.data, model, panel=scale.panel, voices=voices, n=scale.items, split=split, wavs=wavs / whose
-        )
+        bench = Bench(scale.data, model, judges=scale.judges, voices=voices, n=scale.items, split=split)
+        bench.wavs = wavs / whose
         rows = [row for row in bench.manifest if row["split"] == split]
         enough = {"asr": 1, "vc-codec": 1, "vc-lm": 2}
         if voices if suite == "tts" else len({row["speaker"] for row in rows}) >= enough[suite]:

@@ -19,7 +19,7 @@ from gpa.codec.voice import Voice
 from gpa.data import prepare, token_folder
 from gpa.data.checks import Limits
 from gpa.errors import UsageError
-from gpa.evals.judges.all_judges import Panel
+from gpa.evals.judges.all_judges import Judges
 from gpa.finetune import collect, comparison, estimate, replay
 from gpa.models.gpa import GPA
 from gpa.models.gpa import checkpoint_gpa as files
@@ -100,7 +100,7 @@ def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = 
     predicted = _once_json(job.out / "plan.json", lambda: {"minutes": told.minutes, **told.seconds})
     clock = estimate.Clock(job.out / "times.json")
     base = GPA.from_pretrained(job.model, device=job.device, offline=job.offline)
-    panel = comparison.choose_judges(job.judge, base) if job.items else None
+    judges = comparison.choose_judges(job.judge, base) if job.items else None
     clock.stage("loading")
     _data(job, base)
     _say_rejected(job, say)
@@ -111,9 +111,9 @@ def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = 
         _learn_words(job, base)
         clock.stage("language model")
     made = _assemble(job, voice)
-    if panel is None:
+    if judges is None:
         return Outcome(made, "", [], predicted["minutes"], clock.minutes)
-    table, regressions = _compared(job, base, made, panel)
+    table, regressions = _compared(job, base, made, judges)
     clock.stage("table")
     return Outcome(made, table, regressions, predicted["minutes"], clock.minutes)
 
@@ -305,16 +305,16 @@ def _of_clip(job: Job, base: GPA) -> Voice:
     return base.processor.voice(best, job.called, {"from": "gpa finetune"})
 
 
-def _compared(job: Job, base: GPA, made: Path, panel: Panel) -> tuple[str, list[str]]:
+def _compared(job: Job, base: GPA, made: Path, judges: Judges) -> tuple[str, list[str]]:
     """The table before and after, which is also written, and what regressed."""
     new = GPA.from_pretrained(made, device=job.device)
-    scale = comparison.Scale(job.out / "items", job.called, job.items, panel)
+    scale = comparison.Scale(job.out / "items", job.called, job.items, judges)
     worse = []
     if not job.adapt_lm and not comparison.same_sound(base, new, replay.sentences()[1][0]):
         worse.append("an old voice: its sound is not what it was to the bit")
     base.add_voice(job.called, Voice.load(job.out / "start.json"))
     before, after = (_measured(job, model, scale, when) for model, when in ((base, "before"), (new, "after")))
-    told = comparison.table(before, after, comparison.names(panel))
+    told = comparison.table(before, after, comparison.names(judges))
     token_folder.write_text(job.out / "comparison.md", told + "\n")
     logs = [job.out / run / "metrics.jsonl" for run in ("run-voice", "run")]
     rows = [row for path in logs if path.is_file() for row in metrics.read(path)]

@@ -107,7 +107,12 @@ def rows(
         spoken = speak(lm, prompts, fmt, most, temperature, generator)
         for n, (text, voice, codes) in enumerate(zip(part, drawn, spoken, strict=True)):
             if PER_LETTER[0] * len(text) <= len(codes) <= PER_LETTER[1] * len(text):
-                row = {"id": f"imagined-{begin + n}", "task": "asr", "split": "train", "speaker": "imagined"}
+                row = {
+                    "id": f"backtranslated-{begin + n}",
+                    "task": "asr",
+                    "split": "train",
+                    "speaker": "backtranslated",
+                }
                 yield {**row, "text": text, "semantic": codes, "global": list(voice)}
 
 

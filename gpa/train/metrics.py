@@ -110,7 +110,7 @@ def read(path: Path) -> list[dict[str, float]]:
 
 
 def plot(run: Path) -> Path:
-    """Every metric against the step, one panel each, training and held-out together -> run/loss.png.
+    """Every metric against the step, one plot each, training and held-out together -> run/loss.png.
 
     UsageError if the folder holds no metrics.
     """

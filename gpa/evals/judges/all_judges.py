@@ -39,7 +39,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Panel:
+class Judges:
     """The judges of a run. Only `words` is a must; `absent` says of each other why it does not measure.
 
     With `threads` above 1 they listen at the same time; each judge hears one sound after the other.
@@ -91,7 +91,7 @@ def require() -> None:
             raise MissingExtraError(module.replace("_", "-"), "eval")
 
 
-def open_panel(threads: int = 1, without: Sequence[str] = ()) -> Panel:
+def open_judges(threads: int = 1, without: Sequence[str] = ()) -> Judges:
     """All judges that are installed, those of `without` left out; UsageError for an unknown one of these."""
     if strange := set(without) - set(OPTIONAL):
         raise UsageError(f"no judge {min(strange)!r} to leave out: choose of {', '.join(OPTIONAL)}")
@@ -105,4 +105,4 @@ def open_panel(threads: int = 1, without: Sequence[str] = ()) -> Panel:
             found[seat] = opener()
         except MissingExtraError as error:
             absent[seat] = str(error)
-    return Panel(words.Recogniser(), wer.normaliser(), threads=threads, absent=absent, **found)
+    return Judges(words.Recogniser(), wer.normaliser(), threads=threads, absent=absent, **found)

@@ -44,6 +44,6 @@ class PhonemeJudge:
         return [phone for word in words for phone in self._word(word)]
 
     def _word(self, word: str) -> list[str]:
-        if word not in self._spelled:  # its speller takes far longer than its ear
+        if word not in self._spelled:  # its speller takes far longer than its recogniser
             self._spelled[word] = [found.phoneme for found in self._speller(word).alignments]
         return self._spelled[word]

@@ -87,7 +87,7 @@ def settings(scene: Scene, hashes: Mapping[str, Any], splits: Sequence[str]) -> 
         "steps": scene.steps,
         "noisy": scene.degrade.about(),
         "normaliser": wer.NORMALISER,
-        "judges": bench.judges.about(),
+        "judges": bench.required_judges.about(),
         "ratings": sorted(scene.ratings),
     }
 
@@ -190,7 +190,7 @@ def content(
         "about": {row.name: row.title for row in listed if row.name in found},
         "suites": {name: report.plain(report.summarise(name, own, seed)) for name, own in found.items()},
         "orderings": [claim.plain() for claim in claims(scene, outcome)],
-        "not_measured": {**scene.bench.judges.absent, **scene.absent},
+        "not_measured": {**scene.bench.required_judges.absent, **scene.absent},
         "skipped": outcome.skipped,
         "swept": outcome.swept,
         "cost": outcome.cost,

@@ -23,7 +23,7 @@ SNR_DB, ROOM = (0.0, 10.0), 0.5  # usual range of the noise; chance of a room
 _TAKE = re.compile(r"-[A-Z](?=\.\w+$)")  # esc10_rain_1-17367-A.opus: another take of the same recording is -B
 
 
-class Spoiler:
+class NoisyClips:
     """Recorded noise at `snr_db`, before it a room in half of the clips; a clip's name decides which.
 
     Noises are those training never hears, without further takes of recordings that it does hear. Rooms are

@@ -36,7 +36,7 @@ class Claim:
     clips: int = 0
 
     @property
-    def verdict(self) -> str:
+    def outcome(self) -> str:
         """In words; an interval with 0 in it, or few clips, say that other clips may tell otherwise."""
         if self.holds is None:
             return "not measured"
@@ -48,7 +48,7 @@ class Claim:
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         margin = self.margin._asdict() if self.margin else None
-        return {**asdict(self), "margin": margin, "verdict": self.verdict}
+        return {**asdict(self), "margin": margin, "outcome": self.outcome}
 
 
 def claims(found: Found, seed: int = 0, usual_share: float | None = None) -> list[Claim]:
@@ -148,7 +148,7 @@ def table(found: Sequence[Claim]) -> str:
     for claim in found:
         sides = ["-" if side is None else f"{side:.2f}" for side in (claim.left, claim.right)]
         margin = "-" if claim.margin is None else _signed(claim.margin)
-        lines.append(f"| {claim.text} | {' | '.join(sides)} | {margin} | {claim.clips} | {claim.verdict} |")
+        lines.append(f"| {claim.text} | {' | '.join(sides)} | {margin} | {claim.clips} | {claim.outcome} |")
     return "\n".join(lines)
 
 

@@ -48,7 +48,7 @@ def _anchors(scene: Scene) -> list[Row]:
 
 def rate_table(scene: Scene, shown: Sequence[Row], found: Found, skipped: Mapping[str, str]) -> str:
     """One line a row."""
-    absent = {**scene.bench.judges.absent, **scene.absent}
+    absent = {**scene.bench.required_judges.absent, **scene.absent}
     lines = [_line(COLUMNS), "|" + "---|" * len(COLUMNS)]
     for row in shown:
         if row.title in skipped:
@@ -93,7 +93,7 @@ def _notes(scene: Scene, found: Found, sealed: Mapping[str, Any]) -> list[str]:
         scene.degrade.words(),
         f"Judges: {judges}. Text on both sides: {fixed['normaliser']}.",
     ]
-    absent = {**scene.bench.judges.absent, **scene.absent}
+    absent = {**scene.bench.required_judges.absent, **scene.absent}
     lines += [f"Not measured: {name} ({reason})." for name, reason in absent.items()]
     lines.append(
         f"{fixed['steps']} steps of the sampler, split {fixed['split']}, seed {fixed['seed']}, "

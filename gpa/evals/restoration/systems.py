@@ -19,7 +19,7 @@ from gpa.errors import AudioWarning, MissingExtraError
 from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Suite
 from gpa.evals.report import Item
 from gpa.evals.restoration.distance import Rating
-from gpa.evals.restoration.noisy_clips import Spoiler
+from gpa.evals.restoration.noisy_clips import NoisyClips
 from gpa.models.speechop.outputs_speechop import Sound
 from gpa.models.speechop.pipeline_speechop import SpeechOp
 from gpa.models.speechop.processing_speechop import Front
@@ -39,7 +39,7 @@ class Scene:
     bench: Bench
     op: SpeechOp
     recogniser: Any
-    degrade: Spoiler
+    degrade: NoisyClips
     steps: int
     ratings: Mapping[str, Rating] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)  # ratings that are not installed, and why

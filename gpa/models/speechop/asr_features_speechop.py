@@ -65,7 +65,7 @@ class ASRFeatures:
 def load_asr_features(
     config: SpeechOpConfig, shipped: Path, device: str | torch.device = "cpu", offline: bool = False
 ) -> ASRFeatures | None:
-    """The ear that a model was trained with, None for one that hears latents alone.
+    """The ASR encoder that a model was trained with, None for one that hears latents alone.
 
     `asr_features.weights` is a folder of `shipped`, a path or a repository; CheckpointError if what is there
     is another ASR encoder.

@@ -40,7 +40,7 @@ class CodecData:
     """Where the feature cache is and how batches are cut; `encoder` is that of the features, to hear with.
 
     `degraded` is a second cache of the same clips (`gpa.data.feature_cache --degraded`); a clip's features
-    come from there as often as `spoilt_share` says, what is to be decoded never does.
+    come from there as often as `degraded_share` says, what is to be decoded never does.
     """
 
     cache: str
@@ -147,7 +147,7 @@ class CodecFamily:
         self.cache.measure_pitch()
         self.encoder = _encoder(recipe.data, self.cache)
         trained.load_encoder(self.encoder, self.config)  # before training rather than after it
-        self.degraded = _spoilt(recipe.data, self.cache)
+        self.degraded = _degraded_cache(recipe.data, self.cache)
         self._ear = ASRFeatureDistance(recipe.data.encoder, self.config.features)
         self.ratio = self.config.latent_hop_length // FRAME
         least = max(recipe.data.crop_ids * self.ratio, 50)
@@ -363,8 +363,8 @@ def _encoder(data: CodecData, cache: FeatureCache) -> Path:
     return Path(folder)
 
 
-def _spoilt(data: CodecData, cache: FeatureCache) -> FeatureCache | None:
+def _degraded_cache(data: CodecData, cache: FeatureCache) -> FeatureCache | None:
     """The second cache, if any; CheckpointError if it holds other clips."""
     if not 0 <= data.degraded_share <= 1:
-        raise UsageError(f"data.spoilt_share={data.degraded_share}: a share from 0 to 1")
+        raise UsageError(f"data.degraded_share={data.degraded_share}: a share from 0 to 1")
     return cache.degraded(data.degraded) if data.degraded else None
