@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpa.models.gpa.generation_gpa import Rules, Sampling, generate
 
 from gpa import config
 from gpa.data import tokens
 from gpa.errors import UsageError
 from gpa.lab import backtranslation as backtranslated
-from gpa.models.gpa.generation_gpa import Rules, Sampling, generate
 from gpa.models.gpa.modeling_gpa import load_backbone
 from gpa.prompt.formats import get_format
 from gpa.prompt.vocab import Vocab

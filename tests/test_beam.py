@@ -4,12 +4,12 @@ import itertools
 import math
 
 import pytest
+from gpa.models.gpa.beam_gpa import Beams, Search, Spelling, beam_search
+from gpa.models.gpa.generation_gpa import Rules, Sampling, generate, logits_of
 from transformers import Qwen3ForCausalLM
 
 from gpa.errors import PromptError, UsageError
 from gpa.models.gpa import beam_gpa as beam
-from gpa.models.gpa.beam_gpa import Beams, Search, Spelling, beam_search
-from gpa.models.gpa.generation_gpa import Rules, Sampling, generate, logits_of
 from gpa.text.bigrams import Bigrams, Wording
 from gpa.text.lexicon import Lexicon
 from test_generation import CLOSER, LEGAL, PROMPT, RULES, STOP, lm

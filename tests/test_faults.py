@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gpa.models.gpa.beam_gpa import beam_search
+from gpa.models.gpa.generation_gpa import Rules, Sampling, filtered, generate
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -19,8 +21,6 @@ from gpa.codec.kl import kl
 from gpa.codec.timbre import CENTRE, Timbre, measure
 from gpa.data.rows import Noise, RowBuilder
 from gpa.errors import TrainingError
-from gpa.models.gpa.beam_gpa import beam_search
-from gpa.models.gpa.generation_gpa import Rules, Sampling, filtered, generate
 from gpa.nn.quantize import FactorizedVQ
 from gpa.prompt.formats import INSTRUCTIONS, InstructFormat
 from gpa.prompt.vocab import Vocab

@@ -5,9 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
-
-from gpa.errors import PromptError, UsageError
 from gpa.models.gpa.generation_gpa import (
     Completion,
     LoopDetector,
@@ -21,6 +18,9 @@ from gpa.models.gpa.generation_gpa import (
     prefill,
     stream,
 )
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from gpa.errors import PromptError, UsageError
 
 SIZE, STOP, CLOSER = 60, 55, 56
 LEGAL = (range(10, 20), range(STOP, STOP + 1), range(CLOSER, CLOSER + 1))

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpa.models.gpa.generation_gpa import Cached, Rules, Sampling, generate, logits_of
+from gpa.models.gpa.guided_gpa import PLAUSIBLE, Composed, anchored, spoken
 from transformers import Qwen3ForCausalLM
 
 from conftest import speechlike
 from gpa.compose import Branch, Guided, Plan, Term, compose_logits, given
 from gpa.errors import PromptError, UsageError
 from gpa.models.gpa import GPA
-from gpa.models.gpa.generation_gpa import Cached, Rules, Sampling, generate, logits_of
-from gpa.models.gpa.guided_gpa import PLAUSIBLE, Composed, anchored, spoken
 from gpa.models.gpa.outputs_gpa import Transcript
 from test_generation import LEGAL, PROMPT, SIZE, STOP
 from test_generation import lm as lm  # the tiny network, a fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from gpa.models.gpa.generation_gpa import Completion
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,7 +20,6 @@ from conftest import speechlike
 from gpa.errors import AudioWarning, CheckpointError, GenerationError, PromptError, UsageError
 from gpa.models.gpa import GPA, Speech, Transcript, Voice
 from gpa.models.gpa import pipeline_gpa as modeling
-from gpa.models.gpa.generation_gpa import Completion
 from gpa.models.gpa.segmentation_gpa import speech_seconds, split_audio, split_text
 from gpa.models.gpa.verify_gpa import verify
 from gpa.train import export

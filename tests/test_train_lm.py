@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpa.models.gpa.generation_gpa import cached
 from transformers import AutoTokenizer, DynamicCache, Qwen3ForCausalLM
 
 from gpa import config
@@ -14,7 +15,6 @@ from gpa.data.alignment import letters_of, piece_spans
 from gpa.data.rows import TASK_ORDER, LMBatch, Noise, Row, RowBuilder, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.lab import merge
-from gpa.models.gpa.generation_gpa import cached
 from gpa.models.gpa.modeling_gpa import alignment_loss, new_backbone
 from gpa.prompt.formats import INSTRUCTIONS
 from gpa.prompt.tasks import IGNORE

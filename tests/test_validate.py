@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
 
 from gpa import config
 from gpa.codec import trained
@@ -17,7 +18,6 @@ from gpa.data.rows import Row, collate
 from gpa.errors import UsageError
 from gpa.evals import wer
 from gpa.models.gpa.budgets_gpa import Budgets
-from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
 from gpa.models.gpa.modeling_gpa import Backbone, new_backbone
 from gpa.prompt.formats import get_format
 from gpa.prompt.vocab import Vocab

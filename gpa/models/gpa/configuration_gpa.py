@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gpa import config, hub
+from gpa.engine.request import Sampling
 from gpa.errors import CheckpointError, UsageError
-from gpa.models.gpa.beam_gpa import Beams
-from gpa.models.gpa.generation_gpa import Sampling
+from gpa.text.spelling import SpellingSearch
 
 FILE = "gpa.json"
 VERSION = 1
@@ -50,7 +50,7 @@ class GPAConfig:
     max_text_chars: int = 200
     keeps_timing: bool = False
     sampling: Mapping[str, Sampling] = field(default_factory=_defaults)
-    beams: Beams = Beams()
+    beams: SpellingSearch = SpellingSearch()
     gamma: float = 0.0
     conversion: str = "lm"
     fingerprints: Mapping[str, str] = field(default_factory=dict)
