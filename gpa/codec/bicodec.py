@@ -166,7 +166,8 @@ class BiCodec:
 
     def fingerprint(self) -> str:
         """SHA-256 over settings and weights as loaded, whatever the file layout."""
-        features = vars(self).get("features", self._stored)
+        features = self._stored if "features" not in vars(self) else self.features
+        assert features is not None
         return state_digest(stated(self.config), self.model.state_dict(), features.state_dict())
 
     def global_fingerprint(self) -> str:

@@ -161,7 +161,9 @@ class Decoder(nn.Module):
 
     def __init__(self, s: Sizes) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(s.vocab_size, s.hidden_size)
+        # A weight of its own: drawing one on the meta device would import torch._dynamo, a second and more.
+        empty = torch.empty(s.vocab_size, s.hidden_size)
+        self.embed_tokens = nn.Embedding(s.vocab_size, s.hidden_size, _weight=empty)
         self.layers = nn.ModuleList(Layer(s) for _ in range(s.num_hidden_layers))
         self.norm = Norm(s.hidden_size, s.rms_norm_eps)
 
