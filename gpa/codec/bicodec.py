@@ -14,13 +14,11 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpa import audio as sound
 from gpa import hub
@@ -38,6 +36,7 @@ from gpa.codec.bicodec_config import (
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.feature_encoder import (
     FRAME,
+    AnyFeatures,
     FeatureEncoder,
     StoredFeatures,
     half_where_it_fits,
@@ -67,7 +66,6 @@ WINDOW = 512  # semantic ids decoded at once: 10 s of the published model, about
 BATCH = 8
 ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
 PASSES = 2  # a timbre is measured with, the second on what the first has left
-N = TypeVar("N", bound=nn.Module)
 Ids = Sequence[int] | np.ndarray | Tensor
 Clip = tuple[np.ndarray, np.ndarray]  # a recording (S,) and its ids (T,)
 # Constants of the mel that some files carry and others do not; ours are computed (spec 6.2).
@@ -78,10 +76,7 @@ class BiCodec:
     """A loaded BiCodec, ready to encode and decode; float32, because the nearest code moves with less."""
 
     def __init__(
-        self,
-        model: BiCodecModel,
-        features: FeatureEncoder | StoredFeatures,
-        device: str | torch.device = "cpu",
+        self, model: BiCodecModel, features: AnyFeatures, device: str | torch.device = "cpu"
     ) -> None:
         config = model.config
         if features.channels != config.encoder.input_channels:
@@ -91,10 +86,8 @@ class BiCodec:
             )
         self.device = torch.device(device)
         self.config = config
-        self.model = self._at_rest(model)
-        self._stored = features if isinstance(features, StoredFeatures) else None
-        if isinstance(features, nn.Module):
-            self.features = self._at_rest(features)
+        self.model = model.to(self.device, torch.float32).eval().requires_grad_(False)
+        self._features = features if isinstance(features, StoredFeatures) else self._at_rest(features)
         self.precision = torch.float32  # of the files, which saving keeps
         self._fingerprints: dict[str, str] = {}
         self._adapted: dict[bytes, BiCodecModel] = {}  # by weights, the latest last
@@ -150,14 +143,15 @@ class BiCodec:
         (path / "config.json").write_text(text + "\n", encoding="utf-8")
         save_features(self.features, path / "features", dtype)
 
-    @cached_property
+    @property
     def features(self) -> FeatureEncoder:
-        """What encoding begins with; decoding needs none, so it is built on first use."""
-        assert self._stored is not None
-        return self._at_rest(self._stored.build())
+        """What encoding begins with. Decoding needs none, so it is built on first use."""
+        if isinstance(self._features, StoredFeatures):
+            self._features = self._at_rest(self._features.build())
+        return self._features
 
-    def _at_rest(self, network: N) -> N:
-        return network.to(self.device, torch.float32).eval().requires_grad_(False)
+    def _at_rest(self, features: FeatureEncoder) -> FeatureEncoder:
+        return features.to(self.device, torch.float32).eval().requires_grad_(False)
 
     @property
     def spec(self) -> CodecSpec:
@@ -166,9 +160,7 @@ class BiCodec:
 
     def fingerprint(self) -> str:
         """SHA-256 over settings and weights as loaded, whatever the file layout."""
-        features = self._stored if "features" not in vars(self) else self.features
-        assert features is not None
-        return state_digest(stated(self.config), self.model.state_dict(), features.state_dict())
+        return state_digest(stated(self.config), self.model.state_dict(), self._features.state_dict())
 
     def global_fingerprint(self) -> str:
         """SHA-256 over what gives global ids their meaning, rounded to half precision.

@@ -245,6 +245,9 @@ class StoredFeatures:
         return {f"encoder.{name}": tensor.float() for name, tensor in state.items()}
 
 
+AnyFeatures = FeatureEncoder | StoredFeatures
+
+
 def save_features(features: FeatureEncoder, path: str | Path, dtype: torch.dtype) -> None:
     """Write config.json and model.safetensors; what `load_features` reads."""
     from safetensors.torch import save_file
