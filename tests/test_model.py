@@ -425,8 +425,9 @@ def test_signatures_are_explicit() -> None:
         if not name.startswith("_") or name == "__init__":
             parameters = inspect.signature(method).parameters
             assert len(set(parameters) - {"self"}) <= 6, name
-            rest = [p for p in parameters.values() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-            groups |= {name: p.annotation for p in rest}
+            for p in parameters.values():
+                if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                    groups[name] = p.annotation
     named = {"tts": "Speech", "vc": "Conversion", "asr": "Transcript", "generate": "Sampling"}
     assert groups == {name: f"Unpack[{group}Options]" for name, group in named.items()}
 

@@ -141,7 +141,9 @@ def save_network(network: Network, folder: Path, dtype: torch.dtype) -> None:
     config = {**given, "dtype": precision, "architectures": ["Qwen3ForCausalLM"]}
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
     generation = {name: config[name] for name in names if config.get(name) is not None}
-    trees = {"config.json": config, "generation_config.json": {"_from_model_config": True, **generation}}
+    generation |= {"_from_model_config": True, "use_cache": config.get("use_cache", True)}
+    generation |= dict.fromkeys(("output_attentions", "output_hidden_states"), False)
+    trees = {"config.json": config, "generation_config.json": generation}
     for name, tree in trees.items():
         text = json.dumps(tree, indent=2, sort_keys=True) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
