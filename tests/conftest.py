@@ -1,5 +1,6 @@
 """What many tests start from: one second of sound, in memory and as a file, and the repository root."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +55,13 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from published import write_replica
 
     return write_replica(tmp_path_factory.mktemp("published-tiny"))
+
+
+@pytest.fixture
+def threads_kept() -> Iterator[None]:
+    """The number of torch's threads is afterwards what it was; asked for by name, as it loads torch."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

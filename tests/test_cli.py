@@ -343,7 +343,7 @@ def test_interrupt_and_closed_pipe(
     assert main.main(["info"]) == 130
     assert capfd.readouterr() == ("", "gpa: interrupted\n")
     code = (
-        "import sys; from gpa import cli, commands\n"
+        "import sys; from gpa.cli import commands, main as cli\n"
         "commands.info = lambda args: print('line\\n' * 100000)\n"
         "sys.exit(cli.main(['info']))"
     )
@@ -368,7 +368,7 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_and_version_are_quick_and_load_no_torch() -> None:
     code = (
-        "import sys\nfrom gpa import cli\ntry: cli.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "import sys\nfrom gpa.cli import main as cli\ntry: cli.main(sys.argv[1:])\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
     )
     for words in (["--help"], ["tts", "--help"], ["--version"]):

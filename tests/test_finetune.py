@@ -279,7 +279,7 @@ def test_a_plan_reads_headers_and_leaves_nothing(job: Job, monkeypatch: pytest.M
 
 def test_a_plan_follows_from_durations(job: Job, tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
     probe = 0.5
-    monkeypatch.setattr(estimate.voice, "step_seconds", lambda codec: probe)
+    monkeypatch.setattr(estimate.speaker_adaptation, "step_seconds", lambda codec: probe)
     found = estimate.Found.of(job.voice)
     assert found.clips == 6 and found.untold == pytest.approx(14.0, abs=0.01)
     assert found.seconds == pytest.approx(14.0 + sum(1.6 + 0.2 * n for n in range(5)), abs=0.01)

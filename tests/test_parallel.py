@@ -37,6 +37,7 @@ from gpa.train.optim import OptimArgs
 from gpa.train.parallel import Single, lost_rank, to_device
 from training import codec_tree, lm_tree, write_encoder, write_manifest, write_recipe, write_tokens
 
+pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
 CLOCK = ("seconds", "tokens_per_s")
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,13 +45,6 @@ STEPS = 20
 SHORT = ("train.steps=2", "train.best=''")
 HEARD = ("validate.rows=1", "validate.frame_rate=25")
 SHARDED = "train.zero_options={stage3_param_persistence_threshold: 0}"  # or so small a model stays whole
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def launch(*command: str) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from gpa.train.families.lm import LMFamily, LMRecipe
 from headers import ROOT, arguments, commands, run
 from published import VOCAB_SIZE, read_cases
 
+pytestmark = pytest.mark.usefixtures("threads_kept")
 for package in ("accelerate", "datasets", "deepspeed", "peft"):
     pytest.importorskip(package)
 
@@ -51,13 +51,6 @@ def sizes(width: int) -> tuple[str, ...]:
     small = {"vocab_size": VOCAB_SIZE, "hidden_size": width, "intermediate_size": 2 * width, "head_dim": 16}
     small |= {"num_hidden_layers": 2, "num_attention_heads": width // 16, "num_key_value_heads": width // 32}
     return tuple(f"model.{key}={value}" for key, value in small.items())
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

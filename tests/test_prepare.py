@@ -232,13 +232,13 @@ def test_two_ranks_write_what_one_writes(tiny: Path, corpus: Path, prepared: Pat
     job = Job(corpus, tmp_path / "tokens", tiny, shard_rows=3, patience=60)
     with ThreadPoolExecutor(2) as pool:
         reports = [pool.submit(prepare, job, Share(rank, 2)) for rank in (1, 0)]
-        second, lead = (report.result() for report in reports)
-    assert lead.lead and not second.lead and lead.about == second.about
-    assert lead.encoded == pytest.approx(lead.about["seconds"]) and "s of audio per second" in lead.speed()
+        second, main = (report.result() for report in reports)
+    assert main.is_main and not second.is_main and main.about == second.about
+    assert main.encoded == pytest.approx(main.about["seconds"]) and "s of audio per second" in main.speed()
     assert contents(tmp_path / "tokens") == contents(prepared)
 
 
-def test_only_the_lead_talks(
+def test_only_the_main_process_talks(
     tiny: Path,
     corpus: Path,
     prepared: Path,
@@ -276,7 +276,7 @@ def test_ranks_of_the_environment() -> None:
     assert Share.from_environment({}) == Share(0, 1, None)
     share = Share.from_environment({"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, workers=3)
     assert [list(share.worker(n).shards(24)) for n in range(3)] == [[6, 18], [7, 19], [8, 20]]
-    assert not share.part().shards(24) and not share.part().lead
+    assert not share.part().shards(24) and not share.part().is_main
     parts = [Share.from_environment({"RANK": str(r), "WORLD_SIZE": "3"}).part() for r in range(3)]
     assert sorted(k for part in parts for k in part.shards(10)) == list(range(10))
     for bad in ({"RANK": "3", "WORLD_SIZE": "3"}, {"RANK": "one"}):

@@ -5,12 +5,10 @@ The published format is walked in test_paths_published.py, launch files are in t
 
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from conftest import speechlike
@@ -23,6 +21,7 @@ from gpa.train import command as training
 from headers import ROOT, commands
 from training import CODEC, LATENT, LM, MORE_TEXT, write_encoder, write_manifest, write_tokens
 
+pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
 RECIPES = ROOT / "recipes"
 SPEAKER = CODEC["speaker_encoder"]
@@ -70,13 +69,6 @@ CUTS = {
     "latent": ["data.dev_clips=1", "data.crops=4", "data.crop_latents=8", "weights.rendered=2"],
     "speechop": ["data.dev_clips=1", "data.batch_frames=200", "data.crop_s=0.8", "data.prompt_s=0.6"],
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def test_long_recordings_are_heard_in_stretches(encoder: Path) -> None:
     assert whole.shape == (1, H, 25) and not torch.allclose(asr_features(wav), whole, atol=1e-3)
 
 
-def test_an_ear_hears_the_same_whatever_the_precision_around(asr_features: ASRFeatures) -> None:
+def test_features_are_the_same_whatever_the_precision_around(asr_features: ASRFeatures) -> None:
     wav = torch.from_numpy(NOISY)[None]
     with torch.autocast("cpu", torch.bfloat16):
         inside = asr_features(wav)
@@ -212,12 +212,12 @@ def _latent(rate: int = RATE) -> dict[str, Any]:
             {"weights": "no/such/ear"},
             RATE,
             {},
-            "asr_features.weights. is not here: no/such/asr_features: no such file",
+            "asr_features.weights. is not here: no/such/ear: no such file",
         ),
         ({}, RATE, {"asr_features": "0" * 64}, "not the ASR encoder that the network was trained with"),
     ],
 )
-def test_another_ear_is_refused(
+def test_other_features_are_refused(
     changes: dict[str, Any], rate: int, about: dict[str, str], message: str, encoder: Path
 ) -> None:
     raw = {**_latent(rate), "asr_features": settings(encoder, **changes), "about": about}
@@ -225,7 +225,7 @@ def test_another_ear_is_refused(
         load_asr_features(build(SpeechOpConfig, raw), encoder.parent)
 
 
-def test_a_missing_ear_is_said(encoder: Path, asr_features: ASRFeatures, op: SpeechOp) -> None:
+def test_missing_features_are_said(encoder: Path, asr_features: ASRFeatures, op: SpeechOp) -> None:
     with pytest.raises(CheckpointError, match=f"ASR encoder has {H} channels, none was given"):
         SpeechOp(op.model, op.codec)
     with pytest.raises(CheckpointError, match=f"ASR encoder has 0 channels, the one given has {H}"):

@@ -126,7 +126,7 @@ def test_what_several_models_and_training_do_to_each_other() -> None:
 TRAINS = """
 import torch
 from gpa.train import launch
-from gpa.train.args import TrainArgs
+from gpa.train.arguments import TrainArgs
 import sys
 torch.set_num_threads(5)
 launch.start(TrainArgs(threads=int(sys.argv[1]))).close()

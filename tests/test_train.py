@@ -46,17 +46,10 @@ from training import (
     write_tokens,
 )
 
+pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
 KINDS = ("codec", "gpa", "latent")
 HARMONIC = {"input_channel": 16, "channels": 16, "hidden": 32, "layers": 1, "bands": 12}  # a decoder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The recipes here ask for one thread; other tests shall keep theirs."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

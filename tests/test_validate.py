@@ -1,7 +1,7 @@
 """Validation by generation: what is learnt by heart comes back, nothing illegal does, training goes on."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,10 @@ from gpa.train.loop import train
 from published import GLM_SIZE, VOCAB_SIZE, write_tokenizer
 from training import LM, lm_tree, write_tokens
 
+pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
 ASKED = {"rows": 1, "frame_rate": 25}
 NAMES = {"asr_wer", "asr_stop", "tts_roundtrip_wer", "tts_stop"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

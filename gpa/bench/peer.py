@@ -7,15 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gpa.bench.throughput import Count
-from gpa.data.rows import Row
 from gpa.errors import MissingExtraError
-from gpa.train.arguments import TrainArgs
+
+if TYPE_CHECKING:
+    from gpa.data.rows import Row
+    from gpa.train.arguments import TrainArgs
 
 
 class Dataset(torch.utils.data.Dataset):

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -27,9 +27,11 @@ from gpa.models.gpa.modeling_gpa import Backbone
 from gpa.nn import threads
 from gpa.train import launch, loop
 from gpa.train.families.lm import NETWORK, LMRecipe
-from gpa.train.parallel import Parallel
 from gpa.train.planning import GPUS, Shape
 from gpa.train.prefetch import Make, prefetch
+
+if TYPE_CHECKING:
+    from gpa.train.parallel import Parallel
 
 NO_AUDIO = "it needs the recordings: --audio MANIFEST"
 Drawn = Sequence[tuple[Pick, int]]

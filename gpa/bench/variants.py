@@ -9,23 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from gpa.codec.bicodec import BiCodec
-from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.data import token_folder
 from gpa.data.batches import BatchPlan
-from gpa.data.manifest import Clip, ManifestRow
 from gpa.data.rows import LMBatch, Row, RowBuilder, Some, collate
 from gpa.data.sources import open_source
 from gpa.errors import CheckpointError, DataError, UsageError
 from gpa.models.gpa import checkpoint_gpa
 from gpa.models.gpa.modeling_gpa import Backbone
 from gpa.train.families.lm import LMFamily, LMRecipe
+
+if TYPE_CHECKING:
+    from gpa.codec.bicodec import BiCodec
+    from gpa.codec.glm4voice import GLM4VoiceTokenizer
+    from gpa.data.manifest import Clip, ManifestRow
 
 Maker = Callable[[], LMBatch]
 

@@ -13,19 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from gpa import audio
-from gpa.codec.base import TokenCodec
 from gpa.errors import GPAError, UsageError
 from gpa.evals import items, wer
 from gpa.evals.judges.all_judges import SIMILARITIES, Heard, Judges
 from gpa.evals.judges.base import SAMPLE_RATE
 from gpa.evals.judges.similarity import cosine, enrol
 from gpa.evals.report import SECOND, Item, score
-from gpa.evals.wer import Edits
+
+if TYPE_CHECKING:
+    from gpa.codec.base import TokenCodec
+    from gpa.evals.wer import Edits
 
 T = TypeVar("T")
 LEAST_SECONDS = 0.1  # of sound that a judge can hear at all

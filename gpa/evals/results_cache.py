@@ -10,12 +10,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa.data.token_folder import write_json
 from gpa.errors import UsageError
-from gpa.evals.report import Item
 from gpa.evals.report_file import item_of
+
+if TYPE_CHECKING:
+    from gpa.evals.report import Item
 
 
 class ResultsCache:

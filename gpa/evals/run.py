@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa.data.token_folder import write_text
 from gpa.errors import UsageError
 from gpa.evals import items, plots, report, report_file, significance, suites, wer
 from gpa.evals.judges.base import versions
 from gpa.evals.measurement import Bench, Case, cpu_seconds, measure, wav_path
-from gpa.evals.report import Item
-from gpa.evals.results_cache import ResultsCache
+
+if TYPE_CHECKING:
+    from gpa.evals.report import Item
+    from gpa.evals.results_cache import ResultsCache
 
 log = logging.getLogger(__name__)
 

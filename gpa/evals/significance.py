@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa.errors import UsageError
 from gpa.evals import wer
 from gpa.evals.report import WORST
-from gpa.evals.wer import Rate
+
+if TYPE_CHECKING:
+    from gpa.evals.wer import Rate
 
 REPEATS = 2000
 LEAST = 10  # items: below, resampling them says too little about others

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from gpa.codec.base import AudioTokens, CodecSpec
 from gpa.errors import UsageError
 from gpa.evals import baselines, items
 from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Suite, measure
-from gpa.evals.report import Item
+
+if TYPE_CHECKING:
+    from gpa.codec.base import AudioTokens, CodecSpec
+    from gpa.evals.report import Item
 
 T = TypeVar("T")
 Mode = Literal["lm", "codec"]

@@ -9,17 +9,19 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from gpa import audio
 from gpa.data import token_folder
-from gpa.data.manifest import ManifestRow
 from gpa.data.sources import open_source
 from gpa.errors import AudioError, DataError
 from gpa.models.gpa.segmentation_gpa import split_audio
+
+if TYPE_CHECKING:
+    from gpa.data.manifest import ManifestRow
 
 Hear = Callable[[np.ndarray], str]
 

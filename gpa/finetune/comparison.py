@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ from gpa.evals.judges.base import SAMPLE_RATE, FunctionJudge
 from gpa.evals.measurement import Bench, Case
 from gpa.evals.measurement import measure as bench_measure
 from gpa.finetune import collect
-from gpa.models.gpa.pipeline_gpa import GPA
 from gpa.text.tokenizer import normalise_text
+
+if TYPE_CHECKING:
+    from gpa.models.gpa.pipeline_gpa import GPA
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,9 +21,11 @@ from gpa.data import token_folder
 from gpa.data.sources import open_source
 from gpa.errors import AudioError, DataError
 from gpa.train.families import speaker_adaptation
-from gpa.train.families.lm import LMFamily
 from gpa.train.parallel import autocast, to_device
 from gpa.train.planning import GIB
+
+if TYPE_CHECKING:
+    from gpa.train.families.lm import LMFamily
 
 PASSES = 8  # of a language model over the voice, if no number of steps is given
 FEWEST, MOST = 40, 1000  # steps of it

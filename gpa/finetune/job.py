@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -20,7 +20,6 @@ from gpa.data import prepare, token_folder
 from gpa.data.checks import Limits
 from gpa.engine.network import Network
 from gpa.errors import UsageError
-from gpa.evals.judges.all_judges import Judges
 from gpa.finetune import collect, comparison, estimate, replay
 from gpa.models.gpa import GPA
 from gpa.models.gpa import checkpoint_gpa as files
@@ -30,6 +29,9 @@ from gpa.train import adapters, metrics
 from gpa.train import command as trainer
 from gpa.train.families import speaker_adaptation as voices
 from gpa.train.families.lm import LMFamily, LMRecipe
+
+if TYPE_CHECKING:
+    from gpa.evals.judges.all_judges import Judges
 
 REFERENCE_SECONDS = 6.0  # of the clip whose codes become the voice
 SHARE = 0.5  # of a language model's batches that is rehearsed

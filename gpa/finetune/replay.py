@@ -12,14 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from gpa.data import token_folder
 from gpa.errors import GenerationError, GPAError
-from gpa.models.gpa.pipeline_gpa import GPA
+
+if TYPE_CHECKING:
+    from gpa.models.gpa.pipeline_gpa import GPA
 
 HELD = 24  # sentences for the comparison; the others are rehearsed
 PASSES = 2  # every rehearsed sentence is spoken in so many voices

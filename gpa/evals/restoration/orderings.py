@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa.evals import wer
 from gpa.evals.report import Item, value_of
 from gpa.evals.restoration import systems
 from gpa.evals.restoration.systems import ALONE, AVERAGE, FILTERED, GOLD, ITC, NOISY, SAME, SHARES
-from gpa.evals.wer import Rate
+
+if TYPE_CHECKING:
+    from gpa.evals.wer import Rate
 
 REPEATS = 2000
 LEAST = 10  # clips: below, resampling them says too little about others

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa.evals import report
-from gpa.evals.report import Summary
 from gpa.evals.restoration import systems
-from gpa.evals.restoration.orderings import Found
 from gpa.evals.wer import Rate
+
+if TYPE_CHECKING:
+    from gpa.evals.report import Summary
+    from gpa.evals.restoration.orderings import Found
 
 NAMES = ("gamma.png", "steps.png")
 _OURS, _PEER, _GROUND, _INK = "#2a6f97", "#b08968", "#8a8a8a", "#333333"

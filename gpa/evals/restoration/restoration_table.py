@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa.evals import report
-from gpa.evals.report import Summary
 from gpa.evals.restoration import orderings, systems
-from gpa.evals.restoration.orderings import Claim, Found
-from gpa.evals.restoration.systems import Row, Scene
+
+if TYPE_CHECKING:
+    from gpa.evals.report import Summary
+    from gpa.evals.restoration.orderings import Claim, Found
+    from gpa.evals.restoration.systems import Row, Scene
 
 _MEANS = {"similarity": ("similarity", 2), "mos": ("DNSMOS", 2), "pesq": ("PESQ", 2), "stoi": ("STOI", 3)}
 _SEATS = {"similarity": "voice", "mos": "quality"}  # which judge a mean needs, where its name differs

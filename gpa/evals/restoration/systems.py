@@ -10,19 +10,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpa.compose import Guided, Plan, given, tc_avg
 from gpa.errors import AudioWarning, MissingExtraError
 from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Suite
-from gpa.evals.report import Item
-from gpa.evals.restoration.distance import Rating
-from gpa.evals.restoration.noisy_clips import NoisyClips
-from gpa.models.speechop.outputs_speechop import Sound
-from gpa.models.speechop.pipeline_speechop import SpeechOp
 from gpa.models.speechop.processing_speechop import Front
+
+if TYPE_CHECKING:
+    from gpa.evals.report import Item
+    from gpa.evals.restoration.distance import Rating
+    from gpa.evals.restoration.noisy_clips import NoisyClips
+    from gpa.models.speechop.outputs_speechop import Sound
+    from gpa.models.speechop.pipeline_speechop import SpeechOp
 
 CLEAN, CODEC, NOISY, GATING = "floor", "codec", "noisy", "gating"
 ALONE, BASE, AVERAGE, GOLD, ITC = "alone", "base", "tc-avg", "tc-cfg", "itc"

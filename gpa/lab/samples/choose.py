@@ -11,11 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa.errors import UsageError
 from gpa.evals import items, report_file, suites
-from gpa.evals.report import Item
+
+if TYPE_CHECKING:
+    from gpa.evals.report import Item
 
 RECORDINGS = "floor"  # the suite of the recordings themselves: a reference, nothing that was made
 

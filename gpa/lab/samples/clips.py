@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpa.errors import UsageError
 from gpa.evals import items
-from gpa.evals.items import Row
+
+if TYPE_CHECKING:
+    from gpa.evals.items import Row
 
 FREE = re.compile(r"(cc[- ]?by([- ]\d[\d.]*)?|cc[- ]?0([- ]\d[\d.]*)?|public[- ]domain)", re.IGNORECASE)
 CREDITED = re.compile(r"cc[- ]?by", re.IGNORECASE)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa.errors import UsageError
 from gpa.evals.measurement import wav_path
-from gpa.evals.report import Item
 from gpa.evals.suites import SUITES
 from gpa.lab.samples import ogg
 from gpa.lab.samples.choose import Group, name_of, recordings
 from gpa.lab.samples.clips import Clips, needs_credit
+
+if TYPE_CHECKING:
+    from gpa.evals.report import Item
 
 INDEX = "index.md"
 FILE_BYTES = 25_000

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from gpa.compose import Branch, Plan, composed
 from gpa.errors import UsageError
-from gpa.models.speechop.configuration_speechop import Sampler
 from gpa.models.speechop.diffusion_speechop import inpaint
 from gpa.models.speechop.layers_speechop import Text, TextKeys
 from gpa.models.speechop.modeling_speechop import Conditions, Context, Latents, SpeechOpModel
 from gpa.models.speechop.sampling_speechop import SeededNoise, ddim, nodes, ode_dpmpp_2m, sde_dpmpp_2m
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.configuration_speechop import Sampler
 
 V = TypeVar("V")
 

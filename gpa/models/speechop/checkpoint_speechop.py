@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -15,9 +16,11 @@ from gpa import hub
 from gpa.codec.feature_encoder import half_where_it_fits
 from gpa.codec.kl import KLCodec
 from gpa.errors import CheckpointError
-from gpa.models.speechop.asr_features_speechop import ASRFeatures
 from gpa.models.speechop.configuration_speechop import FILE, SpeechOpConfig
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.asr_features_speechop import ASRFeatures
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets"
 CODEC = "latent"

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gpa.models.speechop.configuration_speechop import Loss, Schedule, SpeechOpConfig
+if TYPE_CHECKING:
+    from gpa.models.speechop.configuration_speechop import Loss, Schedule, SpeechOpConfig
 
 Level = float | Tensor
 

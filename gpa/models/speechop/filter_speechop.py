@@ -9,13 +9,17 @@ Oppenheim 1979), of band powers, the network's result being the speech. Knows wa
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gpa.codec.harmonic import mel_interpolation
-from gpa.models.speechop.configuration_speechop import Filter
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.configuration_speechop import Filter
 
 WINDOW, STEP = 0.04, 0.01  # seconds
 LEAST = 1e-10  # power that counts as none

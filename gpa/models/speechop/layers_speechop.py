@@ -9,15 +9,17 @@ padding may stand anywhere in a row and changes nothing.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpa.models.speechop.configuration_speechop import Stack
 from gpa.nn.attention import Angles, attend, merge_heads, rotary_angles, rotate, split_heads
 from gpa.nn.convnext import AdaLayerNorm
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.configuration_speechop import Stack
 
 EPS = 1e-6
 

@@ -10,14 +10,13 @@ and `forward` both. Knows no schedule beyond the range of the log-SNR, no sample
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa.errors import UsageError
-from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 from gpa.models.speechop.layers_speechop import (
     EPS,
     Block,
@@ -31,6 +30,9 @@ from gpa.models.speechop.layers_speechop import (
 )
 from gpa.models.speechop.text_speechop import ByteEncoder
 from gpa.nn.convnext import AdaLayerNorm
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 
 
 class Latents(NamedTuple):

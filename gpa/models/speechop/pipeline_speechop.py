@@ -13,19 +13,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from gpa import compose
-from gpa.audio import AudioLike
-from gpa.codec.kl import KLCodec
 from gpa.compose import Average, Guided, Plan, Term
 from gpa.errors import UsageError
 from gpa.models.speechop import checkpoint_speechop as files
 from gpa.models.speechop.asr_features_speechop import ASRFeatures, load_asr_features
 from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
-from gpa.models.speechop.layers_speechop import Text
-from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.models.speechop.outputs_speechop import Separated, Sound
 from gpa.models.speechop.processing_speechop import Front, Guide, Heard
 from gpa.models.speechop.request_speechop import Request
@@ -35,6 +32,12 @@ from gpa.models.speechop.windows_speechop import Windows
 from gpa.models.speechop.words_speechop import Recogniser, spoken
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device
+
+if TYPE_CHECKING:
+    from gpa.audio import AudioLike
+    from gpa.codec.kl import KLCodec
+    from gpa.models.speechop.layers_speechop import Text
+    from gpa.models.speechop.modeling_speechop import SpeechOpModel
 
 Transcript = str | Sequence[str] | None
 

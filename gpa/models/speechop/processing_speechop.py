@@ -11,21 +11,23 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpa import audio as sound
-from gpa.audio import AudioLike
-from gpa.codec.kl import KLCodec
 from gpa.errors import AudioWarning, UsageError
-from gpa.models.speechop.asr_features_speechop import ASRFeatures
-from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 from gpa.models.speechop.text_speechop import speaking_rate
 from gpa.models.speechop.windows_speechop import Cut, Windows, join_words, quietest, share, standard_gain
 from gpa.models.speechop.words_speechop import LEAST, Recogniser, recognised, spoken, units
+
+if TYPE_CHECKING:
+    from gpa.audio import AudioLike
+    from gpa.codec.kl import KLCodec
+    from gpa.models.speechop.asr_features_speechop import ASRFeatures
+    from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 
 ASR = "asr"  # the transcript that means: recognise it
 PROMPT = (2.0, 3.0)  # seconds; samples are cut at a quiet place between them, training had 1 to 3

@@ -10,24 +10,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from gpa.audio import AudioLike
 from gpa.compose import Above, Guided, Plan, given
 from gpa.errors import UsageError
 from gpa.models.speechop import edit_speechop as edits
-from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
 from gpa.models.speechop.filter_speechop import filtered
-from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.models.speechop.outputs_speechop import Part, Sound
 from gpa.models.speechop.processing_speechop import Front, Guide, Heard, Listener
 from gpa.models.speechop.run_speechop import Encode, Job, Progress, check_tasks, run, task_of, without
 from gpa.models.speechop.text_speechop import target_frames
 from gpa.models.speechop.windows_speechop import pieces
 from gpa.models.speechop.words_speechop import spoken, units
+
+if TYPE_CHECKING:
+    from gpa.audio import AudioLike
+    from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
+    from gpa.models.speechop.modeling_speechop import SpeechOpModel
 
 PAUSE = 0.2  # seconds between the parts of long speech
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ from torch import Tensor
 from gpa.compose import Average, Branch, Given, Guided, Plan
 from gpa.errors import UsageError
 from gpa.models.speechop.branches_speechop import Inputs, sample
-from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
 from gpa.models.speechop.diffusion_speechop import inpaint, inpaint_source
 from gpa.models.speechop.layers_speechop import Text
 from gpa.models.speechop.modeling_speechop import Latents, SpeechOpModel
 from gpa.models.speechop.sampling_speechop import nodes
-from gpa.models.speechop.windows_speechop import Cut
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
+    from gpa.models.speechop.windows_speechop import Cut
 
 Progress = Callable[[int, int], None]  # evaluated steps so far, and all of them
 Encode = Callable[[str], Text]

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from gpa.errors import UsageError
-from gpa.models.speechop.configuration_speechop import SpeechOpConfig, TextEncoder
 from gpa.models.speechop.layers_speechop import EPS, Block, Text, frames_of
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.configuration_speechop import SpeechOpConfig, TextEncoder
 
 PAD, END, FIRST_BYTE = 0, 1, 3  # ByT5's ids; 2 is its unknown, which bytes never need
 SIZE = FIRST_BYTE + 256

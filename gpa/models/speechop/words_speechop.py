@@ -8,14 +8,16 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpa import audio
 from gpa.errors import AudioWarning, GenerationError, PromptError, UsageError
-from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 from gpa.text.normaliser import normalise_text
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 
 Recogniser = Callable[[np.ndarray], str] | Any  # or an object with GPA's method `asr`
 
