@@ -1,4 +1,4 @@
-"""Imagined speech: sentences of running text, sampling side by side, rows that train."""
+"""Backtranslated speech: sentences of running text, rows that train."""
 
 from pathlib import Path
 
@@ -9,11 +9,6 @@ from gpa import config
 from gpa.data import tokens
 from gpa.errors import UsageError
 from gpa.lab import backtranslation as backtranslated
-from gpa.models.gpa.generation_gpa import Rules, Sampling, generate
-from gpa.models.gpa.modeling_gpa import load_backbone
-from gpa.prompt.formats import get_format
-from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import TextTokenizer
 from gpa.train.families.lm import LMFamily, LMRecipe
 from training import lm_tree, write_tokens
 
@@ -47,22 +42,6 @@ def test_sentences_of_running_text() -> None:
     assert found[:2] == ["the quick brown fox jumps.", "one two three!"]
     assert any("asked the lazy dog" in text for text in found) and "hello there, fox." in found
     assert not any("chapter" in text or "1813" in text or text == "yes." for text in found)
-
-
-def test_rows_side_by_side_are_rows_alone(folder: Path, lm: Path) -> None:
-    """At a temperature near 0, prompts of different lengths give what each gives by itself."""
-    vocab = Vocab.from_file(folder)
-    fmt = get_format("instruct", vocab, TextTokenizer.from_file(folder))
-    network = load_backbone(lm).eval()
-    clips = tokens.read(folder)
-    prompts = [fmt.build("tts", text=c["text"], global_=c["global"]) for c in clips[:4]]
-    made = backtranslated.speak(network, prompts, fmt, 30, 1e-4, torch.Generator().manual_seed(0))
-    legal = fmt.legal_ids("tts")
-    for prompt, codes in zip(prompts, made, strict=True):
-        rules = Rules(max_new=30, stop=fmt.stop_ids("tts"), legal=legal)
-        alone = generate(network, prompt, rules, Sampling())
-        ended = alone.finish_reason == "stop"
-        assert codes == (vocab.semantic.codes(alone.ids[:-1]) if ended else [])
 
 
 def test_the_command_writes_rows_that_train(

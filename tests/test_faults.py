@@ -18,9 +18,12 @@ from gpa.codec.harmonic import FLOOR, HarmonicDecoder
 from gpa.codec.kl import kl
 from gpa.codec.timbre import CENTRE, Timbre, measure
 from gpa.data.rows import Noise, RowBuilder
+from gpa.engine.network import Network
+from gpa.engine.request import Beams, Request, Rules, Sampling
+from gpa.engine.sampler import filtered
+from gpa.engine.scheduler import Engine
 from gpa.errors import TrainingError
-from gpa.models.gpa.beam_gpa import beam_search
-from gpa.models.gpa.generation_gpa import Rules, Sampling, filtered, generate
+from gpa.models.gpa.modeling_gpa import inference_network
 from gpa.nn.quantize import FactorizedVQ
 from gpa.prompt.formats import InstructFormat
 from gpa.prompt.tasks import TTS
@@ -154,7 +157,7 @@ SIZE, STOP, OTHER = 20, 15, 7
 
 
 @pytest.fixture(scope="module")
-def eager() -> Qwen3ForCausalLM:
+def eager() -> Network:
     """A network that would stop at once, and likes id OTHER next best, whatever it reads."""
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
     config = Qwen3Config(
@@ -165,15 +168,15 @@ def eager() -> Qwen3ForCausalLM:
         lm.model.embed_tokens.weight.fill_(1.0)
         lm.lm_head.weight.zero_()
         lm.lm_head.weight[STOP], lm.lm_head.weight[OTHER] = 1.0, 0.5
-    return lm
+    return inference_network(lm)
 
 
 @pytest.mark.parametrize("least", [0, 1, 4])
-def test_a_stop_is_legal_after_exactly_the_least_ids(least: int, eager: Qwen3ForCausalLM) -> None:
+def test_a_stop_is_legal_after_exactly_the_least_ids(least: int, eager: Network) -> None:
     rules = Rules(max_new=9, stop=frozenset({STOP}), min_new=least)
     wanted = [OTHER] * least + [STOP]
-    assert generate(eager, [1, 2], rules, Sampling()).ids == wanted
-    assert beam_search(eager, [1, 2], rules, 2).ids == wanted
+    requests = [Request([1, 2], rules), Request([1, 2], rules, beams=Beams(2))]
+    assert [done.ids for done in Engine(eager).generate(requests)] == [wanted, wanted]
 
 
 def test_temperature_divides() -> None:

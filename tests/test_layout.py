@@ -390,7 +390,7 @@ def test_nothing_imports_the_lab() -> None:
 TASK_NAME = re.compile(r"(share_|weight_|task_)?(asr|tts|vc)(_wer|_stop)?")  # and what is made of one
 TASK_EDGES = (
     *("gpa.prompt.tasks", "gpa.cli", "gpa.evals", "gpa.lab", "gpa.models.speechop"),
-    *("gpa.models.gpa.pipeline_gpa", "gpa.models.gpa.guided_gpa", "gpa.models.gpa.requests_gpa"),
+    *("gpa.models.gpa.pipeline_gpa", "gpa.models.gpa.requests_gpa"),
     "gpa.finetune.comparison",  # names suites of gpa.evals
     "gpa.train.export_speechop",  # a section of speechop.json
 )

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import speechlike
+from gpa.engine.request import Completion
 from gpa.errors import AudioWarning, CheckpointError, GenerationError, PromptError, UsageError
 from gpa.models.gpa import GPA, Speech, Transcript, Voice
 from gpa.models.gpa import pipeline_gpa as modeling
-from gpa.models.gpa.generation_gpa import Completion
 from gpa.models.gpa.segmentation_gpa import speech_seconds, split_audio, split_text
 from gpa.models.gpa.verify_gpa import verify
 from gpa.train import export
@@ -117,7 +117,7 @@ def test_our_directory_loads_in_plain_transformers(
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ids = torch.tensor([[1, 2, 3, 4]])
     with torch.no_grad():
-        assert torch.allclose(lm(ids).logits, model.lm(ids).logits, atol=1e-5)
+        assert torch.allclose(lm(ids).logits[0], model.network.logits([1, 2, 3, 4]), atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(out)
     block = model.vocab.semantic
     assert tokenizer.convert_tokens_to_ids("<|bicodec_semantic_3|>") == block.offset + 3
@@ -381,8 +381,14 @@ def test_what_cannot_be_asked(ours: GPA, clip: tuple[np.ndarray, int]) -> None:
     for bad in (0, 1.5, -3):
         with pytest.raises(UsageError, match="max_new_tokens"):
             ours.asr(clip, max_new_tokens=bad)
-    with pytest.raises(TypeError):
-        ours.tts("hi", voice="anna", speed=2)
+    for ask in (
+        lambda: ours.tts("hi", "anna", speed=2),  # type: ignore[call-arg]
+        lambda: ours.vc(clip, "anna", pause=1.0),  # type: ignore[call-arg]
+        lambda: ours.asr(clip, gamma=1.0),  # type: ignore[call-arg]
+        lambda: ours.generate([1], task="asr", beams=2),  # type: ignore[call-arg]
+    ):
+        with pytest.raises(UsageError, match="unknown option '[a-z]+': choose from seed, "):
+            ask()
     with pytest.raises(UsageError, match="device"):
         GPA.from_pretrained(ours.path, device="abacus")
     with pytest.raises(UsageError, match="dtype"):
@@ -392,8 +398,7 @@ def test_what_cannot_be_asked(ours: GPA, clip: tuple[np.ndarray, int]) -> None:
 def test_an_empty_result_is_an_error(
     ours: GPA, clip: tuple[np.ndarray, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("generate", "transcribe"):
-        monkeypatch.setattr(modeling, name, lambda *a, **k: Completion([ours.vocab.stop], "stop", 1))
+    monkeypatch.setattr(ours, "complete", lambda asked: [Completion([ours.vocab.stop], "stop", 1)])
     with pytest.raises(GenerationError, match="no speech"):
         ours.tts("hello", voice="anna")
     with pytest.raises(GenerationError, match="no words"):
@@ -402,7 +407,7 @@ def test_an_empty_result_is_an_error(
 
 def test_a_loop_is_cut(ours: GPA, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = ours.vocab.semantic.ids([1, 2, 3, 3, 3, 3])
-    monkeypatch.setattr(modeling, "generate", lambda *a, **k: Completion(ids, "loop", 3))
+    monkeypatch.setattr(ours, "complete", lambda asked: [Completion(ids, "loop", 3)])
     speech = ours.tts("hello", voice="anna")
     assert (speech.tokens.tolist(), speech.finish_reason) == ([1, 2, 3], "loop")
 
@@ -414,9 +419,17 @@ def test_hostile_text_stays_text(ours: GPA) -> None:
 
 
 def test_signatures_are_explicit() -> None:
-    for name in ("tts", "asr", "vc", "generate", "prompt", "voice", "from_pretrained", "save_pretrained"):
-        kinds = {p.kind for p in inspect.signature(getattr(GPA, name)).parameters.values()}
-        assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+    """Six parameters at most; options without a name of their own are those of a typed group."""
+    groups = {}
+    for name, method in inspect.getmembers(GPA, inspect.isroutine):
+        if not name.startswith("_") or name == "__init__":
+            parameters = inspect.signature(method).parameters
+            assert len(set(parameters) - {"self"}) <= 6, name
+            for p in parameters.values():
+                if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                    groups[name] = p.annotation
+    named = {"tts": "Speech", "vc": "Conversion", "asr": "Transcript", "generate": "Sampling"}
+    assert groups == {name: f"Unpack[{group}Options]" for name, group in named.items()}
 
 
 # Cutting ----------------------------------------------------------------------------------------------------
@@ -482,7 +495,7 @@ def test_export_assembles_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
     export.main([str(word) for word in words])
     model = GPA.from_pretrained(tmp_path / "out", device="cpu")
     assert (model.precision, model.codec.precision) == (torch.float16, torch.float16)
-    assert model.lm.dtype == torch.float32
+    assert model.network.dtype == torch.float32
     assert (model.config.name, model.config.format, list(model.voices)) == ("small", "instruct", ["eve"])
     assert model.config.sampling["tts"].temperature == 0.7
     assert all(stage.ok for stage in verify(model))

@@ -78,7 +78,7 @@ def test_what_is_no_longer_true_is_left_behind(tiny: Path, tmp_path: Path, part:
     model, dtype = GPA.from_pretrained(tiny, device="cpu"), None
     if part == "network":
         with torch.no_grad():
-            model.lm.model.norm.weight[0] += 0.5
+            model.network.model.norm.weight[0] += 0.5
     elif part == "codec":
         with torch.no_grad():
             next(model.codec.model.decoder.parameters()).add_(0.5)

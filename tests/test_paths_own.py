@@ -113,7 +113,7 @@ def test_embeddings_start_where_the_codes_are(walked: tuple[Path, dict[str, str]
     model = GPA.from_pretrained(folder / "runs" / "own" / "export", device="cpu")
     block = model.vocab.semantic
     codes = model.codec.model.quantizer.decode(torch.arange(block.size)[None])[0].T
-    rows = model.lm.model.embed_tokens.weight[block.offset : block.offset + block.size]
+    rows = model.network.model.embed_tokens.weight[block.offset : block.offset + block.size]
     some = torch.arange(0, block.size, 37)
     apart = torch.cdist(codes[some], codes[some]).flatten()
     learnt = torch.cdist(rows[some], rows[some]).flatten()

@@ -176,7 +176,7 @@ def test_an_adapter_on_published_weights(site: Path, replica: Path) -> None:
     made, base = (GPA.from_pretrained(path, device="cpu") for path in (export, replica))
     assert made.config.format == "published" and made.glm is not None
     assert made.processor.fingerprints() == base.processor.fingerprints()
-    after, before = made.lm.state_dict(), base.lm.state_dict()
+    after, before = made.network.state_dict(), base.network.state_dict()
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if name.rpartition(".")[0].endswith("_proj")}
     assert (export / "adapter" / "adapter_model.safetensors").is_file()

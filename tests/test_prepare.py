@@ -175,7 +175,7 @@ def test_a_model_goes_on_training_from_it(prepared: Path, tiny: Path, model: Any
     before = torch.get_num_threads()
     trained = train(family, recipe.train, recipe.optim, tmp_path / "run", progress=False)
     torch.set_num_threads(before)
-    old = model.lm.state_dict()
+    old = model.network.state_dict()
     assert any(not torch.equal(t, old[name]) for name, t in trained.state_dict().items() if name in old)
     about = json.loads((tiny / "gpa.json").read_text())
     about["fingerprints"]["codec"] = "0" * 64

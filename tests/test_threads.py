@@ -21,7 +21,6 @@ SEEN = """
 import json, sys, threading
 import torch
 import gpa
-from gpa.models.gpa import generation_gpa, modeling_gpa
 
 own, seen = torch.get_num_threads(), {}
 
@@ -36,7 +35,7 @@ options = json.loads(sys.argv[2])
 if len(sys.argv) > 3:  # a program that has chosen a number of its own
     torch.set_num_threads(int(sys.argv[3]))
 model = gpa.GPA.from_pretrained(sys.argv[1], device="cpu", **options)
-watch(model.lm, "forward")
+watch(model.network, "forward")
 watch(model.codec, "decode")
 brief = {"voice": "anna", "max_new_tokens": 4}
 model.tts("hello", **brief)

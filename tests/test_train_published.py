@@ -12,6 +12,7 @@ import torch
 from gpa import config, hub
 from gpa.data import token_folder
 from gpa.data.rows import Noise, RowBuilder
+from gpa.engine.network import Network
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa import GPA, checkpoint_gpa
 from gpa.prompt.formats import canonical_task
@@ -159,5 +160,5 @@ def test_ids_of_another_codec_than_the_published_one_are_refused(replica: Path, 
     token_folder.write_json(folder / token_folder.PREPARED, about)
     shutil.copytree(replica, tmp_path / "first" / checkpoint_gpa.NESTED)  # the layout of the first revision
     built = family(folder, init=str(tmp_path / "first"), model={}).build()
-    lm, _ = checkpoint_gpa.load_lm(replica)
-    assert all(torch.equal(p, lm.state_dict()[name]) for name, p in built.named_parameters())
+    network, _ = Network.load(replica)
+    assert all(torch.equal(p, network.state_dict()[name]) for name, p in built.named_parameters())

@@ -14,11 +14,12 @@ from gpa.codec import trained
 from gpa.data import token_folder as tokenset
 from gpa.data.edit_distance import edits, words
 from gpa.data.rows import Row, collate
+from gpa.engine.request import Completion, Request, Rules, Sampling
+from gpa.engine.scheduler import Engine
 from gpa.errors import UsageError
 from gpa.evals import wer
 from gpa.models.gpa.budgets_gpa import Budgets
-from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
-from gpa.models.gpa.modeling_gpa import Backbone, new_backbone
+from gpa.models.gpa.modeling_gpa import Backbone, inference_network, new_backbone
 from gpa.prompt.formats import get_format
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import TextTokenizer
@@ -71,13 +72,13 @@ def test_what_is_learnt_by_heart_comes_back(folder: Path) -> None:
     family = family_of(folder, weights={"alignment": 0.0})
     clip = dict(family.train_rows.clips[3])
     other = {**clip, "text": "glad to see you", "semantic": clip["semantic"][::-1]}
-    module = by_heart(family, [clip, other], 60)
+    network = inference_network(by_heart(family, [clip, other], 60))
     validation = Validation(
         {0: clip, 1: other}, Budgets(family.dev.fmt, 25.0), dict.fromkeys(("asr", "tts"), Sampling())
     )
-    assert validation(module) == {"asr_wer": 0, "asr_stop": 1, "tts_roundtrip_wer": 0, "tts_stop": 1}
+    assert validation(network) == {"asr_wer": 0, "asr_stop": 1, "tts_roundtrip_wer": 0, "tts_stop": 1}
     swapped = {0: {**clip, "text": "glad to say you"}, 1: {**other, "semantic": other["semantic"][:-1]}}
-    assert Validation(swapped, validation.budgets, validation.sampling)(module)["asr_wer"] > 0
+    assert Validation(swapped, validation.budgets, validation.sampling)(network)["asr_wer"] > 0
 
 
 def test_an_untrained_network_gives_legal_ids_within_bounds(
@@ -86,15 +87,18 @@ def test_an_untrained_network_gives_legal_ids_within_bounds(
     family = family_of(folder, validate={**ASKED, "speech": {"temperature": 1.0}})
     made: list[tuple[Rules, Completion]] = []
 
-    def watched(lm: Backbone, prompt: Sequence[int], rules: Rules, *args: Any, **options: Any) -> Completion:
-        made.append((rules, generate(lm, prompt, rules, *args, **options)))
-        return made[-1][1]
+    class Watched(Engine):
+        def generate(self, requests: Sequence[Request]) -> list[Completion]:
+            done = super().generate(requests)
+            made.extend(zip((request.rules for request in requests), done, strict=True))
+            return done
 
-    monkeypatch.setattr(validate, "generate", watched)
+    monkeypatch.setattr(validate, "Engine", Watched)
     torch.manual_seed(0)
     module = family.build()
     assert family.validation is not None and isinstance(module, Backbone)
-    found = family.validation(module)
+    network = inference_network(module)
+    found = family.validation(network)
     assert found.keys() == NAMES
     assert 0 <= found["asr_stop"] <= 1 and 0 <= found["tts_stop"] <= 1
     longest = max(rules.max_new for rules, _ in made)
@@ -104,10 +108,10 @@ def test_an_untrained_network_gives_legal_ids_within_bounds(
         assert rules.legal is not None and 0 < len(done.ids) <= rules.max_new
         assert all(any(i in run for run in rules.legal) for i in done.ids)
     with torch.autocast("cpu", torch.bfloat16):  # training may compute in less than inference does
-        assert family.validation(module) == found
+        assert family.validation(network) == found
     assert [done.ids for _, done in made[3:]] == [done.ids for _, done in made[:3]]
     family.validation.rows = {i + 1: clip for i, clip in family.validation.rows.items()}
-    family.validation(module)
+    family.validation(network)
     assert made[7][1].ids != made[1][1].ids  # other seeds, other speech
 
 
@@ -119,7 +123,8 @@ def test_speech_that_fills_the_context_is_not_heard(folder: Path) -> None:
     module = family.build()
     clip = dict(family.dev.clips[0])
     clip["semantic"] = [1] * 80
-    found = Validation({0: clip}, Budgets(family.dev.fmt, 25.0))(module)  # type: ignore[arg-type]
+    network = inference_network(module)  # type: ignore[arg-type]
+    found = Validation({0: clip}, Budgets(family.dev.fmt, 25.0))(network)
     assert found["asr_wer"] == 1 and found["asr_stop"] == 0
 
 
@@ -129,9 +134,9 @@ def test_the_published_format_has_no_round_trip(tmp_path: Path) -> None:
     vocab = Vocab.from_file(tmp_path, glm_size=GLM_SIZE, size=VOCAB_SIZE)
     fmt = get_format("published", vocab, TextTokenizer.from_file(tmp_path))
     torch.manual_seed(0)
-    module = new_backbone(LM, vocab)
+    network = inference_network(new_backbone(LM, vocab))
     clip = {"text": "Hello!", "semantic": [1, 2, 3], "glm": [4], "global": [0] * 32}
-    found = Validation({0: clip}, Budgets(fmt, 50.0))(module)
+    found = Validation({0: clip}, Budgets(fmt, 50.0))(network)
     assert found.keys() == {"asr_wer", "asr_stop", "tts_stop"}
 
 

@@ -80,7 +80,7 @@ CHANGED = {  # a weight, and the one stage that hears it
 def test_a_changed_weight_fails_its_stage(model: GPA, spoiled: set[str]) -> None:
     assert model.glm is not None
     parts = {
-        "lm": model.lm,
+        "lm": model.network,
         "features": model.codec.features,
         "codec": model.codec.model,
         "glm": model.glm.model,

@@ -11,7 +11,7 @@ from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
 from gpa.codec.feature_encoder import WhisperFeatures
 from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.modeling_gpa import new_backbone
+from gpa.models.gpa.modeling_gpa import inference_network, new_backbone
 from gpa.models.gpa.verify_gpa import record
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import build_tokenizer_json, normalise_text, train_sentencepiece
@@ -77,9 +77,9 @@ def write_tiny_model(folder: Path) -> Path:
     train_sentencepiece([normalise_text(t) for t in TEXTS] * 4, text / "spm.model", 292)
     build_tokenizer_json(text / "spm.model", 64, 16, text)
     torch.manual_seed(1)
-    lm = new_backbone(SIZES, Vocab.from_file(text))
+    network = inference_network(new_backbone(SIZES, Vocab.from_file(text)))
     config = GPAConfig(name="tiny", format="instruct", about={"licence": "Apache-2.0"})
-    model = GPA(lm, tiny_codec(), text, config=config)
+    model = GPA(network, tiny_codec(), text, config=config)
     for seed, name in enumerate(("anna", "ben"), 1):
         model.add_voice(name, model.voice((speechlike(3.0, seed=seed), 16000), name=name))
     out = model.save_pretrained(folder / "tiny")
@@ -96,4 +96,4 @@ def write_keen_model(tiny: Path, out: Path) -> Path:
             weight.mul_(40 if "conv" in name and weight.ndim > 1 else 1)
         for weight in made.codec.model.speaker_encoder.parameters():
             weight.mul_(3 if weight.ndim > 1 else 1)
-    return GPA(made.lm, made.codec, tiny, config=made.config).save_pretrained(out)
+    return GPA(made.network, made.codec, tiny, config=made.config).save_pretrained(out)

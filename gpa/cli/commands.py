@@ -13,10 +13,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gpa import audio
 from gpa.errors import CheckpointError, GPAError, UsageError
+from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.text.wordlist import read_text
 
 DEFAULT_MODEL = "gpa-mini"
@@ -30,7 +31,6 @@ CONVERTED = {
     "codec": "mode codec: the voice was exchanged, words and timing kept (--mode lm speaks anew)",
     "lm": "mode lm: the language model spoke it anew (--mode codec only exchanges the voice)",
 }
-SAMPLING = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 
 FINETUNE = (
     *("name", "voice_rank", "voice_steps", "adapt_lm", "replay", "rank", "steps", "lr", "batch_ids"),
@@ -290,9 +290,10 @@ def _pronunciations(path: Path) -> dict[str, str]:
     return {word: " ".join(phones) for word, *phones in pairs}
 
 
-def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+def _sampling(args: argparse.Namespace) -> SamplingOptions:
     """The generation options that were given; the model decides about the others."""
-    return {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+    given = {name: getattr(args, name) for name in SamplingOptions.__annotations__}
+    return cast(SamplingOptions, {name: value for name, value in given.items() if value is not None})
 
 
 def _voice_of(args: argparse.Namespace, model: Any) -> Any:

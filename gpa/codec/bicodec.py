@@ -36,9 +36,10 @@ from gpa.codec.bicodec_config import (
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.feature_encoder import (
     FRAME,
+    AnyFeatures,
     FeatureEncoder,
+    StoredFeatures,
     half_where_it_fits,
-    load_features,
     save_features,
     state_digest,
 )
@@ -75,7 +76,7 @@ class BiCodec:
     """A loaded BiCodec, ready to encode and decode; float32, because the nearest code moves with less."""
 
     def __init__(
-        self, model: BiCodecModel, features: FeatureEncoder, device: str | torch.device = "cpu"
+        self, model: BiCodecModel, features: AnyFeatures, device: str | torch.device = "cpu"
     ) -> None:
         config = model.config
         if features.channels != config.encoder.input_channels:
@@ -86,7 +87,7 @@ class BiCodec:
         self.device = torch.device(device)
         self.config = config
         self.model = model.to(self.device, torch.float32).eval().requires_grad_(False)
-        self.features = features.to(self.device, torch.float32).eval().requires_grad_(False)
+        self._features = features if isinstance(features, StoredFeatures) else self._at_rest(features)
         self.precision = torch.float32  # of the files, which saving keeps
         self._fingerprints: dict[str, str] = {}
         self._adapted: dict[bytes, BiCodecModel] = {}  # by weights, the latest last
@@ -122,7 +123,7 @@ class BiCodec:
         model = BiCodecModel(config)
         state = hub.read_state(folder)
         hub.load_strict(model, state, ignore=_RECOMPUTED, where=str(folder))
-        features = load_features(folder / (WAV2VEC2_FOLDER if published else "features"), config.features)
+        features = StoredFeatures(folder / (WAV2VEC2_FOLDER if published else "features"), config.features)
         codec = cls(model, features, device)
         codec.precision = next(t.dtype for t in state.values() if t.is_floating_point())
         return codec
@@ -143,13 +144,23 @@ class BiCodec:
         save_features(self.features, path / "features", dtype)
 
     @property
+    def features(self) -> FeatureEncoder:
+        """What encoding begins with. Decoding needs none, so it is built on first use."""
+        if isinstance(self._features, StoredFeatures):
+            self._features = self._at_rest(self._features.build())
+        return self._features
+
+    def _at_rest(self, features: FeatureEncoder) -> FeatureEncoder:
+        return features.to(self.device, torch.float32).eval().requires_grad_(False)
+
+    @property
     def spec(self) -> CodecSpec:
         """Rates and sizes."""
         return self._spec
 
     def fingerprint(self) -> str:
         """SHA-256 over settings and weights as loaded, whatever the file layout."""
-        return state_digest(stated(self.config), self.model.state_dict(), self.features.state_dict())
+        return state_digest(stated(self.config), self.model.state_dict(), self._features.state_dict())
 
     def global_fingerprint(self) -> str:
         """SHA-256 over what gives global ids their meaning, rounded to half precision.

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Wav2Vec2Config, Wav2Vec2Model, WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
 from gpa import hub
 from gpa.errors import CheckpointError
 from gpa.nn.mel import mel_filters
+
+if TYPE_CHECKING:  # transformers takes seconds to import, which speech in a stored voice has no use for
+    from transformers import Wav2Vec2Config, WhisperConfig
 
 POSITIONS = "embed_positions.weight"  # of Whisper: sinusoids, which an encoder without them begins with
 FRAME = 320  # samples of 16 kHz audio per feature frame, both kinds
@@ -36,6 +39,8 @@ class Wav2Vec2Features(nn.Module):
     taps = (11, 14, 16)
 
     def __init__(self, config: Wav2Vec2Config) -> None:
+        from transformers import Wav2Vec2Model
+
         super().__init__()
         config.num_hidden_layers = max(self.taps)
         config.layerdrop = 0.0
@@ -71,6 +76,8 @@ class WhisperFeatures(nn.Module):
     max_samples = 480_000  # the encoder has 1500 positions of 20 ms
 
     def __init__(self, config: WhisperConfig, tap: int = 2) -> None:
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
         super().__init__()
         self.encoder = WhisperEncoder(config)
         self.tap = tap
@@ -120,11 +127,23 @@ FeatureEncoder = Wav2Vec2Features | WhisperFeatures
 
 def load_whisper_features(path: str | Path) -> WhisperFeatures:
     """Whisper encoder from a plain transformers directory (`WhisperEncoder`), in float32."""
+    from transformers import WhisperConfig
+
     path = Path(path)
     features = WhisperFeatures(WhisperConfig(**hub.read_json(path / "config.json")))
-    state = {name.removeprefix("encoder."): tensor for name, tensor in hub.read_state(path).items()}
-    hub.load_strict(features.encoder, state, optional=(POSITIONS,), where=str(path))
+    hub.load_strict(features.encoder, _read_whisper(path), optional=(POSITIONS,), where=str(path))
     return features.eval()
+
+
+def _read_whisper(path: Path) -> dict[str, Tensor]:
+    return {name.removeprefix("encoder."): tensor for name, tensor in hub.read_state(path).items()}
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Whisper's positions (length, width), by transformers' order of operations: they are in fingerprints."""
+    speeds = torch.exp(-(math.log(10_000) / (width // 2 - 1)) * torch.arange(width // 2))
+    angles = torch.arange(length).view(-1, 1) * speeds.view(1, -1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def load_wav2vec2_features(path: str | Path) -> Wav2Vec2Features:
@@ -133,6 +152,8 @@ def load_wav2vec2_features(path: str | Path) -> Wav2Vec2Features:
     Accepts the `wav2vec2.` prefix and both spellings of weight norm; layers after the last tap and the heads
     of pre-training are left out.
     """
+    from transformers import Wav2Vec2Config
+
     path = Path(path)
     raw = hub.read_json(path / "config.json")
     for key, value in _WAV2VEC2_RULES.items():
@@ -179,15 +200,52 @@ def _wav2vec2_name(name: str) -> str:
     return name
 
 
+LOADERS: dict[str, Callable[[str | Path], FeatureEncoder]] = {
+    "wav2vec2": load_wav2vec2_features,
+    "whisper": load_whisper_features,
+}
+
+
 def load_features(path: str | Path, kind: str) -> FeatureEncoder:
     """The feature encoder of a codec; `kind` is "wav2vec2" or "whisper"."""
-    loaders: dict[str, Callable[[str | Path], FeatureEncoder]] = {
-        "wav2vec2": load_wav2vec2_features,
-        "whisper": load_whisper_features,
-    }
-    if kind not in loaders:
-        raise CheckpointError(f"codec config: features = {kind!r} is not implemented, only {sorted(loaders)}")
-    return loaders[kind](path)
+    return StoredFeatures(Path(path), kind).build()
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """A feature encoder in a directory, which is built when something is first encoded."""
+
+    path: Path
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in LOADERS:
+            raise CheckpointError(
+                f"codec config: features = {self.kind!r} is not implemented, only {sorted(LOADERS)}"
+            )
+        hub.weight_files(self.path)  # they are there
+
+    @property
+    def channels(self) -> int:
+        """C of its features."""
+        raw = hub.read_json(self.path / "config.json")
+        return int(raw.get("hidden_size", 1024) if self.kind == "wav2vec2" else 2 * raw.get("d_model", 384))
+
+    def build(self) -> FeatureEncoder:
+        """The network; CheckpointError for tensors that do not fit it."""
+        return LOADERS[self.kind](self.path)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors that the network will have, without building it where the file tells them."""
+        if self.kind != "whisper":
+            return self.build().state_dict()
+        raw, state = hub.read_json(self.path / "config.json"), _read_whisper(self.path)
+        if POSITIONS not in state:
+            state[POSITIONS] = sinusoids(raw["max_source_positions"], raw["d_model"])
+        return {f"encoder.{name}": tensor.float() for name, tensor in state.items()}
+
+
+AnyFeatures = FeatureEncoder | StoredFeatures
 
 
 def save_features(features: FeatureEncoder, path: str | Path, dtype: torch.dtype) -> None:

@@ -18,11 +18,11 @@ from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.voice import Voice
 from gpa.data import prepare, token_folder
 from gpa.data.checks import Limits
+from gpa.engine.network import Network
 from gpa.errors import UsageError
 from gpa.finetune import collect, comparison, estimate, replay
 from gpa.models.gpa import GPA
 from gpa.models.gpa import checkpoint_gpa as files
-from gpa.models.gpa.modeling_gpa import load_backbone
 from gpa.nn import threads as processor
 from gpa.text import pronunciations
 from gpa.train import adapters, metrics
@@ -288,7 +288,7 @@ def _assemble(job: Job, voice: Voice) -> Path:
     made, export = job.out / "model", job.out / "run" / "export"
     whole = GPA.from_pretrained(job.model, device="cpu", offline=job.offline)
     if job.adapt_lm:
-        whole.lm = load_backbone(export).eval()
+        whole.network, _ = Network.load(export)
     whole.add_voice(job.called, voice)
     voice.save(job.out / voices.FILE)
     about = {**whole.config.about, "fine-tuned": f"{job.called}, from {whole.config.name}"}

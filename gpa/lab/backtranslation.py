@@ -3,8 +3,6 @@
 Recognition learnt from a few thousand transcripts knows those sentences and no others. A model that speaks
 can be asked for more (back-translation, Sennrich et al. 2016, here from text to ids): no codec is needed, as
 recognition reads ids. What it says is used as heard, so the rows are for `data.replay`, beside recordings.
-
-    B rows   L positions
 """
 
 from __future__ import annotations
@@ -17,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from gpa.data import token_folder, tokens
+from gpa.engine.network import Network
+from gpa.engine.request import Request, Rules, Sampling
+from gpa.engine.scheduler import Engine
 from gpa.errors import UsageError
-from gpa.models.gpa.generation_gpa import cached, new_cache
-from gpa.models.gpa.modeling_gpa import Backbone, load_backbone
 from gpa.prompt.formats import Format, get_format
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import TextTokenizer, copy_tokenizer, normalise_text
@@ -44,50 +41,8 @@ def sentences(text: str) -> Iterator[str]:
                 yield normalise_text(sentence)
 
 
-@torch.inference_mode()
-def speak(
-    lm: Backbone,
-    prompts: Sequence[Sequence[int]],
-    fmt: Format,
-    most: int,
-    temperature: float,
-    generator: torch.Generator,
-) -> list[list[int]]:
-    """Semantic codes for each prompt, sampled side by side; [] where no stop came within `most` ids."""
-    longest = max(map(len, prompts))
-    pad = fmt.vocab.control["pad"]
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])  # (B, L)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    legal = torch.full((lm.config.vocab_size,), -torch.inf)
-    legal[fmt.vocab.semantic.span.start : fmt.vocab.semantic.span.stop] = 0
-    legal[fmt.vocab.stop] = 0
-    cache, made = new_cache(lm), torch.empty(len(prompts), 0, dtype=torch.long)
-    ended = torch.zeros(len(prompts), dtype=torch.bool)
-    while made.shape[1] < most and not ended.all():
-        places = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        out = lm(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=places,
-            **cached(lm, cache),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        shares = ((out.logits[:, -1].float() + legal) / temperature).softmax(-1)
-        ids = torch.multinomial(shares, 1, generator=generator)
-        ended |= ids[:, 0] == fmt.vocab.stop
-        made = torch.cat([made, ids], 1)
-        mask = torch.cat([mask, torch.ones_like(ids)], 1)
-    return [_codes(row, fmt) for row in made]
-
-
-def _codes(row: Tensor, fmt: Format) -> list[int]:
-    ids = row.tolist()
-    return fmt.vocab.semantic.codes(ids[: ids.index(fmt.vocab.stop)]) if fmt.vocab.stop in ids else []
-
-
 def rows(
-    lm: Backbone,
+    network: Network,
     fmt: Format,
     texts: Sequence[str],
     voices: Sequence[Sequence[int]],
@@ -96,24 +51,23 @@ def rows(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     """A row for each text whose speech came to a plausible end, spoken in a voice drawn from `voices`."""
-    generator = torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng(seed)
+    rng, sampling = np.random.default_rng(seed), Sampling(temperature)
     ordered = sorted(texts, key=len)  # rows of a batch end together
     for begin in tqdm(range(0, len(ordered), batch), unit="batch", dynamic_ncols=True):
         part = ordered[begin : begin + batch]
         drawn = [voices[int(i)] for i in rng.integers(len(voices), size=len(part))]
-        prompts = [fmt.build("tts", text=t, global_=v) for t, v in zip(part, drawn, strict=True)]
-        most = int(PER_LETTER[1] * max(map(len, part)))
-        spoken = speak(lm, prompts, fmt, most, temperature, generator)
-        for n, (text, voice, codes) in enumerate(zip(part, drawn, spoken, strict=True)):
+        rules = Rules(int(PER_LETTER[1] * max(map(len, part))), fmt.stop_ids("tts"), fmt.legal_ids("tts"))
+        requests = [
+            Request(fmt.build("tts", text=t, global_=v), rules, sampling, int(rng.integers(2**62)))
+            for t, v in zip(part, drawn, strict=True)
+        ]
+        done = Engine(network, batch).generate(requests)
+        for n, (text, voice, each) in enumerate(zip(part, drawn, done, strict=True)):
+            codes = fmt.vocab.semantic.codes(each.ids[:-1]) if each.finish_reason == "stop" else []
             if PER_LETTER[0] * len(text) <= len(codes) <= PER_LETTER[1] * len(text):
-                row = {
-                    "id": f"backtranslated-{begin + n}",
-                    "task": "asr",
-                    "split": "train",
-                    "speaker": "backtranslated",
-                }
-                yield {**row, "text": text, "semantic": codes, "global": list(voice)}
+                row = {"id": f"backtranslated-{begin + n}", "task": "asr", "split": "train"}
+                row |= {"speaker": "backtranslated", "text": text}
+                yield {**row, "semantic": codes, "global": list(voice)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -139,10 +93,10 @@ def main(argv: list[str] | None = None) -> None:
     texts = list(dict.fromkeys(s for s in found if s and s not in known))
     if not texts or not voices:
         raise UsageError(f"{len(texts)} new sentences and {len(voices)} voices: nothing to speak")
-    lm = load_backbone(args.lm).eval()
+    network, _ = Network.load(args.lm)
     args.out.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(args.tokens, args.out)
-    made = list(rows(lm, fmt, texts, voices, args.batch, args.temperature, args.seed))
+    made = list(rows(network, fmt, texts, voices, args.batch, args.temperature, args.seed))
     token_folder.write_text(args.out / "tokens.jsonl", "".join(json.dumps(row) + "\n" for row in made))
     print(f"{len(made)} of {len(texts)} sentences spoken, {sum(len(r['semantic']) for r in made)} ids")
 

@@ -1,7 +1,7 @@
 """Words and how often they are said: what the spelling of a word should be, letter by letter.
 
 A lexicon is a text file, `words.txt`, one word and its count a line, so that people can read it, cut it and
-add to it. Recognition uses it as a prior beside the network (`gpa.models.gpa.beam_gpa`): shallow fusion
+add to it. Recognition uses it as a prior beside the network (`gpa.engine.search`): shallow fusion
 (Gulcehre et al. 2015) with a model that knows words and nothing of what surrounds them.
 """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from gpa.errors import CheckpointError, MissingExtraError, UsageError
 from gpa.models.gpa.modeling_gpa import Backbone, load_backbone
@@ -66,6 +67,19 @@ def save(model: Backbone, init: str | Path, folder: Path) -> None:
     state = _peft().get_peft_model_state_dict(model, adapter_name=NAME)
     state = {f"{WRAPPED}{name}": tensor.contiguous().cpu() for name, tensor in state.items()}
     save_file(state, folder / _peft().utils.SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def folded(model: Backbone) -> dict[str, Tensor]:
+    """The tensors of the plain network that computes what this one does with its adapter, if it has one."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        owner, wrapped, leaf = name.partition(".base_layer.")
+        if wrapped and leaf == "weight":
+            layer: Any = model.get_submodule(owner)
+            tensor = tensor + layer.get_delta_weight(NAME)
+        if ".lora_" not in name:
+            state[f"{owner}.{leaf}" if wrapped else name] = tensor
+    return state
 
 
 def merged(init: str | Path, adapter: Path) -> Backbone:

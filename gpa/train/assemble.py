@@ -18,15 +18,15 @@ import torch
 
 from gpa import hub
 from gpa.codec.bicodec import BiCodec
+from gpa.engine.request import Sampling
 from gpa.models.gpa import GPA
-from gpa.models.gpa.beam_gpa import Beams
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.generation_gpa import Sampling
-from gpa.models.gpa.modeling_gpa import Backbone
+from gpa.models.gpa.modeling_gpa import Backbone, inference_network
 from gpa.models.gpa.verify_gpa import record
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.text import bigrams, lexicon
 from gpa.text import pronunciations as pronounce
+from gpa.text.spelling import SpellingSearch
 from gpa.train import model_card
 from gpa.train.corpus_statistics import Clip, CorpusStatistics
 from gpa.train.parts import CheckpointParts
@@ -63,7 +63,8 @@ def write(
     codec, glm = parts.load()
     statistics = CorpusStatistics.of(facts.clips, codec.spec.frame_rate)
     config = _settings(parts.settings, facts, statistics, out.resolve().parent.name)
-    model = GPA(lm, codec, facts.init or facts.tokens, glm=glm, config=config)
+    network = inference_network(lm)
+    model = GPA(network, codec, facts.init or facts.tokens, glm=glm, config=config)
     if facts.init is None:  # lists of the codec's model were weighed against another network
         for name in LISTS:
             model.processor.text_files.pop(name, None)
@@ -72,7 +73,7 @@ def write(
     voices = {voice.name: voice for voice in statistics.voices(codec)}
     for name, voice in {**voices, **(parts.voices if facts.init else {})}.items():
         model.add_voice(name, voice)
-    with stored(model, out, overwrite=True) as (made, folder):
+    with stored(model, out, dtypes=(lm.dtype, None), overwrite=True) as (made, folder):
         pairs = golden_inputs(facts.clips, made.codec)
         record(made, folder, [clip for clip, _ in pairs], [text for _, text in pairs])
         model_card.write(made, folder, statistics, out.parent, facts.recipe)
@@ -97,7 +98,7 @@ def _settings(
         max_audio_seconds=float(min(GPAConfig.max_audio_seconds, max(3, math.ceil(statistics.seconds)))),
         max_text_chars=min(GPAConfig.max_text_chars, max(40, statistics.characters)),
         keeps_timing=not statistics.converted,
-        beams=Beams(),
+        beams=SpellingSearch(),
         gamma=1.0 if facts.guided else 0.0,
     )
 

@@ -21,9 +21,9 @@ from gpa.audio import AudioLike
 from gpa.codec import trained
 from gpa.codec.bicodec import BiCodec
 from gpa.config import load_yaml
+from gpa.engine.network import Network
 from gpa.errors import UsageError
 from gpa.models.gpa import GPA
-from gpa.models.gpa.checkpoint_gpa import load_lm
 from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
 from gpa.models.gpa.verify_gpa import record
 from gpa.train.assemble import stored
@@ -58,7 +58,7 @@ def assemble(
     gpa.lab.pronunciation_list, by which speech is asked for.
     """
     config = GPAConfig.from_dict({"version": VERSION, "format": "instruct", **(settings or {})}, "settings")
-    network, _ = load_lm(Path(lm))
+    network, _ = Network.load(Path(lm))
     model = GPA(network, codec, tokenizer or lm, config=config)
     lists, processor = lists or {}, model.processor
     if strange := sorted(set(lists) - set(LISTS)):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpa.engine.request import Completion, Rules
+from gpa.engine.sampler import LoopDetector
 from gpa.errors import PromptError, UsageError
-from gpa.models.gpa.generation_gpa import Completion, LoopDetector, Rules
 from gpa.models.gpa.segmentation_gpa import speech_seconds
 from gpa.prompt.formats import Format
 from gpa.prompt.tasks import ASR, Length, Task

@@ -7,6 +7,7 @@ docs/checkpoints.md.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,13 +16,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen3Config, Qwen3ForCausalLM
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from gpa import hub
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.engine.network import Network
 from gpa.errors import CheckpointError
 from gpa.models.gpa.configuration_gpa import FILE, GPAConfig
 from gpa.models.gpa.outputs_gpa import Voice
@@ -84,37 +84,6 @@ def known_as(path_or_repo: str | os.PathLike) -> str:
     return str(path.resolve()) if path.exists() else os.fspath(path_or_repo)
 
 
-def load_lm(folder: Path) -> tuple[Qwen3ForCausalLM, torch.dtype]:
-    """The language model in float32 on the CPU, and the precision of its file. Remote code is never run."""
-    path = folder / "config.json"
-    raw = hub.read_json(path)
-    if raw.get("model_type") != "qwen3":
-        raise CheckpointError(
-            f"{path}: model_type {raw.get('model_type')!r} is not implemented, only 'qwen3'"
-        )
-    raw.pop("auto_map", None)  # points at bundled copies of the same classes
-    config = Qwen3Config.from_dict(raw)
-    with torch.device("meta"):
-        lm = Qwen3ForCausalLM(config)
-    state = hub.read_state(folder)
-    tied = bool(config.tie_word_embeddings)
-    embedding = state.get("model.embed_tokens.weight")
-    if (
-        tied
-        and embedding is not None
-        and "lm_head.weight" in state
-        and not torch.equal(state["lm_head.weight"], embedding)
-    ):
-        raise CheckpointError(
-            f"{folder}: lm_head.weight differs from the embedding although config.json ties them"
-        )
-    optional = ("lm_head.weight",) if tied else ()
-    hub.load_strict(lm, state, optional=optional, where=str(folder))
-    lm.tie_weights()
-    lm.model.rotary_emb = Qwen3RotaryEmbedding(config)  # has buffers that no file holds
-    return lm.eval().requires_grad_(False), next(iter(state.values())).dtype
-
-
 def codec_folder(folder: Path) -> Path:
     """Where the codec is, in our layout or in the published one; CheckpointError if nowhere."""
     path = folder / (CODEC if (folder / CODEC).is_dir() else PUBLISHED_CODEC)
@@ -163,16 +132,21 @@ def read_text_files(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def save_lm(lm: Qwen3ForCausalLM, folder: Path, dtype: torch.dtype) -> None:
-    """Write config.json, generation_config.json and model.safetensors as transformers does."""
-    state = half_where_it_fits(lm.state_dict(), dtype)
-    if lm.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
+def save_network(network: Network, folder: Path, dtype: torch.dtype) -> None:
+    """Write config.json, generation_config.json and model.safetensors as transformers reads them."""
+    state = half_where_it_fits(network.state_dict(), dtype)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config = Qwen3Config.from_dict(lm.config.to_dict())
-    config.dtype, config.architectures = dtype, ["Qwen3ForCausalLM"]
-    config.save_pretrained(folder)
-    lm.generation_config.save_pretrained(folder)
+    given = {k: v for k, v in network.config.items() if k not in ("auto_map", "torch_dtype", "_name_or_path")}
+    precision = str(dtype).removeprefix("torch.")
+    config = {**given, "dtype": precision, "architectures": ["Qwen3ForCausalLM"]}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
+    generation = {name: config[name] for name in names if config.get(name) is not None}
+    generation |= {"_from_model_config": True, "use_cache": config.get("use_cache", True)}
+    generation |= dict.fromkeys(("output_attentions", "output_hidden_states"), False)
+    trees = {"config.json": config, "generation_config.json": generation}
+    for name, tree in trees.items():
+        text = json.dumps(tree, indent=2, sort_keys=True) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _save_glm(glm: GLM4VoiceTokenizer, folder: Path) -> None:
@@ -186,7 +160,7 @@ def _save_glm(glm: GLM4VoiceTokenizer, folder: Path) -> None:
 def write_checkpoint(
     out: str | os.PathLike,
     *,
-    lm: Qwen3ForCausalLM,
+    network: Network,
     codec: BiCodec,
     glm: GLM4VoiceTokenizer | None,
     text_files: Mapping[str, bytes],
@@ -205,7 +179,7 @@ def write_checkpoint(
     """
     out = Path(out)
     with hub.written_whole(out, overwrite) as temporary:
-        save_lm(lm, temporary, dtypes[0])
+        save_network(network, temporary, dtypes[0])
         for name, content in text_files.items():
             (temporary / name).write_bytes(content)
         codec.save_pretrained(temporary / CODEC, dtypes[1])
@@ -223,11 +197,11 @@ def write_checkpoint(
 
 def _digests(folder: Path) -> list[str]:
     """SHA-256 of everything that outputs depend on, whatever the layout."""
-    lm, _ = load_lm(folder)
+    network, _ = Network.load(folder)
     codec, glm = load_parts(folder, torch.device("cpu"))
     lists = [hashlib.sha256(content).hexdigest() for _, content in sorted(read_text_files(folder).items())]
     return [
-        state_digest({}, lm.state_dict()),
+        state_digest({}, network.state_dict()),
         codec.fingerprint(),
         *([glm.fingerprint()] if glm else []),
         *lists,

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from gpa import config, hub
+from gpa.engine.request import Sampling
 from gpa.errors import CheckpointError, UsageError
-from gpa.models.gpa.beam_gpa import Beams
-from gpa.models.gpa.generation_gpa import Sampling
 from gpa.prompt.tasks import DEFAULT, TASKS
+from gpa.text.spelling import SpellingSearch
 
 FILE = "gpa.json"
 VERSION = 1
@@ -47,7 +47,7 @@ class GPAConfig:
     keeps_timing: bool = False
     tasks: tuple[str, ...] = DEFAULT
     sampling: Mapping[str, Sampling] = field(default_factory=dict)
-    beams: Beams = Beams()
+    beams: SpellingSearch = SpellingSearch()
     gamma: float = 0.0
     conversion: str = "lm"
     fingerprints: Mapping[str, str] = field(default_factory=dict)

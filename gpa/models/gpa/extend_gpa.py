@@ -50,7 +50,7 @@ def extend(checkpoint: str | os.PathLike, out: str | os.PathLike, tasks: Sequenc
         }
         for path in (*made.glob("model*.safetensors"), *made.glob("pytorch_model*")):
             path.unlink()
-        save_file(state, made / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
         _write(made / "config.json", {**network, "vocab_size": first + len(new)})
         spec = read_tokenizer_json(folder)
         usual = {**spec["added_tokens"][-1], "special": True}

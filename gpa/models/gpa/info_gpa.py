@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
+from gpa.engine.network import Network
 from gpa.models.gpa.processing_gpa import GPAProcessor
 
 
-def describe(lm: PreTrainedModel, processor: GPAProcessor, path: Path | None) -> dict[str, Any]:
+def describe(network: Network, processor: GPAProcessor, path: Path | None) -> dict[str, Any]:
     """Path, format, sizes, limits, voices and fingerprints, ready for JSON."""
-    c, codec, p = lm.config, processor.codec, processor
+    c, codec, p = network.sizes, processor.codec, processor
     spec, config = codec.spec, processor.config
-    modules = {"language_model": lm, "codec": codec.model, "features": codec.features}
+    modules = {"language_model": network, "codec": codec.model, "features": codec.features}
     modules |= {"glm_tokenizer": p.glm.model} if p.glm else {}
     return {
         "name": config.name,
@@ -29,8 +28,8 @@ def describe(lm: PreTrainedModel, processor: GPAProcessor, path: Path | None) ->
             "intermediate_size": c.intermediate_size,
             "vocab_size": c.vocab_size,
             "context": c.max_position_embeddings,
-            "dtype": str(lm.dtype).removeprefix("torch."),
-            "device": str(lm.device),
+            "dtype": str(network.dtype).removeprefix("torch."),
+            "device": str(network.device),
         },
         "vocabulary": {block.name: [block.offset, block.size] for block in p.vocab.blocks},
         "codec": {

@@ -1,12 +1,13 @@
-"""The network of a model trained here: transformers' own Qwen3, and what training adds to its loss.
+"""The network while it is trained: transformers' own Qwen3, and what training adds to its loss.
 
-Inference and files are the library's; nothing here is needed to use a checkpoint.
+Nothing here is needed to use a checkpoint: inference runs `gpa.engine.network`.
 
     B rows   L positions   D width   Dh head width
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
+from gpa.engine.network import Network
 from gpa.errors import UsageError
 from gpa.models.gpa import packed_attention_gpa  # noqa: F401 (makes its attention known by name)
 from gpa.prompt.vocab import Vocab
@@ -54,6 +56,14 @@ def meta_backbone(sizes: dict[str, Any]) -> Backbone:
 def load_backbone(path: str | Path) -> Backbone:
     """The float32 network of a Hugging Face directory."""
     return Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def inference_network(lm: Backbone, state: Mapping[str, Tensor] | None = None) -> Network:
+    """The network that computes the same without gradients; it shares tensors that are float32.
+
+    `state` stands for the tensors of `lm` where an adapter changes them.
+    """
+    return Network.of(lm.config.to_diff_dict(), lm.state_dict() if state is None else state)
 
 
 def alignment_loss(model: Backbone, hidden: Tensor, positions: Tensor, look: Tensor, layer: int) -> Tensor:

@@ -34,15 +34,10 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within rows: query (B, H, L, Dh), fewer heads of key and value -> (B, L, H, Dh).
 
-    A row begins where `position_ids` (B, L) are 0. With a cache, queries are the last positions of one row.
+    A row begins where `position_ids` (B, L) are 0.
     """
     grouped = query.shape[1] != key.shape[1]
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": grouped}
-    if query.shape[2] != key.shape[2]:
-        seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-        seen = seen.tril(key.shape[2] - query.shape[2])
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, **options)
-        return out.transpose(1, 2), None
     sequences = []
     for n, positions in enumerate(position_ids.expand(len(query), -1)):
         begins = [0, *((positions[1:] == 0).nonzero()[:, 0] + 1).tolist(), len(positions)]

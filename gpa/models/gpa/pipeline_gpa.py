@@ -1,69 +1,75 @@
 """GPA: one decoder-only transformer over audio and text ids that recognises, speaks and converts voices.
 
-The network is transformers' plain Qwen3. Inputs become ids in processing_gpa.py, the loop over ids is in
-generation_gpa.py; this file is the public class that joins them.
+The public class that joins three parts: inputs become requests and completions become results in
+requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import torch
-from transformers import Qwen3ForCausalLM
 
 from gpa.audio import AudioLike
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.engine.network import Network
+from gpa.engine.request import Completion, Request, Rules
+from gpa.engine.scheduler import Engine
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
-from gpa.models.gpa.beam_gpa import transcribe
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.generation_gpa import Completion, Rules, Sampling, generate
-from gpa.models.gpa.guided_gpa import anchored, recognised, spoken
 from gpa.models.gpa.info_gpa import describe
+from gpa.models.gpa.options_gpa import (
+    ConversionOptions,
+    SamplingOptions,
+    SpeechOptions,
+    TranscriptOptions,
+    check,
+)
 from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
 from gpa.models.gpa.processing_gpa import GPAProcessor
+from gpa.models.gpa.requests_gpa import Job, asr_job, speech, tts_job, vc_job
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
 from gpa.prompt.formats import Format
 from gpa.prompt.vocab import Vocab
+from gpa.text.tokenizer import normalise_text
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from typing import Unpack
 
-SEED_STEP = 1_000_003  # between the seeds of the parts of one request
 ASR = "asr"  # in the place of a transcript: what the model itself recognises
-_WORST = ("stop", "length", "loop")
+T = TypeVar("T")
 
 
 class GPA:
-    """A loaded model: `tts`, `asr`, `vc`, `voice`; below them `prompt`, `generate` and `codec`."""
+    """A loaded model: `tts`, `asr`, `vc`, `voice`; below them `prompt`, `generate`, `network` and `codec`."""
 
     def __init__(
         self,
-        lm: Qwen3ForCausalLM,
+        network: Network,
         codec: BiCodec,
         tokenizer: str | os.PathLike,
         *,
         glm: GLM4VoiceTokenizer | None = None,
         config: GPAConfig | None = None,
         voices: Mapping[str, Voice] | None = None,
-        path: Path | None = None,
     ) -> None:
         """Join loaded parts; `tokenizer` is a directory. CheckpointError if they do not belong together."""
         self.config = config or GPAConfig()
-        c = lm.config
-        sizes = {"vocab_size": c.vocab_size, "context": c.max_position_embeddings}
+        s = network.sizes
+        sizes = {"vocab_size": s.vocab_size, "context": s.max_position_embeddings}
         self.processor = GPAProcessor(tokenizer, codec, glm, self.config, **sizes)
-        self.lm = lm.eval()
-        self.path = path
-        self.precision = next(lm.parameters()).dtype  # of the files, which saving keeps
+        self.network = network
+        self.path: Path | None = None  # of the files
+        self.precision = network.dtype  # of the files, which saving keeps
         for name, voice in (voices or {}).items():
             self.add_voice(name, voice)
 
@@ -90,16 +96,16 @@ class GPA:
         folder = files.find(path_or_repo, revision, offline)
         config = GPAConfig.read(folder)
         chosen = pick_device(device)
-        lm, stored = files.load_lm(folder)
-        processor.settle(processor.weights(lm), threads, chosen)
+        network, stored = Network.load(folder)
+        processor.settle(processor.weights(network), threads, chosen)
         codec, glm = files.load_parts(folder, chosen)
-        model = cls(lm, codec, folder, glm=glm, config=config, path=folder)
+        model = cls(network, codec, folder, glm=glm, config=config)
         if (folder / "gpa.json").is_file():
             config.check(model.processor.fingerprints(), str(folder))
         for name, voice in files.load_voices(folder).items():
             model.add_voice(name, voice)
-        lm.to(chosen, pick_dtype(dtype, chosen, stored))  # type: ignore[arg-type]
-        model.precision = stored
+        network.to(chosen, pick_dtype(dtype, chosen, stored))
+        model.path, model.precision = folder, stored
         return model
 
     def save_pretrained(
@@ -119,7 +125,7 @@ class GPA:
         """
         return files.write_checkpoint(
             path,
-            lm=self.lm,
+            network=self.network,
             codec=self.codec,
             glm=self.processor.glm,
             text_files=self.processor.text_files,
@@ -159,7 +165,7 @@ class GPA:
     @property
     def device(self) -> torch.device:
         """Where the language model is."""
-        return self.lm.device
+        return self.network.device
 
     @property
     def sample_rate(self) -> int:
@@ -168,7 +174,7 @@ class GPA:
 
     def info(self) -> dict[str, Any]:
         """Path, format, sizes, limits, voices and fingerprints, ready for JSON."""
-        return describe(self.lm, self.processor, self.path)
+        return describe(self.network, self.processor, self.path)
 
     def voice(self, reference: AudioLike, *, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
         """The voice of a recording, 3 to 6 s of clear speech; AudioWarning if short, silent or clipped."""
@@ -202,185 +208,135 @@ class GPA:
         return self.processor.prompt(task, given, instruction)
 
     def generate(
-        self,
-        ids: list[int],
-        *,
-        task: str,
-        constrained: bool = True,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        max_new_tokens: int | None = None,
-        seed: int = 0,
+        self, ids: list[int], *, task: str, constrained: bool = True, **options: Unpack[SamplingOptions]
     ) -> list[int]:
         """New ids after a prompt, the stop id included if it was reached; temperature 0 is greedy.
 
         `constrained` allows only ids that a completion of the task may hold, and ends loops; without it any
-        id may come. Unset values are this model's defaults for the task; without `max_new_tokens` the length
+        id may come. Unset options are this model's defaults for the task; without `max_new_tokens` the length
         follows from the prompt.
         """
         task = self.format.task(task).name
-        sampling = self._sampling(task, temperature, top_k, top_p, repetition_penalty)
-        most = budget(max_new_tokens, self.processor.budget_of(ids))
+        check(options, SamplingOptions)
+        sampling, seed, asked = self.processor.sampling(task, options)
+        most = budget(asked, self.processor.budget_of(ids))
         rules = self.processor.rules(task, most)
         if not constrained:
             rules = Rules(most, rules.stop)
-        return generate(self.lm, ids, rules, sampling, seed=seed).ids
+        return self.complete([Request(ids, rules, sampling, seed)])[0].ids
 
-    def _sampling(self, task: str, *values: float | None) -> Sampling:
-        changes = zip(("temperature", "top_k", "top_p", "repetition_penalty"), values, strict=True)
-        return self.config.sampling[self.format.task(task).name].updated(**dict(changes))
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Completions of requests, as one batch."""
+        return Engine(self.network).generate(requests)
 
     # Tasks ------------------------------------------------------------------------------------------------
 
+    @overload
+    def tts(self, text: str, voice: VoiceLike = None, **options: Unpack[SpeechOptions]) -> Speech: ...
+    @overload
     def tts(
-        self,
-        text: str,
-        *,
-        voice: VoiceLike = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        max_new_tokens: int | None = None,
-        seed: int = 0,
-        pause: float = 0.2,
-        gamma: float | None = None,
-        pronunciations: Mapping[str, str] | None = None,
-    ) -> Speech:
-        """Speak a text of any length in a voice; a long text is spoken in parts, `pause` seconds apart.
+        self, text: list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
+    ) -> list[Speech]: ...
+    def tts(
+        self, text: str | list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
+    ) -> Speech | list[Speech]:
+        """Speak a text of any length in a voice, or each text of a list; a long one is spoken in parts.
 
-        `max_new_tokens` bounds each of them. The text guides with strength `gamma`, by default the model's
-        own; 0 is off, and faster. `pronunciations` say how words sound, `{"tomato": "T AH0 M AA1 T OW0"}`,
-        in the phones of the CMU Pronouncing Dictionary. PromptError for text that says nothing,
-        GenerationError for no speech.
+        See `SpeechOptions`. PromptError for text that says nothing, GenerationError for no speech.
         """
-        gamma = self.config.gamma if gamma is None else gamma
-        sampling = self._sampling("tts", temperature, top_k, top_p, repetition_penalty)
+        check(options, SpeechOptions)
         speaker = self.resolve_voice(voice)
-        codes = speaker.codes
-        known = self.processor.dictionary(pronunciations)
-        pieces = self.processor.text_parts(text, codes, known)
-        made = []
-        for i, piece in enumerate(pieces):
-            least, most = self.processor.spoken_ids(piece)
-            rules = self.processor.rules("tts", budget(max_new_tokens, most), least)
-            said = self.processor.pronounced(piece, known)
-            ids = self.processor.build("tts", text=said, voice=codes)
-            guided = spoken(self.lm, self.processor.format, ids, codes, rules, gamma)
-            done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided)
-            made.append(self._spoken(done))
-        silence = np.zeros(int(pause * self.sample_rate), np.float32)
-        wavs: list[np.ndarray] = []
-        for tokens, _ in made:
-            wavs += [silence] * bool(wavs) + [self.codec.decode(tokens, speaker)]
-        return self._speech(np.concatenate(wavs), np.concatenate([t for t, _ in made]), [r for _, r in made])
+        return _as_asked(
+            text, self._results([tts_job(self.processor, one, speaker, options) for one in _list(text)])
+        )
 
+    @overload
+    def vc(
+        self, source: AudioLike, voice: VoiceLike = None, **options: Unpack[ConversionOptions]
+    ) -> Speech: ...
+    @overload
+    def vc(
+        self, source: list[AudioLike], voice: VoiceLike = None, **options: Unpack[ConversionOptions]
+    ) -> list[Speech]: ...
     def vc(
         self,
-        source: AudioLike,
-        *,
+        source: AudioLike | list[AudioLike],
         voice: VoiceLike = None,
-        mode: str | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        max_new_tokens: int | None = None,
-        seed: int = 0,
-        transcript: str | None = None,
-        gamma: float | None = None,
-    ) -> Speech:
-        """Say what `source` says in another voice.
+        **options: Unpack[ConversionOptions],
+    ) -> Speech | list[Speech]:
+        """Say what `source` says in another voice; a list of sources gives a list.
 
-        Mode "lm" generates it anew; "codec" keeps the source's semantic codes and only swaps the speaker's:
-        fast, exact in timing. The default is the checkpoint's own, `config.conversion`; options of generation
-        imply "lm". A `transcript`, or "asr" for what the model itself recognises, guides mode "lm" with
-        strength `gamma` (1): speech with these words, in the source's time. UsageError for an option that the
-        mode has no use for.
+        See `ConversionOptions`. UsageError for an option that the mode has no use for.
         """
+        check(options, ConversionOptions)
+        transcript = options.get("transcript")
         if transcript is not None and not transcript.strip():
             raise PromptError("the transcript is empty: leave it out")
-        options = {"transcript": transcript, "gamma": gamma, "temperature": temperature, "top_k": top_k}
-        options |= {
-            "top_p": top_p,
-            "repetition_penalty": repetition_penalty,
-            "max_new_tokens": max_new_tokens,
-        }
-        mode = self.config.conversion_mode(mode, options)
-        sampling = self._sampling("vc", temperature, top_k, top_p, repetition_penalty)
         speaker = self.resolve_voice(voice)
-        codes = speaker.codes
-        wav = self.processor.hear(source, "the source")
+        given = {name: value for name, value in options.items() if name not in ("mode", "seed")}
+        mode = self.config.conversion_mode(options.get("mode"), given)
+        wavs = list(map(self.processor.hear, _list(source), repeat("the source")))
         if mode == "codec":
-            tokens = self.codec.semantic_tokens((wav, self.sample_rate))
-            wav = self.codec.decode(tokens, speaker)
-            return replace(self._speech(wav, tokens, ["stop"]), mode=mode)
-        made = []
-        parts = self.processor.audio_parts(wav, "vc")
-        if len(parts) > 1 and transcript not in (None, ASR):
-            raise UsageError(
-                f"the source takes {len(parts)} parts: cut it, or let transcript={ASR!r} hear each"
-            )
-        for i, part in enumerate(parts):
-            ids = self.processor.build("vc", wav=part, voice=codes)
-            rules = self.processor.conversion_rules(ids, max_new_tokens)
-            words = recognised(self.asr, (part, self.sample_rate)) if transcript == ASR else transcript
-            said = self.processor.pronounced(words or "")
-            guided = words and anchored(self.lm, self.processor.format, ids, said, codes, rules, gamma)
-            done = generate(self.lm, ids, rules, sampling, seed=seed + i * SEED_STEP, logits=guided or None)
-            made.append(self._spoken(done))
-        tokens = np.concatenate([t for t, _ in made])
-        return self._speech(self.codec.decode(tokens, speaker), tokens, [r for _, r in made])
+            return _as_asked(source, [self._exchanged(wav, speaker) for wav in wavs])
+        parts = [self.processor.audio_parts(wav, "vc") for wav in wavs]
+        jobs = [
+            vc_job(self.processor, these, speaker, self._transcripts(these, transcript), options)
+            for these in parts
+        ]
+        return _as_asked(source, self._results(jobs))
 
+    def _exchanged(self, wav: np.ndarray, voice: Voice) -> Speech:
+        """A waveform (S,) with its semantic codes kept, in another voice."""
+        tokens = self.codec.semantic_tokens((wav, self.sample_rate))
+        return speech(self.processor, self.codec.decode(tokens, voice), tokens, mode="codec")
+
+    def _transcripts(self, parts: Sequence[np.ndarray], transcript: str | None) -> list[str]:
+        """What is said in each part, "" where nothing is known: then nothing guides."""
+        if transcript != ASR:
+            if transcript and len(parts) > 1:
+                raise UsageError(
+                    f"the source takes {len(parts)} parts: cut it, or let transcript={ASR!r} hear each"
+                )
+            return [transcript or ""] * len(parts)
+        jobs = [asr_job(self.processor, part, {}) for part in parts]
+        found = []
+        for job, done in zip(jobs, self._completed(jobs), strict=True):
+            try:
+                found.append(normalise_text(job.result(done).text))
+            except GenerationError:
+                found.append("")
+        return found
+
+    @overload
+    def asr(self, audio: AudioLike, **options: Unpack[TranscriptOptions]) -> Transcript: ...
+    @overload
+    def asr(self, audio: list[AudioLike], **options: Unpack[TranscriptOptions]) -> list[Transcript]: ...
     def asr(
-        self,
-        audio: AudioLike,
-        *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        max_new_tokens: int | None = None,
-        beams: int | None = None,
-        words: Iterable[str] = (),
-        seed: int = 0,
-    ) -> Transcript:
-        """Write down what is said in audio of any length; a long one is cut at its quietest points.
+        self, audio: AudioLike | list[AudioLike], **options: Unpack[TranscriptOptions]
+    ) -> Transcript | list[Transcript]:
+        """Write down what is said in audio of any length, or in each of a list.
 
-        `beams` hypotheses are searched at temperature 0, helped by the checkpoint's words and bigrams and
-        by `words`, names that may be said; 1 is greedy. `max_new_tokens` bounds each part. GenerationError if
-        nothing was recognised.
+        See `TranscriptOptions`. GenerationError if nothing was recognised.
         """
-        sampling = self._sampling("asr", temperature, top_k, top_p, repetition_penalty)
-        search = self.processor.search(beams, words)
-        wav = self.processor.hear(audio, "the audio")
-        texts, tokens, reasons = [], [], []
-        for i, part in enumerate(self.processor.audio_parts(wav, "asr")):
-            ids = self.processor.build("asr", wav=part)
-            most = budget(max_new_tokens, self.processor.transcript_ids(len(part) / self.sample_rate))
-            rules = self.processor.rules("asr", most)
-            done = transcribe(self.lm, ids, rules, sampling, search, seed=seed + i * SEED_STEP)
-            text_ids = self.processor.text_ids(done)
-            texts.append(self.processor.text_tokenizer.decode(text_ids).strip())
-            tokens += text_ids
-            reasons.append(done.finish_reason)
-        text = " ".join(t for t in texts if t)
-        if not text:
-            raise GenerationError("no words were recognised: is there speech in the audio?")
-        return Transcript(text, np.array(tokens, np.int64), max(reasons, key=_WORST.index))
+        check(options, TranscriptOptions)
+        words = options.get("words", ())
+        options["words"] = [words] if isinstance(words, str) else list(words)
+        wavs = list(map(self.processor.hear, _list(audio), repeat("the audio")))
+        return _as_asked(audio, self._results([asr_job(self.processor, wav, options) for wav in wavs]))
 
-    def _spoken(self, done: Completion) -> tuple[np.ndarray, str]:
-        """Semantic codes of a completion, a loop's repetitions cut off."""
-        tokens = self.processor.codes(done)
-        if not tokens:
-            raise GenerationError("the model produced no speech: try another seed, or a longer text")
-        return np.array(tokens, np.int64), done.finish_reason
+    def _results(self, jobs: Sequence[Job[T]]) -> list[T]:
+        return [job.result(done) for job, done in zip(jobs, self._completed(jobs), strict=True)]
 
-    def _speech(self, wav: np.ndarray, tokens: np.ndarray, reasons: list[str]) -> Speech:
-        reason = max(reasons, key=_WORST.index)
-        if reason != "stop":
-            logger.warning("speech ended by %s, not by the model", reason)
-        wav = wav / float(np.abs(wav).max(initial=1.0))  # quieter rather than clipped
-        return Speech(wav, self.sample_rate, tokens, reason)
+    def _completed(self, jobs: Sequence[Job[Any]]) -> list[list[Completion]]:
+        """The completions of each job's requests; all of them are one batch."""
+        done = iter(self.complete([request for job in jobs for request in job.requests]))
+        return [[next(done) for _ in job.requests] for job in jobs]
+
+
+def _list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given]
+
+
+def _as_asked(given: Any, results: list[T]) -> Any:
+    """The results of a list, or the one of what was no list."""
+    return results if isinstance(given, list) else results[0]

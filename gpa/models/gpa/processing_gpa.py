@@ -21,12 +21,12 @@ from gpa import hub
 from gpa.audio import AudioLike
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.engine.request import Beams, Rules, Sampling
 from gpa.errors import CheckpointError, PromptError, UsageError
-from gpa.models.gpa.beam_gpa import Search, Spelling
 from gpa.models.gpa.budgets_gpa import Budgets, budget
 from gpa.models.gpa.checkpoint_gpa import GLM, read_text_files
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.generation_gpa import Rules
+from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
 from gpa.models.gpa.segmentation_gpa import split_audio, split_text
 from gpa.prompt.formats import get_format
@@ -37,6 +37,7 @@ from gpa.text import pronunciations as pronounce
 from gpa.text.bigrams import Bigrams, Wording
 from gpa.text.lexicon import Lexicon
 from gpa.text.pronunciations import Pronunciations, Verbatim
+from gpa.text.spelling import Spelling
 from gpa.text.tokenizer import TextTokenizer, normalise_text
 
 logger = logging.getLogger(__name__)
@@ -212,18 +213,18 @@ class GPAProcessor(Budgets):
         """Take a file as the checkpoint's dictionary; CheckpointError for a file that is none."""
         self._take(path, pronounce.FILE, Pronunciations.parse)
 
-    def search(self, width: int | None = None, words: Iterable[str] = ()) -> Search:
+    def search(self, width: int | None = None, words: Iterable[str] = ()) -> Beams:
         """How a transcript is searched for: the checkpoint's way, with another width or more words."""
-        beams, more = self.config.beams, (words,) if isinstance(words, str) else tuple(words)
-        beams = beams if width is None else replace(beams, width=width)
+        search, more = self.config.beams, (words,) if isinstance(words, str) else tuple(words)
+        search = search if width is None else replace(search, width=width)
         if more and not self.lexicon:
             raise UsageError(f"words: this checkpoint has no {lexicon.FILE} that they could be added to")
-        if more and beams.width == 1:
+        if more and search.width == 1:
             raise UsageError("words: they choose between spellings, so at least 2 beams are needed")
-        if beams.width == 1 or not self.lexicon:
-            return Search(beams.width)
+        if search.width == 1 or not self.lexicon:
+            return Beams(search.width)
         wording = self._wording_with(more) if more else self.wording
-        return Search(beams.width, Spelling(wording, self.text_tokenizer.spellings, beams))
+        return Beams(search.width, Spelling(wording, self.text_tokenizer.spellings, search))
 
     def _wording_with(self, more: tuple[str, ...]) -> Wording:
         """With somebody's words as well; kept, since many recordings are asked with the same."""
@@ -274,6 +275,13 @@ class GPAProcessor(Budgets):
         wav = sound.load(audio, self.codec.spec.sample_rate)
         sound.check_speech(wav, self.codec.spec.sample_rate, name=_label(audio, name), stacklevel=4)
         return wav
+
+    def sampling(self, task: str, options: SamplingOptions) -> tuple[Sampling, int, int | None]:
+        """How a task's ids are drawn, the seed, and the most ids if that was asked for."""
+        names = ("temperature", "top_k", "top_p", "repetition_penalty")
+        changes = {name: options.get(name) for name in names}
+        sampling = self.config.sampling[self.format.task(task).name].updated(**changes)  # type: ignore[arg-type]
+        return sampling, options.get("seed") or 0, options.get("max_new_tokens")
 
     # Limits and budgets -----------------------------------------------------------------------------------
 

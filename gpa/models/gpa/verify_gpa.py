@@ -24,7 +24,6 @@ from gpa import hub
 from gpa.codec.margins import glm_excess, global_excess, semantic_excess
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.checkpoint_gpa import GOLDEN
-from gpa.models.gpa.generation_gpa import logits_of
 from gpa.models.gpa.outputs_gpa import Voice
 from gpa.models.gpa.pipeline_gpa import GPA
 from gpa.prompt.tasks import FIELD_OF
@@ -170,7 +169,7 @@ def _row(model: GPA, golden: Golden, row: Mapping[str, Any]) -> list[tuple[Seque
 
 
 def _logits_error(model: GPA, golden: Golden, case: Mapping[str, Any]) -> float:
-    found = logits_of(model.lm, case["prompt"])[-1].cpu().numpy()
+    found = model.network.logits(case["prompt"])[-1].cpu().numpy()
     return _relative(found, golden.tensors[f"logits_{case['name']}"])
 
 
@@ -183,7 +182,7 @@ def _greedy_error(model: GPA, case: Mapping[str, Any]) -> float:
     apart = next((i for i, ids in enumerate(zip(found, expected, strict=False)) if ids[0] != ids[1]), None)
     if apart is None:
         return 0.0 if len(found) == len(expected) else float("inf")
-    logits = logits_of(model.lm, [*case["prompt"], *expected[:apart]])[-1]
+    logits = model.network.logits([*case["prompt"], *expected[:apart]])[-1]
     return float((logits.max() - logits[expected[apart]]) / logits.abs().max())
 
 
@@ -234,7 +233,7 @@ def record(model: GPA, folder: str | Path, clips: Sequence[sound.AudioLike], tex
         _case(model, out, task, i, texts, voices) for task in model.format.tasks for i in range(len(texts))
     ]
     for case in cases:
-        tensors[f"logits_{case['name']}"] = logits_of(model.lm, case["prompt"])[-1].cpu().numpy()
+        tensors[f"logits_{case['name']}"] = model.network.logits(case["prompt"])[-1].cpu().numpy()
     tensors["detok_semantic"], tensors["detok_global"] = tensors["semantic_0"], tensors["global_0"]
     tensors["detok_frames"] = model.codec.frames(tensors["semantic_0"], tensors["global_0"])
     tensors["detok_waveform"] = model.codec.render(tensors["detok_frames"])

@@ -29,7 +29,13 @@ from gpa.data.batches import BatchPlan
 from gpa.data.rows import Chain, LMBatch, Noise, Row, RowBuilder, Some, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
-from gpa.models.gpa.modeling_gpa import Backbone, alignment_loss, load_backbone, new_backbone
+from gpa.models.gpa.modeling_gpa import (
+    Backbone,
+    alignment_loss,
+    inference_network,
+    load_backbone,
+    new_backbone,
+)
 from gpa.prompt.formats import PublishedFormat, get_format
 from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS, canonical_task
 from gpa.prompt.vocab import Vocab
@@ -289,7 +295,9 @@ class LMFamily:
                     sums.setdefault(task, []).append(metrics[task])
                     sums.setdefault("alignment", []).append(metrics.get("alignment", 0.0))
         losses = {name: float(np.mean(values)) for name, values in sums.items()}
-        return losses | (self.validation(module) if self.validation else {})
+        if self.validation is None:
+            return losses
+        return losses | self.validation(inference_network(module, adapters.folded(module)))
 
     def export(self, module: nn.Module, path: Path) -> None:
         """Write what `GPA.from_pretrained` loads, or the bare network; an adapter folded in and beside it."""

@@ -7,25 +7,24 @@ own recognition and is then compared with the text it was to say: neither codec 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from gpa.codec import trained
 from gpa.data import token_folder
 from gpa.data.edit_distance import edits, words
 from gpa.data.rows import RowBuilder
+from gpa.engine.network import Network
+from gpa.engine.request import Completion, Request, Sampling
+from gpa.engine.scheduler import Engine
 from gpa.errors import UsageError
 from gpa.models.gpa.budgets_gpa import Budgets
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.generation_gpa import Completion, Sampling, generate
-from gpa.models.gpa.modeling_gpa import Backbone
 from gpa.prompt.tasks import ASR, TTS
 from gpa.text.pronunciations import Pronunciations
 
@@ -92,49 +91,63 @@ class Validation:
         self.dictionary = dictionary
         self.sampling = sampling or GPAConfig().sampling
 
-    def __call__(self, lm: Backbone) -> dict[str, float]:
+    def __call__(self, network: Network) -> dict[str, float]:
         """Word error and stop rates of recognition and of speech.
 
-        The network is left in the mode it was found in. Speech of a format whose recognition reads more than
-        semantic ids has no round trip, and no word error rate.
+        Speech of a format whose recognition reads more than semantic ids has no round trip, and no word error
+        rate.
         """
         asr, tts = Tally(), Tally()
-        heard_again = self.format.layouts[ASR.name].blocks == ("semantic",)
+        clips, seeds = list(self.rows.values()), list(self.rows)
+        requests = [
+            self._hearing(clip["semantic"], clip.get("glm"), seed) for seed, clip in self.rows.items()
+        ]
+        requests += [self._speaking(clip, seed) for seed, clip in self.rows.items()]
         # On a CPU inference computes in float32, whatever training does; for single ids that is also faster.
-        with resting(lm), torch.autocast("cpu", enabled=False):
-            for seed, clip in self.rows.items():
-                asr.add(clip["text"], *self._hear(lm, clip["semantic"], clip.get("glm"), seed))
-                codes, stopped = self._speak(lm, clip, seed)
-                heard = self._hear(lm, codes, None, seed)[0] if codes and heard_again else ""
-                tts.add(clip["text"], heard, stopped)
+        with torch.autocast("cpu", enabled=False):
+            done = self._complete(network, requests)
+            heard, said = done[: len(clips)], done[len(clips) :]
+            spoken = [self.budgets.codes(each) for each in said]
+            again = [Completion()] * len(clips)
+            if heard_again := self.format.layouts[ASR.name].blocks == ("semantic",):
+                pairs = zip(spoken, seeds, strict=True)
+                again = self._complete(network, [self._hearing(c, None, s) if c else None for c, s in pairs])
+        for clip, first, speech, second in zip(clips, heard, said, again, strict=True):
+            asr.add(clip["text"], self._text(first), _stopped(first))
+            tts.add(clip["text"], self._text(second), _stopped(speech))
         found = {f"{ASR.name}_wer": asr.wer, f"{ASR.name}_stop": asr.stop, f"{TTS.name}_stop": tts.stop}
         return {**found, f"{TTS.name}_roundtrip_wer": tts.wer} if heard_again else found
 
-    def _hear(
-        self, lm: Backbone, codes: Sequence[int], glm: Sequence[int] | None, seed: int
-    ) -> tuple[str, bool]:
-        """The transcript of semantic codes (T,), and whether it ended by itself."""
+    def _hearing(self, codes: Sequence[int], glm: Sequence[int] | None, seed: int) -> Request:
+        """For the transcript of semantic codes (T,)."""
         glm = glm if "glm" in self.format.layouts[ASR.name].blocks else None
         prompt = self.format.build(ASR.name, semantic=codes, glm=glm)
-        done = self._complete(lm, ASR.name, prompt, self.budgets.span(ASR, len(codes)), seed)
-        text = self.format.text_tokenizer.decode(self.budgets.text_ids(done))
-        return text, done.finish_reason == "stop"
+        return self._request(ASR.name, prompt, self.budgets.span(ASR, len(codes)), seed)
 
-    def _speak(self, lm: Backbone, clip: Clip, seed: int) -> tuple[list[int], bool]:
-        """Semantic codes (T,) that say the clip's text in its voice, and whether they ended by themselves."""
+    def _speaking(self, clip: Clip, seed: int) -> Request:
+        """For semantic codes that say the clip's text in its voice."""
         text = self.dictionary.respelt(clip["text"]).text if self.dictionary else clip["text"]
         prompt = self.format.build(TTS.name, text=text, global_=clip["global"])
-        done = self._complete(lm, TTS.name, prompt, self.budgets.spoken_ids(clip["text"]), seed)
-        return self.budgets.codes(done), done.finish_reason == "stop"
+        return self._request(TTS.name, prompt, self.budgets.spoken_ids(clip["text"]), seed)
 
-    def _complete(
-        self, lm: Backbone, task: str, prompt: Sequence[int], span: tuple[int, int], seed: int
-    ) -> Completion:
-        """At least and at most so many new ids; none where the prompt (endless speech) fills the context."""
-        if len(prompt) >= lm.config.max_position_embeddings:
-            return Completion()
+    def _request(self, task: str, prompt: Sequence[int], span: tuple[int, int], seed: int) -> Request:
+        """At least and at most so many new ids."""
         least, most = span
-        return generate(lm, prompt, self.budgets.rules(task, most, least), self.sampling[task], seed=seed)
+        return Request(prompt, self.budgets.rules(task, most, least), self.sampling[task], seed)
+
+    def _complete(self, network: Network, requests: Sequence[Request | None]) -> list[Completion]:
+        """As one batch; nothing where nothing is asked, or the prompt (endless speech) fills the context."""
+        context = network.sizes.max_position_embeddings
+        fits = [each for each in requests if each is not None and len(each.prompt) < context]
+        done = dict(zip(map(id, fits), Engine(network).generate(fits), strict=True))
+        return [done.get(id(each), Completion()) for each in requests]
+
+    def _text(self, done: Completion) -> str:
+        return self.format.text_tokenizer.decode(self.budgets.text_ids(done))
+
+
+def _stopped(done: Completion) -> bool:
+    return done.finish_reason == "stop"
 
 
 def prepare(
@@ -184,15 +197,3 @@ def _choose(
             f"{config.max_text_chars} characters and {config.max_audio_seconds:g} s"
         )
     return chosen
-
-
-@contextmanager
-def resting(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode; afterwards every part is in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

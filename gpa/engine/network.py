@@ -1,0 +1,243 @@
+"""The language model's forward pass over plain Hugging Face weights of Qwen3, for inference alone.
+
+Tensor names and the order of operations are those of transformers' Qwen3ForCausalLM, so files and drawn ids
+stay the same. What has been read of a sequence is the cache's affair. Training: gpa.models.gpa.modeling_gpa.
+
+    B rows   L positions   P positions so far   D width   H heads   Hk key/value heads   Dh head width
+    V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpa import hub
+from gpa.errors import CheckpointError
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines (B, 1, L, Dh)
+
+
+class Past(Protocol):
+    """Rows of a cache that one pass of the network reads and extends."""
+
+    positions: Tensor  # (B, L) of the new ids
+    mask: Tensor | None  # (B, 1, 1, P) what single ids may look at; None: everything before them
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Take new keys and values (B, Hk, L, Dh), return all of them (B, Hk, P, Dh)."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What config.json says of a network, by its names there; defaults are transformers'."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int
+    head_dim: int = 128
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], where: str = "config.json") -> Sizes:
+        """From a config; CheckpointError for another architecture, and for what is not implemented here."""
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        known = {
+            "model_type": (config.get("model_type"), "qwen3"),
+            "hidden_act": (config.get("hidden_act", "silu"), "silu"),
+            "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+            "use_sliding_window": (bool(config.get("use_sliding_window", False)), False),
+        }
+        for name, (found, only) in known.items():
+            if found != only:
+                raise CheckpointError(f"{where}: {name} {found!r} is not implemented, only {only!r}")
+        theta = rope.get("rope_theta", config.get("rope_theta"))
+        given = {**config, **({} if theta is None else {"rope_theta": theta})}
+        if given.get("num_key_value_heads") is None:
+            given["num_key_value_heads"] = given.get("num_attention_heads")
+        try:
+            return cls(**{name: given[name] for name in cls.__dataclass_fields__ if name in given})
+        except TypeError as error:
+            raise CheckpointError(f"{where}: {str(error).partition('() ')[2]}") from error
+
+
+class Norm(nn.Module):
+    """Root mean square normalisation, in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal attention, grouped queries, rotary positions, queries and keys normalised."""
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__()
+        heads, kv = s.num_attention_heads * s.head_dim, s.num_key_value_heads * s.head_dim
+        self.q_proj = nn.Linear(s.hidden_size, heads, bias=s.attention_bias)
+        self.k_proj = nn.Linear(s.hidden_size, kv, bias=s.attention_bias)
+        self.v_proj = nn.Linear(s.hidden_size, kv, bias=s.attention_bias)
+        self.o_proj = nn.Linear(heads, s.hidden_size, bias=s.attention_bias)
+        self.q_norm, self.k_norm = Norm(s.head_dim, s.rms_norm_eps), Norm(s.head_dim, s.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotation: Rotation, past: Past | None, layer: int) -> Tensor:
+        split = (*x.shape[:2], -1, self.q_norm.weight.shape[0])  # (B, L, heads, Dh)
+        q = rotated(self.q_norm(self.q_proj(x).view(split)).transpose(1, 2), rotation)  # (B, H, L, Dh)
+        k = rotated(self.k_norm(self.k_proj(x).view(split)).transpose(1, 2), rotation)  # (B, Hk, L, Dh)
+        v = self.v_proj(x).view(split).transpose(1, 2)
+        if past is not None:
+            k, v = past.extend(layer, k, v)  # (B, Hk, P, Dh)
+        out = attend(q, k, v, past.mask if past else None)
+        return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
+def rotated(x: Tensor, rotation: Rotation) -> Tensor:
+    """Heads (B, H, L, Dh) turned by their positions (Su et al. 2021)."""
+    cos, sin = rotation
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Queries (B, H, L, Dh) on keys and values (B, Hk, P, Dh) -> (B, H, L, Dh).
+
+    Without a mask L is P, which is causal, or 1. With one L is 1, and the queries of a key/value head stand
+    where positions do: kernels that take masks know no groups.
+    """
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
+    grouped = q.view(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, Hk, H / Hk, Dh)
+    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).view_as(q)
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(s.hidden_size, s.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(s.hidden_size, s.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(s.intermediate_size, s.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each on the normalised sum of everything before it."""
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = Attention(s), MLP(s)
+        self.input_layernorm = Norm(s.hidden_size, s.rms_norm_eps)
+        self.post_attention_layernorm = Norm(s.hidden_size, s.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotation: Rotation, past: Past | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, past, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Ids to hidden states; a module of its own because tensors are named `model.` in the files."""
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__()
+        # A weight of its own: drawing one on the meta device would import torch._dynamo, a second and more.
+        empty = torch.empty(s.vocab_size, s.hidden_size)
+        self.embed_tokens = nn.Embedding(s.vocab_size, s.hidden_size, _weight=empty)
+        self.layers = nn.ModuleList(Layer(s) for _ in range(s.num_hidden_layers))
+        self.norm = Norm(s.hidden_size, s.rms_norm_eps)
+
+    def forward(self, ids: Tensor, rotation: Rotation, past: Past | None) -> Tensor:  # (B, L) -> (B, L, D)
+        x = self.embed_tokens(ids)
+        for n, layer in enumerate(self.layers):
+            x = layer(x, rotation, past, n)
+        return self.norm(x)
+
+
+class Network(nn.Module):
+    """A decoder-only transformer; `config` is the content of its config.json, `sizes` what it means."""
+
+    def __init__(self, config: Mapping[str, Any], where: str = "config.json") -> None:
+        super().__init__()
+        self.config, self.sizes = dict(config), Sizes.read(config, where)
+        s = self.sizes
+        self.model = Decoder(s)
+        if not s.tie_word_embeddings:
+            self.lm_head = nn.Linear(s.hidden_size, s.vocab_size, bias=False)
+        even = torch.arange(0, s.head_dim, 2, dtype=torch.float, device="cpu")
+        self._speeds = 1.0 / (s.rope_theta ** (even / s.head_dim))  # (Dh / 2,) radians a position
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[Network, torch.dtype]:
+        """The network of a directory in float32 on the CPU, and the precision of its file.
+
+        Remote code is never run. CheckpointError for what is missing, superfluous or not implemented.
+        """
+        config, state = hub.read_json(folder / "config.json"), hub.read_state(folder)
+        return cls.of(config, state, str(folder)), next(iter(state.values())).dtype
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], state: Mapping[str, Tensor], where: str = "") -> Network:
+        """The network of tensors that are already read; float32 ones are shared, not copied."""
+        with torch.device("meta"):
+            network = cls(config, f"{where}/config.json" if where else "config.json")
+        state = dict(state)
+        embedding = state.get("model.embed_tokens.weight")
+        if network.sizes.tie_word_embeddings and "lm_head.weight" in state:
+            head = state.pop("lm_head.weight")
+            if embedding is not None and head is not embedding and not torch.equal(head, embedding):
+                raise CheckpointError(
+                    f"{where}: lm_head.weight differs from the embedding although config.json ties them"
+                )
+        hub.load_strict(network, state, where=where)
+        return network.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self.model.norm.weight.dtype
+
+    def forward(self, ids: Tensor, past: Past | None = None) -> Tensor:
+        """Logits (B, V), in float32, of what follows ids (B, L)."""
+        return self._head(self._hidden(ids, past)[:, -1]).float()
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits (L, V) at every position of one sequence, without a cache: the slow twin of the engine."""
+        return self._head(self._hidden(torch.tensor([list(ids)], device=self.device), None)[0]).float()
+
+    def _hidden(self, ids: Tensor, past: Past | None) -> Tensor:
+        positions = torch.arange(ids.shape[1], device=ids.device)[None] if past is None else past.positions
+        angles = positions[:, None, :, None].float() * self._speeds.to(ids.device)  # (B, 1, L, Dh / 2)
+        angles = torch.cat((angles, angles), -1)
+        rotation = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        return self.model(ids, rotation, past)
+
+    def _head(self, x: Tensor) -> Tensor:
+        tied = self.sizes.tie_word_embeddings
+        return F.linear(x, self.model.embed_tokens.weight if tied else self.lm_head.weight)

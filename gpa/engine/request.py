@@ -1,0 +1,128 @@
+"""What may be asked of the engine, and what it answers: ids, and rules about ids.
+
+Immutable, so that a request may be made here and run elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+from gpa.compose import Branch, Plan
+from gpa.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an id is drawn. Temperature 0 is greedy; top_k 0 and top_p 1 keep every legal id.
+
+    The repetition penalty divides positive and multiplies negative logits of the last `penalty_window`
+    generated ids; ids of the prompt are never penalised, since a conversion has to copy them.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    penalty_window: int = 64
+
+    def __post_init__(self) -> None:
+        checks = {
+            "temperature": 0 <= self.temperature < math.inf,
+            "top_k": self.top_k >= 0 and self.top_k == int(self.top_k),
+            "top_p": 0 < self.top_p <= 1,
+            "repetition_penalty": 0 < self.repetition_penalty < math.inf,
+            "penalty_window": self.penalty_window >= 0,
+        }
+        for name, good in checks.items():
+            if not good:
+                raise UsageError(f"{name}={getattr(self, name)!r} is out of range")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest legal id is taken: nothing is drawn, nothing penalised."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
+    def updated(self, **changes: float | None) -> Sampling:
+        """A copy with the given values, None meaning "as it is".
+
+        An explicit temperature of 0 without a penalty of its own also drops the penalty: greedy means the
+        argmax.
+        """
+        if changes.get("temperature") == 0 and changes.get("repetition_penalty") is None:
+            changes = {**changes, "repetition_penalty": 1.0}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(self, **given)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a completion may look like.
+
+    `legal` are runs of ids that may be generated (None: any id), `stop` ids end it, after a `closer` only a
+    stop may follow, no stop before `min_new` ids, at most `max_new` ids. `loop` ids that repeat a short
+    cycle, or hold no more than three values, end it as a loop (None: never). What is `closed` has a stop
+    as the last of `max_new` ids, if not before.
+    """
+
+    max_new: int
+    stop: frozenset[int]
+    legal: tuple[range, ...] | None = None
+    closers: frozenset[int] = frozenset()
+    min_new: int = 0
+    loop: int | None = None
+    closed: bool = False
+
+
+class Guidance(NamedTuple):
+    """A plan over several prompts, which all continue with the same ids; `plan` names them as branches."""
+
+    plan: Plan
+    prompts: Mapping[Branch, Sequence[int]]
+
+
+class Prior(Protocol):
+    """What an id adds to a hypothesis' score in a state, and the state after it; "" is the first state."""
+
+    def __call__(self, state: str, token_id: int) -> tuple[float, str]: ...
+
+
+class Beams(NamedTuple):
+    """How many hypotheses are kept, and a prior on them: shallow fusion (Gulcehre et al. 2015)."""
+
+    width: int
+    prior: Prior | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion: a prompt of ids, what may follow it, how it is chosen.
+
+    Equal requests have equal completions. `guidance` composes the next id from several prompts, the
+    request's own among them; `beams` are searched, which draws nothing.
+    """
+
+    prompt: Sequence[int]
+    rules: Rules
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    guidance: Guidance | None = None
+    beams: Beams | None = None
+
+    def __post_init__(self) -> None:
+        if self.beams and (self.guidance or not self.sampling.plain):
+            raise UsageError("beams are searched: no temperature, no penalty and no guidance go with them")
+
+
+@dataclass
+class Completion:
+    """New ids, the stop id included, and why they end: "stop", "length" or "loop".
+
+    `kept` is how many of them precede the repetitions of a loop.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    finish_reason: str = "length"
+    kept: int = 0

@@ -1,0 +1,168 @@
+"""The three tasks in two pure halves: requests of ids from people's inputs, results from completions.
+
+What runs between them, one engine or another's, is not known here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, given
+from gpa.engine.request import Completion, Guidance, Request
+from gpa.errors import GenerationError, UsageError
+from gpa.models.gpa.budgets_gpa import budget
+from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
+from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice
+from gpa.models.gpa.processing_gpa import GPAProcessor
+from gpa.prompt.formats import Format, InstructFormat
+
+logger = logging.getLogger(__name__)
+
+SEED_STEP = 1_000_003  # between the seeds of the parts of one input
+_WORST = ("stop", "length", "loop")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job(Generic[T]):
+    """One input: a request for each of its parts, and `result`, which takes their completions in order."""
+
+    requests: list[Request]
+    result: Callable[[Sequence[Completion]], T]
+
+
+def tts_job(processor: GPAProcessor, text: str, voice: Voice, options: SpeechOptions) -> Job[Speech]:
+    """Speech of a text of any length, in parts. PromptError for text that says nothing."""
+    sampling, seed, most = processor.sampling("tts", options)
+    gamma = options.get("gamma")
+    gamma = processor.config.gamma if gamma is None else gamma
+    known = processor.dictionary(options.get("pronunciations"))
+    requests = []
+    for i, part in enumerate(processor.text_parts(text, voice.codes, known)):
+        shortest, longest = processor.spoken_ids(part)
+        rules = processor.rules("tts", budget(most, longest), shortest)
+        ids = processor.build("tts", text=processor.pronounced(part, known), voice=voice.codes)
+        guidance = spoken(processor.format, ids, voice.codes, gamma)
+        requests.append(Request(ids, rules, sampling, seed + i * SEED_STEP, guidance))
+
+    def result(done: Sequence[Completion]) -> Speech:
+        silence = np.zeros(int(options.get("pause", 0.2) * processor.codec.spec.sample_rate), np.float32)
+        parts = [codes(processor, each) for each in done]
+        wavs: list[np.ndarray] = []
+        for part in parts:
+            wavs += [silence] * bool(wavs) + [processor.codec.decode(part, voice)]
+        return speech(processor, np.concatenate(wavs), np.concatenate(parts), worst(done))
+
+    return Job(requests, result)
+
+
+def vc_job(
+    processor: GPAProcessor,
+    parts: Sequence[np.ndarray],
+    voice: Voice,
+    transcripts: Sequence[str],
+    options: ConversionOptions,
+) -> Job[Speech]:
+    """Speech of a source, given as the waveforms (S,) of its parts, each guided by its transcript if any."""
+    sampling, seed, most = processor.sampling("vc", options)
+    requests = []
+    for i, (part, text) in enumerate(zip(parts, transcripts, strict=True)):
+        ids = processor.build("vc", wav=part, voice=voice.codes)
+        rules, said = processor.conversion_rules(ids, most), processor.pronounced(text)
+        guidance = anchored(processor.format, ids, said, voice.codes, options.get("gamma")) if text else None
+        requests.append(Request(ids, rules, sampling, seed + i * SEED_STEP, guidance))
+
+    def result(done: Sequence[Completion]) -> Speech:
+        tokens = np.concatenate([codes(processor, each) for each in done])
+        return speech(processor, processor.codec.decode(tokens, voice), tokens, worst(done))
+
+    return Job(requests, result)
+
+
+def asr_job(processor: GPAProcessor, wav: np.ndarray, options: TranscriptOptions) -> Job[Transcript]:
+    """The transcript of a waveform (S,) of any length, cut at its quietest points."""
+    sampling, seed, most = processor.sampling("asr", options)
+    beams = processor.search(options.get("beams"), options.get("words", ()))
+    searched = beams if sampling.plain and beams.width > 1 else None
+    requests = []
+    for i, part in enumerate(processor.audio_parts(wav, "asr")):
+        longest = processor.transcript_ids(len(part) / processor.codec.spec.sample_rate)
+        rules = processor.rules("asr", budget(most, longest))
+        ids = processor.build("asr", wav=part)
+        requests.append(Request(ids, rules, sampling, seed + i * SEED_STEP, beams=searched))
+
+    def result(done: Sequence[Completion]) -> Transcript:
+        tokens = [processor.text_ids(each) for each in done]
+        texts = [processor.text_tokenizer.decode(ids).strip() for ids in tokens]
+        text = " ".join(filter(None, texts))
+        if not text:
+            raise GenerationError("no words were recognised: is there speech in the audio?")
+        return Transcript(text, np.array(sum(tokens, []), np.int64), worst(done))
+
+    return Job(requests, result)
+
+
+def codes(processor: GPAProcessor, done: Completion) -> np.ndarray:
+    """Semantic codes (T,) of a completion, a loop's repetitions cut off; GenerationError for none."""
+    found = processor.codes(done)
+    if not found:
+        raise GenerationError("the model produced no speech: try another seed, or a longer text")
+    return np.array(found, np.int64)
+
+
+def worst(done: Sequence[Completion]) -> str:
+    """Why the parts ended, all together."""
+    return max((each.finish_reason for each in done), key=_WORST.index)
+
+
+def speech(
+    processor: GPAProcessor, wav: np.ndarray, tokens: np.ndarray, reason: str = "stop", mode: str = "lm"
+) -> Speech:
+    """What a user gets: quieter rather than clipped, and a warning where the model did not end it."""
+    if reason != "stop":
+        logger.warning("speech ended by %s, not by the model", reason)
+    wav = wav / float(np.abs(wav).max(initial=1.0))
+    return Speech(wav, processor.codec.spec.sample_rate, tokens, reason, mode)
+
+
+# Guidance ---------------------------------------------------------------------------------------------------
+
+
+def spoken(fmt: Format, prompt: Sequence[int], voice: Sequence[int], gamma: float) -> Guidance | None:
+    """Speech (`prompt`) that follows its text with strength `gamma`; None at 0, where nothing guides.
+
+    UsageError for a format without wordless speech, or a strength that is no number.
+    """
+    if gamma == 0:
+        return None
+    text = given(text="words")
+    plan = Plan(Guided("tts", text), (Term("tts", text, gamma=gamma),))
+    return Guidance(plan, {Branch("tts", text): prompt, Branch("tts"): _instructed(fmt).wordless(voice)})
+
+
+def anchored(
+    fmt: Format, prompt: Sequence[int], text: str, voice: Sequence[int], gamma: float | None = None
+) -> Guidance:
+    """A conversion (`prompt`) that follows a transcript with strength `gamma`, 1 unless given.
+
+    UsageError for a format without wordless speech, or a strength that is no number.
+    """
+    fmt = _instructed(fmt)
+    words = Term("tts", given(text="words"), gamma=GAMMA_LOGITS if gamma is None else gamma)
+    prompts = {
+        Branch("vc", given(source="source")): prompt,
+        Branch("tts", given(text="words")): fmt.build("tts", text=text, global_=voice),
+        Branch("tts"): fmt.wordless(voice),
+    }
+    return Guidance(Plan(Guided("vc", given(source="source")), (words,)), prompts)
+
+
+def _instructed(fmt: Format) -> InstructFormat:
+    if not isinstance(fmt, InstructFormat):
+        raise UsageError(f"a text guides models of the instruct format; this one has {fmt.name}")
+    return fmt

@@ -1,0 +1,110 @@
+"""Tasks in two halves: any engine may run between them, lists are one batch, and inference stays light."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import speechlike
+from gpa.cli.main import _parser
+from gpa.engine.request import Completion
+from gpa.engine.scheduler import Engine
+from gpa.errors import GenerationError, UsageError
+from gpa.models.gpa import GPA
+from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
+from gpa.models.gpa.requests_gpa import asr_job, tts_job, vc_job
+
+TEXTS = ["hello there", "how are you? " * 25, "the fox"]
+CLIPS = [(speechlike(seconds, seed=n), 16_000) for n, seconds in enumerate((1.2, 0.8))]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> GPA:
+    return GPA.from_pretrained(tiny, device="cpu")
+
+
+def test_one_engine_runs_jobs_of_every_task_side_by_side(model: GPA) -> None:
+    """What the methods give, by requests of all tasks that join a running engine one after another."""
+    processor, anna = model.processor, model.voices["anna"]
+    wavs = [processor.hear(clip, "it") for clip in CLIPS]
+    jobs = [
+        tts_job(processor, TEXTS[1], anna, {"seed": 3, "max_new_tokens": 9}),
+        asr_job(processor, wavs[0], {"max_new_tokens": 12, "seed": 3}),
+        vc_job(processor, wavs[:1], anna, ["hello there"], {"seed": 3, "gamma": 2.0}),
+        tts_job(processor, TEXTS[0], anna, {"seed": 3, "gamma": 2.0}),
+    ]
+    assert len(jobs[0].requests) > 1 and jobs[2].requests[0].guidance and jobs[3].requests[0].guidance
+    engine = Engine(model.network)
+    done: dict[int, Completion] = {}
+    handles = []
+    for job in jobs:
+        handles.append([engine.add(request) for request in job.requests])
+        done |= {each.handle: each.completion for each in engine.step() if each.completion}
+    done |= {each.handle: each.completion for each in engine.run() if each.completion}
+    made = [job.result([done[h] for h in mine]) for job, mine in zip(jobs, handles, strict=True)]
+    expected = [
+        model.tts(TEXTS[1], "anna", seed=3, max_new_tokens=9),
+        model.asr(CLIPS[0], seed=3, max_new_tokens=12),
+        model.vc(CLIPS[0], "anna", seed=3, transcript="hello there", gamma=2.0),
+        model.tts(TEXTS[0], "anna", seed=3, gamma=2.0),
+    ]
+    for one, other in zip(made, expected, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist() and one.finish_reason == other.finish_reason
+    np.testing.assert_array_equal(made[0].wav, expected[0].wav)  # type: ignore[attr-defined]
+
+
+def test_a_list_gives_a_list_of_what_each_gives(model: GPA) -> None:
+    spoken = model.tts(TEXTS, voice="anna", seed=2, max_new_tokens=8)
+    written = model.asr(CLIPS, max_new_tokens=8)
+    converted = model.vc(CLIPS, "ben", seed=2, max_new_tokens=8)
+    swapped = model.vc(CLIPS, "ben", mode="codec")
+    for text, speech in zip(TEXTS, spoken, strict=True):
+        assert (model.tts(text, "anna", seed=2, max_new_tokens=8).wav == speech.wav).all()
+    for clip, transcript, lm, codec in zip(CLIPS, written, converted, swapped, strict=True):
+        assert model.asr(clip, max_new_tokens=8).text == transcript.text
+        assert (model.vc(clip, "ben", seed=2, max_new_tokens=8).wav == lm.wav).all()
+        assert (model.vc(clip, "ben", mode="codec").wav == codec.wav).all()
+        assert (lm.mode, codec.mode) == ("lm", "codec")
+    assert model.tts([], "anna") == [] and model.asr([]) == []
+
+
+def test_an_empty_result_is_an_error_of_the_second_half(model: GPA) -> None:
+    nothing = [Completion([model.vocab.stop], "stop", 1)]
+    for job in (
+        tts_job(model.processor, "hello", model.voices["anna"], {}),
+        asr_job(model.processor, CLIPS[0][0], {}),
+    ):
+        with pytest.raises(GenerationError):
+            job.result(nothing)
+
+
+def test_words_may_be_any_iterable(model: GPA) -> None:
+    """Each clip of a list is searched with all of them."""
+    with pytest.raises(UsageError, match="no words.txt"):
+        model.asr(CLIPS, words=iter(["Quillan"]))
+    assert len(model.asr(CLIPS, words=iter([]), max_new_tokens=8)) == 2
+
+
+def test_the_command_line_has_the_options_of_the_typed_groups() -> None:
+    for command, group in (("tts", SpeechOptions), ("vc", ConversionOptions), ("asr", TranscriptOptions)):
+        args = vars(_parser().parse_args([command, "x"]))
+        assert set(group.__annotations__) - set(args) <= {"pause"}, command
+
+
+LIGHT = """
+import sys
+from gpa.cli.main import main
+code = main(["tts", "Hello.", "--voice", "anna", "--model", sys.argv[1], "-o", sys.argv[2]])
+heavy = ("transformers", "scipy.signal", "sklearn", "librosa", "matplotlib", "torch._dynamo", "datasets")
+print(code, [name for name in heavy if name in sys.modules])
+"""
+
+
+def test_speech_in_a_stored_voice_imports_no_model_code_of_others(tiny: Path, tmp_path: Path) -> None:
+    """transformers alone took half of the seconds of a first sentence; the feature encoder is not built."""
+    command = [sys.executable, "-c", LIGHT, str(tiny), str(tmp_path / "out.wav")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stdout + done.stderr
+    assert (tmp_path / "out.wav").is_file()
