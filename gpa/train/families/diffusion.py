@@ -38,7 +38,7 @@ from gpa.errors import CheckpointError, UsageError
 from gpa.models.speechop import checkpoint_speechop as files
 from gpa.models.speechop import diffusion_speechop
 from gpa.models.speechop.asr_features_speechop import load_asr_features
-from gpa.models.speechop.configuration_speechop import SpeechOpConfig
+from gpa.models.speechop.configuration_speechop import TTS, SpeechOpConfig
 from gpa.models.speechop.diffusion_speechop import Choice
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.models.speechop.sizes_speechop import SIZES
@@ -185,7 +185,7 @@ class DiffusionFamily:
         return tuple(self._collate(part, rng) for part in _alike(examples))
 
     def _tts(self, i: int, texts: dict[int, str]) -> Example:
-        return Example("tts", self.speech.clean(i), texts[i], self.looks.get(i))
+        return Example(TTS, self.speech.clean(i), texts[i], self.looks.get(i))
 
     def _collate(self, examples: list[Example], rng: np.random.Generator) -> DiffusionBatch:
         choices = [diffusion_speechop.choose(e.target.shape[1], e.task, rng, self.config) for e in examples]
@@ -316,7 +316,7 @@ def _alignment(cross: CrossAttention, inputs: Any, batch: DiffusionBatch) -> Ten
 
 def _alike(examples: Sequence[Example]) -> list[list[Example]]:
     """TTS, pairs without a prompt and pairs with one, where there are any."""
-    kinds = [0 if e.task == "tts" else 1 + (e.task in PROMPTED) for e in examples]
+    kinds = [0 if e.task == TTS else 1 + (e.task in PROMPTED) for e in examples]
     return [part for n in range(3) if (part := [e for e, k in zip(examples, kinds, strict=True) if k == n])]
 
 
