@@ -395,6 +395,39 @@ def test_nothing_imports_the_lab() -> None:
     assert [where(item) for item in OWN if head(item.target) == "lab" and head(item.module) != "lab"] == []
 
 
+# Who may name a task: the table, what people type or read, what stands behind GPA.tts, asr and vc, and
+# SpeechOp, whose tasks are its own. Everybody else asks the table.
+TASK_NAME = re.compile(r"(share_|weight_|task_)?(asr|tts|vc)(_wer|_stop)?")  # and what is made of one
+TASK_EDGES = (
+    *("gpa.prompt.tasks", "gpa.cli", "gpa.evals", "gpa.lab", "gpa.models.speechop"),
+    *("gpa.models.gpa.pipeline_gpa", "gpa.models.gpa.requests_gpa"),
+    "gpa.finetune.comparison",  # names suites of gpa.evals
+    "gpa.train.export_speechop",  # a section of speechop.json
+)
+
+
+def task_literals(trees: dict[str, ast.Module]) -> list[str]:
+    """Return where a task's name stands as a string, outside the table and the edges."""
+    return [
+        f"{module}:{node.lineno} {node.value!r}"
+        for module, tree in trees.items()
+        if not any(f"{module}.".startswith(f"{edge}.") for edge in TASK_EDGES)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if TASK_NAME.fullmatch(node.value)
+    ]
+
+
+def test_tasks_are_named_in_their_table_alone() -> None:
+    assert task_literals(TREES) == []
+
+
+@pytest.mark.parametrize("source", ['if task == "asr": pass', 'share = {"vc": 0.4}', 'x = data["share_tts"]'])
+def test_a_task_named_elsewhere_is_found(source: str) -> None:
+    assert task_literals({"gpa.data.rows": ast.parse(source), "gpa.cli.main": ast.parse(source)}) != []
+    assert task_literals({"gpa.cli.main": ast.parse(source)}) == []
+
+
 # Words that the field does not use, and what it says instead (docs/style.md).
 RETIRED = (
     *("spoilt", "spoiler", "imagined", "corrupter", "corruptargs", "heard_loss", "headdistance", "panel"),

@@ -26,6 +26,7 @@ from gpa.evals.judges.base import SAMPLE_RATE, FunctionJudge
 from gpa.evals.measurement import Bench, Case
 from gpa.evals.measurement import measure as bench_measure
 from gpa.finetune import collect
+from gpa.prompt.tasks import TASKS
 from gpa.text.tokenizer import normalise_text
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ def picture(
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    for task in ("tts", "asr", "vc", "envelope", "pitch"):
+    for task in (*TASKS, "envelope", "pitch"):
         for key, style in ((task, "-"), (f"eval/{task}", "o--")):
             points = [(row["step"], row[key]) for row in metrics if key in row]
             if points:

@@ -23,6 +23,7 @@ from gpa.engine.request import Sampling
 from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.verify_gpa import record
+from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.text import bigrams, lexicon
 from gpa.text import pronunciations as pronounce
 from gpa.text.spelling import SpellingSearch
@@ -44,6 +45,7 @@ class TrainingFacts:
     tokens: Path
     format: str
     recipe: str  # resolved, as YAML
+    tasks: Sequence[str] = DEFAULT
     init: Path | None = None
     speech: Sampling | None = None  # how speech is drawn, if the recipe says
     guided: bool = False  # whether speech was learnt without text, too
@@ -84,8 +86,11 @@ def _settings(
     """gpa.json: that of the model before, but for what was learnt otherwise."""
     base = before if before is not None and before.format == facts.format else GPAConfig(format=facts.format)
     about = model_card.facts(before.about if before else {}, statistics, further=facts.init is not None)
-    speech = {task: facts.speech for task in ("tts", "vc")} if facts.speech else {}
-    base = replace(base, name=name, about=about, sampling={**base.sampling, **speech}, fingerprints={})
+    tasks = tuple(dict.fromkeys((*(base.tasks if facts.init else ()), *facts.tasks)))
+    sampling = {task: drawn for task, drawn in base.sampling.items() if task in tasks}
+    if facts.speech:
+        sampling |= {task: facts.speech for task in tasks if not TASKS[task].writes}
+    base = replace(base, name=name, about=about, tasks=tasks, sampling=sampling, fingerprints={})
     if facts.init is not None:
         return base
     return replace(

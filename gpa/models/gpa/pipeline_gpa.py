@@ -38,7 +38,7 @@ from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.models.gpa.requests_gpa import Job, asr_job, speech, tts_job, vc_job
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
-from gpa.prompt.formats import Format, canonical_task
+from gpa.prompt.formats import Format
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import normalise_text
 
@@ -198,7 +198,8 @@ class GPA:
         voice: VoiceLike | None = None,
         instruction: str | None = None,
     ) -> list[int]:
-        """The exact ids the model sees: asr takes `audio`, tts `text` and `voice`, vc `source` and `voice`.
+        """The exact ids the model sees: asr takes `audio`, tts `text` and `voice`, vc `source` and `voice`,
+        a task of your own what its `Task` says.
 
         PromptError names a missing or superfluous input, and the numbers of a prompt that exceeds the
         context.
@@ -215,7 +216,7 @@ class GPA:
         id may come. Unset options are this model's defaults for the task; without `max_new_tokens` the length
         follows from the prompt.
         """
-        task = canonical_task(task)
+        task = self.format.task(task).name
         check(options, SamplingOptions)
         sampling, seed, asked = self.processor.sampling(task, options)
         most = budget(asked, self.processor.budget_of(ids))
