@@ -31,8 +31,9 @@ class RestorationOptions(TypedDict, total=False):
     """Of `extract` and `separate`. `gamma` is how strongly the transcript guides, 0 not at all; its default
     depends on who wrote the text.
 
-    `recogniser` writes transcripts that are asked for; `steps` and `seed` as in `RunOptions`. `filtered` gives the recording itself, turned down
-    wherever the network draws less; False what it draws, None what the model's settings say.
+    `recogniser` writes transcripts that are asked for; `steps` and `seed` as in `RunOptions`. `filtered`
+    gives the recording itself, turned down wherever the network draws less; False what it draws, None what
+    the model's settings say.
     """
 
     steps: int | None
