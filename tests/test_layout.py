@@ -35,6 +35,7 @@ LAYERS |= {"nn": 1, "codec": 2, "engine": 2, "models": 3, "speechop": 3, "data":
 LAYERS |= dict.fromkeys(("train", "serve", "evals", "finetune"), 5)
 LAYERS |= dict.fromkeys(("cli", "bench", "__main__", "__init__"), 6) | {"lab": 7}
 ROOT_MODULES = 8
+PARAMETERS = 6  # of a public method, beside self
 STRANGERS = ("train", "serve", "evals")  # of one layer, yet they do not import each other
 
 # Where a package may be imported at all, by the first name under gpa; edges (layer 6) may use any.
@@ -264,6 +265,16 @@ def test_no_cycles() -> None:
         visit(module, ())
 
 
+def test_the_engine_knows_ids_only_and_alone_has_a_cache() -> None:
+    """No task, text or codec below it; no other decode loop beside it, transformers' caches included."""
+    below = {"engine", "compose", "config", "errors", "hub"}
+    assert [where(i) for i in OWN if head(i.module) == "engine" and head(i.target) not in below] == []
+    users = {i.module for i in OWN if i.target == "gpa.engine.cache"}
+    assert users == {"gpa.engine.scheduler"}
+    foreign = re.compile(r"past_key_values|DynamicCache|StaticCache|use_cache=True")
+    assert [m for m, path in SOURCES.items() if foreign.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_no_import_by_string_goes_round_the_rule() -> None:
     calls = [
         f"{module}:{node.lineno}"
@@ -455,3 +466,22 @@ def test_only_documents_of_the_repository_are_cited() -> None:
         if path != Path(__file__) and (match := cited.search(path.read_text(encoding="utf-8")))
     ]
     assert found == []
+
+
+def public_methods() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Yield the public methods, and the constructors, of the classes that `import gpa` offers."""
+    for module in ("gpa.models.gpa.pipeline_gpa", "gpa.models.speechop.pipeline_speechop"):
+        for node in ast.walk(TREES[module]):
+            if isinstance(node, ast.ClassDef):
+                for item in node.body:
+                    if isinstance(item, ast.FunctionDef) and (item.name[0] != "_" or item.name == "__init__"):
+                        yield f"{module}.{node.name}.{item.name}", item
+
+
+def test_public_methods_have_few_parameters() -> None:
+    counts = {
+        name: len(method.args.args) + len(method.args.kwonlyargs) + (method.args.kwarg is not None) - 1
+        for name, method in public_methods()
+    }
+    assert {name: count for name, count in counts.items() if count > PARAMETERS} == {}
+    assert len(counts) > 20

@@ -33,9 +33,11 @@ from gpa.errors import CheckpointError, TrainingError, UsageError
 from gpa.lab.merge import average
 from gpa.prompt.tasks import DEFAULT
 from gpa.train import checkpoint, metrics
+from gpa.train.arguments import TrainArgs
 from gpa.train.command import family_of, main
+from gpa.train.families.base import Family, Loss
 from gpa.train.families.codec import CodecFamily, CodecRecipe
-from gpa.train.loop import Family, Loss, TrainArgs, step_seed, train
+from gpa.train.loop import step_seed, train
 from gpa.train.optim import Both, OptimArgs, Optimizer, learning_rate, make_optimizer
 from training import (
     codec_tree,

@@ -19,8 +19,9 @@ from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS
 from gpa.text.lexicon import words_of
 from gpa.text.normaliser import normalise_text, without_punctuation
 from gpa.text.pronunciations import Pronunciations
+from gpa.train.arguments import TrainArgs
 from gpa.train.families.lm import LMFamily, LMRecipe
-from gpa.train.loop import TrainArgs, train
+from gpa.train.loop import train
 from gpa.train.optim import OptimArgs
 from training import LM, lm_tree, write_tokens
 

@@ -18,10 +18,10 @@ import torch
 
 from gpa import hub
 from gpa.codec.bicodec import BiCodec
+from gpa.engine.network import Network
 from gpa.engine.request import Sampling
 from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.modeling_gpa import Backbone, inference_network
 from gpa.models.gpa.verify_gpa import record
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.text import bigrams, lexicon
@@ -53,17 +53,17 @@ class TrainingFacts:
 
 
 def write(
-    lm: Backbone,
+    network: Network,
     out: Path,
     parts: CheckpointParts,
     facts: TrainingFacts,
-    more: Callable[[Path], Any] = lambda folder: None,
+    more: Callable[[Path], Any],
+    dtype: torch.dtype,
 ) -> None:
-    """Write the checkpoint, whole or not at all; `more` adds to its folder."""
+    """Write the checkpoint, whole or not at all, the network in `dtype`; `more` adds to its folder."""
     codec, glm = parts.load()
     statistics = CorpusStatistics.of(facts.clips, codec.spec.frame_rate)
     config = _settings(parts.settings, facts, statistics, out.resolve().parent.name)
-    network = inference_network(lm)
     model = GPA(network, codec, facts.init or facts.tokens, glm=glm, config=config)
     if facts.init is None:  # lists of the codec's model were weighed against another network
         for name in LISTS:
@@ -73,7 +73,7 @@ def write(
     voices = {voice.name: voice for voice in statistics.voices(codec)}
     for name, voice in {**voices, **(parts.voices if facts.init else {})}.items():
         model.add_voice(name, voice)
-    with stored(model, out, dtypes=(lm.dtype, None), overwrite=True) as (made, folder):
+    with stored(model, out, dtypes=(dtype, None), overwrite=True) as (made, folder):
         pairs = golden_inputs(facts.clips, made.codec)
         record(made, folder, [clip for clip, _ in pairs], [text for _, text in pairs])
         model_card.write(made, folder, statistics, out.parent, facts.recipe)

@@ -13,13 +13,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpa.audio import AudioLike
 from gpa.codec import trained
-from gpa.codec.bicodec import BiCodec
 from gpa.config import load_yaml
 from gpa.engine.network import Network
 from gpa.errors import UsageError
@@ -27,6 +25,10 @@ from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
 from gpa.models.gpa.verify_gpa import record
 from gpa.train.assemble import stored
+
+if TYPE_CHECKING:
+    from gpa.audio import AudioLike
+    from gpa.codec.bicodec import BiCodec
 
 LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes, in this order
 

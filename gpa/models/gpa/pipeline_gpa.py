@@ -18,6 +18,7 @@ import torch
 from gpa.audio import AudioLike
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.config import check_options
 from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Rules
 from gpa.engine.scheduler import Engine
@@ -31,7 +32,6 @@ from gpa.models.gpa.options_gpa import (
     SamplingOptions,
     SpeechOptions,
     TranscriptOptions,
-    check,
 )
 from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
 from gpa.models.gpa.processing_gpa import GPAProcessor
@@ -217,7 +217,7 @@ class GPA:
         follows from the prompt.
         """
         task = self.format.task(task).name
-        check(options, SamplingOptions)
+        check_options(options, SamplingOptions)
         sampling, seed, asked = self.processor.sampling(task, options)
         most = budget(asked, self.processor.budget_of(ids))
         rules = self.processor.rules(task, most)
@@ -244,7 +244,7 @@ class GPA:
 
         See `SpeechOptions`. PromptError for text that says nothing, GenerationError for no speech.
         """
-        check(options, SpeechOptions)
+        check_options(options, SpeechOptions)
         speaker = self.resolve_voice(voice)
         return _as_asked(
             text, self._results([tts_job(self.processor, one, speaker, options) for one in _list(text)])
@@ -268,7 +268,7 @@ class GPA:
 
         See `ConversionOptions`. UsageError for an option that the mode has no use for.
         """
-        check(options, ConversionOptions)
+        check_options(options, ConversionOptions)
         transcript = options.get("transcript")
         if transcript is not None and not transcript.strip():
             raise PromptError("the transcript is empty: leave it out")
@@ -279,10 +279,9 @@ class GPA:
         if mode == "codec":
             return _as_asked(source, [self._exchanged(wav, speaker) for wav in wavs])
         parts = [self.processor.audio_parts(wav, "vc") for wav in wavs]
-        jobs = [
-            vc_job(self.processor, these, speaker, self._transcripts(these, transcript), options)
-            for these in parts
-        ]
+        texts = self._transcripts(parts, transcript)
+        pairs = zip(parts, texts, strict=True)
+        jobs = [vc_job(self.processor, these, speaker, said, options) for these, said in pairs]
         return _as_asked(source, self._results(jobs))
 
     def _exchanged(self, wav: np.ndarray, voice: Voice) -> Speech:
@@ -290,22 +289,15 @@ class GPA:
         tokens = self.codec.semantic_tokens((wav, self.sample_rate))
         return speech(self.processor, self.codec.decode(tokens, voice), tokens, mode="codec")
 
-    def _transcripts(self, parts: Sequence[np.ndarray], transcript: str | None) -> list[str]:
-        """What is said in each part, "" where nothing is known: then nothing guides."""
-        if transcript != ASR:
-            if transcript and len(parts) > 1:
-                raise UsageError(
-                    f"the source takes {len(parts)} parts: cut it, or let transcript={ASR!r} hear each"
-                )
-            return [transcript or ""] * len(parts)
-        jobs = [asr_job(self.processor, part, {}) for part in parts]
-        found = []
-        for job, done in zip(jobs, self._completed(jobs), strict=True):
-            try:
-                found.append(normalise_text(job.result(done).text))
-            except GenerationError:
-                found.append("")
-        return found
+    def _transcripts(self, sources: Sequence[list[np.ndarray]], transcript: str | None) -> list[list[str]]:
+        """What is said in each part of each source, "" where nothing is known: then nothing guides."""
+        if transcript == ASR:
+            jobs = [asr_job(self.processor, part, {}) for parts in sources for part in parts]
+            heard = map(_heard, jobs, self._completed(jobs))
+            return [[next(heard) for _ in parts] for parts in sources]
+        if transcript and (many := [len(parts) for parts in sources if len(parts) > 1]):
+            raise UsageError(f"the source takes {many[0]} parts: cut it, or let transcript={ASR!r} hear each")
+        return [[transcript or ""] * len(parts) for parts in sources]
 
     @overload
     def asr(self, audio: AudioLike, **options: Unpack[TranscriptOptions]) -> Transcript: ...
@@ -318,7 +310,7 @@ class GPA:
 
         See `TranscriptOptions`. GenerationError if nothing was recognised.
         """
-        check(options, TranscriptOptions)
+        check_options(options, TranscriptOptions)
         words = options.get("words", ())
         options["words"] = [words] if isinstance(words, str) else list(words)
         wavs = list(map(self.processor.hear, _list(audio), repeat("the audio")))
@@ -331,6 +323,14 @@ class GPA:
         """The completions of each job's requests; all of them are one batch."""
         done = iter(self.complete([request for job in jobs for request in job.requests]))
         return [[next(done) for _ in job.requests] for job in jobs]
+
+
+def _heard(job: Job[Transcript], done: Sequence[Completion]) -> str:
+    """The transcript by which sound may guide itself, "" where no words are found."""
+    try:
+        return normalise_text(job.result(done).text)
+    except GenerationError:
+        return ""
 
 
 def _list(given: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,13 +40,15 @@ from gpa.models.speechop import diffusion_speechop
 from gpa.models.speechop.asr_features_speechop import load_asr_features
 from gpa.models.speechop.configuration_speechop import TTS, SpeechOpConfig
 from gpa.models.speechop.diffusion_speechop import Choice
-from gpa.models.speechop.layers_speechop import CrossAttention
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.models.speechop.sizes_speechop import SIZES
 from gpa.train.arguments import TrainArgs
 from gpa.train.families.base import Loss
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import to_device
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.layers_speechop import CrossAttention
 
 LATENT = "latent"  # folder of the codec in an export
 ENCODER = ("encoder.", "encoder_into.")  # how names of the audio encoder's parameters start

@@ -9,9 +9,7 @@ head's attention there. Inference is untouched; the network is transformers' own
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from gpa.data.batches import BatchPlan
 from gpa.data.rows import Chain, LMBatch, Noise, Row, RowBuilder, Some, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
+from gpa.models.gpa.checkpoint_gpa import save_network
 from gpa.models.gpa.modeling_gpa import (
     Backbone,
     alignment_loss,
@@ -295,28 +294,23 @@ class LMFamily:
                     sums.setdefault(task, []).append(metrics[task])
                     sums.setdefault("alignment", []).append(metrics.get("alignment", 0.0))
         losses = {name: float(np.mean(values)) for name, values in sums.items()}
-        if self.validation is None:
-            return losses
-        return losses | self.validation(inference_network(module, adapters.folded(module)))
+        return losses | (self.validation(inference_network(module)) if self.validation else {})
 
     def export(self, module: nn.Module, path: Path) -> None:
         """Write what `GPA.from_pretrained` loads, or the bare network; an adapter folded in and beside it."""
         assert isinstance(module, Backbone)
-        if not self.recipe.adapter.rank:
-            return self._write(module, path, lambda folder: None)
-        with tempfile.TemporaryDirectory() as scratch:
-            alone = Path(scratch) / adapters.FOLDER
-            adapters.save(module, self.recipe.init, alone)
-            merged = adapters.merged(self.init or "", alone)
-            self._write(merged, path, lambda folder: shutil.copytree(alone, folder / adapters.FOLDER))
+        network = inference_network(module)
 
-    def _write(self, module: Backbone, path: Path, more: Callable[[Path], Any]) -> None:
+        def beside(folder: Path) -> None:
+            if self.recipe.adapter.rank:
+                adapters.save(module, self.recipe.init, folder / adapters.FOLDER)
+
         if self.parts is not None:
-            return assemble.write(module, path, self.parts, self._learnt(), more)
+            return assemble.write(network, path, self.parts, self._learnt(), beside, module.dtype)
         with hub.written_whole(path, overwrite=True) as folder:
-            module.save_pretrained(folder)
+            save_network(network, folder, module.dtype)
             copy_tokenizer(Path(self.recipe.data.tokens), folder)
-            more(folder)
+            beside(folder)
 
     def _learnt(self) -> assemble.TrainingFacts:
         r = self.recipe

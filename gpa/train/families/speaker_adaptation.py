@@ -13,14 +13,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gpa.codec.adaptation import AdaptedDecoder
-from gpa.codec.bicodec import BiCodec, Clip
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.feature_encoder import FRAME, FeatureEncoder, WhisperFeatures, load_features
@@ -38,6 +37,9 @@ from gpa.train.families.base import Loss
 from gpa.train.families.reconstruction import drawn
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import to_device
+
+if TYPE_CHECKING:
+    from gpa.codec.bicodec import BiCodec, Clip
 
 HELD_CROPS = 24  # on which is judged when to stop
 FILE = "voice.json"
