@@ -157,7 +157,8 @@ def _save_glm(glm: GLM4VoiceTokenizer, folder: Path) -> None:
     save_file(glm.model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def write_checkpoint(
+# Each part of a checkpoint is one argument, given by name: a group of them would be made and unmade once.
+def write_checkpoint(  # noqa: PLR0913
     out: str | os.PathLike,
     *,
     network: Network,
