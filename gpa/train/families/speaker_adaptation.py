@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from gpa.codec.adaptation import AdaptedDecoder
-from gpa.codec.bicodec import BiCodec, Clip
+from gpa.codec import recordings
+from gpa.codec.bicodec import BiCodec
+from gpa.codec.recordings import Clip
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.feature_encoder import FRAME, FeatureEncoder, WhisperFeatures, load_features
@@ -187,9 +189,9 @@ class VoiceFamily:
 def completed(codec: BiCodec, voice: Voice, clips: Sequence[Clip]) -> Voice:
     """A voice with the timbre of all recordings and, if it was adapted, level and range of their pitch."""
     if voice.adaptation is not None:
-        gain, shift = codec.intonation(clips, voice)
+        gain, shift = recordings.intonation(codec, clips, voice)
         voice = replace(voice, adaptation=replace(voice.adaptation, gain=gain, shift=shift))
-    return replace(voice, timbre=codec.timbre(clips, voice))
+    return replace(voice, timbre=recordings.timbre(codec, clips, voice))
 
 
 def recordings(data: VoiceData, rate: int) -> tuple[list[Clip], list[Clip]]:
