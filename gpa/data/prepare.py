@@ -323,7 +323,7 @@ class Encoder:
         """One row of ids for each; AudioError if a file has changed since it was screened."""
         p, rate = self.processor, self.processor.codec.spec.sample_rate
         wavs = [row.audio.wav(rate) for row in rows]
-        semantic = p.codec.semantic_tokens_batch([(wav, rate) for wav in wavs])
+        semantic = p.codec.codes_batch([(wav, rate) for wav in wavs])
         for row, wav, codes in zip(rows, wavs, semantic, strict=True):
             clip = (wav, rate)
             made: dict[str, Any] = {
@@ -343,18 +343,18 @@ class Encoder:
 
     def _semantic(self, wav: np.ndarray) -> list[int]:
         codec = self.processor.codec
-        return codec.semantic_tokens((wav, codec.spec.sample_rate)).tolist()
+        return codec.codes((wav, codec.spec.sample_rate)).tolist()
 
     def _voice(self, row: ManifestRow, own: tuple[np.ndarray, int]) -> list[int]:
-        """Global codes; one reference often serves many rows."""
+        """Codes of the voice; one reference often serves many rows."""
         codec, clip = self.processor.codec, row.voice
         if clip == row.audio:
-            return codec.global_tokens(own).tolist()
+            return codec.voice_codes(own).tolist()
         if clip not in self._voices:
             if len(self._voices) >= VOICES:
                 self._voices.clear()
             wav = clip.wav(codec.spec.sample_rate)
-            self._voices[clip] = codec.global_tokens((wav, codec.spec.sample_rate)).tolist()
+            self._voices[clip] = codec.voice_codes((wav, codec.spec.sample_rate)).tolist()
         return self._voices[clip]
 
 

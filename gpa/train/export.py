@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from gpa.audio import AudioLike
-from gpa.codec import trained
-from gpa.codec.bicodec import BiCodec
+from gpa.codec import TokenCodec, load_codec
 from gpa.config import load_yaml
 from gpa.engine.network import Network
 from gpa.errors import UsageError
@@ -35,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 def assemble(
     lm: str | Path,
-    codec: BiCodec,
+    codec: TokenCodec,
     out: str | Path,
     *,
     tokenizer: str | Path | None = None,
@@ -107,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     assemble(
         args.lm,
-        trained.load(args.codec, args.features),
+        load_codec(args.codec, encoder=args.features),
         args.out,
         tokenizer=args.tokenizer,
         settings=load_yaml(args.settings) if args.settings else None,
