@@ -62,7 +62,9 @@ def clip(codec: TokenCodec, frames: int = FRAMES) -> tuple[AudioTokens, Voice | 
     return AudioTokens(codes), Voice(voice) if voice else None
 
 
-def streamed(codec: TokenCodec, tokens: AudioTokens, voice: Voice | None, cuts: list[int]) -> list[np.ndarray]:
+def streamed(
+    codec: TokenCodec, tokens: AudioTokens, voice: Voice | None, cuts: list[int]
+) -> list[np.ndarray]:
     """What each push gives, then what finishing does."""
     stream, edges = codec.stream(voice), [0, *cuts, tokens.codes.shape[1]]
     spans = zip(edges, edges[1:], strict=False)

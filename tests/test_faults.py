@@ -25,7 +25,8 @@ from gpa.engine.scheduler import Engine
 from gpa.errors import TrainingError
 from gpa.models.gpa.modeling_gpa import inference_network
 from gpa.nn.quantize import FactorizedVQ
-from gpa.prompt.formats import INSTRUCTIONS, InstructFormat
+from gpa.prompt.formats import InstructFormat
+from gpa.prompt.tasks import TTS
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import TextTokenizer
 from gpa.train import checkpoint, metrics
@@ -192,12 +193,12 @@ def test_temperature_divides() -> None:
 def test_speech_without_words_keeps_its_instruction(format: InstructFormat) -> None:
     """Given, it stands in the prompt; rows whose text is dropped have every wording that others have."""
     voice = [0] * 16
-    said = {format.parse(format.wordless(voice, words)).instruction for words in INSTRUCTIONS["tts"]}
-    assert said == set(INSTRUCTIONS["tts"])
+    said = {format.parse(format.wordless(voice, words)).instruction for words in TTS.instructions}
+    assert said == set(TTS.instructions)
     clip = {"semantic": [1, 2, 3], "global": voice, "speaker": "a", "text": "hello there."}
     rows = RowBuilder([clip], format, Noise(drop_text=1.0))
     drawn = (format.parse(rows.row("tts", 0, np.random.default_rng(n)).ids.tolist()) for n in range(60))
-    assert {parsed.instruction for parsed in drawn} == set(INSTRUCTIONS["tts"])
+    assert {parsed.instruction for parsed in drawn} == set(TTS.instructions)
 
 
 # Codecs -----------------------------------------------------------------------------------------------------

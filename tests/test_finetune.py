@@ -18,7 +18,7 @@ from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, DataError, GPAError, UsageError
 from gpa.finetune import Job, collect, comparison, estimate, finetune, replay
 from gpa.models.gpa import GPA
-from gpa.models.gpa.modeling_gpa import load_backbone
+from gpa.models.gpa.modeling_gpa import inference_network, load_backbone
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.families.lm import LMFamily, LMRecipe, _shared
@@ -83,7 +83,9 @@ def test_merged_network_adapter_on_the_base_and_trained_module_agree(
     wrapped = peft.PeftModel.from_pretrained(plain, str(export / adapters.FOLDER))(ids).logits
     trained_logits = module(ids).logits
     assert (trained_logits - first).abs().max() > 1e-3
-    for other in (merged, wrapped):
+    assert isinstance(module, Qwen3ForCausalLM)
+    ours = inference_network(module).logits(range(24))[None]  # what validation runs
+    for other in (merged, wrapped, ours):
         torch.testing.assert_close(other, trained_logits, atol=1e-5, rtol=1e-4)
 
 
@@ -105,11 +107,6 @@ def test_adapters_that_cannot_be_are_refused(tokens: Path, base: Path, tmp_path:
         LMFamily(config.build(LMRecipe, odd)).build()
     with pytest.raises(UsageError, match=r"adapter\.rank"):
         AdapterArgs(rank=-1)
-    trained(adapter_tree(tokens, base), tmp_path)
-    path = tmp_path / "export" / adapters.FOLDER / "adapter_config.json"
-    path.write_text(path.read_text().replace('"r": 2', '"r": 5'))
-    with pytest.raises(CheckpointError, match="not an adapter of"):
-        adapters.merged(base, path.parent)
 
 
 def test_rehearsed_rows_are_their_share_of_what_is_drawn(tokens: Path, tmp_path: Path) -> None:

@@ -8,14 +8,13 @@ import pytest
 
 from gpa.errors import PromptError, VocabError
 from gpa.prompt.formats import (
-    INSTRUCTIONS,
-    TASKS,
     Format,
     InstructFormat,
     PublishedFormat,
     canonical_task,
     get_format,
 )
+from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, normalise_text, train_sentencepiece
 from published import GLM_SIZE, VOCAB_SIZE, read_cases, write_tokenizer
@@ -44,7 +43,7 @@ def instruct(tmp_path_factory: pytest.TempPathFactory) -> InstructFormat:
     pytest.importorskip("sentencepiece")
     directory = tmp_path_factory.mktemp("instruct")
     corpus = [
-        *(text for group in INSTRUCTIONS.values() for text in group),
+        *(text for task in TASKS.values() for text in task.instructions),
         "you are just quizzed by vague fox mazes.",
     ]
     train_sentencepiece(corpus, directory / "spm.model", vocab_size=290)
@@ -109,7 +108,7 @@ def test_golden_training_rows(published: PublishedFormat) -> None:
         assert published.example(example["task"], **fields) == (ids, row["labels"])
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", DEFAULT)
 def test_round_trip(fmt: Format, task: str) -> None:
     draw = random.Random(task)
     for _ in range(60):
@@ -128,7 +127,7 @@ def test_round_trip(fmt: Format, task: str) -> None:
         assert fmt.parse(prompt).blocks == parsed.blocks and fmt.parse(prompt).target is None
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", DEFAULT)
 def test_completions_are_legal(fmt: Format, task: str) -> None:
     draw = random.Random(7)
     runs = fmt.legal_ids(task)
@@ -156,7 +155,7 @@ def test_hostile_text_adds_no_control_or_audio_ids(fmt: Format) -> None:
         assert [i for i in ids if i not in fmt.vocab.text] == [i for i in plain if i not in fmt.vocab.text]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", DEFAULT)
 def test_every_field_is_needed_and_no_other_taken(fmt: Format, task: str) -> None:
     fields = prompt_fields(random_fields(fmt, task, random.Random(1)))
     for name in fields:
@@ -192,7 +191,7 @@ def test_targets(fmt: Format) -> None:
 def test_tasks_and_formats_by_name(fmt: Format) -> None:
     assert [canonical_task(name) for name in ("stt", "tts-a", "vc", "asr")] == ["asr", "tts", "vc", "asr"]
     for name in ("sst", "", None, ["asr"]):
-        with pytest.raises(PromptError, match="asr, tts, vc, stt, tts-a"):
+        with pytest.raises(PromptError, match="tts, asr, vc, tts-a, stt"):
             fmt.build(name)  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="published, instruct"):
         get_format("chat", fmt.vocab, fmt.text_tokenizer)
@@ -219,7 +218,7 @@ def test_published_refuses_instructions(published: PublishedFormat) -> None:
 
 
 def test_instructions(instruct: InstructFormat) -> None:
-    for task, wordings in INSTRUCTIONS.items():
+    for task, wordings in ((name, TASKS[name].instructions) for name in DEFAULT):
         fields = prompt_fields(random_fields(instruct, task, random.Random(2)))
         default = instruct.build(task, **fields)
         assert instruct.build(task, **fields, instruction=wordings[0]) == default
@@ -229,14 +228,14 @@ def test_instructions(instruct: InstructFormat) -> None:
             assert instruct.parse(ids).instruction == normalise_text(wording)
             bodies.add(tuple(ids[ids.index(instruct.vocab.control["end_instruction"]) :]))
         assert len(bodies) == 1  # the wording changes nothing but itself
-    assert all(normalise_text(text) == text for group in INSTRUCTIONS.values() for text in group)
+    assert all(normalise_text(text) == text for task in TASKS.values() for text in task.instructions)
 
 
 def test_unseen_compositions(instruct: InstructFormat) -> None:
     draw = random.Random(3)
     values = {"global": [3, 1, 2], "semantic": [5, 6, 7, 7], "content": "who is it"}
     for _ in range(100):
-        tasks = draw.sample(TASKS, draw.randrange(3))
+        tasks = draw.sample(DEFAULT, draw.randrange(3))
         blocks = [(kind, values[kind]) for kind in draw.choices(list(values), k=draw.randrange(5))]
         output = draw.choice(list(values))
         prompt = instruct.compose(tasks, blocks, output, draw.choice([None, "say the text"]))
@@ -256,7 +255,7 @@ def test_unseen_compositions(instruct: InstructFormat) -> None:
 def test_malformed_sequences_are_refused(fmt: Format) -> None:
     draw = random.Random(4)
     for _ in range(400):
-        ids = list(fmt.example(task := draw.choice(TASKS), **random_fields(fmt, task, draw)).input_ids)
+        ids = list(fmt.example(task := draw.choice(DEFAULT), **random_fields(fmt, task, draw)).input_ids)
         at = draw.randrange(len(ids))
         ids[at : at + draw.randrange(3)] = [draw.randrange(fmt.vocab.size) for _ in range(draw.randrange(3))]
         try:

@@ -264,6 +264,16 @@ def test_no_cycles() -> None:
         visit(module, ())
 
 
+def test_the_engine_knows_ids_only_and_alone_has_a_cache() -> None:
+    """No task, text or codec below it; no other decode loop beside it, transformers' caches included."""
+    below = {"engine", "compose", "config", "errors", "hub"}
+    assert [where(i) for i in OWN if head(i.module) == "engine" and head(i.target) not in below] == []
+    users = {i.module for i in OWN if i.target == "gpa.engine.cache"}
+    assert users == {"gpa.engine.scheduler"}
+    foreign = re.compile(r"past_key_values|DynamicCache|StaticCache|use_cache=True")
+    assert [m for m, path in SOURCES.items() if foreign.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_no_import_by_string_goes_round_the_rule() -> None:
     calls = [
         f"{module}:{node.lineno}"
@@ -383,6 +393,39 @@ def test_base_names_are_unique() -> None:
 
 def test_nothing_imports_the_lab() -> None:
     assert [where(item) for item in OWN if head(item.target) == "lab" and head(item.module) != "lab"] == []
+
+
+# Who may name a task: the table, what people type or read, what stands behind GPA.tts, asr and vc, and
+# SpeechOp, whose tasks are its own. Everybody else asks the table.
+TASK_NAME = re.compile(r"(share_|weight_|task_)?(asr|tts|vc)(_wer|_stop)?")  # and what is made of one
+TASK_EDGES = (
+    *("gpa.prompt.tasks", "gpa.cli", "gpa.evals", "gpa.lab", "gpa.models.speechop"),
+    *("gpa.models.gpa.pipeline_gpa", "gpa.models.gpa.requests_gpa"),
+    "gpa.finetune.comparison",  # names suites of gpa.evals
+    "gpa.train.export_speechop",  # a section of speechop.json
+)
+
+
+def task_literals(trees: dict[str, ast.Module]) -> list[str]:
+    """Return where a task's name stands as a string, outside the table and the edges."""
+    return [
+        f"{module}:{node.lineno} {node.value!r}"
+        for module, tree in trees.items()
+        if not any(f"{module}.".startswith(f"{edge}.") for edge in TASK_EDGES)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if TASK_NAME.fullmatch(node.value)
+    ]
+
+
+def test_tasks_are_named_in_their_table_alone() -> None:
+    assert task_literals(TREES) == []
+
+
+@pytest.mark.parametrize("source", ['if task == "asr": pass', 'share = {"vc": 0.4}', 'x = data["share_tts"]'])
+def test_a_task_named_elsewhere_is_found(source: str) -> None:
+    assert task_literals({"gpa.data.rows": ast.parse(source), "gpa.cli.main": ast.parse(source)}) != []
+    assert task_literals({"gpa.cli.main": ast.parse(source)}) == []
 
 
 # Words that the field does not use, and what it says instead (docs/style.md).

@@ -17,12 +17,10 @@ from safetensors.torch import load_file
 from conftest import speechlike
 from gpa import audio, config
 from gpa.cli import main
-from gpa.data.rows import TASK_ORDER
 from gpa.data.token_folder import TokenSet, example
 from gpa.errors import AudioWarning, DataError
 from gpa.models.gpa import GPA
-from gpa.prompt.formats import canonical_task
-from gpa.prompt.tasks import IGNORE
+from gpa.prompt.tasks import DEFAULT, IGNORE, canonical_task
 from gpa.train import checkpoint, metrics
 from gpa.train import command as training
 from gpa.train.families.lm import LMFamily, LMRecipe
@@ -109,7 +107,7 @@ def learnt(site: Path, replica: Path) -> Path:
         "optim.lr=5e-3",
         "optim.warmup=20",
     ]
-    equal = ["data.share_vc=1", "weights.vc=1", *EXACT]
+    equal = ["tasks.vc.share=1", "tasks.vc.weight=1", *EXACT]
     run = train(site, "gpa_0_3b", "learnt", tokens, *sizes(64), *schedule, *equal)
     return run / "export"
 
@@ -153,7 +151,7 @@ def test_zero_2_on_two_processes_killed_and_resumed_is_one_process(site: Path, r
     for key, tensor in expected.items():
         torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=1e-4)
     told = [row for row in metrics.read(one / "metrics.jsonl") if "eval/asr" in row]
-    assert set(told[-1]) >= {f"eval/{task}" for task in TASK_ORDER}
+    assert set(told[-1]) >= {f"eval/{task}" for task in DEFAULT}
 
 
 def test_zero_3_makes_a_model(site: Path, replica: Path) -> None:

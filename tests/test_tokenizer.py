@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from gpa.errors import DataError, PromptError, VocabError
-from gpa.prompt.vocab import CONTROL, Vocab
+from gpa.prompt.tasks import DEFAULT, TASKS
+from gpa.prompt.vocab import CONTROL, TASK_TOKEN, Vocab
 from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, normalise_text, train_sentencepiece
 from published import read_cases, tokenizer_json, write_tokenizer
 
@@ -98,7 +99,8 @@ def test_own_tokenizer_equals_sentencepiece(trained: Path) -> None:
 def test_own_tokenizer_has_every_token_once(trained: Path) -> None:
     vocab = Vocab.from_file(trained)
     assert [(b.name, b.size) for b in vocab.blocks] == [("text", 299), ("global", 8), ("semantic", 16)]
-    assert set(vocab.control) == {name for name in CONTROL if not name.endswith("_glm")}
+    fixed = {name for name in CONTROL if not name.endswith("_glm")}
+    assert set(vocab.control) == fixed | {f"task_{name}" for name in DEFAULT}
     assert vocab.size == 300 + len(vocab.control) + 8 + 16
 
 
@@ -175,6 +177,8 @@ def test_card_lists_every_control_token(repo: Path) -> None:
     card = (repo / "tokenizers" / "text" / "card.md").read_text(encoding="utf-8")
     for name, (token, meaning) in CONTROL.items():
         assert f"| `{token}` | `{name}` | {meaning} |" in card
+    for name in TASKS:
+        assert f"| `{TASK_TOKEN.format(name)}` | `task_{name}` |" in card
 
 
 def test_a_recipe_trains_a_tokenizer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

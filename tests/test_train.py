@@ -28,13 +28,16 @@ from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.pitch import yin
 from gpa.data import feature_cache, tokens
 from gpa.data.feature_cache import FeatureCache
-from gpa.data.rows import TASK_ORDER, LMBatch
+from gpa.data.rows import LMBatch
 from gpa.errors import CheckpointError, TrainingError, UsageError
 from gpa.lab.merge import average
+from gpa.prompt.tasks import DEFAULT
 from gpa.train import checkpoint, metrics
+from gpa.train.arguments import TrainArgs
 from gpa.train.command import family_of, main
+from gpa.train.families.base import Family, Loss
 from gpa.train.families.codec import CodecFamily, CodecRecipe
-from gpa.train.loop import Family, Loss, TrainArgs, step_seed, train
+from gpa.train.loop import step_seed, train
 from gpa.train.optim import Both, OptimArgs, Optimizer, learning_rate, make_optimizer
 from training import (
     codec_tree,
@@ -261,7 +264,7 @@ def last_step(run: Path) -> int:
 
 
 def has_conversion(batch: Any) -> bool:
-    return not isinstance(batch, LMBatch) or bool((batch.task == TASK_ORDER.index("vc")).any())
+    return not isinstance(batch, LMBatch) or bool((batch.task == DEFAULT.index("vc")).any())
 
 
 @pytest.mark.parametrize(("kind", "name"), [("codec", "mel"), ("gpa", "vc"), ("latent", "mel")])

@@ -11,17 +11,17 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from gpa import config
 from gpa.data.alignment import letters_of, piece_spans
-from gpa.data.rows import TASK_ORDER, LMBatch, Noise, Row, RowBuilder, collate, pack
+from gpa.data.rows import LMBatch, Noise, Row, RowBuilder, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.lab import merge
 from gpa.models.gpa.modeling_gpa import alignment_loss, new_backbone
-from gpa.prompt.formats import INSTRUCTIONS
-from gpa.prompt.tasks import IGNORE
+from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS
 from gpa.text.lexicon import words_of
+from gpa.text.normaliser import normalise_text, without_punctuation
 from gpa.text.pronunciations import Pronunciations
-from gpa.text.tokenizer import normalise_text, without_punctuation
+from gpa.train.arguments import TrainArgs
 from gpa.train.families.lm import LMFamily, LMRecipe
-from gpa.train.loop import TrainArgs, train
+from gpa.train.loop import train
 from gpa.train.optim import OptimArgs
 from training import LM, lm_tree, write_tokens
 
@@ -44,7 +44,7 @@ def rows_of(family: LMFamily, task: str, count: int = 40) -> list[tuple[int, Row
     return [(i, family.train_rows.row(task, i, rng)) for i in clips for _ in range(count // len(clips))]
 
 
-@pytest.mark.parametrize("task", TASK_ORDER)
+@pytest.mark.parametrize("task", DEFAULT)
 def test_rows_are_inference_prompts_and_their_completions(family: LMFamily, task: str) -> None:
     """The prefix without labels is what `build` gives at inference; labels cover the completion, no more."""
     fmt = family.train_rows.fmt
@@ -70,10 +70,10 @@ def test_rows_are_inference_prompts_and_their_completions(family: LMFamily, task
         assert completion[-1] == family.vocab.stop
         if task == "tts":
             assert parsed.text == normalise_text(clip["text"])
-    assert INSTRUCTIONS[task][0] in seen and len(seen) == len(INSTRUCTIONS[task])
+    assert TASKS[task].instructions[0] in seen and len(seen) == len(TASKS[task].instructions)
 
 
-@pytest.mark.parametrize("task", TASK_ORDER)
+@pytest.mark.parametrize("task", DEFAULT)
 def test_lengths_are_not_less_than_the_rows(family: LMFamily, task: str) -> None:
     for i, row in rows_of(family, task):
         assert len(row.ids) <= family.train_rows.length(task, i)
@@ -193,7 +193,7 @@ def test_padding_changes_no_loss(family: LMFamily) -> None:
 
 def packed_and_padded(family: LMFamily) -> tuple[LMBatch, LMBatch, list[Row]]:
     rng = np.random.default_rng(0)
-    rows = [family.train_rows.row(task, i, rng) for task in TASK_ORDER for i in (0, 1, 2)]
+    rows = [family.train_rows.row(task, i, rng) for task in DEFAULT for i in (0, 1, 2)]
     pad = family.vocab.control["pad"]
     return collate(pack(rows, 200), pad), collate([[row] for row in rows], pad), rows
 
@@ -234,7 +234,7 @@ def test_packed_loss_is_padded_loss(family: LMFamily, attention: str) -> None:
         grads = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
         results.append((parts, grads))
     (parts, grads), (slow_parts, slow_grads) = results
-    for name in (*TASK_ORDER, "alignment", *(f"tokens/{task}" for task in TASK_ORDER)):
+    for name in (*DEFAULT, "alignment", *(f"tokens/{task}" for task in DEFAULT)):
         assert parts[name] == pytest.approx(slow_parts[name], rel=1e-5), name
     torch.testing.assert_close(grads, slow_grads, atol=1e-6, rtol=1e-3)
 
@@ -267,7 +267,7 @@ def test_alignment_loss_is_the_librarys_attention(family: LMFamily, layer: int) 
     torch.manual_seed(1)
     model = new_backbone({**lm_tree(Path())["model"], "initializer_range": 0.3}, family.vocab).eval()
     rng = np.random.default_rng(0)
-    rows = [family.train_rows.row(task, i, rng) for task in TASK_ORDER for i in (0, 2)]
+    rows = [family.train_rows.row(task, i, rng) for task in DEFAULT for i in (0, 2)]
     batch = family._collate(rows)
     hidden = model.model(batch.ids, use_cache=False, output_hidden_states=True).hidden_states
     with torch.no_grad():
@@ -280,7 +280,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(family: LMFamily) -> None:
     torch.manual_seed(0)
     module = family.build().eval()
     rng = np.random.default_rng(0)
-    rows = [family.train_rows.row(task, 1, rng) for task in TASK_ORDER]
+    rows = [family.train_rows.row(task, 1, rng) for task in DEFAULT]
     value, parts = family._loss(module, family._collate(rows))
     counts = {row.task: int((row.labels != IGNORE).sum()) for row in rows}
     weights = family.recipe.weights
@@ -292,7 +292,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(family: LMFamily) -> None:
         mean = float(-logits[at, labels[at]].detach().mean())
         assert parts[row.task] == pytest.approx(mean, rel=1e-4)
         share = counts[row.task] / sum(counts.values())
-        expected += getattr(weights, row.task) * mean * share**0.5
+        expected += family.recipe.tasks[row.task].weight * mean * share**0.5
     assert float(value.detach()) == pytest.approx(expected, rel=1e-4)
 
 
@@ -300,7 +300,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(family: LMFamily) -> None:
 def test_three_rows_are_learnt_and_generated(family: LMFamily, folder: Path, tmp_path: Path) -> None:
     """One row of each task, learnt by heart, comes back by transformers' greedy generation."""
     rng = np.random.default_rng(0)
-    rows = [family.train_rows.row(task, i, rng) for i, task in enumerate(TASK_ORDER)]
+    rows = [family.train_rows.row(task, i, rng) for i, task in enumerate(DEFAULT)]
 
     class Fixed(LMFamily):
         def batch(self, step: int) -> Any:
@@ -331,7 +331,7 @@ def test_noise_changes_what_is_seen_and_not_what_is_asked(folder: Path, family: 
     tree = lm_tree(folder)
     tree["data"] |= {"noise": 0.3, "text_noise": 0.4}
     noisy, vocab = LMFamily(config.build(LMRecipe, tree)), family.vocab
-    for task in TASK_ORDER:
+    for task in DEFAULT:
         changed = {"semantic": 0, "text": 0}
         speech = 0
         for i in range(len(family.train_rows.clips)):

@@ -31,8 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def family(tokens: Path, **changes: Any) -> LMFamily:
-    data = {"tokens": str(tokens), "max_ids": 1500, "batch_ids": 4500, "share_vc": 1.0}
+    data = {"tokens": str(tokens), "max_ids": 1500, "batch_ids": 4500}
     tree: dict[str, Any] = {"kind": "gpa", "format": "published", "data": data, "model": LM}
+    tree["tasks"] = {"tts": {}, "asr": {}, "vc": {"share": 1.0}}
     tree["export"] = "network"  # the rows here come without a codec
     return LMFamily(config.build(LMRecipe, {**tree, "weights": {"alignment": 0.0}, **changes}))
 

@@ -66,7 +66,7 @@ class Given(LMFamily):
 
     def padded(self, rows: list[Row]) -> LMBatch:
         """One row a sequence, padded on the right to the longest."""
-        return collate([[row] for row in rows], self.vocab.control["pad"])
+        return collate([[row] for row in rows], self.vocab.control["pad"], self.tasks)
 
     def packed(self, rows: list[Row]) -> LMBatch:
         """As the recipe says: sequences of `data.pack_ids`."""

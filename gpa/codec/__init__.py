@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gpa import hub
-from gpa.codec.base import AudioTokens, CodecSpec, LatentCodec, LatentSpec, LinguisticTokenizer, Stream, TokenCodec
+from gpa.codec.base import (
+    AudioTokens,
+    CodecSpec,
+    LatentCodec,
+    LatentSpec,
+    LinguisticTokenizer,
+    Stream,
+    TokenCodec,
+)
 from gpa.errors import CheckpointError, UsageError
 
 __all__ = [
@@ -80,7 +88,7 @@ def load_codec(
     It is a `TokenCodec`; for kind latent a `LatentCodec`, for glm4voice an encoder only.
 
     `kind` is one of KINDS and is otherwise read from the config file (`codec_kind`); one that contradicts the
-    config is refused. `options` go to the class: `device`; `n_codebooks` and `bandwidth` for transformers
+    config is refused. `options` that are set go to the class: `device`; `n_codebooks` and `bandwidth` for transformers
     codecs; `encoder`, the folder of the feature encoder, for the export of a BiCodec without one. Raises CheckpointError, or UsageError for an unknown kind.
     """
     if kind is not None and kind not in KINDS:
@@ -89,7 +97,7 @@ def load_codec(
     found = codec_kind(folder)
     if kind not in (None, found):
         raise CheckpointError(f"{folder} holds a {found} codec, not {kind}")
-    return KINDS[found](folder, options)
+    return KINDS[found](folder, {name: value for name, value in options.items() if value not in (None, "")})
 
 
 def codec_kind(path: str | os.PathLike) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from gpa import audio as sound
 from gpa import hub
 from gpa.audio import AudioLike
-from gpa.codec import margins, recordings
+from gpa.codec import margins
 from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
 from gpa.codec.bicodec_config import (
     BackboneConfig,
@@ -43,6 +43,7 @@ from gpa.codec.feature_encoder import (
     state_digest,
 )
 from gpa.codec.harmonic import HarmonicDecoder
+from gpa.codec.recordings import timbre_of
 from gpa.codec.timbre import Timbre
 from gpa.codec.voice import Voice
 from gpa.config import stated
@@ -128,10 +129,7 @@ class BiCodec(TokenCodec):
         return codec
 
     def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-        """Write config.json, model.safetensors and features/; `dtype` defaults to that of the loaded files.
-
-        Half precision keeps values that it cannot hold in float32; loading computes in float32 either way.
-        """
+        """Write config.json, model.safetensors and features/; values that half cannot hold stay float32."""
         from safetensors.torch import save_file
 
         path, dtype = Path(path), dtype or self.precision
@@ -191,7 +189,7 @@ class BiCodec(TokenCodec):
         semantic, global_ = self._semantic(wavs), self._global(wavs)
         given = zip(wavs, semantic, global_, strict=True)
         return [
-            AudioTokens(ids[None], codes, recordings.timbre(self, [(wav, ids)], Voice(tuple(codes.tolist()))))
+            AudioTokens(ids[None], codes, timbre_of(self, [(wav, ids)], Voice(tuple(codes.tolist()))))
             for wav, ids, codes in given
         ]
 
@@ -210,7 +208,7 @@ class BiCodec(TokenCodec):
         wav = wav[: int(self.config.ref_segment_duration * self.config.sample_rate)]
         if self.harmonic is None:
             return codes, None
-        return codes, recordings.timbre(self, [(wav, self._semantic([wav])[0])], Voice(tuple(codes.tolist())))
+        return codes, timbre_of(self, [(wav, self._semantic([wav])[0])], Voice(tuple(codes.tolist())))
 
     def codes_batch(self, audios: Sequence[AudioLike]) -> list[np.ndarray]:
         """Semantic ids (T,) of clips, equal to those of each alone: nothing is padded."""

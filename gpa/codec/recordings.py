@@ -1,6 +1,6 @@
 """What recordings have that is not in what a BiCodec makes of their ids: timbre and range of pitch.
 
-    S samples   T semantic ids   K bands   C feature channels   N frames
+S samples   T semantic ids   K bands   C feature channels   N frames
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from gpa.codec.harmonic import CENTRE, FLOOR, HEIGHT
 from gpa.codec.pitch import yin
 from gpa.codec.timbre import Timbre, measure
 from gpa.codec.voice import Voice
+from gpa.errors import UsageError
 
 if TYPE_CHECKING:
+    from gpa.codec.base import TokenCodec
     from gpa.codec.bicodec import BiCodec
 
 PASSES = 2  # a timbre is measured with, the second on what the first has left
 Clip = tuple[np.ndarray, np.ndarray]  # a recording (S,) and its ids (T,)
 
 
-def timbre(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> Timbre | None:
+def timbre_of(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> Timbre | None:
     """Of recordings with their ids, against what is decoded of these, equally loud.
 
     None where the decoder draws no bands. What the voice has for a timbre does not count.
@@ -43,6 +45,20 @@ def timbre(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> Timbre | None
     return found
 
 
+@torch.inference_mode()
+def speaker_vector(codec: TokenCodec, wav: np.ndarray) -> np.ndarray:
+    """How the codec's own speaker encoder places a waveform (S,) among voices, (D,); UsageError for none."""
+    from gpa.codec.bicodec import BiCodec
+
+    if not isinstance(codec, BiCodec):
+        raise UsageError(
+            f"{codec.spec.name} has no speaker encoder to compare voices by: install the extra eval"
+        )
+    model = codec.model
+    x = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None].to(codec.device)
+    return model.speaker_encoder(model.mel(x))[0].float().cpu().numpy()
+
+
 def _compared(codec: BiCodec, wav: np.ndarray, ids: np.ndarray, voice: Voice) -> tuple[Tensor, Tensor]:
     """Log-mels (K, T) of a recording and of what is decoded of its ids."""
     assert codec.harmonic is not None
@@ -54,7 +70,7 @@ def _compared(codec: BiCodec, wav: np.ndarray, ids: np.ndarray, voice: Voice) ->
     return found[0], found[1]
 
 
-def intonation(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> tuple[float, float]:
+def intonation_of(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> tuple[float, float]:
     """Gain and shift of log pitch that the recordings have and what is decoded of their ids has not."""
     if codec.harmonic is None:
         return 1.0, 0.0

@@ -25,8 +25,8 @@ class Voice:
     """A speaker as the codec's global codes, a timbre where it can draw one, and what `gpa finetune` learnt.
 
     For a codec without global codes a voice is an acoustic prompt: `codes` are then those (K, T) of a
-    reference, laid into one stream. `text` is what it says, where that is known. `codec` is the fingerprint of the codec that gives the codes their meaning; `about` is free text (origin,
-    licence).
+    reference, laid into one stream. `text` is what it says, where that is known. `codec` is the fingerprint
+    of the codec that gives the codes their meaning; `about` is free text (origin, licence).
     """
 
     codes: tuple[int, ...]

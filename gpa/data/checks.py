@@ -158,8 +158,7 @@ def no_licence(case: Case, limits: Limits) -> str:
 
 def no_text(case: Case, limits: Limits) -> str:
     """A task of text without a letter to speak."""
-    needed = {"asr", "tts"} & set(case.row.tasks)
-    return f"text {case.row.text!r:.40}" if needed and not letters(case.text) else ""
+    return f"text {case.row.text!r:.40}" if case.row.needs_text and not letters(case.text) else ""
 
 
 def bad_text(case: Case, limits: Limits) -> str:
@@ -171,7 +170,7 @@ def bad_text(case: Case, limits: Limits) -> str:
 
 def speech_rate(case: Case, limits: Limits) -> str:
     """Letters per second of the clip."""
-    if not letters(case.text) or case.row.task == "vc":
+    if not letters(case.text) or not case.row.needs_text:
         return ""
     rate = letters(case.text) / case.sound.seconds
     return "" if limits.min_rate <= rate <= limits.max_rate else f"{rate:.1f} letters per second"
@@ -179,7 +178,7 @@ def speech_rate(case: Case, limits: Limits) -> str:
 
 def text_mismatch(case: Case, limits: Limits) -> str:
     """More text than the sound in the clip can hold, pauses left out."""
-    if not letters(case.text) or case.row.task == "vc":
+    if not letters(case.text) or not case.row.needs_text:
         return ""
     rate = letters(case.text) / max(case.sound.active, _FRAME)
     return f"{rate:.1f} letters per second of sound" if rate > limits.max_dense_rate else ""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from gpa.audio import AudioLike, load
 from gpa.errors import DataError, PromptError
-from gpa.prompt.tasks import canonical_task
+from gpa.prompt.tasks import TASKS, Task, canonical_task
 
 SHOWN = 5  # problems of one manifest that are printed
 
@@ -71,11 +71,15 @@ class ManifestRow:
         return self.split.startswith("train")
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks this row makes sequences for; without a text, a conversion onto itself."""
+    def needs_text(self) -> bool:
+        """Whether sequences of this row have its text: its task's do, or any task's where there is one."""
+        return TASKS[self.task].uses_text if self.task else bool(self.text.strip())
+
+    def serves(self, tasks: Mapping[str, Task]) -> tuple[str, ...]:
+        """Those of a model's tasks that this row is measured by; without a text, a conversion onto itself."""
         if self.task:
             return (self.task,)
-        return ("asr", "tts") if self.text.strip() else ("vc",)
+        return tuple(name for name, task in tasks.items() if task.uses_text == self.needs_text)
 
     @property
     def voice(self) -> Clip:
@@ -199,9 +203,13 @@ def _task(row: Mapping[str, Any], where: str) -> str:
         task = canonical_task(row["task"]) if row.get("task") else ""
     except PromptError as error:
         raise DataError(f"{where}: key 'task': {error}") from error
-    if (task == "vc") != bool(row.get("vc_audio")):
+    converts = bool(task) and TASKS[task].converts
+    if converts != bool(row.get("vc_audio")):
+        converting = ", ".join(name for name, each in TASKS.items() if each.converts)
         state = (
-            "empty; a vc row needs the converted recording" if task == "vc" else "for rows of task vc only"
+            f"empty; a {task} row needs the converted recording"
+            if converts
+            else f"for rows of task {converting} only"
         )
         raise DataError(f"{where}: key 'vc_audio' is {state}")
     return task

@@ -339,7 +339,7 @@ class Encoder:
                 "seconds": len(wav) / rate,
                 "licence": row.licence,
             }
-            yield {**made, "length": token_folder.longest(p.format, row.tasks, made)}
+            yield {**made, "length": token_folder.longest(p.format, row.serves(p.format.tasks), made)}
 
     def _semantic(self, wav: np.ndarray) -> list[int]:
         codec = self.processor.codec

@@ -19,15 +19,12 @@ from gpa.data import token_folder
 from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans, respelt_letters
 from gpa.data.token_folder import longest
 from gpa.errors import UsageError
-from gpa.prompt.formats import INSTRUCTIONS, Example, Format, InstructFormat
-from gpa.prompt.tasks import IGNORE
+from gpa.prompt.formats import Example, Format, InstructFormat
+from gpa.prompt.tasks import DEFAULT, IGNORE
 from gpa.prompt.vocab import Block
 from gpa.text.pronunciations import Pronunciations, Respelt
-from gpa.text.tokenizer import without_punctuation
 
-TASK_ORDER = ("tts", "asr", "vc")
 SPELT = 0.1  # share of words that stay spelt in a text of sounds, as unknown words will
-OTHER = {"asr": 0.5, "vc": 0.75}  # how often a clip is heard in another copy, if it has one
 
 
 @dataclass
@@ -123,7 +120,7 @@ class RowBuilder:
     def length(self, task: str, i: int) -> int:
         """Most ids that the row can have, whichever instruction it gets."""
         clip = {"glm": (), "target": (), **self.clips[i]}
-        if task == "tts" and self.dictionary:  # each word in the form that has more ids
+        if self.fmt.task(task).speaks_text and self.dictionary:  # each word in the form that has more ids
             clip["text"] = self.dictionary.respelt(clip["text"], self._longer_spelt).text
         return longest(self.fmt, (task,), clip)
 
@@ -139,41 +136,43 @@ class RowBuilder:
         nobody knows who speaks, another clip of the speaker as the voice.
         """
         clip = {"glm": (), "target": (), **self.clips[i]}
-        options = INSTRUCTIONS[task]
+        asked = self.fmt.task(task)
+        options, layout = asked.instructions, self.fmt.layouts[task]
         instruction = options[0] if rng.random() < 0.5 else options[int(rng.integers(len(options)))]
         given = clip["semantic"]
-        if task != "asr" and clip["speaker"] and not clip.get("task"):
+        if "global" in layout.blocks and clip["speaker"] and not clip.get("task"):
             others = self.by_speaker[clip["speaker"]]
             clip["global"] = self.clips[others[int(rng.integers(len(others)))]]["global"]
-        if task == "asr" and self.fmt.name == "instruct":
-            clip["text"] = without_punctuation(clip["text"])
+        clip["text"] = token_folder.target_text(self.fmt, asked, clip["text"])
         copies = clip.get("copies", ())
-        if task != "tts" and copies and rng.random() < OTHER[task]:
+        if asked.copies and copies and rng.random() < asked.copies:
             clip["semantic"] = copies[int(rng.integers(len(copies)))]
-            clip["target"] = given if task == "vc" else ()
+            clip["target"] = given if asked.converts else ()
         words = instruction if self.fmt.name == "instruct" else None
-        if task == "tts" and self.noise.drop_text and rng.random() < self.noise.drop_text:
-            return self._noisy(self._row(task, self._wordless(clip, instruction), None, reverse=False), rng)
-        respelt = self._respelt(clip["text"], rng) if task == "tts" else None
+        if asked.speaks_text and self.noise.drop_text and rng.random() < self.noise.drop_text:
+            example = self._wordless(task, clip, instruction)
+            return self._noisy(self._row(task, example, None, reverse=False), rng)
+        respelt = self._respelt(clip["text"], rng) if asked.speaks_text else None
         clip["text"] = respelt.text if respelt else clip["text"]
         example = token_folder.example(self.fmt, task, clip, words)
         n = np.arange(len(given))
-        spans = np.stack([n, n + 1], 1) if task == "vc" else self._spans(self.clips[i], clip["text"], respelt)
-        row = self._row(task, example, spans, reverse=task == "asr")
+        same = np.stack([n, n + 1], 1)
+        spans = same if asked.converts else self._spans(self.clips[i], clip["text"], respelt)
+        row = self._row(task, example, spans, reverse=asked.writes)
         return self._noisy(row, rng)
 
-    def _wordless(self, clip: Mapping[str, Any], instruction: str) -> Example:
+    def _wordless(self, task: str, clip: Mapping[str, Any], instruction: str) -> Example:
         """Speech of a voice with nothing said about its words."""
         assert isinstance(self.fmt, InstructFormat)
-        prompt = self.fmt.wordless(clip["global"], instruction)
-        completion = self.fmt.completion("tts", semantic=clip["semantic"])
+        prompt = self.fmt.wordless(clip["global"], instruction, task)
+        completion = self.fmt.completion(task, semantic=clip["semantic"])
         return Example(prompt + completion, [IGNORE] * len(prompt) + completion)
 
     def _noisy(self, row: Row, rng: np.random.Generator) -> Row:
         vocab = self.fmt.vocab
         for block in filter(None, (vocab.semantic, vocab.glm) if self.noise.speech else ()):
             row = _replaced(row, block, np.full(len(row.ids), self.noise.speech), rng)
-        if self.noise.text and row.task == "asr":
+        if self.noise.text and self.fmt.task(row.task).writes:
             row = _replaced(row, vocab.text, self.noise.text * (row.labels != IGNORE), rng)
         return row
 
@@ -188,6 +187,8 @@ class RowBuilder:
         if not clip.get("letters"):
             return None
         letters, first = letters_of(clip["text"]), clip["letters"]
+        if not respelt and letters_of(text) != letters:
+            return None  # written otherwise than it was aligned
         if respelt:
             letters, first = respelt_letters(clip["text"], respelt, first)
         return piece_spans(self.text.pieces(text), letters, first, len(clip["semantic"]))
@@ -207,8 +208,9 @@ class RowBuilder:
         return Row(task, ids, labels, look)
 
     def _content_start(self, task: str, ids: np.ndarray) -> int:
-        opener = {"tts": "start_content", "asr": "start_semantic", "vc": "start_semantic"}[task]
-        return int((ids == self.fmt.vocab.control[opener]).argmax()) + 1
+        """Where the last block of the prompt begins: it is the one that is read aloud or written down."""
+        opener = self.fmt.vocab.control[f"start_{self.fmt.layouts[task].blocks[-1]}"]
+        return int((ids == opener).argmax()) + 1
 
 
 def _replaced(row: Row, block: Block, chance: np.ndarray, rng: np.random.Generator) -> Row:
@@ -239,8 +241,8 @@ def pack(rows: Sequence[Row], size: int) -> list[list[Row]]:
     return bins
 
 
-def collate(sequences: Sequence[Sequence[Row]], pad: int) -> LMBatch:
-    """Sequences of rows as tensors.
+def collate(sequences: Sequence[Sequence[Row]], pad: int, tasks: Sequence[str] = DEFAULT) -> LMBatch:
+    """Sequences of rows as tensors; a task's index is its place in `tasks`.
 
     A row's labels begin with ignored ids, so no row is asked to predict the next one's first.
     """
@@ -254,7 +256,7 @@ def collate(sequences: Sequence[Sequence[Row]], pad: int) -> LMBatch:
         for row in rows:
             here = np.s_[n, at : at + len(row.ids)]
             ids[here], labels[here] = row.ids, row.labels
-            task[here] = np.where(row.labels == IGNORE, -1, TASK_ORDER.index(row.task))
+            task[here] = np.where(row.labels == IGNORE, -1, tasks.index(row.task))
             positions[here] = np.arange(len(row.ids))
             look[here] = row.look + at * row.look.any(1, keepdims=True)
             at += len(row.ids)

@@ -87,7 +87,7 @@ class Reader:
         glm = [0] * (math.ceil(case.sound.seconds * self.glm.frame_rate) + passes) if self.glm else []
         voice = [0] * self.codec.voice_size
         columns = {"text": case.text, "semantic": own, "glm": glm, "global": voice, "target": target}
-        return longest(self.format, case.row.tasks, columns)
+        return longest(self.format, case.row.serves(self.format.tasks), columns)
 
 
 class HeldOut(NamedTuple):
@@ -140,7 +140,7 @@ class Doctor:
                 yield code, detail
         yield from leaks(case.row, self.held_out, self.limits)
         yield from self._length(case)
-        if self.limits.check_text and case.row.task != "vc" and letters(case.text):
+        if self.limits.check_text and case.row.needs_text and letters(case.text):
             yield from self._heard(case, wav)
 
     def _length(self, case: Case) -> Iterator[tuple[str, str]]:

@@ -21,8 +21,8 @@ import numpy as np
 
 from gpa import hub
 from gpa.errors import CheckpointError, MissingExtraError
-from gpa.prompt.formats import INSTRUCTIONS, Example, Format
-from gpa.prompt.tasks import FIELD_OF
+from gpa.prompt.formats import Example, Format
+from gpa.prompt.tasks import FIELD_OF, Task
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import normalise_text
 
@@ -200,12 +200,12 @@ def check_fits(folder: str | os.PathLike, fingerprints: Mapping[str, str]) -> No
 def example(format: Format, task: str, row: Mapping[str, Any], instruction: str | None = None) -> Example:
     """The training sequence of a row for one task; a conversion without target goes onto itself."""
     columns = {"semantic": "semantic", "global": "global", "glm": "glm", "content": "text"}
-    layout = format.layouts[task]
+    asked, layout = format.task(task), format.layouts[format.task(task).name]
     fields: dict[str, Any] = {FIELD_OF[kind]: row[columns[kind]] for kind in layout.blocks}
     if layout.output == "content":
         fields["target_text"] = row["text"]
     else:
-        converted = task == "vc" and len(row["target"]) > 0
+        converted = asked.converts and len(row["target"]) > 0
         fields["target_semantic"] = row["target" if converted else "semantic"]
     return format.example(task, **fields, instruction=instruction)
 
@@ -217,7 +217,18 @@ def stored_text(format: Format, text: str) -> str:
 
 def longest(format: Format, tasks: Sequence[str], row: Mapping[str, Any]) -> int:
     """Ids of the longest sequence that the row makes for these tasks, under the longest instruction."""
-    return max(len(example(format, task, row).input_ids) + _wording(format, task) for task in tasks)
+    sizes = []
+    for name in tasks:
+        task = format.task(name)
+        texts = {row["text"], target_text(format, task, row["text"])}
+        rows = [example(format, task.name, {**row, "text": text}) for text in texts]
+        sizes.append(max(len(made.input_ids) for made in rows) + _wording(format, task.name))
+    return max(sizes, default=0)
+
+
+def target_text(format: Format, task: Task, text: str) -> str:
+    """What a task writes of a row's text; published models take it verbatim."""
+    return task.target(text) if task.target and format.name == "instruct" else text
 
 
 @lru_cache(maxsize=16)  # the same for every row of a corpus
@@ -225,7 +236,7 @@ def _wording(format: Format, task: str) -> int:
     """How many ids the longest instruction has more than the first, which `example` writes."""
     if format.name != "instruct":
         return 0
-    sizes = [len(format.text_tokenizer.encode(words)) for words in INSTRUCTIONS[task]]
+    sizes = [len(format.text_tokenizer.encode(words)) for words in format.task(task).instructions]
     return max(sizes) - sizes[0]
 
 

@@ -268,6 +268,7 @@ def _recipe(job: Job, base: GPA) -> dict[str, Any]:
             "max_ids": longest,
             "batch_ids": max(job.batch_ids, longest),
         },
+        "tasks": {name: {} for name in base.config.tasks},
         "adapter": {"rank": job.rank, "alpha": float(2 * job.rank)},
         "weights": {"alignment": 0.0},
         "optim": {"lr": job.lr or (1e-3 if job.rank else 1e-4), "warmup": min(20, steps // 4)},

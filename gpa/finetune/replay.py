@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from gpa.data import token_folder
 from gpa.errors import GenerationError, GPAError
+from gpa.prompt.tasks import ASR, TTS, VC
 
 if TYPE_CHECKING:
     from gpa.models.gpa.pipeline_gpa import GPA
@@ -64,17 +65,17 @@ def _of_sentence(model: GPA, base: dict[str, Any], text: str, other: str) -> Ite
         return
     voice = list(model.resolve_voice(base["speaker"]).codes)
     said = {**base, "semantic": speech.tokens.tolist(), "global": voice}
-    yield {**said, "task": "tts", "text": token_folder.stored_text(model.format, text)}
+    yield {**said, "task": TTS.name, "text": token_folder.stored_text(model.format, text)}
     sound = (speech.wav, speech.sample_rate)
     said |= _heard(model, sound)  # what is heard, not what was meant
-    yield {**said, "task": "asr", "text": token_folder.stored_text(model.format, model.asr(sound).text)}
+    yield {**said, "task": ASR.name, "text": token_folder.stored_text(model.format, model.asr(sound).text)}
     yield from _converted(model, said, sound, other)
 
 
 def _parts(model: GPA, recordings: Iterable[Sound]) -> Iterator[Sound]:
     """Recordings in the pieces that the model converts at once."""
     for wav, rate in recordings:
-        for part in model.processor.audio_parts(model.processor.hear((wav, rate), "a recording"), "vc"):
+        for part in model.processor.audio_parts(model.processor.hear((wav, rate), "a recording"), VC.name):
             yield part, model.sample_rate
 
 
@@ -101,7 +102,7 @@ def _converted(model: GPA, said: dict[str, Any], sound: Sound, voice: str) -> It
     made = model.vc(sound, voice=voice, mode="lm", seed=_number(said))
     if made.finish_reason == "stop":
         codes = list(model.resolve_voice(voice).codes)
-        yield {**said, "task": "vc", "text": "", "target": made.tokens.tolist(), "global": codes}
+        yield {**said, "task": VC.name, "text": "", "target": made.tokens.tolist(), "global": codes}
 
 
 def _number(row: dict[str, Any]) -> int:

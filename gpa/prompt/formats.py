@@ -1,4 +1,4 @@
-"""The token layouts of recognition (asr), speech from text (tts) and voice conversion (vc), with an inverse.
+"""The tasks' token layouts, with an inverse: a `Task` of the table (tasks.py) and its inputs to ids and back.
 
 One function, `example`, builds training rows, and its prompt is the one `build` gives at inference, so the
 two cannot drift apart. Nothing here cuts a sequence: whoever has a length limit refuses or splits.
@@ -10,67 +10,64 @@ a short instruction first, and every block delimited, which lets `compose` order
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from gpa.errors import PromptError, VocabError
 from gpa.prompt.tasks import (
-    ALIASES,
+    DEFAULT,
     FIELD_OF,
     IGNORE,
-    INSTRUCT,
-    INSTRUCTIONS,
     KINDS,
-    PUBLISHED,
     TASKS,
+    TTS,
     Codes,
     Example,
     Fields,
     Layout,
     Parsed,
+    Task,
     canonical_task,
 )
-from gpa.prompt.vocab import CONTROL, Block, Vocab
+from gpa.prompt.vocab import CONTROL, Block, Vocab, control_token
 from gpa.text.pronunciations import Verbatim
 from gpa.text.tokenizer import TextTokenizer, normalise_text
 
-__all__ = [
-    "ALIASES",
-    "IGNORE",
-    "INSTRUCTIONS",
-    "TASKS",
-    "Example",
-    "Format",
-    "InstructFormat",
-    "Parsed",
-    "PublishedFormat",
-    "canonical_task",
-    "get_format",
-]
+__all__ = ["Example", "Format", "InstructFormat", "Parsed", "PublishedFormat", "canonical_task", "get_format"]
 
 
 class _Format:
     """What both formats share: block writing, completions, legal ids, reading blocks back."""
 
     name: ClassVar[str]
-    layouts: ClassVar[dict[str, Layout]]
 
-    def __init__(self, vocab: Vocab, text_tokenizer: TextTokenizer) -> None:
+    def __init__(self, vocab: Vocab, text_tokenizer: TextTokenizer, tasks: Iterable[str] = DEFAULT) -> None:
+        """`tasks` are names of the table, those of the checkpoint; only their control tokens are needed."""
         self.vocab = vocab
         self.text_tokenizer = text_tokenizer
+        self.tasks: dict[str, Task] = {name: TASKS[name] for name in map(canonical_task, tasks)}
+        if foreign := [name for name, task in self.tasks.items() if self.name not in task.layouts]:
+            raise PromptError(f"{', '.join(foreign)}: no layout in the {self.name} format")
+        self.layouts: dict[str, Layout] = {n: task.layouts[self.name] for n, task in self.tasks.items()}
         if text_tokenizer.size != vocab.text_size:
             raise VocabError(
                 f"text tokenizer has {text_tokenizer.size} ids, the vocabulary {vocab.text_size}"
             )
-        missing = [CONTROL[name].token for name in self.required_controls() if name not in vocab.control]
+        missing = [control_token(name) for name in self.required_controls() if name not in vocab.control]
         if missing:
-            raise VocabError(f"the {self.name} format needs {', '.join(missing)}, absent from the tokenizer")
+            raise VocabError(
+                f"the {self.name} format needs {', '.join(sorted(missing))} for {', '.join(self.tasks)}, "
+                "absent from the tokenizer"
+            )
         self._control_ids = frozenset(vocab.control.values())
 
-    @classmethod
-    def required_controls(cls) -> set[str]:
-        """Names of the control tokens this format writes."""
-        kinds = {kind for layout in cls.layouts.values() for kind in (*layout.blocks, layout.output)}
+    def task(self, name: str) -> Task:
+        """A task of this model by its name or alias; PromptError that lists the model's tasks otherwise."""
+        return self.tasks[canonical_task(name, self.tasks)]
+
+    def required_controls(self) -> set[str]:
+        """Names of the control tokens this format writes for its tasks."""
+        kinds = {kind for layout in self.layouts.values() for kind in (*layout.blocks, layout.output)}
         return {f"{side}_{kind}" for kind in kinds for side in ("start", "end")} | {"im_end"}
 
     def build(
@@ -87,7 +84,7 @@ class _Format:
 
         PromptError names a missing, empty or superfluous field; VocabError a code out of range.
         """
-        task = canonical_task(task)
+        task = self.task(task).name
         layout = self.layouts[task]
         fields: Fields = {"text": text, "semantic": semantic, "global_": global_, "glm": glm}
         needed = [FIELD_OF[kind] for kind in layout.blocks]
@@ -101,7 +98,7 @@ class _Format:
 
     def completion(self, task: str, *, text: str | None = None, semantic: Codes | None = None) -> list[int]:
         """The supervised ids that follow the prompt, stop token included."""
-        output = self.layouts[canonical_task(task)].output
+        output = self.layouts[self.task(task).name].output
         fields: Fields = {"text": text, "semantic": semantic}
         wanted = FIELD_OF[output]
         for field, value in fields.items():
@@ -132,7 +129,7 @@ class _Format:
 
     def legal_ids(self, task: str) -> tuple[range, ...]:
         """Disjoint, ascending runs of the ids a completion of `task` may hold, stop token included."""
-        return self.legal_output(self.layouts[canonical_task(task)].output)
+        return self.legal_output(self.layouts[self.task(task).name].output)
 
     def legal_output(self, kind: str) -> tuple[range, ...]:
         """As `legal_ids`, for the kind of block that is generated."""
@@ -143,16 +140,18 @@ class _Format:
     def legal_cycle(self, task: str) -> tuple[tuple[range, ...], ...]:
         """Runs legal at each step of a frame where speech has several codebooks; () where any id may come."""
         speech = self.layouts[canonical_task(task)].output == "semantic"
-        return tuple((book,) for book in self.vocab.codebooks) if speech and self.vocab.n_codebooks > 1 else ()
+        return (
+            tuple((book,) for book in self.vocab.codebooks) if speech and self.vocab.n_codebooks > 1 else ()
+        )
 
     def stop_ids(self, task: str) -> frozenset[int]:
         """Ids that end generation."""
-        canonical_task(task)
+        self.task(task)
         return frozenset({self.vocab.stop})
 
     def parse_completion(self, task: str, ids: Sequence[int]) -> Parsed:
         """Generated ids, finished or not, as a `Parsed` without prompt blocks; PromptError if malformed."""
-        task = canonical_task(task)
+        task = self.task(task).name
         output = self.layouts[task].output
         target, finished = self._read_ending(_Cursor(_plain(ids)), output)
         return Parsed((task,), (), output, target, finished)
@@ -240,7 +239,6 @@ class PublishedFormat(_Format):
     """GPA-0.3B's layout: delimiters alone select the task, text is verbatim (docs/tokens.md)."""
 
     name = "published"
-    layouts = PUBLISHED
 
     def parse(self, ids: Sequence[int]) -> Parsed:
         """A prompt or a whole sequence back to its parts; PromptError if it is not of this format."""
@@ -268,12 +266,10 @@ class InstructFormat(_Format):
     """
 
     name = "instruct"
-    layouts = INSTRUCT
 
-    @classmethod
-    def required_controls(cls) -> set[str]:
-        """Names of the control tokens this format writes."""
-        return super().required_controls() | {f"task_{task}" for task in TASKS} | {"end_instruction"}
+    def required_controls(self) -> set[str]:
+        """Names of the control tokens this format writes for its tasks."""
+        return super().required_controls() | {f"task_{task}" for task in self.tasks} | {"end_instruction"}
 
     def compose(
         self,
@@ -286,24 +282,24 @@ class InstructFormat(_Format):
 
         `tasks` may be empty or name several, `blocks` are (kind, text or codes) pairs with kinds "global",
         "semantic", "content" (and "glm" where the model has it), `output` is the kind to generate. For
-        example `compose(["vc"], [("global", g), ("content", text), ("semantic", s)], "semantic")` is a
+        example `compose([VC.name], [("global", g), ("content", text), ("semantic", s)], "semantic")` is a
         conversion that also knows the words. The default instruction joins those of the tasks.
         """
         self._block(output)
-        ids = self._head([canonical_task(task) for task in tasks], instruction)
+        ids = self._head([self.task(task).name for task in tasks], instruction)
         for kind, value in blocks:
             ids += self._delimited(kind, value)
         return [*ids, self.vocab.control[f"start_{output}"]]
 
-    def wordless(self, global_: Codes, instruction: str | None = None) -> list[int]:
+    def wordless(self, global_: Codes, instruction: str | None = None, task: str = TTS.name) -> list[int]:
         """The prompt of speech in a voice with the text left out: the null of guidance by a text."""
-        return self.compose(["tts"], [("global", global_)], "semantic", instruction)
+        return self.compose([task], [("global", global_)], "semantic", instruction)
 
     def parse(self, ids: Sequence[int]) -> Parsed:
         """A prompt or a whole sequence back to its parts; PromptError if it is not of this format."""
         cursor, control = _Cursor(_plain(ids)), self.vocab.control
         tasks = []
-        while task := next((task for task in TASKS if cursor.skip(control[f"task_{task}"])), None):
+        while task := next((task for task in self.tasks if cursor.skip(control[f"task_{task}"])), None):
             tasks.append(task)
         instruction = self._value("content", cursor.run(self._control_ids))
         if not cursor.skip(control["end_instruction"]):
@@ -320,7 +316,7 @@ class InstructFormat(_Format):
 
     def _head(self, tasks: Sequence[str], instruction: str | None) -> list[int]:
         if instruction is None:
-            instruction = ", ".join(INSTRUCTIONS[task][0] for task in tasks)
+            instruction = ", ".join(self.tasks[task].instructions[0] for task in tasks)
         words = self._payload("content", instruction, empty=True)
         control = self.vocab.control
         return [*(control[f"task_{task}"] for task in tasks), *words, control["end_instruction"]]
@@ -340,11 +336,16 @@ FORMATS: dict[str, type[PublishedFormat] | type[InstructFormat]] = {
 }
 
 
-def get_format(name: str, vocab: Vocab, text_tokenizer: TextTokenizer) -> Format:
-    """The format of that name, "published" or "instruct", over a model's id space and text tokenizer."""
+def get_format(
+    name: str, vocab: Vocab, text_tokenizer: TextTokenizer, tasks: Iterable[str] = DEFAULT
+) -> Format:
+    """The format of that name, "published" or "instruct", over a model's id space and text tokenizer.
+
+    `tasks` are the model's, by their names in the table.
+    """
     if name not in FORMATS:
         raise PromptError(f"unknown prompt format {name!r}; known: {', '.join(FORMATS)}")
-    return FORMATS[name](vocab, text_tokenizer)
+    return FORMATS[name](vocab, text_tokenizer, tasks)
 
 
 def _plain(ids: Sequence[int]) -> list[int]:

@@ -35,11 +35,9 @@ CONTROL: dict[str, ControlToken] = {
     "end_global": ControlToken("<|end_global_token|>", "Closes speaker codes."),
     "start_content": ControlToken("<|start_content|>", "Opens text, to be spoken or to be written."),
     "end_content": ControlToken("<|end_content|>", "Closes text, also a generated transcript."),
-    "task_asr": ControlToken("<|task_asr|>", "Heads an instruct sequence whose output is a transcript."),
-    "task_tts": ControlToken("<|task_tts|>", "Heads an instruct sequence that speaks a text."),
-    "task_vc": ControlToken("<|task_vc|>", "Heads an instruct sequence that moves speech to another voice."),
     "end_instruction": ControlToken("<|end_instruction|>", "Ends the instruction, before the first block."),
 }
+TASK_TOKEN = "<|task_{}|>"  # heads an instruct sequence of the task; its control name is task_NAME
 SEMANTIC_TOKEN = "<|bicodec_semantic_{}|>"
 GLOBAL_TOKEN = "<|bicodec_global_{}|>"
 AUDIO_TOKEN = "<|audio_{}_{}|>"  # of any other codec: codebook and code
@@ -50,6 +48,7 @@ PUBLISHED_SIZE = 180_445
 PUBLISHED_OFFSETS = {"glm": 151_727, "global": 168_111, "semantic": 172_207}
 # Base pieces that stand for no text; a SentencePiece vocabulary starts with them.
 _NOT_TEXT = {"<unk>", "<pad>", "<s>", "</s>"}
+_TASK_NAME = re.compile(r"<\|(task_\w+)\|>")
 _CODE_NAME = re.compile(r"<\|(?:bicodec_)?(semantic|global|audio_\d+)_(0|[1-9]\d*)\|>")
 
 
@@ -114,7 +113,7 @@ class Vocab:
     def __post_init__(self) -> None:
         spans = [(block.span, block.name) for block in self.blocks]
         spans += [
-            (range(token_id, token_id + 1), CONTROL[name].token) for name, token_id in self.control.items()
+            (range(token_id, token_id + 1), control_token(name)) for name, token_id in self.control.items()
         ]
         spans.sort(key=lambda entry: entry[0].start)
         for (low, low_name), (high, high_name) in zip(spans, spans[1:], strict=False):
@@ -194,12 +193,14 @@ class Vocab:
             offset = global_.offset - glm_size if glm_offset is None else glm_offset
             glm = Block("glm", offset, glm_size)
             _check_unnamed(glm, added, by_position=glm_offset is None)
+        control = {name: tokens[c.token] for name, c in CONTROL.items() if c.token in tokens}
+        control |= {m[1]: i for token, i in tokens.items() if (m := _TASK_NAME.fullmatch(token))}
         return cls(
             text=_text_block(tokens, added),
             semantic=semantic,
             global_=global_,
             glm=glm,
-            control={name: tokens[c.token] for name, c in CONTROL.items() if c.token in tokens},
+            control=control,
             size=max(tokens.values()) + 1 if size is None else size,
             tokens_digest=_digest(sorted(tokens.items(), key=operator.itemgetter(1))),
             n_codebooks=n_codebooks,
@@ -227,6 +228,11 @@ class Vocab:
         return cls.from_tokenizer(
             {**base, **added}, added, glm_size=glm_size, glm_offset=glm_offset, size=size
         )
+
+
+def control_token(name: str) -> str:
+    """The spelling of a control token by its name: one of CONTROL, or task_NAME."""
+    return CONTROL[name].token if name in CONTROL else TASK_TOKEN.format(name.removeprefix("task_"))
 
 
 def read_tokenizer_json(path: str | Path) -> dict[str, Any]:

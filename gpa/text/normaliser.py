@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+_PUNCTUATION = str.maketrans("", "", ".,?!;:")
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
@@ -64,6 +65,11 @@ def normalise_text(text: str) -> str:
         if text == before:
             break
     return text
+
+
+def without_punctuation(text: str) -> str:
+    """The words of a text alone, as recognition writes them."""
+    return " ".join(text.translate(_PUNCTUATION).split())
 
 
 def _normalise_once(text: str) -> str:

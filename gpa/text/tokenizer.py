@@ -17,10 +17,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from gpa.errors import MissingExtraError, PromptError, VocabError
-from gpa.prompt.vocab import CONTROL, code_names, read_tokenizer_json
+from gpa.prompt.tasks import DEFAULT
+from gpa.prompt.vocab import CONTROL, TASK_TOKEN, code_names, read_tokenizer_json
 from gpa.text.normaliser import normalise_text
 
-PUNCTUATION = str.maketrans("", "", ".,?!;:")
 FILES = ("tokenizer.json", "tokenizer_config.json")
 __all__ = [
     "TextTokenizer",
@@ -28,7 +28,6 @@ __all__ = [
     "copy_tokenizer",
     "normalise_text",
     "train_sentencepiece",
-    "without_punctuation",
 ]
 
 
@@ -113,18 +112,25 @@ def _sentencepiece() -> ModuleType:
 
 
 def build_tokenizer_json(
-    spm_model_path: str | Path, n_semantic: int, n_global_values: int, path: str | Path, n_codebooks: int = 1
+    spm_model_path: str | Path,
+    n_semantic: int,
+    n_global_values: int,
+    path: str | Path,
+    tasks: Iterable[str] = DEFAULT,
+    n_codebooks: int = 1,
 ) -> Path:
     """Write `tokenizer.json` and `tokenizer_config.json` of a model of ours into a directory.
 
     `path` is the directory or the `tokenizer.json` inside it; the file's path is returned. Ids: the
-    SentencePiece pieces (text ids equal sentencepiece's), the control tokens, `n_global_values` speaker
-    codes, `n_semantic` semantic codes of each codebook. transformers' `AutoTokenizer.from_pretrained` reads the result.
+    SentencePiece pieces (text ids equal sentencepiece's), the control tokens, those of the `tasks` among
+    them, `n_global_values` speaker codes, `n_semantic` semantic codes of each codebook. transformers'
+    `AutoTokenizer.from_pretrained` reads the result.
     """
     spm = _sentencepiece().SentencePieceProcessor(model_file=str(spm_model_path))
     pieces = [(spm.id_to_piece(i), spm.get_score(i)) for i in range(spm.get_piece_size())]
     # Blocks of glm codes belong to the published layout; ours reads speech from semantic codes alone.
     names = [c.token for name, c in CONTROL.items() if not name.endswith("_glm")]
+    names[-1:-1] = [TASK_TOKEN.format(task) for task in sorted(tasks)]
     names += code_names(n_codebooks, n_semantic, n_global_values)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     spec = {
@@ -158,11 +164,6 @@ def build_tokenizer_json(
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
         (directory / name).write_text(text, encoding="utf-8")
     return directory / "tokenizer.json"
-
-
-def without_punctuation(text: str) -> str:
-    """The words of a text alone, as recognition writes them."""
-    return " ".join(text.translate(PUNCTUATION).split())
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:

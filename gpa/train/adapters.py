@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
-from gpa.errors import CheckpointError, MissingExtraError, UsageError
-from gpa.models.gpa.modeling_gpa import Backbone, load_backbone
+from gpa.errors import MissingExtraError, UsageError
+from gpa.models.gpa.modeling_gpa import ADAPTER, Backbone
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FOLDER = "adapter"  # inside an exported model
-NAME = "default"  # what peft calls an adapter that nobody named
 WRAPPED = "base_model.model."  # where the files of peft say that the network is
 
 
@@ -61,35 +59,12 @@ def save(model: Backbone, init: str | Path, folder: Path) -> None:
 
     `init` is the network that it belongs to, which the files name.
     """
-    settings: Any = model.peft_config[NAME]
+    settings: Any = model.peft_config[ADAPTER]
     settings = replace(settings, base_model_name_or_path=str(init), inference_mode=True)
     settings.save_pretrained(str(folder))
-    state = _peft().get_peft_model_state_dict(model, adapter_name=NAME)
+    state = _peft().get_peft_model_state_dict(model, adapter_name=ADAPTER)
     state = {f"{WRAPPED}{name}": tensor.contiguous().cpu() for name, tensor in state.items()}
     save_file(state, folder / _peft().utils.SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-
-
-def folded(model: Backbone) -> dict[str, Tensor]:
-    """The tensors of the plain network that computes what this one does with its adapter, if it has one."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        owner, wrapped, leaf = name.partition(".base_layer.")
-        if wrapped and leaf == "weight":
-            layer: Any = model.get_submodule(owner)
-            tensor = tensor + layer.get_delta_weight(NAME)
-        if ".lora_" not in name:
-            state[f"{owner}.{leaf}" if wrapped else name] = tensor
-    return state
-
-
-def merged(init: str | Path, adapter: Path) -> Backbone:
-    """The network of `init` with an adapter folded into its weights; CheckpointError if it does not fit."""
-    try:
-        together = _peft().PeftModel.from_pretrained(load_backbone(init), str(adapter))
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{adapter}: not an adapter of {init}: {error}") from error
-    network: Backbone = together.merge_and_unload()
-    return network
 
 
 def _peft() -> Any:

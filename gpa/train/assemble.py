@@ -18,12 +18,13 @@ import torch
 
 from gpa import hub
 from gpa.codec.base import TokenCodec
+from gpa.engine.network import Network
 from gpa.engine.request import Sampling
 from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.modeling_gpa import Backbone, inference_network
 from gpa.models.gpa.outputs_gpa import Voice
 from gpa.models.gpa.verify_gpa import record
+from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.text import bigrams, lexicon
 from gpa.text import pronunciations as pronounce
 from gpa.text.spelling import SpellingSearch
@@ -45,6 +46,7 @@ class TrainingFacts:
     tokens: Path
     format: str
     recipe: str  # resolved, as YAML
+    tasks: Sequence[str] = DEFAULT
     init: Path | None = None
     speech: Sampling | None = None  # how speech is drawn, if the recipe says
     guided: bool = False  # whether speech was learnt without text, too
@@ -52,17 +54,17 @@ class TrainingFacts:
 
 
 def write(
-    lm: Backbone,
+    network: Network,
     out: Path,
     parts: CheckpointParts,
     facts: TrainingFacts,
-    more: Callable[[Path], Any] = lambda folder: None,
+    more: Callable[[Path], Any],
+    dtype: torch.dtype,
 ) -> None:
-    """Write the checkpoint, whole or not at all; `more` adds to its folder."""
+    """Write the checkpoint, whole or not at all, the network in `dtype`; `more` adds to its folder."""
     codec, glm = parts.load()
     statistics = CorpusStatistics.of(facts.clips, codec.spec.code_rate)
     config = _settings(parts.settings, facts, statistics, out.resolve().parent.name)
-    network = inference_network(lm)
     model = GPA(network, codec, facts.init or facts.tokens, glm=glm, config=config)
     if facts.init is None:  # lists of the codec's model were weighed against another network
         for name in LISTS:
@@ -72,7 +74,7 @@ def write(
     voices = {voice.name: voice for voice in statistics.voices(codec)}
     for name, voice in {**voices, **(parts.voices if facts.init else {})}.items():
         model.add_voice(name, voice)
-    with stored(model, out, dtypes=(lm.dtype, None), overwrite=True) as (made, folder):
+    with stored(model, out, dtypes=(dtype, None), overwrite=True) as (made, folder):
         pairs = golden_inputs(facts.clips, made.codec)
         record(made, folder, [clip for clip, _ in pairs], [text for _, text in pairs])
         model_card.write(made, folder, statistics, out.parent, facts.recipe)
@@ -85,8 +87,11 @@ def _settings(
     """gpa.json: that of the model before, but for what was learnt otherwise."""
     base = before if before is not None and before.format == facts.format else GPAConfig(format=facts.format)
     about = model_card.facts(before.about if before else {}, statistics, further=facts.init is not None)
-    speech = {task: facts.speech for task in ("tts", "vc")} if facts.speech else {}
-    base = replace(base, name=name, about=about, sampling={**base.sampling, **speech}, fingerprints={})
+    tasks = tuple(dict.fromkeys((*(base.tasks if facts.init else ()), *facts.tasks)))
+    sampling = {task: drawn for task, drawn in base.sampling.items() if task in tasks}
+    if facts.speech:
+        sampling |= {task: facts.speech for task in tasks if not TASKS[task].writes}
+    base = replace(base, name=name, about=about, tasks=tasks, sampling=sampling, fingerprints={})
     if facts.init is not None:
         return base
     return replace(

@@ -11,7 +11,7 @@ import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import yaml
@@ -19,7 +19,9 @@ from torch import nn
 
 from gpa import config, hub
 from gpa.errors import CheckpointError
-from gpa.train.optim import Optimizer
+
+if TYPE_CHECKING:
+    from gpa.train.optim import Optimizer
 
 KEEP = 2
 FOLDER, BEST = "checkpoints", "best.pt"

@@ -6,14 +6,16 @@ import argparse
 import logging
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa import config
 from gpa.errors import UsageError
 from gpa.train import checkpoint, environment, launch
-from gpa.train.families.base import Family
 from gpa.train.loop import train
 from gpa.train.metrics import plot
+
+if TYPE_CHECKING:
+    from gpa.train.families.base import Family
 
 log = logging.getLogger(__name__)
 KINDS = ("codec", "gpa", "latent", "speechop", "text", "voice")

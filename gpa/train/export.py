@@ -13,12 +13,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpa.audio import AudioLike
-from gpa.codec import TokenCodec, load_codec
+from gpa.codec import load_codec
 from gpa.config import load_yaml
 from gpa.engine.network import Network
 from gpa.errors import UsageError
@@ -26,6 +25,10 @@ from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
 from gpa.models.gpa.verify_gpa import record
 from gpa.train.assemble import stored
+
+if TYPE_CHECKING:
+    from gpa.audio import AudioLike
+    from gpa.codec import TokenCodec
 
 LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes, in this order
 

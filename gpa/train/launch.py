@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -22,9 +22,11 @@ from torch import nn
 
 from gpa.errors import MissingExtraError, TrainingError, UsageError
 from gpa.nn import threads
-from gpa.train.arguments import TrainArgs
 from gpa.train.parallel import Parallel, Ranks, Single
 from gpa.train.zero import Zero
+
+if TYPE_CHECKING:
+    from gpa.train.arguments import TrainArgs
 
 log = logging.getLogger(__name__)
 # Processes that a launcher counts, in variables that are no rank: MPI, PMI, and the present step of srun.

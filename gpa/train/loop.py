@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,12 +23,14 @@ from tqdm import tqdm
 
 from gpa.errors import TrainingError
 from gpa.train import checkpoint, environment, launch
-from gpa.train.arguments import TrainArgs
-from gpa.train.families.base import Family, Loss
 from gpa.train.metrics import Meter, MetricsLog, mean
 from gpa.train.optim import OptimArgs, learning_rate
 from gpa.train.parallel import Parallel, autocast, to_device
 from gpa.train.prefetch import Make, prefetch
+
+if TYPE_CHECKING:
+    from gpa.train.arguments import TrainArgs
+    from gpa.train.families.base import Family, Loss
 
 log = logging.getLogger(__name__)
 

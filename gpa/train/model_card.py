@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gpa.models.gpa import GPA
+from gpa.prompt.tasks import TASKS
 from gpa.train import metrics
 from gpa.train.corpus_statistics import CorpusStatistics
 
@@ -87,7 +88,7 @@ def _losses(path: Path) -> Iterator[str]:
 
 
 def _told(name: str) -> bool:
-    return name in ("tts", "asr", "vc") or name.startswith("eval/")
+    return name in TASKS or name.startswith("eval/")
 
 
 def facts(before: Mapping[str, str], statistics: CorpusStatistics, *, further: bool) -> dict[str, str]:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,8 +20,10 @@ from gpa.errors import GPAError, TrainingError
 from gpa.train import checkpoint
 from gpa.train.arguments import PRECISIONS, TrainArgs
 from gpa.train.ema import Average
-from gpa.train.families.base import Loss
 from gpa.train.optim import OptimArgs, Optimizer, make_optimizer
+
+if TYPE_CHECKING:
+    from gpa.train.families.base import Loss
 
 T = TypeVar("T")
 Parameters = Mapping[str, Sequence[nn.Parameter]]

@@ -83,8 +83,7 @@ class CheckpointParts:
         """Codec, and GLM tokenizer if there is one, on the CPU."""
         if _has_codec(self.folder):
             return files.load_parts(self.folder, CPU)
-        given = {"encoder": self.encoder} if self.encoder else {}
-        return load_codec(self.folder, **given), None
+        return load_codec(self.folder, encoder=self.encoder), None
 
     @property
     def settings(self) -> GPAConfig | None:

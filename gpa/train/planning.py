@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from gpa.models.gpa.modeling_gpa import Backbone
+if TYPE_CHECKING:
+    from gpa.models.gpa.modeling_gpa import Backbone
 
 GIB = 2.0**30
 

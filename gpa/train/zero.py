@@ -15,18 +15,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gpa.errors import MissingExtraError, UsageError
 from gpa.train import checkpoint
-from gpa.train.arguments import TrainArgs
 from gpa.train.ema import Average
-from gpa.train.families.base import Loss
 from gpa.train.optim import OptimArgs, make_optimizer
 from gpa.train.parallel import Parameters, Update, Watch, autocast, gather, leave, lost_rank, on_rank_zero
+
+if TYPE_CHECKING:
+    from gpa.train.arguments import TrainArgs
+    from gpa.train.families.base import Loss
 
 T = TypeVar("T")
 TAG = "shards"  # the folder inside a checkpoint that DeepSpeed fills

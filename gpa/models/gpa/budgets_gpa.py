@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from gpa.engine.request import Completion, Rules
 from gpa.engine.sampler import LoopDetector
-from gpa.errors import UsageError
-from gpa.models.gpa.segmentation_gpa import speech_seconds, transcript_ids
+from gpa.errors import PromptError, UsageError
+from gpa.models.gpa.segmentation_gpa import speech_seconds
 from gpa.prompt.formats import Format
+from gpa.prompt.tasks import ASR, Length, Task
 
 LOOP_SECONDS = 4.0  # of speech that only repeats: endless silence or a stuck word
 LOOP_TEXT_IDS = 32
@@ -28,19 +29,22 @@ class Budgets:
         least, most = (seconds * self.frame_rate for seconds in speech_seconds(text))
         return max(1, int(least)), int(most)
 
-    def converted_ids(self, n_source: int) -> int:
-        """The most ids that a conversion of so many source ids may have."""
-        return int(1.25 * n_source + self.frame_rate)
+    def span(self, task: Task, n_source: int) -> tuple[int, int]:
+        """The least and the most ids that a task may make of so many semantic ids of its source."""
+        if task.writes:
+            return 0, self.transcript_ids(n_source / self.frame_rate, task)
+        length = _length(task)
+        return int(length.least * n_source), int(length.most * n_source + length.slack * self.frame_rate)
 
-    def written_ids(self, n_source: int) -> int:
-        """The most ids that a transcript of so many semantic ids may have."""
-        return transcript_ids(n_source / self.frame_rate)
+    def transcript_ids(self, seconds: float, task: Task = ASR) -> int:
+        """The most ids that a task may write of so many seconds of speech."""
+        return _length(task).text_ids(seconds)
 
     def rules(
         self, task: str, max_new: int, min_new: int = 0, *, loop: bool = True, closed: bool = False
     ) -> Rules:
         """What a completion may look like; a `closed` one stops after `max_new` ids if not before."""
-        text = task == "asr"
+        text = self.format.task(task).writes
         limit = LOOP_TEXT_IDS if text else int(LOOP_SECONDS * self.frame_rate)
         cycle = self.format.legal_cycle(task)
         max_new += -max_new % max(1, len(cycle))  # whole frames
@@ -69,6 +73,12 @@ class Budgets:
         semantic = self.format.vocab.semantic
         found = semantic.codes(i for i in done.ids[: done.kept] if i in semantic)
         return found[: len(found) - len(found) % self.format.vocab.n_codebooks]
+
+
+def _length(task: Task) -> Length:
+    if task.length is None:
+        raise PromptError(f"{task.name} reads no speech, so its length follows from its text")
+    return task.length
 
 
 def budget(max_new_tokens: int | None, otherwise: int) -> int:

@@ -17,24 +17,20 @@ from typing import Any
 from gpa import config, hub
 from gpa.engine.request import Sampling
 from gpa.errors import CheckpointError, UsageError
+from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.text.spelling import SpellingSearch
 
 FILE = "gpa.json"
 VERSION = 1
-GREEDY = Sampling()
-# The values of the reference's server; recognition is greedy everywhere.
-SPOKEN = Sampling(temperature=0.2, repetition_penalty=1.2)
 CONVERSIONS = ("lm", "codec")
-
-
-def _defaults() -> dict[str, Sampling]:
-    return {"asr": GREEDY, "tts": SPOKEN, "vc": SPOKEN}
 
 
 @dataclass(frozen=True)
 class GPAConfig:
     """Content of gpa.json.
 
+    `tasks` name what the model does, as the table of `gpa.prompt.tasks` knows it: the tokenizer needs their
+    control tokens and no others. `sampling` is by task, and what it leaves out is the table's.
     `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. A model that
     `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
     `beams` are how recognition searches, with the checkpoint's words and bigrams; `gamma` is how strongly a
@@ -49,7 +45,8 @@ class GPAConfig:
     max_audio_seconds: float = 30.0
     max_text_chars: int = 200
     keeps_timing: bool = False
-    sampling: Mapping[str, Sampling] = field(default_factory=_defaults)
+    tasks: tuple[str, ...] = DEFAULT
+    sampling: Mapping[str, Sampling] = field(default_factory=dict)
     beams: SpellingSearch = SpellingSearch()
     gamma: float = 0.0
     conversion: str = "lm"
@@ -64,8 +61,12 @@ class GPAConfig:
         for name in ("max_audio_seconds", "max_text_chars"):
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise UsageError(f"{name}={value}: a finite number above 0 is needed")
-        if strange := sorted(set(self.sampling) - set(_defaults())):
-            raise UsageError(f"sampling: unknown tasks {strange}; known: {sorted(_defaults())}")
+        if strange := [name for name in self.tasks if name not in TASKS]:
+            raise UsageError(f"tasks: unknown tasks {strange}; known: {', '.join(TASKS)}")
+        if strange := sorted(set(self.sampling) - set(self.tasks)):
+            raise UsageError(f"sampling: unknown tasks {strange}; known: {', '.join(self.tasks)}")
+        usual = {name: Sampling(**TASKS[name].sampling) for name in self.tasks}  # type: ignore[arg-type]
+        object.__setattr__(self, "sampling", {**usual, **self.sampling})
 
     @classmethod
     def read(cls, folder: Path) -> GPAConfig:
@@ -80,10 +81,9 @@ class GPAConfig:
         if (version := raw.pop("version", None)) != VERSION:
             raise CheckpointError(f"{where}: version {version!r}; this release reads version {VERSION}")
         try:
-            found = config.build(cls, raw, "settings")
+            return config.build(cls, raw, "settings")
         except UsageError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        return dataclasses.replace(found, sampling={**_defaults(), **found.sampling})
 
     def write(self, folder: Path) -> None:
         """Write gpa.json, the inverse of `read`."""

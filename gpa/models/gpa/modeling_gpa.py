@@ -7,7 +7,6 @@ Nothing here is needed to use a checkpoint: inference runs `gpa.engine.network`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from gpa.models.gpa import packed_attention_gpa  # noqa: F401 (makes its attenti
 from gpa.prompt.vocab import Vocab
 
 Backbone = Qwen3ForCausalLM
+ADAPTER = "default"  # what peft calls an adapter that nobody named
 
 
 def new_backbone(sizes: dict[str, Any], vocab: Vocab) -> Backbone:
@@ -58,12 +58,20 @@ def load_backbone(path: str | Path) -> Backbone:
     return Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def inference_network(lm: Backbone, state: Mapping[str, Tensor] | None = None) -> Network:
-    """The network that computes the same without gradients; it shares tensors that are float32.
+def inference_network(lm: Backbone) -> Network:
+    """The network that computes the same without gradients, an adapter of peft's folded in.
 
-    `state` stands for the tensors of `lm` where an adapter changes them.
+    Tensors that are float32 and that no adapter changes are shared, not copied.
     """
-    return Network.of(lm.config.to_diff_dict(), lm.state_dict() if state is None else state)
+    state = {}
+    for name, tensor in lm.state_dict().items():
+        owner, wrapped, leaf = name.partition(".base_layer.")
+        if wrapped and leaf == "weight":
+            layer: Any = lm.get_submodule(owner)
+            tensor = tensor + layer.get_delta_weight(ADAPTER)
+        if ".lora_" not in name:
+            state[f"{owner}.{leaf}" if wrapped else name] = tensor
+    return Network.of(lm.config.to_diff_dict(), state)
 
 
 def alignment_loss(model: Backbone, hidden: Tensor, positions: Tensor, look: Tensor, layer: int) -> Tensor:

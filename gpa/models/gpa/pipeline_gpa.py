@@ -37,7 +37,7 @@ from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.models.gpa.requests_gpa import Job, asr_job, speech, tts_job, vc_job
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
-from gpa.prompt.formats import Format, canonical_task
+from gpa.prompt.formats import Format
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import normalise_text
 
@@ -197,7 +197,8 @@ class GPA:
         voice: VoiceLike | None = None,
         instruction: str | None = None,
     ) -> list[int]:
-        """The exact ids the model sees: asr takes `audio`, tts `text` and `voice`, vc `source` and `voice`.
+        """The exact ids the model sees: asr takes `audio`, tts `text` and `voice`, vc `source` and `voice`,
+        a task of your own what its `Task` says.
 
         PromptError names a missing or superfluous input, and the numbers of a prompt that exceeds the
         context.
@@ -214,7 +215,7 @@ class GPA:
         id may come. Unset options are this model's defaults for the task; without `max_new_tokens` the length
         follows from the prompt.
         """
-        task = canonical_task(task)
+        task = self.format.task(task).name
         check(options, SamplingOptions)
         sampling, seed, asked = self.processor.sampling(task, options)
         most = budget(asked, self.processor.budget_of(ids))
@@ -277,10 +278,9 @@ class GPA:
         if mode == "codec":
             return _as_asked(source, [self._exchanged(wav, speaker) for wav in wavs])
         parts = [self.processor.audio_parts(wav, "vc") for wav in wavs]
-        jobs = [
-            vc_job(self.processor, these, speaker, self._transcripts(these, transcript), options)
-            for these in parts
-        ]
+        texts = self._transcripts(parts, transcript)
+        pairs = zip(parts, texts, strict=True)
+        jobs = [vc_job(self.processor, these, speaker, said, options) for these, said in pairs]
         return _as_asked(source, self._results(jobs))
 
     def _exchanged(self, wav: np.ndarray, voice: Voice) -> Speech:
@@ -288,22 +288,15 @@ class GPA:
         made, codes = self.codec.exchanged((wav, self.sample_rate), voice)
         return speech(self.processor, made, codes, mode="codec")
 
-    def _transcripts(self, parts: Sequence[np.ndarray], transcript: str | None) -> list[str]:
-        """What is said in each part, "" where nothing is known: then nothing guides."""
-        if transcript != ASR:
-            if transcript and len(parts) > 1:
-                raise UsageError(
-                    f"the source takes {len(parts)} parts: cut it, or let transcript={ASR!r} hear each"
-                )
-            return [transcript or ""] * len(parts)
-        jobs = [asr_job(self.processor, part, {}) for part in parts]
-        found = []
-        for job, done in zip(jobs, self._completed(jobs), strict=True):
-            try:
-                found.append(normalise_text(job.result(done).text))
-            except GenerationError:
-                found.append("")
-        return found
+    def _transcripts(self, sources: Sequence[list[np.ndarray]], transcript: str | None) -> list[list[str]]:
+        """What is said in each part of each source, "" where nothing is known: then nothing guides."""
+        if transcript == ASR:
+            jobs = [asr_job(self.processor, part, {}) for parts in sources for part in parts]
+            heard = map(_heard, jobs, self._completed(jobs))
+            return [[next(heard) for _ in parts] for parts in sources]
+        if transcript and (many := [len(parts) for parts in sources if len(parts) > 1]):
+            raise UsageError(f"the source takes {many[0]} parts: cut it, or let transcript={ASR!r} hear each")
+        return [[transcript or ""] * len(parts) for parts in sources]
 
     @overload
     def asr(self, audio: AudioLike, **options: Unpack[TranscriptOptions]) -> Transcript: ...
@@ -329,6 +322,14 @@ class GPA:
         """The completions of each job's requests; all of them are one batch."""
         done = iter(self.complete([request for job in jobs for request in job.requests]))
         return [[next(done) for _ in job.requests] for job in jobs]
+
+
+def _heard(job: Job[Transcript], done: Sequence[Completion]) -> str:
+    """The transcript by which sound may guide itself, "" where no words are found."""
+    try:
+        return normalise_text(job.result(done).text)
+    except GenerationError:
+        return ""
 
 
 def _list(given: Any) -> list[Any]:

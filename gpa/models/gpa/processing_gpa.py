@@ -28,7 +28,8 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
 from gpa.models.gpa.segmentation_gpa import split_audio, split_text
-from gpa.prompt.formats import canonical_task, get_format
+from gpa.prompt.formats import get_format
+from gpa.prompt.tasks import ASR, SPEECH_INPUTS, TTS, VC, Parsed, Task
 from gpa.prompt.vocab import Vocab
 from gpa.text import bigrams, lexicon, wordlist
 from gpa.text import pronunciations as pronounce
@@ -39,9 +40,6 @@ from gpa.text.spelling import Spelling
 from gpa.text.tokenizer import TextTokenizer, normalise_text
 
 logger = logging.getLogger(__name__)
-
-# What `prompt` takes for each task.
-INPUTS = {"asr": ("audio",), "tts": ("text", "voice"), "vc": ("source", "voice")}
 
 
 class GPAProcessor(Budgets):
@@ -62,8 +60,11 @@ class GPAProcessor(Budgets):
         self.codec, self.glm, self.config, self.context = codec, glm, config, context
         self.text_files = read_text_files(folder)
         self.text_tokenizer = TextTokenizer.from_file(folder)
-        self.vocab = Vocab.from_file(folder, glm_size=glm.spec.codebook_size if glm else None, size=vocab_size)
-        super().__init__(get_format(config.format, self.vocab, self.text_tokenizer), codec.spec.code_rate)
+        self.vocab = Vocab.from_file(
+            folder, glm_size=glm.spec.codebook_size if glm else None, size=vocab_size
+        )
+        format = get_format(config.format, self.vocab, self.text_tokenizer, config.tasks)
+        super().__init__(format, codec.spec.code_rate)
         self.voices: dict[str, Voice] = {}
         self._added: dict[tuple[str, ...], Wording] = {}  # `Wording` with the words last added
         self._tokenizer_fingerprint = hub.fingerprint_files(folder / "tokenizer.json")
@@ -126,15 +127,16 @@ class GPAProcessor(Budgets):
 
     def prompt(self, task: str, given: Mapping[str, Any], instruction: str | None = None) -> list[int]:
         """The ids for named inputs, None where not given; see `GPA.prompt`."""
-        task = canonical_task(task)
+        asked = self.format.task(task)
         for name, value in given.items():
-            if (value is not None) != (name in INPUTS[task]):
+            if (value is not None) != (name in asked.inputs):
                 state = "is missing" if value is None else "is not taken"
-                raise PromptError(f"{task}: {name} {state}; it takes {', '.join(INPUTS[task])}")
-        voice, heard = given.get("voice"), given.get("audio" if task == "asr" else "source")
+                raise PromptError(f"{asked.name}: {name} {state}; it takes {', '.join(asked.inputs)}")
+        voice = given.get("voice")
+        heard = next((given[name] for name in SPEECH_INPUTS if name in asked.inputs), None)
         codes = None if voice is None else self.resolve_voice(voice).codes
         wav = None if heard is None else sound.load(heard, self.codec.spec.sample_rate)
-        return self.build(task, wav=wav, text=given.get("text"), voice=codes, instruction=instruction)
+        return self.build(asked.name, wav=wav, text=given.get("text"), voice=codes, instruction=instruction)
 
     def build(
         self,
@@ -259,7 +261,7 @@ class GPAProcessor(Budgets):
         """How a task's ids are drawn, the seed, and the most ids if that was asked for."""
         names = ("temperature", "top_k", "top_p", "repetition_penalty")
         changes = {name: options.get(name) for name in names}
-        sampling = self.config.sampling[task].updated(**changes)  # type: ignore[arg-type]
+        sampling = self.config.sampling[self.format.task(task).name].updated(**changes)  # type: ignore[arg-type]
         return sampling, options.get("seed") or 0, options.get("max_new_tokens")
 
     # Limits and budgets -----------------------------------------------------------------------------------
@@ -275,7 +277,7 @@ class GPAProcessor(Budgets):
     def _fit(self, text: str, voice: Sequence[int], known: Pronunciations | None) -> list[str]:
         """The text in pieces whose prompt and speech fit the context."""
         said = self.pronounced(text, known)
-        needed = len(self.format.build("tts", text=said, global_=voice)) + self.spoken_ids(text)[1]
+        needed = len(self.format.build(TTS.name, text=said, global_=voice)) + self.spoken_ids(text)[1]
         if needed <= self.context:
             return [text]
         halves = split_text(text, len(text) // 2 + 1)
@@ -288,8 +290,10 @@ class GPAProcessor(Budgets):
     def audio_parts(self, wav: np.ndarray, task: str) -> list[np.ndarray]:
         """A waveform in parts that one pass can take: the model's limit, or less if the context is short."""
         rate = self.codec.spec.code_rate
-        glm = self.glm.spec.frame_rate if self.glm else 0.0
-        per_second = rate + glm + 25 if task == "asr" else 2.25 * rate
+        rates = {"semantic": rate, "glm": self.glm.spec.frame_rate if self.glm else 0.0}
+        asked = self.format.task(task)
+        made = asked.length.most * (1 if asked.writes else rate) if asked.length else 0
+        per_second = sum(rates.get(kind, 0) for kind in self.format.layouts[asked.name].blocks) + made
         # speaker, slack of the budget, delimiters and instruction
         fixed = self.codec.spec.voice_size + rate + 48
         seconds = min(self.config.max_audio_seconds, (self.context - fixed) / per_second)
@@ -299,11 +303,13 @@ class GPAProcessor(Budgets):
 
     def conversion_rules(self, ids: Sequence[int], max_new_tokens: int | None = None) -> Rules:
         """What a conversion may look like: as long as its source where the model keeps timing."""
-        n_source = len(self.format.parse(ids).semantic or ())
+        parsed = self.format.parse(ids)
+        task, n_source = self._task_of(parsed), len(parsed.semantic or ())
         timed = self.config.keeps_timing and max_new_tokens is None
-        least = int(0.9 * n_source) if timed else n_source // 4
-        most = int(1.05 * n_source) + 5 if timed else budget(max_new_tokens, self.converted_ids(n_source))
-        return self.rules("vc", most, least, loop=not self.is_monotonous(ids), closed=timed)
+        least, most = self.span(task, n_source)
+        least, most = (int(0.9 * n_source), int(1.05 * n_source) + 5) if timed else (least, most)
+        most = budget(max_new_tokens, most)
+        return self.rules(task.name, most, least, loop=not self.is_monotonous(ids), closed=timed)
 
     def budget_of(self, ids: Sequence[int]) -> int:
         """A length budget read off a prompt; the rest of the context for one of no usual form."""
@@ -312,11 +318,15 @@ class GPAProcessor(Budgets):
             parsed = self.format.parse(ids)
         except PromptError:
             return room
-        if parsed.output == "content" and parsed.semantic:
-            return min(room, self.written_ids(len(parsed.semantic)))
         if parsed.semantic:
-            return min(room, self.converted_ids(len(parsed.semantic)))
+            return min(room, self.span(self._task_of(parsed), len(parsed.semantic))[1])
         return min(room, self.spoken_ids(parsed.text)[1]) if parsed.text else room
+
+    def _task_of(self, parsed: Parsed) -> Task:
+        """The task of a prompt with speech; of a composition the one that has its kind of output."""
+        writes = parsed.output == "content"
+        own = self.format.tasks.get(parsed.task or "")
+        return own if own and own.length and own.writes == writes else ASR if writes else VC
 
 
 def _lexicon(content: bytes, where: str) -> Lexicon:

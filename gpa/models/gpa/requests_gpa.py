@@ -19,7 +19,6 @@ from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
 from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice
 from gpa.models.gpa.processing_gpa import GPAProcessor
-from gpa.models.gpa.segmentation_gpa import transcript_ids
 from gpa.prompt.formats import Format, InstructFormat
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ def asr_job(processor: GPAProcessor, wav: np.ndarray, options: TranscriptOptions
     searched = beams if sampling.plain and beams.width > 1 else None
     requests = []
     for i, part in enumerate(processor.audio_parts(wav, "asr")):
-        longest = transcript_ids(len(part) / processor.codec.spec.sample_rate)
+        longest = processor.transcript_ids(len(part) / processor.codec.spec.sample_rate)
         rules = processor.rules("asr", budget(most, longest))
         ids = processor.build("asr", wav=part)
         requests.append(Request(ids, rules, sampling, seed + i * SEED_STEP, beams=searched))

@@ -77,8 +77,3 @@ def speech_seconds(text: str) -> tuple[float, float]:
     dense = sum(c.isdigit() or ord(c) > 0x2E7F for c in text)
     rest = sum(not c.isspace() for c in text) - dense
     return (rest + dense) / FASTEST, 2.0 + SECONDS_PER_CHAR * rest + SECONDS_PER_GLYPH * dense
-
-
-def transcript_ids(seconds: float) -> int:
-    """The most text ids, control ids included, that speech of this length can need, also as bytes."""
-    return 16 + int(25 * seconds)

@@ -25,7 +25,7 @@ from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.checkpoint_gpa import GOLDEN
 from gpa.models.gpa.outputs_gpa import Voice
 from gpa.models.gpa.pipeline_gpa import GPA
-from gpa.prompt.tasks import FIELD_OF, TASKS, canonical_task
+from gpa.prompt.tasks import FIELD_OF
 
 FOLDER, CASES, TENSORS = GOLDEN, "cases.json", "tensors.safetensors"
 NEW_IDS = 24  # recorded greedy continuation of each prompt
@@ -151,19 +151,19 @@ def _fields(model: GPA, golden: Golden, row: Mapping[str, Any]) -> dict[str, Any
         "global": golden.codes("global", reference),
         "content": text and model.processor.pronounced(text),
     }
-    blocks = model.processor.format.layouts[canonical_task(row["task"])].blocks
+    blocks = model.format.layouts[model.format.task(row["task"]).name].blocks
     return {FIELD_OF[kind]: fields[kind] for kind in blocks}
 
 
 def _row(model: GPA, golden: Golden, row: Mapping[str, Any]) -> list[tuple[Sequence[int], Sequence[int]]]:
     """(found, recorded) pairs of a training row's ids and labels."""
     example = row["example"]
-    task = canonical_task(example["task"])
+    task = model.format.task(example["task"])
     target: dict[str, Any] = {"target_text": example.get("text")}
-    if task != "asr":
-        spoken = example["vc_audio" if task == "vc" else "audio"]
+    if not task.writes:
+        spoken = example["vc_audio" if task.converts else "audio"]
         target = {"target_semantic": golden.codes("semantic", spoken)}
-    built = model.processor.format.example(task, **target, **_fields(model, golden, example))
+    built = model.processor.format.example(task.name, **target, **_fields(model, golden, example))
     return [(built.input_ids, row["input_ids"]), (built.labels, row["labels"])]
 
 
@@ -232,7 +232,9 @@ def record(model: GPA, folder: str | Path, clips: Sequence[sound.AudioLike], tex
         if model.processor.glm:
             tensors[f"glm_{i}"] = model.processor.glm.tokens(path)
     voices = [tuple(tensors[f"global_{i}"].tolist()) for i in range(len(texts))]
-    cases = [_case(model, out, task, i, texts, voices) for task in TASKS for i in range(len(texts))]
+    cases = [
+        _case(model, out, task, i, texts, voices) for task in model.format.tasks for i in range(len(texts))
+    ]
     for case in cases:
         tensors[f"logits_{case['name']}"] = model.network.logits(case["prompt"])[-1].cpu().numpy()
     tensors["detok_semantic"], tensors["detok_global"] = tensors["semantic_0"], tensors["global_0"]
@@ -256,13 +258,11 @@ def _case(
     """One recorded case: inputs by file name, prompt ids, greedy continuation."""
     own, other = f"audio_{i}.wav", f"audio_{(i + 1) % len(texts)}.wav"
     voice = Voice(voices[(i + 1) % len(texts)], model.codec.voice_fingerprint())
-    choices: dict[str, dict[str, Any]] = {
-        "asr": {"audio": out / own},
-        "tts": {"text": texts[i], "voice": voice},
-        "vc": {"source": out / own, "voice": voice},
-    }
-    prompt = model.prompt(task, **choices[task])
+    given: dict[str, Any] = {"audio": out / own, "source": out / own, "text": texts[i], "voice": voice}
+    inputs = model.format.task(task).inputs
+    prompt = model.prompt(task, **{name: given[name] for name in inputs})
     greedy = model.generate(prompt, task=task, constrained=False, temperature=0, max_new_tokens=NEW_IDS)
     case: dict[str, Any] = {"name": f"{task}_{i}", "task": task, "prompt": prompt, "greedy": greedy}
-    case |= {"text": texts[i]} if task == "tts" else {"audio_path": own}
-    return case | ({"ref_audio_path": other} if task != "asr" else {})
+    case |= {"text": texts[i]} if "text" in inputs else {}
+    case |= {"audio_path": own} if model.format.task(task).reads_speech else {}
+    return case | ({"ref_audio_path": other} if "voice" in inputs else {})

@@ -20,7 +20,8 @@ from gpa.models.speechop.sizes_speechop import SIZES
 
 FILE = "speechop.json"
 VERSION = 1
-TASKS = ("tts", "enhance", "iso_fg", "iso_bg", "spk_sep", "match")
+TTS = "tts"  # speaks a text; the other tasks edit speech
+TASKS = (TTS, "enhance", "iso_fg", "iso_bg", "spk_sep", "match")
 
 
 def _require(condition: bool, message: str) -> None:

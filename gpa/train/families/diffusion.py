@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,15 +38,17 @@ from gpa.errors import CheckpointError, UsageError
 from gpa.models.speechop import checkpoint_speechop as files
 from gpa.models.speechop import diffusion_speechop
 from gpa.models.speechop.asr_features_speechop import load_asr_features
-from gpa.models.speechop.configuration_speechop import SpeechOpConfig
+from gpa.models.speechop.configuration_speechop import TTS, SpeechOpConfig
 from gpa.models.speechop.diffusion_speechop import Choice
-from gpa.models.speechop.layers_speechop import CrossAttention
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.models.speechop.sizes_speechop import SIZES
 from gpa.train.arguments import TrainArgs
 from gpa.train.families.base import Loss
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import to_device
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.layers_speechop import CrossAttention
 
 LATENT = "latent"  # folder of the codec in an export
 ENCODER = ("encoder.", "encoder_into.")  # how names of the audio encoder's parameters start
@@ -183,7 +185,7 @@ class DiffusionFamily:
         return tuple(self._collate(part, rng) for part in _alike(examples))
 
     def _tts(self, i: int, texts: dict[int, str]) -> Example:
-        return Example("tts", self.speech.clean(i), texts[i], self.looks.get(i))
+        return Example(TTS, self.speech.clean(i), texts[i], self.looks.get(i))
 
     def _collate(self, examples: list[Example], rng: np.random.Generator) -> DiffusionBatch:
         choices = [diffusion_speechop.choose(e.target.shape[1], e.task, rng, self.config) for e in examples]
@@ -314,7 +316,7 @@ def _alignment(cross: CrossAttention, inputs: Any, batch: DiffusionBatch) -> Ten
 
 def _alike(examples: Sequence[Example]) -> list[list[Example]]:
     """TTS, pairs without a prompt and pairs with one, where there are any."""
-    kinds = [0 if e.task == "tts" else 1 + (e.task in PROMPTED) for e in examples]
+    kinds = [0 if e.task == TTS else 1 + (e.task in PROMPTED) for e in examples]
     return [part for n in range(3) if (part := [e for e, k in zip(examples, kinds, strict=True) if k == n])]
 
 

@@ -1,4 +1,4 @@
-"""Training the language model on all three tasks: rows from `prompt.example`, next-token loss on the
+"""Training the language model on the tasks of a recipe: rows from `prompt.example`, next-token loss on the
 completion.
 
 With little data and compute the hard part is learning where to look. So one attention head is also shown
@@ -9,9 +9,7 @@ head's attention there. Inference is untouched; the network is transformers' own
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,10 @@ from gpa import config, hub
 from gpa.codec import trained
 from gpa.data import token_folder, tokens
 from gpa.data.batches import BatchPlan
-from gpa.data.rows import TASK_ORDER, Chain, LMBatch, Noise, Row, RowBuilder, Some, collate, pack
+from gpa.data.rows import Chain, LMBatch, Noise, Row, RowBuilder, Some, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
+from gpa.models.gpa.checkpoint_gpa import save_network
 from gpa.models.gpa.modeling_gpa import (
     Backbone,
     alignment_loss,
@@ -36,7 +35,7 @@ from gpa.models.gpa.modeling_gpa import (
     new_backbone,
 )
 from gpa.prompt.formats import PublishedFormat, get_format
-from gpa.prompt.tasks import IGNORE
+from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS, canonical_task
 from gpa.prompt.vocab import Vocab
 from gpa.text.pronunciations import Pronunciations
 from gpa.text.tokenizer import TextTokenizer, copy_tokenizer
@@ -56,16 +55,13 @@ WHOLE, NETWORK = "whole", "network"
 
 @dataclass(frozen=True)
 class LMData:
-    """Where the ids are and how batches are cut; `share` is how often a clip serves each task per epoch."""
+    """Where the ids are and how batches are cut."""
 
     tokens: str
     replay: str = ""  # a second folder, of what the model could do before: fine-tuning forgets less
     replay_share: float = 0.5  # of all rows drawn
     max_ids: int = 640
     batch_ids: int = 4096
-    share_tts: float = 1.0
-    share_asr: float = 1.0
-    share_vc: float = 0.4
     noise: float = 0.0  # share of speech ids that are seen replaced by random ones
     text_noise: float = 0.0  # the same of the pieces that recognition has just written
     drop_text: float = 0.0  # share of speech that is learnt without its text, for guidance of conversion
@@ -76,14 +72,21 @@ class LMData:
 
 
 @dataclass(frozen=True)
-class LMWeights:
-    """Loss weights per task (each task's mean) and of the alignment loss, on the input of
-    `alignment_layer`.
-    """
+class TaskArgs:
+    """How often a clip serves a task per epoch, and the weight of its mean loss; unset: as the table says."""
 
-    tts: float = 1.0
-    asr: float = 1.0
-    vc: float = 0.5
+    share: float | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if not all(value is None or value >= 0 for value in (self.share, self.weight)):
+            raise UsageError(f"tasks: share={self.share}, weight={self.weight}: at least 0")
+
+
+@dataclass(frozen=True)
+class LMWeights:
+    """Loss weight of the alignment loss, on the input of `alignment_layer`; the tasks' are in `tasks`."""
+
     alignment: float = 0.3
     alignment_layer: int = 2
 
@@ -92,6 +95,8 @@ class LMWeights:
 class LMRecipe:
     """A whole language-model recipe; `model` holds Qwen3Config fields, the vocabulary size comes from the
     tokenizer.
+
+    `tasks` are all that is trained, by their names in the table of `gpa.prompt.tasks`.
     """
 
     data: LMData
@@ -102,10 +107,18 @@ class LMRecipe:
     export: str = WHOLE  # a whole checkpoint; "network": the language model alone, for steps that go on
     adapter: AdapterArgs = field(default_factory=AdapterArgs)  # of `init`, which then stays as it is
     format: str = "instruct"  # of the prompts; "published" for a published checkpoint
+    tasks: dict[str, TaskArgs] = field(default_factory=lambda: {name: TaskArgs() for name in DEFAULT})
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: LMWeights = field(default_factory=LMWeights)
     validate: ValidateArgs = field(default_factory=ValidateArgs)  # by generation
+
+    def __post_init__(self) -> None:
+        found = dict(_resolved(name, args) for name, args in self.tasks.items())
+        in_order = {name: found[name] for name in TASKS if name in found}  # whatever the recipe's
+        object.__setattr__(self, "tasks", in_order)
+        if not any(args.share for args in self.tasks.values()):
+            raise UsageError("tasks: no task has a share, so there is nothing to train")
 
 
 class LMFamily:
@@ -121,7 +134,8 @@ class LMFamily:
         _check_format(recipe, self.vocab)
         if self.init:
             self._check_fingerprints(self.init)
-        fmt = get_format(recipe.format, self.vocab, TextTokenizer.from_file(folder))
+        self.tasks = tuple(recipe.tasks)
+        fmt = get_format(recipe.format, self.vocab, TextTokenizer.from_file(folder), self.tasks)
         self.clips = clips = tokens.read(folder)
         split = [clip["split"] for clip in clips]
         train: Sequence[Clip] = Some(clips, [i for i, name in enumerate(split) if name.startswith("train")])
@@ -160,13 +174,13 @@ class LMFamily:
 
     def _items(self, train: Sequence[Clip]) -> list[tuple[str, int, float]]:
         """(task, clip, how often) of every row: the clip's own task, or all that it can serve."""
-        share = {name: getattr(self.recipe.data, f"share_{name}") for name in TASK_ORDER}
-        items = []
-        for i, clip in enumerate(train):
-            own = clip.get("task")
-            able = (own,) if own else TASK_ORDER if clip["text"] else ("vc",)
-            items += [(task, i, share[task]) for task in able]
-        return sorted(items, key=lambda item: TASK_ORDER.index(item[0]))
+        clips = [(clip.get("task"), bool(clip["text"])) for clip in train]
+        return [
+            (name, i, args.share or 0.0)
+            for name, args in self.recipe.tasks.items()
+            for i, (own, has_text) in enumerate(clips)
+            if (own == name if own else has_text or not TASKS[name].uses_text)
+        ]
 
     def build(self) -> nn.Module:
         w = self.recipe.weights
@@ -212,7 +226,8 @@ class LMFamily:
             return
         if len(vectors) != block.size:
             raise CheckpointError(
-                f"{self.recipe.codec}: {len(vectors)} codes, {self.recipe.data.tokens} was made with {block.size}"
+                f"{self.recipe.codec}: {len(vectors)} codes, "
+                f"{self.recipe.data.tokens} was made with {block.size}"
             )
         with torch.no_grad():
             vectors = (vectors - vectors.mean(0)) / vectors.std()
@@ -231,7 +246,7 @@ class LMFamily:
     def _collate(self, rows: list[Row]) -> LMBatch:
         size = self.recipe.data.pack_ids
         sequences = pack(rows, size) if size else [[row] for row in rows]
-        return collate(sequences, self.vocab.control["pad"])
+        return collate(sequences, self.vocab.control["pad"], self.tasks)
 
     def losses(self, module: nn.Module, batch: LMBatch, step: int) -> Iterator[Loss]:
         value, metrics = self._loss(module, batch)
@@ -252,17 +267,17 @@ class LMFamily:
         )
         task = batch.task[:, 1:][at]
         total, metrics = nll.new_zeros(()), {}
-        for n, name in enumerate(TASK_ORDER):
+        for n, (name, args) in enumerate(self.recipe.tasks.items()):
             if (mine := task == n).any():
                 mean = nll[mine].mean()
-                total = total + getattr(w, name) * mean * mine.float().mean() ** 0.5
+                total = total + (args.weight or 0.0) * mean * mine.float().mean() ** 0.5
                 metrics[name] = mean.item()
         if w.alignment:
             layer, hidden = w.alignment_layer, out.hidden_states[w.alignment_layer]
             aligned = alignment_loss(module, hidden, batch.positions, batch.look, layer)
             total = total + w.alignment * aligned
             metrics["alignment"] = aligned.item()
-        metrics |= {f"tokens/{name}": int((task == n).sum()) for n, name in enumerate(TASK_ORDER)}
+        metrics |= {f"tokens/{name}": int((task == n).sum()) for n, name in enumerate(self.tasks)}
         return total, metrics | {"tokens": batch.real, "positions": batch.ids.numel()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -272,35 +287,30 @@ class LMFamily:
         rng = np.random.default_rng(0)
         rows = range(0, len(self.dev.clips), max(1, len(self.dev.clips) // self.recipe.data.dev_rows))
         for i in rows:
-            for task in TASK_ORDER:
+            for task in self.tasks:
                 if self.dev.length(task, i) <= self.recipe.data.max_ids:
                     batch = to_device(self._collate([self.dev.row(task, i, rng)]), device)
                     _, metrics = self._loss(module, batch)
                     sums.setdefault(task, []).append(metrics[task])
                     sums.setdefault("alignment", []).append(metrics.get("alignment", 0.0))
         losses = {name: float(np.mean(values)) for name, values in sums.items()}
-        if self.validation is None:
-            return losses
-        return losses | self.validation(inference_network(module, adapters.folded(module)))
+        return losses | (self.validation(inference_network(module)) if self.validation else {})
 
     def export(self, module: nn.Module, path: Path) -> None:
         """Write what `GPA.from_pretrained` loads, or the bare network; an adapter folded in and beside it."""
         assert isinstance(module, Backbone)
-        if not self.recipe.adapter.rank:
-            return self._write(module, path, lambda folder: None)
-        with tempfile.TemporaryDirectory() as scratch:
-            alone = Path(scratch) / adapters.FOLDER
-            adapters.save(module, self.recipe.init, alone)
-            merged = adapters.merged(self.init or "", alone)
-            self._write(merged, path, lambda folder: shutil.copytree(alone, folder / adapters.FOLDER))
+        network = inference_network(module)
 
-    def _write(self, module: Backbone, path: Path, more: Callable[[Path], Any]) -> None:
+        def beside(folder: Path) -> None:
+            if self.recipe.adapter.rank:
+                adapters.save(module, self.recipe.init, folder / adapters.FOLDER)
+
         if self.parts is not None:
-            return assemble.write(module, path, self.parts, self._learnt(), more)
+            return assemble.write(network, path, self.parts, self._learnt(), beside, module.dtype)
         with hub.written_whole(path, overwrite=True) as folder:
-            module.save_pretrained(folder)
+            save_network(network, folder, module.dtype)
             copy_tokenizer(Path(self.recipe.data.tokens), folder)
-            more(folder)
+            beside(folder)
 
     def _learnt(self) -> assemble.TrainingFacts:
         r = self.recipe
@@ -309,11 +319,19 @@ class LMFamily:
             Path(r.data.tokens),
             r.format,
             config.dump(r),
+            tasks=self.tasks,
             init=self.init,
             speech=r.validate.speech,
             guided=r.data.drop_text > 0,
             pronunciations=r.data.pronunciations,
         )
+
+
+def _resolved(name: str, args: TaskArgs) -> tuple[str, TaskArgs]:
+    """A task of a recipe, under its own name and with the table's numbers where the recipe has none."""
+    task = TASKS[canonical_task(name)]
+    share = task.share if args.share is None else args.share
+    return task.name, TaskArgs(share, task.weight if args.weight is None else args.weight)
 
 
 def _check_format(recipe: LMRecipe, vocab: Vocab) -> None:

@@ -8,17 +8,19 @@ Knows decoders and discriminators; neither codes nor latents.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpa.codec.bicodec_model import WaveDecoder
-from gpa.codec.discriminators import Discriminators
 from gpa.codec.harmonic import CENTRE, HarmonicDecoder
 from gpa.codec.losses import discriminator_loss, feature_matching, generator_loss
 from gpa.train.families.base import Loss
+
+if TYPE_CHECKING:
+    from gpa.codec.bicodec_model import WaveDecoder
+    from gpa.codec.discriminators import Discriminators
 
 
 class Sound(Protocol):

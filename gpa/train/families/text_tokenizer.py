@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpa.errors import DataError, UsageError
+from gpa.prompt.tasks import DEFAULT, canonical_task
 from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, normalise_text, train_sentencepiece
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,15 @@ class TextRecipe:
     semantic: int = 2048  # codes of the codec's codebook
     speaker: int = 256  # values of a global code
     normalise: bool = True  # as the models of this package read text; False: verbatim
+    tasks: tuple[str, ...] = DEFAULT  # whose control tokens it has
     held_out: int = 100  # every n-th line is for the report, not for training
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "semantic", "speaker"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1")
+        for name in self.tasks:
+            canonical_task(name)
         if self.held_out < 2:
             raise UsageError(f"held_out={self.held_out}: every n-th line, at least 2")
 
@@ -59,7 +63,7 @@ def train_text(recipe: TextRecipe, run: Path) -> dict[str, float]:
     export = run / "export"
     export.mkdir(parents=True, exist_ok=True)
     train_sentencepiece(train, export / "spm.model", recipe.vocab_size)
-    build_tokenizer_json(export / "spm.model", recipe.semantic, recipe.speaker, export)
+    build_tokenizer_json(export / "spm.model", recipe.semantic, recipe.speaker, export, recipe.tasks)
     tokenizer = TextTokenizer.from_file(export)
     wrong = [line for line in held if tokenizer.decode(tokenizer.encode(line)) != line]
     if wrong:

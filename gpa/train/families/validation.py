@@ -25,10 +25,11 @@ from gpa.engine.scheduler import Engine
 from gpa.errors import UsageError
 from gpa.models.gpa.budgets_gpa import Budgets
 from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.prompt.tasks import ASR, TTS
 from gpa.text.pronunciations import Pronunciations
 
 Clip = Mapping[str, Any]
-TASKS = ("asr", "tts")
+MEASURED = (ASR.name, TTS.name)
 
 
 @dataclass(frozen=True)
@@ -108,26 +109,26 @@ class Validation:
             heard, said = done[: len(clips)], done[len(clips) :]
             spoken = [self.budgets.codes(each) for each in said]
             again = [Completion()] * len(clips)
-            if heard_again := self.format.layouts["asr"].blocks == ("semantic",):
+            if heard_again := self.format.layouts[ASR.name].blocks == ("semantic",):
                 pairs = zip(spoken, seeds, strict=True)
                 again = self._complete(network, [self._hearing(c, None, s) if c else None for c, s in pairs])
         for clip, first, speech, second in zip(clips, heard, said, again, strict=True):
             asr.add(clip["text"], self._text(first), _stopped(first))
             tts.add(clip["text"], self._text(second), _stopped(speech))
-        found = {"asr_wer": asr.wer, "asr_stop": asr.stop, "tts_stop": tts.stop}
-        return {**found, "tts_roundtrip_wer": tts.wer} if heard_again else found
+        found = {f"{ASR.name}_wer": asr.wer, f"{ASR.name}_stop": asr.stop, f"{TTS.name}_stop": tts.stop}
+        return {**found, f"{TTS.name}_roundtrip_wer": tts.wer} if heard_again else found
 
     def _hearing(self, codes: Sequence[int], glm: Sequence[int] | None, seed: int) -> Request:
         """For the transcript of semantic codes (T,)."""
-        glm = glm if "glm" in self.format.layouts["asr"].blocks else None
-        prompt = self.format.build("asr", semantic=codes, glm=glm)
-        return self._request("asr", prompt, (0, self.budgets.written_ids(len(codes))), seed)
+        glm = glm if "glm" in self.format.layouts[ASR.name].blocks else None
+        prompt = self.format.build(ASR.name, semantic=codes, glm=glm)
+        return self._request(ASR.name, prompt, self.budgets.span(ASR, len(codes)), seed)
 
     def _speaking(self, clip: Clip, seed: int) -> Request:
         """For semantic codes that say the clip's text in its voice."""
         text = self.dictionary.respelt(clip["text"]).text if self.dictionary else clip["text"]
-        prompt = self.format.build("tts", text=text, global_=clip["global"])
-        return self._request("tts", prompt, self.budgets.spoken_ids(clip["text"]), seed)
+        prompt = self.format.build(TTS.name, text=text, global_=clip["global"])
+        return self._request(TTS.name, prompt, self.budgets.spoken_ids(clip["text"]), seed)
 
     def _request(self, task: str, prompt: Sequence[int], span: tuple[int, int], seed: int) -> Request:
         """At least and at most so many new ids."""
@@ -159,9 +160,11 @@ def prepare(
     """
     if not args.rows:
         return None
+    if lost := [name for name in MEASURED if name not in dev.fmt.tasks]:
+        raise UsageError(f"validate.rows measures {' and '.join(MEASURED)}: tasks has no {lost[0]}")
     config = GPAConfig.read(Path(init)) if init else GPAConfig()
     budgets = Budgets(dev.fmt, args.frame_rate or _frame_rate(Path(tokens), codec))
-    sampling = {**config.sampling, **({"tts": args.speech} if args.speech else {})}
+    sampling = {**config.sampling, **({TTS.name: args.speech} if args.speech else {})}
     rows = _choose(dev, args.rows, max_ids, config, budgets.frame_rate)
     return Validation(rows, budgets, sampling, dev.dictionary)
 
@@ -185,7 +188,7 @@ def _choose(
         clip = dev.clips[i]
         fits = words(clip["text"]) and len(clip["text"]) <= config.max_text_chars
         fits = fits and 0 < len(clip["semantic"]) <= config.max_audio_seconds * frame_rate
-        if fits and all(dev.length(task, i) <= max_ids for task in TASKS):
+        if fits and all(dev.length(task, i) <= max_ids for task in MEASURED):
             chosen[i] = clip
         if len(chosen) == count:
             break
