@@ -88,8 +88,9 @@ def load_codec(
     It is a `TokenCodec`; for kind latent a `LatentCodec`, for glm4voice an encoder only.
 
     `kind` is one of KINDS and is otherwise read from the config file (`codec_kind`); one that contradicts the
-    config is refused. `options` that are set go to the class: `device`; `n_codebooks` and `bandwidth` for transformers
-    codecs; `encoder`, the folder of the feature encoder, for the export of a BiCodec without one. Raises CheckpointError, or UsageError for an unknown kind.
+    config is refused. `options` that are set go to the class: `device`; `n_codebooks` and `bandwidth` for
+    transformers codecs; `encoder`, the folder of the feature encoder, for the export of a BiCodec without one.
+    Raises CheckpointError, or UsageError for an unknown kind.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError(f"codec kind {kind!r}: choose one of {', '.join(KINDS)}")

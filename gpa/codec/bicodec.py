@@ -67,7 +67,7 @@ WINDOW = 512  # semantic ids decoded at once: 10 s of the published model, about
 BATCH = 8
 ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
 Ids = Sequence[int] | np.ndarray | Tensor
-# Constants of the mel that some files carry and others do not; ours are computed (spec 6.2).
+# Constants of the mel that some files carry and others do not; ours are computed.
 _RECOMPUTED = ("mel_transformer.*",)
 
 
@@ -304,7 +304,7 @@ class BiCodec(TokenCodec):
         return self.model.code_vectors()
 
     def parameters(self) -> dict[str, int]:
-        """Numbers of weights: the codec, and its feature encoder."""
+        """Numbers of weights by part."""
         parts = {"codec": self.model, "features": self.features}
         return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
 

@@ -65,18 +65,21 @@ def _begins(clip: Clip) -> bool:
 # One row -------------------------------------------------------------------------------------------------
 
 
+Transcribe = Callable[[np.ndarray], str]  # float32 (S,) -> text
+
+
 @dataclass(frozen=True)
 class Reader:
     """What the doctor needs of a model: how it writes a row, and how long a row may get.
 
-    `transcribe` (float32 (S,) -> text) is there for --check-text only.
+    `transcribe` is there for --check-text only.
     """
 
     format: Format
     codec: CodecSpec
     glm: CodecSpec | None
     context: int
-    transcribe: Callable[[np.ndarray], str] | None = None
+    transcribe: Transcribe | None = None
 
     def most_ids(self, case: Case) -> int:
         """At least as many ids as the row's longest sequence has: codecs give no more frames than this."""

@@ -78,7 +78,8 @@ def train_sentencepiece(
 ) -> None:
     """Train a unigram SentencePiece model with byte fallback on normalised texts; writes `model_path`.
 
-    `at_most` takes fewer pieces where the texts hold no more; otherwise VocabError if the texts cannot fill the vocabulary, MissingExtraError without sentencepiece.
+    `at_most` takes fewer pieces where the texts hold no more; otherwise VocabError if they cannot fill the
+    vocabulary. MissingExtraError without sentencepiece.
     """
     sentencepiece = _sentencepiece()
     model = io.BytesIO()  # a failed training leaves no file behind
