@@ -1,4 +1,4 @@
-"""The codec seam: a codec defined here is prepared, trained on, generates and is saved; gpa names no codec class.
+"""The codec seam: a codec defined here is prepared, trained on, generates and is saved.
 
 The codec: two codebooks of 16 levels for the loudness of frames, coarse and fine; its sound is a buzz.
 """
@@ -131,7 +131,7 @@ OWN = ("codec/", "train/families/", "lab/", "data/tokens.py")
 
 
 def test_no_codec_is_named_outside_its_folder() -> None:
-    """Names of codec classes, and imports of their modules, stand in gpa/codec and in codec training alone."""
+    """Names of codec classes stand in gpa/codec and in codec training alone."""
     classes = {"BiCodec", "GLM4VoiceTokenizer", "HFCodec"}
     for path in sorted((ROOT / "gpa").rglob("*.py")):
         where = path.relative_to(ROOT / "gpa").as_posix()
