@@ -126,3 +126,9 @@ def stated(settings: Any) -> dict[str, Any]:
 
 def _default(f: dataclasses.Field) -> Any:
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+def check_options(options: Mapping[str, Any], group: type) -> None:
+    """UsageError, with the valid names, for an option that a `TypedDict` of options does not have."""
+    if strange := sorted(set(options) - set(group.__annotations__)):
+        raise UsageError(f"unknown option {strange[0]!r}: choose from {', '.join(group.__annotations__)}")

@@ -98,6 +98,16 @@ def test_every_kind_of_request_in_one_batch_is_what_each_is_alone(net: Network) 
     assert Engine(net, rows=1).generate(REQUESTS) == alone  # one at a time, wider ones nevertheless
 
 
+def test_no_more_rows_run_than_the_engine_is_given(net: Network) -> None:
+    engine = Engine(net, rows=7)
+    first = [engine.add(request) for request in REQUESTS]
+    used, order = [], []
+    while engine.busy:
+        order += [progress.handle for progress in engine.step() if progress.handle not in order]
+        used.append(engine.cache.used)
+    assert max(used) <= 7 and order == first  # whoever came first begins first
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_requests_join_and_leave_at_any_step(net: Network, seed: int) -> None:
     """Ids do not depend on who is there; those of every step, one after another, are the completion's."""

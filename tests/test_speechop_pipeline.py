@@ -22,6 +22,7 @@ from gpa.models.speechop import edit_speechop as edits
 from gpa.models.speechop import processing_speechop
 from gpa.models.speechop.diffusion_speechop import v_from_x
 from gpa.models.speechop.modeling_speechop import Conditions, SpeechOpModel
+from gpa.models.speechop.options_speechop import SpeechOptions
 from gpa.models.speechop.pipeline_speechop import SpeechOp
 from gpa.models.speechop.run_speechop import SEED_STEP, label, without
 from gpa.models.speechop.windows_speechop import (
@@ -190,7 +191,7 @@ def test_speech_lasts_as_its_text_and_rate_say(op: SpeechOp) -> None:
     made = op.tts(text)
     assert len(made.wav) == 50 * HOP and made.evaluations == {"tts(text)": 6, "tts()": 6}
     told = "one two three four five six seven eight ni"  # 42 characters in the used part of the voice
-    used = op._request("tts", None, None, 0).front.sample(VOICE, "")[0]
+    used = op._request("tts", {}, SpeechOptions).front.sample(VOICE, "")[0]
     rate = processing_speechop.speaking_rate(42, used.latents.shape[2], op.config)
     quick = op.tts(text, VOICE, voice_text=told)
     assert len(quick.wav) == round(25 * 28 / rate) * HOP and set(quick.evaluations) == {

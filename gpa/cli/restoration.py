@@ -90,9 +90,10 @@ def _load(args: argparse.Namespace) -> Any:
             f"the shipped model {DEFAULT_MODEL} is missing from {SHIPPED}: give another with --model, or "
             "train one with recipes/speechop"
         )
-    windows = Windows(args.window, args.overlap)
     where = {"device": args.device, "offline": args.offline, "threads": args.threads}
-    model = SpeechOp.from_pretrained(args.model, **where, recogniser=args.recogniser, windows=windows)
+    windows = Windows(args.window, args.overlap)  # refused before anything is loaded
+    model = SpeechOp.from_pretrained(args.model, **where, recogniser=args.recogniser)
+    model.windows = windows
     if sys.stderr.isatty():
         model.progress = _Bar()
     return model

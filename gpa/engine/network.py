@@ -64,8 +64,7 @@ class Sizes:
         for name, (found, only) in known.items():
             if found != only:
                 raise CheckpointError(f"{where}: {name} {found!r} is not implemented, only {only!r}")
-        theta = rope.get("rope_theta", config.get("rope_theta"))
-        given = {**config, **({} if theta is None else {"rope_theta": theta})}
+        given = {**config, **{name: value for name, value in rope.items() if name == "rope_theta"}}
         if given.get("num_key_value_heads") is None:
             given["num_key_value_heads"] = given.get("num_attention_heads")
         try:

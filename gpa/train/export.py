@@ -35,7 +35,8 @@ LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes, 
 logger = logging.getLogger(__name__)
 
 
-def assemble(
+# As for `write_checkpoint`: each part is one argument, given by name.
+def assemble(  # noqa: PLR0913
     lm: str | Path,
     codec: TokenCodec,
     out: str | Path,

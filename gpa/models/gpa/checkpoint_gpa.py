@@ -148,7 +148,8 @@ def save_network(network: Network, folder: Path, dtype: torch.dtype) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def write_checkpoint(
+# Each part of a checkpoint is one argument, given by name: a group of them would be made and unmade once.
+def write_checkpoint(  # noqa: PLR0913
     out: str | os.PathLike,
     *,
     network: Network,

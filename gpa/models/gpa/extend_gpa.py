@@ -45,8 +45,9 @@ def extend(checkpoint: str | os.PathLike, out: str | os.PathLike, tasks: Sequenc
         network = hub.read_json(folder / "config.json")
         first = int(network["vocab_size"])
         known = [i for name, i in Vocab.from_file(folder).control.items() if name.startswith("task_")]
-        old = hub.read_state(folder)
-        tensors = {name: _longer(name, tensor, known, len(new)) for name, tensor in old.items()}
+        tensors = {
+            name: _longer(name, tensor, known, len(new)) for name, tensor in hub.read_state(folder).items()
+        }
         for path in (*made.glob("model*.safetensors"), *made.glob("pytorch_model*")):
             path.unlink()
         save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
-
-from gpa.errors import UsageError
+from typing import TypedDict
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -58,9 +56,3 @@ class ConversionOptions(SamplingOptions, total=False):
     mode: str | None
     transcript: str | None
     gamma: float | None
-
-
-def check(options: Mapping[str, Any], group: type) -> None:
-    """UsageError, with the valid names, for an option that a group does not have."""
-    if strange := sorted(set(options) - set(group.__annotations__)):
-        raise UsageError(f"unknown option {strange[0]!r}: choose from {', '.join(group.__annotations__)}")

@@ -17,6 +17,7 @@ import torch
 
 from gpa.audio import AudioLike
 from gpa.codec.base import LinguisticTokenizer, TokenCodec
+from gpa.config import check_options
 from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Rules
 from gpa.engine.scheduler import Engine
@@ -30,7 +31,6 @@ from gpa.models.gpa.options_gpa import (
     SamplingOptions,
     SpeechOptions,
     TranscriptOptions,
-    check,
 )
 from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
 from gpa.models.gpa.processing_gpa import GPAProcessor
@@ -216,7 +216,7 @@ class GPA:
         follows from the prompt.
         """
         task = self.format.task(task).name
-        check(options, SamplingOptions)
+        check_options(options, SamplingOptions)
         sampling, seed, asked = self.processor.sampling(task, options)
         most = budget(asked, self.processor.budget_of(ids))
         rules = self.processor.rules(task, most)
@@ -243,7 +243,7 @@ class GPA:
 
         See `SpeechOptions`. PromptError for text that says nothing, GenerationError for no speech.
         """
-        check(options, SpeechOptions)
+        check_options(options, SpeechOptions)
         speaker = self.resolve_voice(voice)
         return _as_asked(
             text, self._results([tts_job(self.processor, one, speaker, options) for one in _list(text)])
@@ -267,7 +267,7 @@ class GPA:
 
         See `ConversionOptions`. UsageError for an option that the mode has no use for.
         """
-        check(options, ConversionOptions)
+        check_options(options, ConversionOptions)
         transcript = options.get("transcript")
         if transcript is not None and not transcript.strip():
             raise PromptError("the transcript is empty: leave it out")
@@ -309,7 +309,7 @@ class GPA:
 
         See `TranscriptOptions`. GenerationError if nothing was recognised.
         """
-        check(options, TranscriptOptions)
+        check_options(options, TranscriptOptions)
         words = options.get("words", ())
         options["words"] = [words] if isinstance(words, str) else list(words)
         wavs = list(map(self.processor.hear, _list(audio), repeat("the audio")))

@@ -13,16 +13,25 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gpa import compose
 from gpa.compose import Average, Guided, Plan, Term
+from gpa.config import check_options
 from gpa.errors import UsageError
 from gpa.models.speechop import checkpoint_speechop as files
 from gpa.models.speechop.asr_features_speechop import ASRFeatures, load_asr_features
 from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
+from gpa.models.speechop.options_speechop import (
+    ComposeOptions,
+    EditOptions,
+    EnhancementOptions,
+    RestorationOptions,
+    RunOptions,
+    SpeechOptions,
+)
 from gpa.models.speechop.outputs_speechop import Separated, Sound
 from gpa.models.speechop.processing_speechop import Front, Guide, Heard
 from gpa.models.speechop.request_speechop import Request
@@ -34,6 +43,8 @@ from gpa.nn import threads as processor
 from gpa.nn.device import pick_device
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from gpa.audio import AudioLike
     from gpa.codec.kl import KLCodec
     from gpa.models.speechop.layers_speechop import Text
@@ -59,11 +70,11 @@ class SpeechOp:
         recogniser: Recogniser | None = None,
         windows: Windows | None = None,
         text_encoder: Callable[[Text], Text] | None = None,
-        path: Path | None = None,
     ) -> None:
         """Join loaded parts, CheckpointError if they do not fit; `text_encoder` if the config says byt5."""
-        files.check_fit(model.config, codec, asr_features, str(path or "SpeechOp"))
-        self.model, self.codec, self.asr_features, self.path = model.eval(), codec, asr_features, path
+        files.check_fit(model.config, codec, asr_features, "SpeechOp")
+        self.model, self.codec, self.asr_features = model.eval(), codec, asr_features
+        self.path: Path | None = None  # of the files
         self.recogniser, self.windows, self.text_encoder = recogniser, windows or Windows(), text_encoder
         self.precision = next(model.parameters()).dtype  # of the files, which saving keeps
         self.offline = False
@@ -78,7 +89,6 @@ class SpeechOp:
         revision: str | None = None,
         offline: bool = False,
         recogniser: Recogniser | None = None,
-        windows: Windows | None = None,
         threads: int | None = None,
     ) -> SpeechOp:
         """Load a directory, a repository id or a shipped name; it computes in float32.
@@ -93,11 +103,9 @@ class SpeechOp:
         processor.settle(processor.weights(model), threads, chosen)
         codec = files.load_codec(folder, chosen)
         asr_features = load_asr_features(model.config, files.SHIPPED, chosen, offline)
-        model = model.to(chosen)
-        loaded = cls(
-            model, codec, asr_features=asr_features, recogniser=recogniser, windows=windows, path=folder
-        )
-        loaded.precision, loaded.offline = stored, offline
+        files.check_fit(model.config, codec, asr_features, str(folder))
+        loaded = cls(model.to(chosen), codec, asr_features=asr_features, recogniser=recogniser)
+        loaded.path, loaded.precision, loaded.offline = folder, stored, offline
         return loaded
 
     def save_pretrained(
@@ -133,28 +141,19 @@ class SpeechOp:
         self,
         audio: AudioLike,
         transcript: Transcript = None,
-        *,
-        gamma: float | None = None,
-        voice: AudioLike | None = None,
-        voice_text: str | None = None,
-        recogniser: Recogniser | None = None,
-        filtered: bool | None = None,
-        steps: int | None = None,
-        seed: int = 0,
+        **options: Unpack[EnhancementOptions],
     ) -> Sound:
         """Clean speech of a recording, following its transcript if given: a text, or "asr" to recognise it.
 
-        `gamma` is how strongly, 0 not at all; its default depends on who wrote the text. A text for several
-        windows is shared out by speaking time, with a warning; a list gives each window its own. `voice` is a
-        clean sample of the speaker, `voice_text` what it says ("" unknown, None to recognise it). `filtered`
-        gives the recording itself, turned down wherever the network draws less; False what it draws, None
-        what the model's settings say.
+        A text for several windows is divided among them by speaking time, with a warning; a list gives each
+        window its own. See `EnhancementOptions`.
         """
-        request = self._request("enhance", recogniser, steps, seed, filtered)
-        heard, guide = _heard(request, audio, "the recording", transcript, gamma)
+        request = self._request("enhance", options, EnhancementOptions)
+        heard, guide = _heard(request, audio, "the recording", transcript, options.get("gamma"))
+        voice = options.get("voice")
         sample = None if voice is None else request.front.sample(voice, "the voice")
         guided = sample is not None and any(guide.texts)
-        before = request.words_of(sample, voice_text) if sample and guided else ""
+        before = request.words_of(sample, options.get("voice_text")) if sample and guided else ""
         prompt, keep = "sample" if sample else None, self.config.null.keep_prompt
 
         def plan(text: str | None) -> Plan:
@@ -168,16 +167,14 @@ class SpeechOp:
         mixture: AudioLike,
         voice: AudioLike,
         transcript: Transcript = None,
-        *,
-        gamma: float | None = None,
-        recogniser: Recogniser | None = None,
-        filtered: bool | None = None,
-        steps: int | None = None,
-        seed: int = 0,
+        **options: Unpack[RestorationOptions],
     ) -> Sound:
-        """The speaker of `voice` out of a mixture; `transcript` is what that speaker says (see `enhance`)."""
-        request = self._request("spk_sep", recogniser, steps, seed, filtered)
-        heard, guide = _heard(request, mixture, "the mixture", transcript, gamma)
+        """The speaker of `voice` out of a mixture; `transcript` is what that speaker says (see `enhance`).
+
+        See `RestorationOptions`.
+        """
+        request = self._request("spk_sep", options, RestorationOptions)
+        heard, guide = _heard(request, mixture, "the mixture", transcript, options.get("gamma"))
         sample = request.front.sample(voice, "the voice")
 
         def plan(text: str | None) -> Plan:
@@ -189,17 +186,15 @@ class SpeechOp:
         self,
         mixture: AudioLike,
         transcript: Transcript = None,
-        *,
-        gamma: float | None = None,
-        recogniser: Recogniser | None = None,
-        filtered: bool | None = None,
-        steps: int | None = None,
-        seed: int = 0,
+        **options: Unpack[RestorationOptions],
     ) -> Separated:
-        """Speech and background of a mixture, each made for itself; a transcript guides the speech."""
-        request = self._request("iso_fg", recogniser, steps, seed, filtered)
-        behind = self._request("iso_bg", recogniser, steps, seed, filtered)  # refused before any work
-        heard, guide = _heard(request, mixture, "the mixture", transcript, gamma)
+        """Speech and background of a mixture, each made for itself; a transcript guides the speech.
+
+        See `RestorationOptions`.
+        """
+        request = self._request("iso_fg", options, RestorationOptions)
+        behind = self._request("iso_bg", options, RestorationOptions)  # refused before any work
+        heard, guide = _heard(request, mixture, "the mixture", transcript, options.get("gamma"))
 
         def speech(text: str | None) -> Plan:
             return compose.isolation("source", text, **request.strengths(text, guide))
@@ -209,11 +204,9 @@ class SpeechOp:
             request.restore(speech, heard, guide), behind.restore(background, heard, guide.silenced())
         )
 
-    def match(
-        self, audio: AudioLike, acoustics: AudioLike, *, steps: int | None = None, seed: int = 0
-    ) -> Sound:
-        """Clean speech as if recorded where and how `acoustics` was."""
-        request = self._request("match", None, steps, seed)
+    def match(self, audio: AudioLike, acoustics: AudioLike, **options: Unpack[RunOptions]) -> Sound:
+        """Clean speech as if recorded where and how `acoustics` was; see `RunOptions`."""
+        request = self._request("match", options, RunOptions)
         heard, guide = _heard(request, audio, "the recording", None, None)
         sample = request.front.sample(acoustics, "the example of acoustics")
         return request.restore(request.single("match", "sample"), heard, guide, sample)
@@ -224,20 +217,16 @@ class SpeechOp:
         self,
         text: str,
         voice: AudioLike | None = None,
-        *,
-        voice_text: str | None = None,
-        recogniser: Recogniser | None = None,
-        steps: int | None = None,
-        seed: int = 0,
+        **options: Unpack[SpeechOptions],
     ) -> Sound:
         """Speak a text, in the voice of a sample if there is one; a long text in parts with pauses between.
 
-        How long it lasts follows from the sample's speaking rate, or the model's usual one. `voice_text` is
-        what the sample says ("" unknown, None to recognise it).
+        How long it lasts follows from the sample's speaking rate, or the model's usual one. See
+        `SpeechOptions`.
         """
-        request, words = self._request("tts", recogniser, steps, seed), spoken(text, "the text")
+        request, words = self._request("tts", options, SpeechOptions), spoken(text, "the text")
         sample = None if voice is None else request.front.sample(voice, "the voice")
-        before = "" if sample is None else request.words_of(sample, voice_text)
+        before = "" if sample is None else request.words_of(sample, options.get("voice_text"))
         return request.speak(words, sample, before)
 
     def edit(
@@ -245,44 +234,35 @@ class SpeechOp:
         audio: AudioLike,
         span: Sequence[float],
         text: str,
-        *,
-        before: str | None = None,
-        after: str | None = None,
-        recogniser: Recogniser | None = None,
-        steps: int | None = None,
-        seed: int = 0,
+        **options: Unpack[EditOptions],
     ) -> Sound:
         """Replace a span (begin, end in seconds) by speech of `text`, in the voice and manner around it.
 
-        `before` and `after` are what is said before and after the span, which the network reads too ("" for
-        nothing, None to recognise it); the new length follows from their speaking rate. What lies outside
-        keeps its samples, but for a crossfade of one latent frame. An empty span inserts.
+        The network reads what is said around the span, too; the new length follows from its speaking rate.
+        What lies outside keeps its samples, but for a crossfade of one latent frame. An empty span inserts.
+        See `EditOptions`.
         """
-        request, words = self._request("tts", recogniser, steps, seed), spoken(text, "the text")
-        return request.edit(request.front.hear(audio, "the recording"), span, words, before, after)
+        request, words = self._request("tts", options, EditOptions), spoken(text, "the text")
+        around = options.get("before"), options.get("after")
+        return request.edit(request.front.hear(audio, "the recording"), span, words, *around)
 
     # Anything ---------------------------------------------------------------------------------------------
 
     def compose(
         self,
         plan: Plan | Sequence[Guided | Average | Term],
-        *,
-        texts: Mapping[str, str] | None = None,
-        sources: Mapping[str, AudioLike] | None = None,
-        prompts: Mapping[str, AudioLike] | None = None,
-        seconds: float | None = None,
-        steps: int | None = None,
-        seed: int = 0,
+        **options: Unpack[ComposeOptions],
     ) -> Sound:
         """Run a plan of `gpa.compose`, or its base and terms as a list, on what its names stand for.
 
         Sources last equally long, and so does the result, at the level of the first; without a source it
         lasts `seconds`. Texts of long audio are shared out as in `enhance`. UsageError for names that are not
-        given.
+        given. See `ComposeOptions`.
         """
         whole = plan if isinstance(plan, Plan) else _joined(plan)
-        request = self._request("tts", None, steps, seed)
-        return request.compose(whole, texts or {}, sources or {}, prompts or {}, seconds)
+        request = self._request("tts", options, ComposeOptions)
+        named = (options.get("texts") or {}, options.get("sources") or {}, options.get("prompts") or {})
+        return request.compose(whole, *named, options.get("seconds"))
 
     # What the tasks share ---------------------------------------------------------------------------------
 
@@ -301,15 +281,11 @@ class SpeechOp:
             raise UsageError(f"recogniser={chosen!r}: give a GPA model, or a function from sound to text")
         return chosen
 
-    def _request(
-        self,
-        task: str,
-        recogniser: Recogniser | None,
-        steps: int | None,
-        seed: int,
-        filtered: bool | None = False,
-    ) -> Request:
-        """Settings checked before any work is done."""
+    def _request(self, task: str, options: Mapping[str, Any], group: type) -> Request:
+        """Settings checked before any work is done; what cannot be `filtered` never is."""
+        check_options(options, group)
+        steps, seed = options.get("steps"), options.get("seed", 0)
+        recogniser, filtered = options.get("recogniser"), options.get("filtered")
         check_tasks(Plan(Guided(task)), self.config)
         for name, value, least in (("steps", steps, 1), ("seed", seed, 0)):
             if value is not None and (type(value) is not int or value < least):
@@ -318,7 +294,7 @@ class SpeechOp:
         sampler = sampler if steps is None else dataclasses.replace(sampler, steps=steps)
         front = Front(self.codec, self.config, self.windows, self.asr_features)
         listener = partial(self._listener, recogniser)
-        usual = task in self.config.filter.tasks
+        usual = "filtered" in group.__annotations__ and task in self.config.filter.tasks
         return Request(
             front,
             self.model,
