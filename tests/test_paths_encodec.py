@@ -22,6 +22,7 @@ from conftest import speechlike
 from gpa import GPA, audio
 from gpa.cli.main import main
 from gpa.codec import load_codec
+from gpa.codec.hf import HFCodec
 from gpa.data.token_folder import TokenSet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +37,7 @@ SMALL = [
         "model.head_dim=32",
     ),
     *("model.num_key_value_heads=1", "model.intermediate_size=128", "data.batch_ids=4096"),
-    *("train.steps=140", "train.eval_every=140", "train.save_every=140", "optim.lr=5.0e-3"),
+    *("train.steps=110", "train.eval_every=110", "train.save_every=110", "optim.lr=5.0e-3"),
 ]
 
 
@@ -54,21 +55,20 @@ def mimi() -> PreTrainedModel:
     return fitted(MimiModel(MimiConfig(**sizes, frame_rate=12.5)))
 
 
-@torch.no_grad()
-def heard(model: PreTrainedModel) -> torch.Tensor:
-    """Latents (T, D) that the encoder draws of the corpus."""
-    x = torch.from_numpy(np.concatenate([speechlike(1.0, seed=n) for n in range(len(TEXTS))]))[None, None]
-    z = model.encoder(x)
-    z = getattr(z, "last_hidden_state", z)
-    if model.config.model_type == "mimi":
-        z = model.downsample(model.encoder_transformer(z.transpose(1, 2))[0].transpose(1, 2))
-    return z
+def latents(model: PreTrainedModel) -> torch.Tensor:
+    """Latents (1, D, T) that the encoder draws of the corpus, as the quantizer gets them."""
+    wav, seen = np.concatenate([speechlike(1.0, seed=n) for n in range(len(TEXTS))]), []
+    encode = model.quantizer.encode
+    model.quantizer.encode = lambda z, *more, **named: seen.append(z) or encode(z, *more, **named)
+    HFCodec(model).encode((wav, 16000))
+    del model.quantizer.encode
+    return seen[0]
 
 
 @torch.no_grad()
 def fitted(model: PreTrainedModel) -> PreTrainedModel:
     """Random weights encode everything alike; codebooks of latents that occur make codes that vary."""
-    z, quantizer = heard(model), model.quantizer
+    z, quantizer = latents(model).clone(), model.quantizer
     mimi = model.config.model_type == "mimi"
     names = ("semantic", "acoustic") if mimi else ()
     stacks = [getattr(quantizer, f"{name}_residual_vector_quantizer") for name in names] or [quantizer]
@@ -79,7 +79,9 @@ def fitted(model: PreTrainedModel) -> PreTrainedModel:
             rows = rest[picked] + 0.01 * rest.std() * torch.randn(len(picked), rest.shape[1])
             book = layer.codebook
             (book.embed_sum if mimi else book.embed).copy_(rows)
-            book.cluster_usage.fill_(1) if mimi else None
+            if mimi:
+                book.cluster_usage.fill_(1)
+                book._embed = None  # what was computed before
             rest -= rows[torch.cdist(rest, rows).argmin(1)]
     return model.eval()
 
