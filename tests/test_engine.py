@@ -385,6 +385,15 @@ def test_wide_beams_find_the_best(net: Network) -> None:
     assert found.ids == list(max(every, key=score)) and found.finish_reason == "stop"
 
 
+def test_as_many_hypotheses_live_as_there_are_beams(net: Network) -> None:
+    """The best continuations of all of them, wherever they come from."""
+    endless = Request(PROMPT, Rules(9, frozenset(), (range(10, 20),)), beams=Beams(5))
+    search = Search(endless, Beams(5), net)
+    search.advance(net.logits(PROMPT)[-1:])
+    best = net.logits(PROMPT)[-1, 10:20].topk(5).indices + 10
+    assert search.following == [(i, 0) for i in best.tolist()]
+
+
 def test_a_prior_decides(net: Network) -> None:
     """A strong one makes its ids win, by a state that goes with each hypothesis."""
     fixed = Rules(4, frozenset({STOP}), SHORT.legal, min_new=3)
