@@ -165,7 +165,7 @@ def prepare(args: argparse.Namespace) -> None:
 
     if strange := [pair for pair in args.columns if "=" not in pair]:
         raise UsageError(f"--columns {strange[0]}: write KEY=NAME, such as text=sentence")
-    if args.model == DEFAULT_MODEL and not Path(args.model).exists():
+    if not args.codec and args.model == DEFAULT_MODEL and not Path(args.model).exists():
         _check_shipped()
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # which `datasets` reads when it is imported
@@ -192,6 +192,7 @@ def prepare(args: argparse.Namespace) -> None:
             device=args.device,
             offline=args.offline,
             threads=args.threads,
+            codec=args.codec,
         )
     )
     if report.is_main:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa.cli import bench, commands, evaluation, options
+from gpa.cli import bench, codec_import, commands, evaluation, options
 from gpa.cli import restoration as speechop
 from gpa.errors import AudioWarning, GPAError
 
@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _prepare, _train, _finetune, _plan):
         add(sub)
     speechop.add(sub)
+    codec_import.add(sub)
     bench.add(sub)
     evaluation.add(sub)
     return parser
@@ -273,6 +274,7 @@ def _prepare(sub: Any) -> None:
   gpa prepare recordings/ -o tokens --licence CC0-1.0 --workers 4
   gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
   gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
+  gpa prepare corpus/ -o tokens --codec path/to/encodec
   accelerate launch --num_processes 8 -m gpa prepare manifest.jsonl -o /shared/tokens
 
 every row is judged first; dropped rows stand with their reason in DIR/rejected.jsonl, and above
@@ -285,6 +287,12 @@ docs/data.md explains manifests, reasons and the files written. prints a table, 
     )
     p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
     p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
+    p.add_argument(
+        "--codec",
+        default="",
+        metavar="DIR",
+        help="ids of this codec, not of --model: for models that are yet to be trained (docs/add-a-codec.md)",
+    )
     sets = p.add_argument_group("datasets")
     sets.add_argument(
         "--columns", nargs="+", default=[], metavar="KEY=NAME", help="what its columns are called"

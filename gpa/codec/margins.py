@@ -8,6 +8,7 @@ near tie, infinite for another length.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from gpa import audio as sound
 from gpa.audio import AudioLike
-from gpa.codec.bicodec import BiCodec
-from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.nn.quantize import FSQ, FactorizedVQ
+
+if TYPE_CHECKING:
+    from gpa.codec.bicodec import BiCodec
 
 
 @torch.inference_mode()
@@ -41,12 +43,6 @@ def global_excess(codec: BiCodec, audio: AudioLike, codes: np.ndarray) -> float:
     frames = speaker.speaker_encoder.frames(codec.model.mel(torch.from_numpy(clip)[None].to(codec.device)))
     latents = speaker.perceiver_sampler(frames.transpose(1, 2))[0]  # (G, latent)
     return _fsq_excess(speaker.quantizer, latents, codes)
-
-
-def glm_excess(glm: GLM4VoiceTokenizer, audio: AudioLike, codes: np.ndarray) -> float:
-    """For GLM codes (N,): the share of codes that differ, as this tokenizer's margins are wide."""
-    found = glm.tokens(audio)
-    return float(np.mean(found != codes)) if found.shape == codes.shape else math.inf
 
 
 def _distance_excess(distances: Tensor, codes: np.ndarray) -> float:  # (T, V)

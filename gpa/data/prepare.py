@@ -18,30 +18,31 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from gpa.codec import load_codec
 from gpa.data import huggingface, screening, streaming, token_folder, validation_summary
 from gpa.data.checks import REASONS, Limits
-from gpa.data.manifest import Clip, ManifestRow, Source
+from gpa.data.encoding import Encoder, corpus_processor, transcriber, write_tokenizer
+from gpa.data.manifest import ManifestRow, Source
 from gpa.data.sharding import Part, Share, Workers, wait
 from gpa.data.sources import is_dataset, open_source
 from gpa.data.token_folder import PREPARED, REJECTED
-from gpa.errors import DataError, GenerationError
+from gpa.errors import DataError
 from gpa.models.gpa.checkpoint_gpa import known_as
 from gpa.models.gpa.pipeline_gpa import GPA
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.prompt.vocab import Vocab
 
-WORK, PLAN, SUMMARY, STREAM = ".work", "plan.json", "summary.json", "stream"
+WORK, PLAN, SUMMARY, STREAM, TEXT = ".work", "plan.json", "summary.json", "stream", "text"
 BATCH = 16  # clips in memory at once; the codec batches those of one length
-VOICES = 256  # reference voices that are remembered
 
 
 @dataclass(frozen=True)
 class Job:
     """What is to be prepared: all that `open_source` reads, or a stream of rows (streaming.py).
 
+    Ids are a `model`'s, or those of a `codec` alone, in place of it, for models that are yet to be trained.
     `licence` is that of rows which state none; `columns` and `splits` choose from a dataset, which
     `streaming` reads without the cache of `datasets`.
     """
@@ -61,6 +62,7 @@ class Job:
     device: str = "auto"
     offline: bool = False
     threads: int | None = None
+    codec: str | Path = ""
 
     def check(self) -> None:
         """DataError for settings that make no sense."""
@@ -70,6 +72,8 @@ class Job:
             raise DataError(f"rows with {unknown[0]!r} cannot be kept; --allow takes {optional}")
         if self.shard_rows < 1 or self.workers < 1 or not 0 <= self.max_rejected <= 1:
             raise DataError("shard rows and workers are at least 1, the rejected share lies in 0 .. 1")
+        if self.codec and self.limits.check_text:
+            raise DataError("--check-text needs a model that hears, not a codec alone: use --model")
         if self.streaming and (huggingface.is_saved(Path(self.source)) or not is_dataset(self.source)):
             raise DataError(
                 f"{self.source}: --streaming is for hf:NAME and Parquet, others are read in place"
@@ -104,6 +108,7 @@ def prepare(job: Job, share: Share | None = None) -> Report:
     job = dataclasses.replace(job, device=share.device(job.device))
     try:
         job = _numbered(job, share)
+        _spell(job, share)
     except _Over:
         return Report(token_folder.read_about(job.out), is_main=False)
     if share.workers == 1:
@@ -131,6 +136,20 @@ def _numbered(job: Job, share: Share) -> Job:
     for _ in wait([folder / streaming.STATE], job.patience, look, "to write the stream"):
         pass
     return dataclasses.replace(job, source=folder, columns={}, splits=(), streaming=False)
+
+
+def _spell(job: Job, share: Share) -> None:
+    """Where a codec comes without a model: the lead process makes a tokenizer, the others wait for it."""
+    if not job.codec or (job.out / PREPARED).is_file():
+        return
+    folder = job.out / WORK / TEXT
+    if share.rank == 0 and not folder.is_dir():
+        _check_free(job.out)
+        rows = open_source(job.source, job.columns, job.splits).check()
+        spec = load_codec(job.codec, offline=job.offline).spec
+        write_tokenizer((row.text for row in rows if row.trains), spec, folder)
+    for _ in wait([folder], job.patience, lambda: None, "to make the tokenizer"):
+        pass
 
 
 def _check_free(out: Path) -> None:
@@ -165,9 +184,9 @@ class _Run:
         """Read the whole manifest, then load the model."""
         source = open_source(job.source, job.columns, job.splits)
         held = screening.held_out(source.check(), job.limits)
-        model = GPA.from_pretrained(job.model, device=job.device, offline=job.offline, threads=job.threads)
-        doctor = screening.Doctor(_reader(model, job.limits.check_text), job.limits, held)
-        return cls(job, part, alive, source, model.processor, doctor, _plan(job, source, model.processor))
+        processor, transcribe = _processor(job)
+        doctor = screening.Doctor(_reader(processor, transcribe), job.limits, held)
+        return cls(job, part, alive, source, processor, doctor, _plan(job, source, processor))
 
     @property
     def work(self) -> Path:
@@ -204,7 +223,10 @@ class _Run:
         began = time.monotonic()
         self._pass("encode", self.shards, self._encode(found), shared=self.part.is_main)
         took = time.monotonic() - began
-        about = {**_about(self.plan, found, self.processor.vocab), "model": known_as(self.job.model)}
+        about = {
+            **_about(self.plan, found, self.processor.vocab),
+            "model": known_as(self.job.codec or self.job.model),
+        }
         if self.part.is_main:
             for name, content in self.processor.text_files.items():
                 (self.job.out / name).write_bytes(content)
@@ -312,69 +334,19 @@ class _Run:
         yield from encoder.rows(batch)
 
 
-class Encoder:
-    """Rows of a manifest to rows of ids, by a model's own codec and prompt format."""
-
-    def __init__(self, processor: GPAProcessor) -> None:
-        self.processor = processor
-        self._voices: dict[Clip, list[int]] = {}
-
-    def rows(self, rows: list[ManifestRow]) -> Iterator[dict[str, Any]]:
-        """One row of ids for each; AudioError if a file has changed since it was screened."""
-        p, rate = self.processor, self.processor.codec.spec.sample_rate
-        wavs = [row.audio.wav(rate) for row in rows]
-        semantic = p.codec.semantic_tokens_batch([(wav, rate) for wav in wavs])
-        for row, wav, codes in zip(rows, wavs, semantic, strict=True):
-            clip = (wav, rate)
-            made: dict[str, Any] = {
-                "id": row.id,
-                "task": row.task,
-                "split": row.split,
-                "speaker": row.speaker,
-                "text": token_folder.stored_text(p.format, row.text),
-                "semantic": codes.tolist(),
-                "glm": p.glm.tokens(clip).tolist() if p.glm else [],
-                "global": self._voice(row, clip),
-                "target": self._semantic(row.target.wav(rate)) if row.target else [],
-                "seconds": len(wav) / rate,
-                "licence": row.licence,
-            }
-            yield {**made, "length": token_folder.longest(p.format, row.serves(p.format.tasks), made)}
-
-    def _semantic(self, wav: np.ndarray) -> list[int]:
-        codec = self.processor.codec
-        return codec.semantic_tokens((wav, codec.spec.sample_rate)).tolist()
-
-    def _voice(self, row: ManifestRow, own: tuple[np.ndarray, int]) -> list[int]:
-        """Global codes; one reference often serves many rows."""
-        codec, clip = self.processor.codec, row.voice
-        if clip == row.audio:
-            return codec.global_tokens(own).tolist()
-        if clip not in self._voices:
-            if len(self._voices) >= VOICES:
-                self._voices.clear()
-            wav = clip.wav(codec.spec.sample_rate)
-            self._voices[clip] = codec.global_tokens((wav, codec.spec.sample_rate)).tolist()
-        return self._voices[clip]
+def _processor(job: Job) -> tuple[GPAProcessor, screening.Transcribe | None]:
+    """What makes ids: a model's own, or a codec's with the corpus' tokenizer; and who hears, if asked for."""
+    if job.codec:
+        text = job.out if (job.out / PREPARED).is_file() else job.out / WORK / TEXT
+        return corpus_processor(job.codec, text, device=job.device, offline=job.offline), None
+    model = GPA.from_pretrained(job.model, device=job.device, offline=job.offline, threads=job.threads)
+    return model.processor, transcriber(model) if job.limits.check_text else None
 
 
-def _reader(model: GPA, transcribes: bool) -> screening.Reader:
+def _reader(processor: GPAProcessor, transcribe: screening.Transcribe | None) -> screening.Reader:
     """What the doctor needs of the model."""
-    rate = model.codec.spec.sample_rate
-
-    def transcribe(wav: np.ndarray) -> str:
-        try:
-            return model.asr((wav, rate)).text
-        except GenerationError:  # it heard no words
-            return ""
-
-    return screening.Reader(
-        model.format,
-        model.codec.spec,
-        model.glm.spec if model.glm else None,
-        model.processor.context,
-        transcribe if transcribes else None,
-    )
+    glm = processor.glm.spec if processor.glm else None
+    return screening.Reader(processor.format, processor.codec.spec, glm, processor.context, transcribe)
 
 
 def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
@@ -387,7 +359,11 @@ def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
         "shard_rows": job.shard_rows,
         "format": processor.format.name,
         "context": processor.context,
-        "codec": {"name": processor.codec.spec.name, "frame_rate": processor.codec.spec.frame_rate},
+        "codec": {
+            "name": processor.codec.spec.name,
+            "frame_rate": processor.codec.spec.frame_rate,
+            **({"codebooks": k} if (k := processor.codec.spec.n_codebooks) > 1 else {}),
+        },
         "fingerprints": processor.fingerprints(),
     }
     as_read: dict[str, Any] = json.loads(json.dumps(plan))  # tuples become lists, as in the file

@@ -158,9 +158,10 @@ def main(argv: list[str] | None = None) -> None:
 def _take_tokenizer(source: Path, out: Path, extractor: Extractor) -> None:
     """The tokenizer of another token folder; CheckpointError if it counts other codes than the codec."""
     vocab = Vocab.from_file(source)
-    if (vocab.semantic.size, vocab.global_.size) != extractor.sizes:
+    speaker = vocab.global_.size if vocab.global_ else 0
+    if (vocab.semantic.size, speaker) != extractor.sizes:
         raise CheckpointError(
-            f"{source}: has {vocab.semantic.size} codes and {vocab.global_.size} speaker codes, "
+            f"{source}: has {vocab.semantic.size} codes and {speaker} speaker codes, "
             f"the codec {extractor.sizes[0]} and {extractor.sizes[1]}"
         )
     copy_tokenizer(source, out)

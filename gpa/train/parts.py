@@ -14,9 +14,7 @@ from typing import Any
 import torch
 
 from gpa import hub
-from gpa.codec import trained
-from gpa.codec.bicodec import BiCodec
-from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.codec import LinguisticTokenizer, TokenCodec, load_codec
 from gpa.data import token_folder as tokenset
 from gpa.data import tokens as token_folder
 from gpa.errors import CheckpointError
@@ -54,10 +52,10 @@ class CheckpointParts:
             given = {"codec": model.fingerprint(), **({"glm": glm.fingerprint()} if glm else {})}
             _check(tokens, found.folder, given, about["fingerprints"])
         vocab, spec = Vocab.from_file(tokens), model.spec
-        sizes = (vocab.semantic.size, vocab.global_.size)
-        if sizes != (spec.codebook_size, spec.global_size):
+        sizes = (vocab.semantic.size, vocab.global_.size if vocab.global_ else 0)
+        if sizes != (spec.pattern.n_ids, spec.global_size):
             raise CheckpointError(
-                f"{found.folder}: {spec.codebook_size} codes and {spec.global_size} speaker codes, "
+                f"{found.folder}: {spec.pattern.n_ids} codes and {spec.global_size} speaker codes, "
                 f"{tokens} has {sizes[0]} and {sizes[1]}: {REMEDY}"
             )
         return found
@@ -81,11 +79,11 @@ class CheckpointParts:
                 f"{tokens}: made by {name}, which is not there: {REMEDY} ({error})"
             ) from error
 
-    def load(self) -> tuple[BiCodec, GLM4VoiceTokenizer | None]:
+    def load(self) -> tuple[TokenCodec, LinguisticTokenizer | None]:
         """Codec, and GLM tokenizer if there is one, on the CPU."""
         if _has_codec(self.folder):
             return files.load_parts(self.folder, CPU)
-        return trained.load(self.folder, self.encoder), None
+        return load_codec(self.folder, encoder=self.encoder), None
 
     @property
     def settings(self) -> GPAConfig | None:

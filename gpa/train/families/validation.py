@@ -171,7 +171,8 @@ def prepare(
 
 def _frame_rate(tokens: Path, codec: str) -> float:
     if (tokens / token_folder.PREPARED).is_file():
-        return float(token_folder.read_about(tokens)["codec"]["frame_rate"])
+        codec_of = token_folder.read_about(tokens)["codec"]
+        return float(codec_of["frame_rate"] * codec_of.get("codebooks", 1))
     if codec:
         settings = trained.read_config(Path(codec))
         return settings.sample_rate / settings.latent_hop_length
