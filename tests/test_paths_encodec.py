@@ -80,7 +80,8 @@ def walked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     write_corpus(folder / "corpus")
     shutil.copytree(ROOT / "recipes" / "gpa", folder / "recipes" / "gpa")
     for command in COMMANDS:
-        run(folder, command.replace("facebook/encodec_24khz", "original").replace("--codebooks 4", "--codebooks 2"),
+        run(folder, command.replace("facebook/encodec_24khz", "original").replace("--codebooks 4",
+        "--codebooks 2"),
             *(SMALL if command.startswith("gpa train") else []))  # fmt: skip
     return folder
 

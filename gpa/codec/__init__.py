@@ -89,8 +89,8 @@ def load_codec(
 
     `kind` is one of KINDS and is otherwise read from the config file (`codec_kind`); one that contradicts the
     config is refused. `options` that are set go to the class: `device`; `n_codebooks` and `bandwidth` for
-    transformers codecs; `encoder`, the folder of the feature encoder, for the export of a BiCodec without one.
-    Raises CheckpointError, or UsageError for an unknown kind.
+    transformers codecs; `encoder`, the folder of the feature encoder, for the export of a BiCodec without
+    one. Raises CheckpointError, or UsageError for an unknown kind.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError(f"codec kind {kind!r}: choose one of {', '.join(KINDS)}")
