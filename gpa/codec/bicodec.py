@@ -205,6 +205,12 @@ class BiCodec(TokenCodec):
         codes, timbre = self.voice_tokens(audio)
         return Voice(tuple(codes.tolist()), self.voice_fingerprint(), name, dict(about or {}), timbre)
 
+    @torch.inference_mode()
+    def speaker_vector(self, wav: np.ndarray) -> np.ndarray:
+        """Where the speaker encoder puts a waveform (S,) among voices, (D,)."""
+        x = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None].to(self.device)
+        return self.model.speaker_encoder(self.model.mel(x))[0].float().cpu().numpy()
+
     def checked(self, voice: Voice) -> Voice:
         """The voice; CheckpointError if it is another codec's.
 
