@@ -227,11 +227,9 @@ class BiCodec(TokenCodec):
         return voice
 
     def _check_codes(self, voice: Voice, what: str) -> None:
-        spec = self._spec
-        if len(voice.codes) != spec.n_global or not all(0 <= c < spec.global_size for c in voice.codes):
-            raise CheckpointError(
-                f"{what} does not have {spec.n_global} codes below {spec.global_size}: it is another codec's"
-            )
+        count, size = self._spec.n_global, self._spec.global_size
+        if len(voice.codes) != count or not all(0 <= code < size for code in voice.codes):
+            raise CheckpointError(f"{what} does not have {count} codes below {size}: it is another codec's")
 
     @property
     def harmonic(self) -> HarmonicDecoder | None:
@@ -310,7 +308,7 @@ class BiCodec(TokenCodec):
         return margins.fsq_excess(speaker.quantizer, latents, codes)
 
     def _codes(self, ids: Ids | None) -> tuple[int, ...]:
-        """A voice's ids as whole numbers; VocabError for too many or too few, or one out of range."""
+        """A voice's ids; VocabError for too many or too few, or one out of range."""
         codes = _flat([] if ids is None else ids, "global", self._spec.global_size)
         if len(codes) != self._spec.n_global:
             raise VocabError(f"{len(codes)} global codes; this codec has {self._spec.n_global}")
