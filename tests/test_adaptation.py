@@ -97,12 +97,12 @@ def test_an_adaptation_of_another_decoder_is_left_out_with_a_warning(
     model = models["mini"]
     plain = model.voices["onyx"]
     voice = learnt(model.codec, plain)
-    assert model.processor.checked(voice) is voice
+    assert model.codec.checked(voice) is voice
     told: list[str] = []
     monkeypatch.setattr(processing_gpa.logger, "warning", lambda text, *what: told.append(text % what))
     assert voice.adaptation is not None
     strange = replace(voice, adaptation=replace(voice.adaptation, decoder="0" * 64))
-    assert model.processor.checked(strange) == replace(plain, adaptation=None)
+    assert model.codec.checked(strange) == replace(plain, adaptation=None)
     assert len(told) == 1 and "another decoder's" in told[0] and "gpa finetune" in told[0]
 
 

