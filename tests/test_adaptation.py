@@ -14,6 +14,7 @@ import torch
 
 from conftest import speechlike
 from gpa import GPA, audio, config
+from gpa.codec import bicodec
 from gpa.codec.adaptation import LEVEL, RANGE, Adaptation, AdaptedDecoder, intonation
 from gpa.codec.bicodec import ADAPTED, BiCodec
 from gpa.codec.pitch import yin
@@ -21,7 +22,6 @@ from gpa.codec.voice import Voice
 from gpa.data import prepare
 from gpa.data.checks import Limits
 from gpa.errors import CheckpointError, UsageError
-from gpa.models.gpa import processing_gpa
 from gpa.train.families import speaker_adaptation as voices
 from gpa.train.families.speaker_adaptation import VoiceFamily, VoiceRecipe
 from gpa.train.loop import train
@@ -99,7 +99,7 @@ def test_an_adaptation_of_another_decoder_is_left_out_with_a_warning(
     voice = learnt(model.codec, plain)
     assert model.codec.checked(voice) is voice
     told: list[str] = []
-    monkeypatch.setattr(processing_gpa.logger, "warning", lambda text, *what: told.append(text % what))
+    monkeypatch.setattr(bicodec.logger, "warning", lambda text, *what: told.append(text % what))
     assert voice.adaptation is not None
     strange = replace(voice, adaptation=replace(voice.adaptation, decoder="0" * 64))
     assert model.codec.checked(strange) == replace(plain, adaptation=None)
