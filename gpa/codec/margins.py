@@ -8,7 +8,7 @@ near tie, infinite for another length.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,11 @@ from gpa import audio as sound
 from gpa.audio import AudioLike
 from gpa.nn.quantize import FSQ, FactorizedVQ
 
-if TYPE_CHECKING:
-    from gpa.codec.bicodec import BiCodec
+Decoder = Any  # a BiCodec, which imports this module
 
 
 @torch.inference_mode()
-def semantic_excess(codec: BiCodec, audio: AudioLike, codes: np.ndarray) -> float:
+def semantic_excess(codec: Decoder, audio: AudioLike, codes: np.ndarray) -> float:
     """For semantic codes (T,): squared distance on the unit sphere (VQ), or quantisation steps (FSQ)."""
     wav = sound.load(audio, codec.spec.sample_rate)
     latents, quantizer = codec.latents(wav[None]), codec.model.quantizer
@@ -36,7 +35,7 @@ def semantic_excess(codec: BiCodec, audio: AudioLike, codes: np.ndarray) -> floa
 
 
 @torch.inference_mode()
-def global_excess(codec: BiCodec, audio: AudioLike, codes: np.ndarray) -> float:
+def global_excess(codec: Decoder, audio: AudioLike, codes: np.ndarray) -> float:
     """For global codes (G,), in quantisation steps."""
     clip = codec.reference_clip(sound.load(audio, codec.spec.sample_rate))
     speaker = codec.model.speaker_encoder

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from gpa.errors import UsageError
 
 if TYPE_CHECKING:
     from gpa.codec.base import TokenCodec
-    from gpa.codec.bicodec import BiCodec
 
+Decoder = Any  # a BiCodec, which imports this module
 PASSES = 2  # a timbre is measured with, the second on what the first has left
 Clip = tuple[np.ndarray, np.ndarray]  # a recording (S,) and its ids (T,)
 
 
-def timbre_of(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> Timbre | None:
+def timbre_of(codec: Decoder, clips: Sequence[Clip], voice: Voice) -> Timbre | None:
     """Of recordings with their ids, against what is decoded of these, equally loud.
 
     None where the decoder draws no bands. What the voice has for a timbre does not count.
@@ -48,18 +48,17 @@ def timbre_of(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> Timbre | N
 @torch.inference_mode()
 def speaker_vector(codec: TokenCodec, wav: np.ndarray) -> np.ndarray:
     """How the codec's own speaker encoder places a waveform (S,) among voices, (D,); UsageError for none."""
-    from gpa.codec.bicodec import BiCodec
-
-    if not isinstance(codec, BiCodec):
+    model = getattr(codec, "model", None)
+    if not hasattr(model, "speaker_encoder"):
         raise UsageError(
             f"{codec.spec.name} has no speaker encoder to compare voices by: install the extra eval"
         )
-    model = codec.model
-    x = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None].to(codec.device)
+    assert model is not None
+    x = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None].to(next(model.parameters()).device)
     return model.speaker_encoder(model.mel(x))[0].float().cpu().numpy()
 
 
-def _compared(codec: BiCodec, wav: np.ndarray, ids: np.ndarray, voice: Voice) -> tuple[Tensor, Tensor]:
+def _compared(codec: Decoder, wav: np.ndarray, ids: np.ndarray, voice: Voice) -> tuple[Tensor, Tensor]:
     """Log-mels (K, T) of a recording and of what is decoded of its ids."""
     assert codec.harmonic is not None
     ours = codec.decode(ids, voice)
@@ -70,7 +69,7 @@ def _compared(codec: BiCodec, wav: np.ndarray, ids: np.ndarray, voice: Voice) ->
     return found[0], found[1]
 
 
-def intonation_of(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> tuple[float, float]:
+def intonation_of(codec: Decoder, clips: Sequence[Clip], voice: Voice) -> tuple[float, float]:
     """Gain and shift of log pitch that the recordings have and what is decoded of their ids has not."""
     if codec.harmonic is None:
         return 1.0, 0.0
