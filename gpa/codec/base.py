@@ -146,6 +146,14 @@ class TokenCodec(ABC):
         """SHA-256 of what gives a voice's codes their meaning."""
         return self.fingerprint()
 
+    def speaker_vector(self, wav: np.ndarray) -> np.ndarray:
+        """Where the codec's own speaker encoder puts a waveform (S,) among voices, (D,); UsageError without
+        one.
+        """
+        raise UsageError(
+            f"{self.spec.name} has no speaker encoder to compare voices by: install the extra eval"
+        )
+
     def checked(self, voice: Voice) -> Voice:
         """The voice, or what of it this codec can use; CheckpointError if it is another codec's."""
         what = f"voice {voice.name!r}" if voice.name else "the voice"

@@ -25,14 +25,7 @@ from gpa import hub
 from gpa.audio import AudioLike
 from gpa.codec import margins
 from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
-from gpa.codec.bicodec_config import (
-    BackboneConfig,
-    BiCodecConfig,
-    MelConfig,
-    QuantizerConfig,
-    SpeakerConfig,
-    WaveConfig,
-)
+from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.feature_encoder import (
     AnyFeatures,
@@ -50,17 +43,6 @@ from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
 
 logger = logging.getLogger(__name__)
-
-__all__ = [
-    "BackboneConfig",
-    "BiCodec",
-    "BiCodecConfig",
-    "BiCodecModel",
-    "MelConfig",
-    "QuantizerConfig",
-    "SpeakerConfig",
-    "WaveConfig",
-]
 
 WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
 WINDOW = 512  # semantic ids decoded at once: 10 s of the published model, about 0.3 GB
@@ -223,6 +205,12 @@ class BiCodec(TokenCodec):
         codes, timbre = self.voice_tokens(audio)
         return Voice(tuple(codes.tolist()), self.voice_fingerprint(), name, dict(about or {}), timbre)
 
+    @torch.inference_mode()
+    def speaker_vector(self, wav: np.ndarray) -> np.ndarray:
+        """Where the speaker encoder puts a waveform (S,) among voices, (D,)."""
+        x = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None].to(self.device)
+        return self.model.speaker_encoder(self.model.mel(x))[0].float().cpu().numpy()
+
     def checked(self, voice: Voice) -> Voice:
         """The voice; CheckpointError if it is another codec's.
 
@@ -308,11 +296,16 @@ class BiCodec(TokenCodec):
 
     def code_excess(self, audio: AudioLike, codes: np.ndarray) -> float:
         """By what margin recorded semantic ids (T,) lose to ours (gpa.codec.margins)."""
-        return margins.semantic_excess(self, audio, codes)
+        wav = sound.load(audio, self.spec.sample_rate)
+        return margins.semantic_excess(self.latents(wav[None]), self.model.quantizer, codes)
 
+    @torch.inference_mode()
     def voice_excess(self, audio: AudioLike, codes: np.ndarray) -> float:
         """The same of global ids (G,)."""
-        return margins.global_excess(self, audio, codes)
+        clip = torch.from_numpy(self.reference_clip(sound.load(audio, self.spec.sample_rate)))
+        speaker = self.model.speaker_encoder
+        latents = speaker.latents(self.model.mel(clip[None].to(self.device)))[0]  # (G, latent)
+        return margins.fsq_excess(speaker.quantizer, latents, codes)
 
     def _codes(self, ids: Ids | None) -> tuple[int, ...]:
         """A voice's ids; VocabError for too many or too few, or one out of range."""

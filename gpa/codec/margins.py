@@ -8,17 +8,19 @@ near tie, infinite for another length.
 from __future__ import annotations
 
 import math
+<<<<<<< HEAD
 from typing import Any
+=======
+>>>>>>> main
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from gpa import audio as sound
-from gpa.audio import AudioLike
 from gpa.nn.quantize import FSQ, FactorizedVQ
 
+<<<<<<< HEAD
 Decoder = Any  # a BiCodec, which imports this module
 
 
@@ -27,10 +29,19 @@ def semantic_excess(codec: Decoder, audio: AudioLike, codes: np.ndarray) -> floa
     """For semantic codes (T,): squared distance on the unit sphere (VQ), or quantisation steps (FSQ)."""
     wav = sound.load(audio, codec.spec.sample_rate)
     latents, quantizer = codec.latents(wav[None]), codec.model.quantizer
+=======
+
+@torch.inference_mode()
+def semantic_excess(latents: Tensor, quantizer: nn.Module, codes: np.ndarray) -> float:
+    """For semantic codes (T,) of latents (1, D, T): squared distance on the unit sphere (VQ), or quantisation
+    steps (FSQ).
+    """
+>>>>>>> main
     if isinstance(quantizer, FactorizedVQ):
         z = F.normalize(quantizer.in_project(latents)[0].T, dim=1)  # (T, d)
         rows = F.normalize(quantizer.codebook.weight, dim=1)
         return _distance_excess(2 - 2 * z @ rows.T, codes)
+<<<<<<< HEAD
     return _fsq_excess(quantizer.fsq, latents[0].T, codes)
 
 
@@ -42,6 +53,9 @@ def global_excess(codec: Decoder, audio: AudioLike, codes: np.ndarray) -> float:
     frames = speaker.speaker_encoder.frames(codec.model.mel(torch.from_numpy(clip)[None].to(codec.device)))
     latents = speaker.perceiver_sampler(frames.transpose(1, 2))[0]  # (G, latent)
     return _fsq_excess(speaker.quantizer, latents, codes)
+=======
+    return fsq_excess(quantizer.get_submodule("fsq"), latents[0].T, codes)  # type: ignore[arg-type]
+>>>>>>> main
 
 
 def _distance_excess(distances: Tensor, codes: np.ndarray) -> float:  # (T, V)
@@ -51,7 +65,9 @@ def _distance_excess(distances: Tensor, codes: np.ndarray) -> float:  # (T, V)
     return float((chosen[:, 0] - distances.amin(1)).max())
 
 
-def _fsq_excess(quantizer: FSQ, x: Tensor, codes: np.ndarray) -> float:  # (N, D)
+@torch.inference_mode()
+def fsq_excess(quantizer: FSQ, x: Tensor, codes: np.ndarray) -> float:
+    """For codes (N,) of x (N, D), in quantisation steps."""
     if len(x) != len(codes) or codes.min() < 0 or codes.max() >= quantizer.codebook_size:
         return math.inf
     recorded = torch.from_numpy(codes.astype(np.int64)).to(x.device)

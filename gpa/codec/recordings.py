@@ -20,10 +20,13 @@ from gpa.codec.harmonic import CENTRE, FLOOR, HEIGHT
 from gpa.codec.pitch import yin
 from gpa.codec.timbre import Timbre, measure
 from gpa.codec.voice import Voice
-from gpa.errors import UsageError
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     from gpa.codec.base import TokenCodec
+=======
+    from gpa.codec.bicodec import BiCodec
+>>>>>>> main
 
 Decoder = Any  # a BiCodec, which imports this module
 PASSES = 2  # a timbre is measured with, the second on what the first has left
@@ -45,6 +48,7 @@ def timbre_of(codec: Decoder, clips: Sequence[Clip], voice: Voice) -> Timbre | N
     return found
 
 
+<<<<<<< HEAD
 @torch.inference_mode()
 def speaker_vector(codec: TokenCodec, wav: np.ndarray) -> np.ndarray:
     """How the codec's own speaker encoder places a waveform (S,) among voices, (D,); UsageError for none."""
@@ -59,6 +63,9 @@ def speaker_vector(codec: TokenCodec, wav: np.ndarray) -> np.ndarray:
 
 
 def _compared(codec: Decoder, wav: np.ndarray, ids: np.ndarray, voice: Voice) -> tuple[Tensor, Tensor]:
+=======
+def _compared(codec: BiCodec, wav: np.ndarray, ids: np.ndarray, voice: Voice) -> tuple[Tensor, Tensor]:
+>>>>>>> main
     """Log-mels (K, T) of a recording and of what is decoded of its ids."""
     assert codec.harmonic is not None
     ours = codec.decode(ids, voice)
