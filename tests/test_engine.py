@@ -425,7 +425,7 @@ def composed(net: Network, gamma: float) -> tuple[Tensor, Tensor]:
     """The base's logits after the prompt and the composed ones, legal ids alone, the stop last."""
     composition = Composition(guidance(gamma), GUIDED, net)
     rows = torch.stack([net.logits(prompt)[-1] for prompt in composition.prompts])
-    made, (legal,) = composition(rows), composition.legal
+    made, legal = composition(rows, 0), composition.legal[0]
     assert made.isfinite().sum() == len(legal) and made.shape == (SIZE,)
     return rows[composition.branches.index(BASE)][legal], made[legal]
 

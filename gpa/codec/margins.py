@@ -8,10 +8,6 @@ near tie, infinite for another length.
 from __future__ import annotations
 
 import math
-<<<<<<< HEAD
-from typing import Any
-=======
->>>>>>> main
 
 import numpy as np
 import torch
@@ -20,42 +16,17 @@ from torch import Tensor, nn
 
 from gpa.nn.quantize import FSQ, FactorizedVQ
 
-<<<<<<< HEAD
-Decoder = Any  # a BiCodec, which imports this module
-
-
-@torch.inference_mode()
-def semantic_excess(codec: Decoder, audio: AudioLike, codes: np.ndarray) -> float:
-    """For semantic codes (T,): squared distance on the unit sphere (VQ), or quantisation steps (FSQ)."""
-    wav = sound.load(audio, codec.spec.sample_rate)
-    latents, quantizer = codec.latents(wav[None]), codec.model.quantizer
-=======
 
 @torch.inference_mode()
 def semantic_excess(latents: Tensor, quantizer: nn.Module, codes: np.ndarray) -> float:
     """For semantic codes (T,) of latents (1, D, T): squared distance on the unit sphere (VQ), or quantisation
     steps (FSQ).
     """
->>>>>>> main
     if isinstance(quantizer, FactorizedVQ):
         z = F.normalize(quantizer.in_project(latents)[0].T, dim=1)  # (T, d)
         rows = F.normalize(quantizer.codebook.weight, dim=1)
         return _distance_excess(2 - 2 * z @ rows.T, codes)
-<<<<<<< HEAD
-    return _fsq_excess(quantizer.fsq, latents[0].T, codes)
-
-
-@torch.inference_mode()
-def global_excess(codec: Decoder, audio: AudioLike, codes: np.ndarray) -> float:
-    """For global codes (G,), in quantisation steps."""
-    clip = codec.reference_clip(sound.load(audio, codec.spec.sample_rate))
-    speaker = codec.model.speaker_encoder
-    frames = speaker.speaker_encoder.frames(codec.model.mel(torch.from_numpy(clip)[None].to(codec.device)))
-    latents = speaker.perceiver_sampler(frames.transpose(1, 2))[0]  # (G, latent)
-    return _fsq_excess(speaker.quantizer, latents, codes)
-=======
     return fsq_excess(quantizer.get_submodule("fsq"), latents[0].T, codes)  # type: ignore[arg-type]
->>>>>>> main
 
 
 def _distance_excess(distances: Tensor, codes: np.ndarray) -> float:  # (T, V)

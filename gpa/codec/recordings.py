@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,18 +22,13 @@ from gpa.codec.timbre import Timbre, measure
 from gpa.codec.voice import Voice
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-    from gpa.codec.base import TokenCodec
-=======
     from gpa.codec.bicodec import BiCodec
->>>>>>> main
 
-Decoder = Any  # a BiCodec, which imports this module
 PASSES = 2  # a timbre is measured with, the second on what the first has left
 Clip = tuple[np.ndarray, np.ndarray]  # a recording (S,) and its ids (T,)
 
 
-def timbre_of(codec: Decoder, clips: Sequence[Clip], voice: Voice) -> Timbre | None:
+def timbre_of(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> Timbre | None:
     """Of recordings with their ids, against what is decoded of these, equally loud.
 
     None where the decoder draws no bands. What the voice has for a timbre does not count.
@@ -48,24 +43,7 @@ def timbre_of(codec: Decoder, clips: Sequence[Clip], voice: Voice) -> Timbre | N
     return found
 
 
-<<<<<<< HEAD
-@torch.inference_mode()
-def speaker_vector(codec: TokenCodec, wav: np.ndarray) -> np.ndarray:
-    """How the codec's own speaker encoder places a waveform (S,) among voices, (D,); UsageError for none."""
-    model = getattr(codec, "model", None)
-    if not hasattr(model, "speaker_encoder"):
-        raise UsageError(
-            f"{codec.spec.name} has no speaker encoder to compare voices by: install the extra eval"
-        )
-    assert model is not None
-    x = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None].to(next(model.parameters()).device)
-    return model.speaker_encoder(model.mel(x))[0].float().cpu().numpy()
-
-
-def _compared(codec: Decoder, wav: np.ndarray, ids: np.ndarray, voice: Voice) -> tuple[Tensor, Tensor]:
-=======
 def _compared(codec: BiCodec, wav: np.ndarray, ids: np.ndarray, voice: Voice) -> tuple[Tensor, Tensor]:
->>>>>>> main
     """Log-mels (K, T) of a recording and of what is decoded of its ids."""
     assert codec.harmonic is not None
     ours = codec.decode(ids, voice)
@@ -76,7 +54,7 @@ def _compared(codec: BiCodec, wav: np.ndarray, ids: np.ndarray, voice: Voice) ->
     return found[0], found[1]
 
 
-def intonation_of(codec: Decoder, clips: Sequence[Clip], voice: Voice) -> tuple[float, float]:
+def intonation_of(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> tuple[float, float]:
     """Gain and shift of log pitch that the recordings have and what is decoded of their ids has not."""
     if codec.harmonic is None:
         return 1.0, 0.0

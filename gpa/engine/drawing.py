@@ -89,8 +89,8 @@ class Composition:
         if left < rules.max_new:
             raise PromptError(f"the transcript leaves room for {left} ids, {rules.max_new} may be needed")
 
-    def __call__(self, logits: Tensor, step: int = 0) -> Tensor:
-        """Composed logits (V,) of rows (R, V), one a branch; ids not legal at a step at minus infinity."""
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        """Composed logits (V,) of rows (R, V), one a branch; ids that are not legal at minus infinity."""
         legal = self.legal[step % len(self.legal)]
         parts = {branch: row[legal] for branch, row in zip(self.branches, logits, strict=True)}
         stop = int(torch.searchsorted(legal, self.stop))
