@@ -57,7 +57,6 @@ ROWS = {
     "soundfile": {"audio", "evals"},  # evals: Opus at a chosen rate, as a baseline
     "soxr": {"audio"},
     "matplotlib": {"train", "evals", "finetune"},
-    "encodec": {"codec"},
     "flash_attn": {"nn", "models"},
     "huggingface_hub": {"hub"},
     "datasets": {"data"},
