@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from gpa.audio import AudioLike
 from gpa.codec.patterns import Flatten
-from gpa.codec.timbre import Timbre
 from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, UsageError, VocabError
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
+
+    from gpa.audio import AudioLike
+    from gpa.codec.timbre import Timbre
 
 PROMPT_SECONDS = 3.0  # of a reference that a codec without global tokens takes as a voice (VALL-E, section 6)
 

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from gpa import audio as sound
 from gpa import hub
-from gpa.audio import AudioLike
 from gpa.codec import margins
 from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
 from gpa.codec.bicodec_config import BiCodecConfig
@@ -37,10 +37,13 @@ from gpa.codec.feature_encoder import (
 )
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.recordings import timbre_of
-from gpa.codec.timbre import Timbre
 from gpa.codec.voice import Voice
 from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
+
+if TYPE_CHECKING:
+    from gpa.audio import AudioLike
+    from gpa.codec.timbre import Timbre
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from gpa.codec.feature_encoder import FRAME
 from gpa.codec.harmonic import CENTRE, FLOOR, HEIGHT
 from gpa.codec.pitch import yin
 from gpa.codec.timbre import Timbre, measure
-from gpa.codec.voice import Voice
 
 if TYPE_CHECKING:
     from gpa.codec.bicodec import BiCodec
+    from gpa.codec.voice import Voice
 
 PASSES = 2  # a timbre is measured with, the second on what the first has left
 Clip = tuple[np.ndarray, np.ndarray]  # a recording (S,) and its ids (T,)
