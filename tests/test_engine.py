@@ -309,27 +309,6 @@ def test_ids_that_come_in_rounds(net: Network, closed: bool, guided: float | Non
         assert all(i in rounds[step % 3][0] for step, i in enumerate(found) if i != STOP)
 
 
-@pytest.mark.parametrize("guided", [None, 2.0])
-@pytest.mark.parametrize("closed", [False, True])
-def test_ids_that_come_in_rounds(net: Network, closed: bool, guided: float | None) -> None:
-    """Each step has ids of its own, and a stop comes between rounds alone, not before the least."""
-    rounds = ((range(10, 13),), (range(13, 16),), (range(16, 18),))
-    legal = (range(10, 18), range(STOP, STOP + 1))
-    rules = Rules(12 + closed, frozenset({STOP}), legal, min_new=4, closed=closed, cycle=rounds)
-    more: dict[str, Any] = {} if guided is None else {"guidance": guidance(guided)}
-    hot, lengths = Sampling(temperature=20.0), set()
-    for seed in range(30):
-        ids = generate(net, PROMPT, rules, hot, seed, **more).ids
-        body = ids[:-1] if ids[-1] == STOP else ids
-        assert all(i in rounds[step % 3][0] for step, i in enumerate(body))
-        assert len(body) % 3 == 0 and len(body) >= 6 and (ids[-1] == STOP or not closed)
-        lengths.add(len(body))
-    assert len(lengths) > 1
-    if guided is None:
-        found = generate(net, PROMPT, rules, beams=Beams(4)).ids
-        assert all(i in rounds[step % 3][0] for step, i in enumerate(found) if i != STOP)
-
-
 def test_a_closed_completion_ends_with_its_stop(net: Network) -> None:
     legal = (range(10, 12), range(STOP, STOP + 1))
     for most in (1, 2, 7):
