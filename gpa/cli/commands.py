@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -165,11 +166,12 @@ def prepare(args: argparse.Namespace) -> None:
 
     if strange := [pair for pair in args.columns if "=" not in pair]:
         raise UsageError(f"--columns {strange[0]}: write KEY=NAME, such as text=sentence")
-    if args.model == DEFAULT_MODEL and not Path(args.model).exists():
+    if not args.codec and args.model == DEFAULT_MODEL and not Path(args.model).exists():
         _check_shipped()
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # which `datasets` reads when it is imported
     from gpa.data import validation_summary
+    from gpa.data.encoding import Extras, Wording
     from gpa.data.prepare import Job
     from gpa.data.prepare import prepare as run
 
@@ -180,6 +182,9 @@ def prepare(args: argparse.Namespace) -> None:
             args.source,
             args.output,
             args.model,
+            codec=args.codec,
+            wording=Wording(args.vocab_size, tuple(args.text), args.tokenizer),
+            extras=Extras(args.align, args.copies, args.noise, args.rooms),
             limits=Limits(**numbers, check_text=args.check_text, seen_speakers=seen, allow=allow),
             licence=args.licence,
             columns=dict(pair.split("=", 1) for pair in args.columns),
@@ -204,6 +209,11 @@ def train(args: argparse.Namespace) -> None:
     from gpa.train.command import main
 
     main(args.rest)
+
+
+def lab(args: argparse.Namespace) -> int:
+    """Hand everything after `gpa lab` to a process of its own: nothing here knows those tools."""
+    return subprocess.call([sys.executable, "-m", "gpa.lab", *args.rest])
 
 
 def finetune(args: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ exit codes: 0 done, 2 usage, 3 audio, 4 checkpoint, 5 text or prompt, 6 nothing 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; SystemExit only for --help, --version and wrong usage."""
     args, rest = _parser().parse_known_args(argv)
-    if rest and args.run is not commands.train:  # `gpa train` hands its arguments on
+    if rest and args.run not in (commands.train, commands.lab):  # which hand their arguments on
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest, args.argv = rest, list(sys.argv[1:] if argv is None else argv)
     with _talk_on_stderr(args.verbose):
@@ -109,7 +109,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.set_defaults(verbose=False)
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _prepare, _train, _finetune, _plan):
+    for add in (
+        _tts,
+        _asr,
+        _vc,
+        _voice,
+        _info,
+        _verify,
+        _doctor,
+        _demo,
+        _prepare,
+        _train,
+        _finetune,
+        _plan,
+        _lab,
+    ):
         add(sub)
     speechop.add(sub)
     bench.add(sub)
@@ -273,6 +287,7 @@ def _prepare(sub: Any) -> None:
   gpa prepare recordings/ -o tokens --licence CC0-1.0 --workers 4
   gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
   gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
+  gpa prepare manifest.jsonl -o tokens --codec runs/codec/export --align --copies 2 --noise noise/
   accelerate launch --num_processes 8 -m gpa prepare manifest.jsonl -o /shared/tokens
 
 every row is judged first; dropped rows stand with their reason in DIR/rejected.jsonl, and above
@@ -299,6 +314,19 @@ docs/data.md explains manifests, reasons and the files written. prints a table, 
     rows.add_argument("--check-text", action="store_true", help="also compare with what the model hears")
     for name, (value, about) in OPTIONS.items():
         rows.add_argument(name, type=float, default=value, metavar="X", help=f"{about} (default {value:g})")
+    made = p.add_argument_group("for a model that is not trained yet")
+    made.add_argument("--codec", type=Path, metavar="EXPORT", help="a trained codec, in place of --model")
+    made.add_argument("--vocab-size", type=int, default=512, metavar="N",
+        help="pieces of its text tokenizer, learnt from the training texts (default 512)")  # fmt: skip
+    made.add_argument("--text", type=Path, nargs="+", default=[], metavar="FILE",
+        help="more text to learn it from, a sentence a line")  # fmt: skip
+    made.add_argument("--tokenizer", default="", metavar="DIR", help="take that of another folder instead")
+    made.add_argument("--align", action="store_true", help="also store when each letter is spoken")
+    made = p.add_argument_group("augmented copies")
+    made.add_argument("--copies", type=int, default=0, metavar="N",
+        help="of each training clip, in other voices, noise and rooms (default 0)")  # fmt: skip
+    made.add_argument("--noise", default="", metavar="DIR", help="of noise, with a manifest.json")
+    made.add_argument("--rooms", default="", metavar="DIR", help="of impulse responses")
     work = p.add_argument_group("work")
     work.add_argument("--workers", type=int, default=1, metavar="N", help="processes here (default 1)")
     work.add_argument("--shard-rows", type=int, default=1000, metavar="N", help="of a file (default 1000)")
@@ -319,6 +347,15 @@ the same as `python -m gpa.train`; its own --help says more.
     about, example = "draw the metrics of training runs", "  gpa plot runs/mini     prints RUN/loss.png\n"
     p = options.command(sub, "plot", commands.plot, about, example)
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
+
+
+def _lab(sub: Any) -> None:
+    options.command(
+        sub, "lab", commands.lab, "tools that made the shipped models", """\
+  gpa lab --help
+  gpa lab merge runs/a/export runs/b/export -o runs/mean
+""", add_help=False
+    )  # fmt: skip
 
 
 def _finetune(sub: Any) -> None:

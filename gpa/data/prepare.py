@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +22,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpa.data import huggingface, screening, streaming, token_folder, validation_summary
+from gpa.data import encoding, huggingface, screening, streaming, token_folder, validation_summary
 from gpa.data.checks import REASONS, Limits
-from gpa.data.manifest import Clip, ManifestRow, Source
+from gpa.data.encoding import Encoder, Extras, Wording
+from gpa.data.manifest import ManifestRow, Source
 from gpa.data.sharding import Part, Share, Workers, wait
 from gpa.data.sources import is_dataset, open_source
 from gpa.data.token_folder import PREPARED, REJECTED
@@ -31,11 +33,12 @@ from gpa.errors import DataError, GenerationError
 from gpa.models.gpa.checkpoint_gpa import known_as
 from gpa.models.gpa.pipeline_gpa import GPA
 from gpa.models.gpa.processing_gpa import GPAProcessor
+from gpa.nn import threads
+from gpa.nn.device import pick_device
 from gpa.prompt.vocab import Vocab
 
-WORK, PLAN, SUMMARY, STREAM = ".work", "plan.json", "summary.json", "stream"
+WORK, PLAN, SUMMARY, STREAM, WORDS = ".work", "plan.json", "summary.json", "stream", "tokenizer"
 BATCH = 16  # clips in memory at once; the codec batches those of one length
-VOICES = 256  # reference voices that are remembered
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Job:
     """What is to be prepared: all that `open_source` reads, or a stream of rows (streaming.py).
 
     `licence` is that of rows which state none; `columns` and `splits` choose from a dataset, which
-    `streaming` reads without the cache of `datasets`.
+    `streaming` reads without the cache of `datasets`. `codec`, an export of codec training, takes the place of
+    a model; it then gets a tokenizer as `wording` says.
     """
 
     source: Any
@@ -61,6 +65,9 @@ class Job:
     device: str = "auto"
     offline: bool = False
     threads: int | None = None
+    codec: Path | None = None
+    wording: Wording = Wording()
+    extras: Extras = Extras()
 
     def check(self) -> None:
         """DataError for settings that make no sense."""
@@ -70,6 +77,10 @@ class Job:
             raise DataError(f"rows with {unknown[0]!r} cannot be kept; --allow takes {optional}")
         if self.shard_rows < 1 or self.workers < 1 or not 0 <= self.max_rejected <= 1:
             raise DataError("shard rows and workers are at least 1, the rejected share lies in 0 .. 1")
+        if self.codec and self.limits.check_text:
+            raise DataError("--check-text needs a model that transcribes, a codec alone does not")
+        if self.extras.copies < 0:
+            raise DataError(f"--copies {self.extras.copies}: 0 or more")
         if self.streaming and (huggingface.is_saved(Path(self.source)) or not is_dataset(self.source)):
             raise DataError(
                 f"{self.source}: --streaming is for hf:NAME and Parquet, others are read in place"
@@ -106,6 +117,7 @@ def prepare(job: Job, share: Share | None = None) -> Report:
         job = _numbered(job, share)
     except _Over:
         return Report(token_folder.read_about(job.out), is_main=False)
+    _prepare_tokenizer(job, share)
     if share.workers == 1:
         return _Run.start(job, share.part(), lambda: None).go()
     with Workers(_work, job, share) as workers:
@@ -131,6 +143,26 @@ def _numbered(job: Job, share: Share) -> Job:
     for _ in wait([folder / streaming.STATE], job.patience, look, "to write the stream"):
         pass
     return dataclasses.replace(job, source=folder, columns={}, splits=(), streaming=False)
+
+
+def _prepare_tokenizer(job: Job, share: Share) -> None:
+    """The lead gives a codec without a model its tokenizer, the others wait for it."""
+    made = _tokenizer(job) / "tokenizer.json"
+    if not job.codec or made.is_file():
+        return
+    if share.rank == 0:
+        _check_free(job.out)
+        scratch = made.parent.with_suffix(".new")
+        rows = open_source(job.source, job.columns, job.splits).check()
+        encoding.write_tokenizer(job.codec, rows, job.wording, scratch)
+        os.replace(scratch, made.parent)
+    for _ in wait([made], job.patience, lambda: None, "to learn the tokenizer"):
+        pass
+
+
+def _tokenizer(job: Job) -> Path:
+    """Folder of the tokenizer of a codec without a model: the result itself where it is finished."""
+    return job.out if (job.out / PREPARED).is_file() else job.out / WORK / WORDS
 
 
 def _check_free(out: Path) -> None:
@@ -165,9 +197,18 @@ class _Run:
         """Read the whole manifest, then load the model."""
         source = open_source(job.source, job.columns, job.splits)
         held = screening.held_out(source.check(), job.limits)
-        model = GPA.from_pretrained(job.model, device=job.device, offline=job.offline, threads=job.threads)
-        doctor = screening.Doctor(_reader(model, job.limits.check_text), job.limits, held)
-        return cls(job, part, alive, source, model.processor, doctor, _plan(job, source, model.processor))
+        transcribe = None
+        if job.codec:
+            device = pick_device(job.device)
+            processor = encoding.processor_of(job.codec, _tokenizer(job), device)
+            threads.settle(threads.weights(processor.codec.model), job.threads, device)
+        else:
+            model = GPA.from_pretrained(
+                job.model, device=job.device, offline=job.offline, threads=job.threads
+            )
+            processor, transcribe = model.processor, _transcriber(model) if job.limits.check_text else None
+        doctor = screening.Doctor(_reader(processor, transcribe), job.limits, held)
+        return cls(job, part, alive, source, processor, doctor, _plan(job, source, processor))
 
     @property
     def work(self) -> Path:
@@ -204,7 +245,10 @@ class _Run:
         began = time.monotonic()
         self._pass("encode", self.shards, self._encode(found), shared=self.part.is_main)
         took = time.monotonic() - began
-        about = {**_about(self.plan, found, self.processor.vocab), "model": known_as(self.job.model)}
+        about = {
+            **_about(self.plan, found, self.processor.vocab),
+            "model": known_as(self.job.codec or self.job.model),
+        }
         if self.part.is_main:
             for name, content in self.processor.text_files.items():
                 (self.job.out / name).write_bytes(content)
@@ -292,89 +336,44 @@ class _Run:
     # Second pass ------------------------------------------------------------------------------------------
 
     def _encode(self, found: Mapping[str, Any]) -> Callable[[int, Any], None]:
-        copies, encoder = set(found["duplicates"]), Encoder(self.processor)
+        copies = set(found["duplicates"])
+        encoder = Encoder.of(self.processor, self.job.extras, self.job.codec)
 
         def make(k: int, bar: Any) -> None:
             records = map(json.loads, self.screens[k].read_text(encoding="utf-8").splitlines())
             keep = {r["n"] for r in records if not r["reason"] and r["n"] not in copies}
-            token_folder.write_shard(self.shards[k], self._encoded(k, keep, encoder, bar), self.work)
+            rows, columns = self._encoded(k, keep, encoder, bar), self.job.extras.columns
+            token_folder.write_shard(self.shards[k], rows, self.work, columns)
 
         return make
 
     def _encoded(self, k: int, keep: set[int], encoder: Encoder, bar: Any) -> Iterator[dict[str, Any]]:
-        batch: list[ManifestRow] = []
+        batch: dict[int, ManifestRow] = {}
         for n, row in self._rows(k):
-            batch += [row] if n in keep else []
+            if n in keep:
+                batch[n] = row
             if len(batch) == BATCH:
-                yield from encoder.rows(batch)
-                batch = []
+                yield from encoder.rows([*batch.values()], [*batch])
+                batch = {}
             bar.update()
-        yield from encoder.rows(batch)
+        yield from encoder.rows([*batch.values()], [*batch])
 
 
-class Encoder:
-    """Rows of a manifest to rows of ids, by a model's own codec and prompt format."""
-
-    def __init__(self, processor: GPAProcessor) -> None:
-        self.processor = processor
-        self._voices: dict[Clip, list[int]] = {}
-
-    def rows(self, rows: list[ManifestRow]) -> Iterator[dict[str, Any]]:
-        """One row of ids for each; AudioError if a file has changed since it was screened."""
-        p, rate = self.processor, self.processor.codec.spec.sample_rate
-        wavs = [row.audio.wav(rate) for row in rows]
-        semantic = p.codec.semantic_tokens_batch([(wav, rate) for wav in wavs])
-        for row, wav, codes in zip(rows, wavs, semantic, strict=True):
-            clip = (wav, rate)
-            made: dict[str, Any] = {
-                "id": row.id,
-                "task": row.task,
-                "split": row.split,
-                "speaker": row.speaker,
-                "text": token_folder.stored_text(p.format, row.text),
-                "semantic": codes.tolist(),
-                "glm": p.glm.tokens(clip).tolist() if p.glm else [],
-                "global": self._voice(row, clip),
-                "target": self._semantic(row.target.wav(rate)) if row.target else [],
-                "seconds": len(wav) / rate,
-                "licence": row.licence,
-            }
-            yield {**made, "length": token_folder.longest(p.format, row.serves(p.format.tasks), made)}
-
-    def _semantic(self, wav: np.ndarray) -> list[int]:
-        codec = self.processor.codec
-        return codec.semantic_tokens((wav, codec.spec.sample_rate)).tolist()
-
-    def _voice(self, row: ManifestRow, own: tuple[np.ndarray, int]) -> list[int]:
-        """Global codes; one reference often serves many rows."""
-        codec, clip = self.processor.codec, row.voice
-        if clip == row.audio:
-            return codec.global_tokens(own).tolist()
-        if clip not in self._voices:
-            if len(self._voices) >= VOICES:
-                self._voices.clear()
-            wav = clip.wav(codec.spec.sample_rate)
-            self._voices[clip] = codec.global_tokens((wav, codec.spec.sample_rate)).tolist()
-        return self._voices[clip]
-
-
-def _reader(model: GPA, transcribes: bool) -> screening.Reader:
-    """What the doctor needs of the model."""
-    rate = model.codec.spec.sample_rate
+def _transcriber(model: GPA) -> Callable[[np.ndarray], str]:
+    """What --check-text hears of a waveform."""
 
     def transcribe(wav: np.ndarray) -> str:
         try:
-            return model.asr((wav, rate)).text
+            return model.asr((wav, model.codec.spec.sample_rate)).text
         except GenerationError:  # it heard no words
             return ""
 
-    return screening.Reader(
-        model.format,
-        model.codec.spec,
-        model.glm.spec if model.glm else None,
-        model.processor.context,
-        transcribe if transcribes else None,
-    )
+    return transcribe
+
+
+def _reader(p: GPAProcessor, transcribe: Callable[[np.ndarray], str] | None) -> screening.Reader:
+    """What the doctor needs of a model."""
+    return screening.Reader(p.format, p.codec.spec, p.glm.spec if p.glm else None, p.context, transcribe)
 
 
 def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
@@ -389,6 +388,7 @@ def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
         "context": processor.context,
         "codec": {"name": processor.codec.spec.name, "frame_rate": processor.codec.spec.frame_rate},
         "fingerprints": processor.fingerprints(),
+        "extras": dataclasses.asdict(job.extras),
     }
     as_read: dict[str, Any] = json.loads(json.dumps(plan))  # tuples become lists, as in the file
     return as_read

@@ -13,12 +13,10 @@ from typing import Any
 
 import torch
 
-from gpa import hub
 from gpa.codec import trained
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.glm4voice import GLM4VoiceTokenizer
-from gpa.data import token_folder as tokenset
-from gpa.data import tokens as token_folder
+from gpa.data import token_folder
 from gpa.errors import CheckpointError
 from gpa.models.gpa import checkpoint_gpa as files
 from gpa.models.gpa.configuration_gpa import GPAConfig
@@ -33,13 +31,9 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class CheckpointParts:
-    """Where codec, settings and voices come from: a checkpoint, a codec's folder, or a codec export.
-
-    `encoder` is the feature encoder's folder of a codec export, which has none itself.
-    """
+    """Where codec, settings and voices come from: a checkpoint, a codec's folder, or a codec export."""
 
     folder: Path
-    encoder: str = ""
 
     @classmethod
     def find(cls, tokens: Path, init: Path | None, codec: str) -> CheckpointParts:
@@ -47,7 +41,7 @@ class CheckpointParts:
 
         CheckpointError, with the remedy, if there is none or it did not make these ids.
         """
-        about = _about(tokens)
+        about = token_folder.read_about(tokens)
         found = cls._search(tokens, init, codec, about)
         model, glm = found.load()
         if about.get("fingerprints"):
@@ -66,16 +60,15 @@ class CheckpointParts:
     def _search(
         cls, tokens: Path, init: Path | None, codec: str, about: Mapping[str, Any]
     ) -> CheckpointParts:
-        encoder = str(about.get("encoder", ""))
         if codec:
-            return cls(_codec_folder(codec), encoder)
+            return cls(_codec_folder(codec))
         if init is not None and _has_codec(init):
             return cls(init)
         name = str(about.get("model", ""))
         if not name:
             raise CheckpointError(f"{tokens}: does not say whose codec made its ids: {REMEDY}")
         try:
-            return cls(_codec_folder(name), encoder)
+            return cls(_codec_folder(name))
         except CheckpointError as error:
             raise CheckpointError(
                 f"{tokens}: made by {name}, which is not there: {REMEDY} ({error})"
@@ -85,7 +78,7 @@ class CheckpointParts:
         """Codec, and GLM tokenizer if there is one, on the CPU."""
         if _has_codec(self.folder):
             return files.load_parts(self.folder, CPU)
-        return trained.load(self.folder, self.encoder), None
+        return trained.load(self.folder), None
 
     @property
     def settings(self) -> GPAConfig | None:
@@ -96,14 +89,6 @@ class CheckpointParts:
     def voices(self) -> dict[str, Voice]:
         """The checkpoint's voices by name."""
         return files.load_voices(self.folder)
-
-
-def _about(tokens: Path) -> Mapping[str, Any]:
-    """What a token folder says of its making: model (or codec export) and encoder, fingerprints."""
-    if (tokens / tokenset.PREPARED).is_file():
-        return tokenset.read_about(tokens)
-    path = tokens / token_folder.MADE
-    return hub.read_json(path) if path.is_file() else {}
 
 
 def _has_codec(folder: Path) -> bool:
