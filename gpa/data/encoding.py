@@ -65,7 +65,9 @@ def processor_of(codec: Path, tokenizer: Path, device: torch.device) -> GPAProce
     """Codec and tokenizer as a model would have them, without a network; CheckpointError if they differ."""
     loaded = BiCodec.from_pretrained(codec, device=device)
     size = Vocab.from_file(tokenizer).size
-    return GPAProcessor(tokenizer, loaded, None, GPAConfig(), vocab_size=size, context=CONTEXT)
+    return GPAProcessor(
+        tokenizer, loaded, None, GPAConfig(format="instruct"), vocab_size=size, context=CONTEXT
+    )
 
 
 def write_tokenizer(codec: Path, rows: Iterable[ManifestRow], wording: Wording, out: Path) -> None:
