@@ -525,8 +525,8 @@ def test_unusable_recipes_are_refused_by_name(data: Path, tmp_path: Path) -> Non
 def test_missing_inputs_name_the_command_that_makes_them(data: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no feature cache.*python -m gpa.data.feature_cache MANIFEST"):
         FeatureCache(tmp_path)
-    with pytest.raises(CheckpointError, match="python -m gpa.data.tokens CACHE"):
-        tokens.read(tmp_path)
+    with pytest.raises(CheckpointError, match="not prepared.*gpa prepare MANIFEST -o"):
+        go({**tree_of("gpa", data), "data": {"tokens": str(tmp_path)}}, tmp_path / "none")
     with pytest.raises(CheckpointError, match="no codec export.*gpa train recipes/gpa/"):
         trained.load_network(tmp_path)
     with pytest.raises(CheckpointError, match="no codec export"):

@@ -71,7 +71,7 @@ def processor_of(codec: Path, tokenizer: Path, device: torch.device) -> GPAProce
 
 
 def write_tokenizer(codec: Path, rows: Iterable[ManifestRow], wording: Wording, out: Path) -> None:
-    """The tokenizer's files into `out`: pieces of text, control tokens, and an id for every code of `codec`."""
+    """The tokenizer's files into `out`: text pieces, control tokens and an id for each code of `codec`."""
     out.mkdir(parents=True, exist_ok=True)
     if wording.like:
         return copy_tokenizer(Path(wording.like), out)

@@ -46,8 +46,8 @@ class Job:
     """What is to be prepared: all that `open_source` reads, or a stream of rows (streaming.py).
 
     `licence` is that of rows which state none; `columns` and `splits` choose from a dataset, which
-    `streaming` reads without the cache of `datasets`. `codec`, an export of codec training, takes the place of
-    a model; it then gets a tokenizer as `wording` says.
+    `streaming` reads without the cache of `datasets`. `codec`, an export of codec training, takes the place
+    of a model; it then gets a tokenizer as `wording` says.
     """
 
     source: Any
