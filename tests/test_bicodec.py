@@ -17,7 +17,6 @@ from gpa import hub
 from gpa.codec import load_codec
 from gpa.codec.bicodec import AudioTokens, BiCodec, BiCodecConfig, BiCodecModel
 from gpa.codec.feature_encoder import Wav2Vec2Features, half_where_it_fits, load_wav2vec2_features
-from gpa.codec.margins import global_excess, semantic_excess
 from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, VocabError
 from published import unpack
@@ -198,7 +197,7 @@ def test_half_precision_keeps_voices_valid(ours: BiCodec, tmp_path: Path) -> Non
     assert half.precision == torch.float16
     assert half.model.encoder.project.weight.dtype == torch.float32
     assert half.fingerprint() != ours.fingerprint()
-    assert half.global_fingerprint() == ours.global_fingerprint() != ours.decoder_fingerprint()
+    assert half.voice_fingerprint() == ours.global_fingerprint() != ours.decoder_fingerprint()
     assert half.decoder_fingerprint() == ours.decoder_fingerprint()
     assert half_where_it_fits({"x": torch.tensor([1e6])}, torch.float16)["x"].dtype == torch.float32
 
@@ -323,8 +322,8 @@ def test_margins_are_zero_for_own_codes(kind: str, request: pytest.FixtureReques
     clip = (speechlike(0.6), RATE)
     tokens = codec.encode(clip)
     codes, voice = tokens.codes[0], codec.global_tokens(clip)
-    assert semantic_excess(codec, clip, codes) < 1e-6
-    assert global_excess(codec, clip, voice) == 0
-    assert semantic_excess(codec, clip, (codes + 1) % codec.spec.codebook_size) > 1e-2
-    assert global_excess(codec, clip, (voice + 1) % codec.spec.global_size) > 1e-2
-    assert semantic_excess(codec, clip, codes[1:]) == float("inf")
+    assert codec.code_excess(clip, codes) < 1e-6
+    assert codec.voice_excess(clip, voice) == 0
+    assert codec.code_excess(clip, (codes + 1) % codec.spec.codebook_size) > 1e-2
+    assert codec.voice_excess(clip, (voice + 1) % codec.spec.global_size) > 1e-2
+    assert codec.code_excess(clip, codes[1:]) == float("inf")

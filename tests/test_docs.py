@@ -89,6 +89,29 @@ def test_readme_shows_all_tasks_in_both_languages() -> None:
     assert any(language == "python" for language, _ in shown)
 
 
+def test_readme_names_the_extras() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.search(r"Extras: ([^;]+);", readme)
+    assert named and re.findall(r"`([a-z]+)`", named[1]) == re.findall(
+        r"^([a-z]+) = \[", section, re.MULTILINE
+    )
+
+
+def test_numbers_of_the_readme_stand_in_the_results() -> None:
+    measured = (ROOT / "README.md").read_text(encoding="utf-8").split("## Measured")[1].split("\n## ")[0]
+    measured = re.sub(r"\]\([^)]+\)", "]", measured)  # file names hold numbers, too
+    results = "".join(
+        (ROOT / "recipes" / name / "RESULTS.md").read_text(encoding="utf-8") for name in ("gpa", "speechop")
+    )
+    numbers = re.findall(r"\d+\.\d+|\d{3,}", measured)
+    assert len(numbers) > 20
+    assert [
+        number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.]*\d)", results)
+    ] == []
+
+
 def test_every_command_shown_is_accepted_by_the_parser() -> None:
     """Recipes and pages name many commands; all must parse, though only the README's are run."""
     lines = [

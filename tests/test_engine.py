@@ -42,6 +42,8 @@ PROMPT = [1, 2, 3, 40, 50]
 BASE, WORDS, NULL = Branch("vc", given(source="s")), Branch("tts", given(text="w")), Branch("tts")
 PROMPTS = {BASE: PROMPT, WORDS: [3, 4, 5, 6, 7, 8, 9, 21], NULL: [3, 22]}  # of three lengths
 GUIDED = Rules(max_new=20, stop=frozenset({STOP}), legal=LEGAL[:2])
+CODEBOOKS = (range(10, 13), range(13, 16), range(16, 20))  # an id of each in turn
+ROUNDS = replace(GUIDED, cycle=tuple((book,) for book in CODEBOOKS))
 
 
 def guidance(gamma: float) -> Guidance:
@@ -80,6 +82,7 @@ REQUESTS = [
     *(Request(PROMPT, GUIDED, WARM, seed, guidance(gamma)) for seed, gamma in enumerate((0.0, 1.0, 2.5))),
     *(Request(PROMPT, rules, beams=Beams(width)) for rules in (RULES, OPEN) for width in (2, 5)),
     Request([5, 6], OPEN, beams=Beams(4, prior)),
+    *(Request(PROMPT, ROUNDS, WARM, seed, led) for seed, led in enumerate((None, guidance(1.0)))),
 ]
 
 
@@ -140,7 +143,8 @@ def test_requests_join_and_leave_at_any_step(net: Network, seed: int) -> None:
 
 def test_a_cancelled_request_frees_its_rows(net: Network) -> None:
     engine = Engine(net)
-    first, second = engine.add(REQUESTS[-1]), engine.add(Request(PROMPT, NEVER))
+    first = engine.add(Request(PROMPT, OPEN, beams=Beams(4)))
+    second = engine.add(Request(PROMPT, NEVER))
     engine.step()
     assert engine.cache.used == 5
     engine.cancel(first)
@@ -276,6 +280,18 @@ def test_an_untrained_model_emits_nothing_illegal(net: Network) -> None:
         obeys(done)
 
 
+@pytest.mark.parametrize("led", [None, guidance(1.0)])
+def test_rounds_are_whole(net: Network, led: Guidance | None) -> None:
+    """An id of each codebook in turn, a stop between rounds only."""
+    hot = Sampling(temperature=3.0)
+    done = Engine(net).generate([Request(PROMPT, ROUNDS, hot, seed, led) for seed in range(20)])
+    assert {each.finish_reason for each in done} == {"stop", "length"}
+    for each in done:
+        ids = each.ids[: len(each.ids) - (each.finish_reason == "stop")]
+        assert all(token_id in CODEBOOKS[n % 3] for n, token_id in enumerate(ids))
+        assert each.finish_reason == "length" or len(ids) % 3 == 0
+
+
 def test_budget_and_minimum(net: Network) -> None:
     late = Rules(6, frozenset({STOP}), (range(10, 12), range(STOP, STOP + 1)), min_new=4)
     for seed in range(5):
@@ -385,6 +401,15 @@ def test_wide_beams_find_the_best(net: Network) -> None:
     assert found.ids == list(max(every, key=score)) and found.finish_reason == "stop"
 
 
+def test_as_many_hypotheses_live_as_there_are_beams(net: Network) -> None:
+    """The best continuations of all of them, wherever they come from."""
+    endless = Request(PROMPT, Rules(9, frozenset(), (range(10, 20),)), beams=Beams(5))
+    search = Search(endless, Beams(5), net)
+    search.advance(net.logits(PROMPT)[-1:])
+    best = net.logits(PROMPT)[-1, 10:20].topk(5).indices + 10
+    assert search.following == [(i, 0) for i in best.tolist()]
+
+
 def test_a_prior_decides(net: Network) -> None:
     """A strong one makes its ids win, by a state that goes with each hypothesis."""
     fixed = Rules(4, frozenset({STOP}), SHORT.legal, min_new=3)
@@ -404,9 +429,9 @@ def composed(net: Network, gamma: float) -> tuple[Tensor, Tensor]:
     """The base's logits after the prompt and the composed ones, legal ids alone, the stop last."""
     composition = Composition(guidance(gamma), GUIDED, net)
     rows = torch.stack([net.logits(prompt)[-1] for prompt in composition.prompts])
-    made = composition(rows)
-    assert made.isfinite().sum() == len(composition.legal) and made.shape == (SIZE,)
-    return rows[composition.branches.index(BASE)][composition.legal], made[composition.legal]
+    made, legal = composition(rows, 0), composition.legal[0]
+    assert made.isfinite().sum() == len(legal) and made.shape == (SIZE,)
+    return rows[composition.branches.index(BASE)][legal], made[legal]
 
 
 def test_composed_logits_are_those_of_the_plan(net: Network) -> None:

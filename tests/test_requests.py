@@ -2,19 +2,23 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import speechlike
 from gpa.cli.main import _parser
-from gpa.engine.request import Completion
+from gpa.codec.feature_encoder import StoredFeatures
+from gpa.engine.request import Beams, Completion
 from gpa.engine.scheduler import Engine
 from gpa.errors import GenerationError, UsageError
 from gpa.models.gpa import GPA
+from gpa.models.gpa.checkpoint_gpa import SHIPPED
 from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
-from gpa.models.gpa.requests_gpa import asr_job, tts_job, vc_job
+from gpa.models.gpa.requests_gpa import SEED_STEP, asr_job, tts_job, vc_job
 
 TEXTS = ["hello there", "how are you? " * 25, "the fox"]
 CLIPS = [(speechlike(seconds, seed=n), 16_000) for n, seconds in enumerate((1.2, 0.8))]
@@ -36,6 +40,8 @@ def test_one_engine_runs_jobs_of_every_task_side_by_side(model: GPA) -> None:
         tts_job(processor, TEXTS[0], anna, {"seed": 3, "gamma": 2.0}),
     ]
     assert len(jobs[0].requests) > 1 and jobs[2].requests[0].guidance and jobs[3].requests[0].guidance
+    seeds = [request.seed for request in jobs[0].requests]
+    assert seeds == [3 + n * SEED_STEP for n in range(len(seeds))]
     engine = Engine(model.network)
     done: dict[int, Completion] = {}
     handles = []
@@ -80,11 +86,27 @@ def test_an_empty_result_is_an_error_of_the_second_half(model: GPA) -> None:
             job.result(nothing)
 
 
-def test_words_may_be_any_iterable(model: GPA) -> None:
+def test_words_may_be_any_iterable(model: GPA, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each clip of a list is searched with all of them."""
     with pytest.raises(UsageError, match="no words.txt"):
         model.asr(CLIPS, words=iter(["Quillan"]))
-    assert len(model.asr(CLIPS, words=iter([]), max_new_tokens=8)) == 2
+    asked: list[list[str]] = []
+
+    def search(width: int | None, words: Iterable[str]) -> Beams:
+        asked.append(list(words))
+        return Beams(1)
+
+    monkeypatch.setattr(model.processor, "search", search)
+    model.asr(CLIPS, words=iter(["Quillan"]), max_new_tokens=8)
+    assert asked == [["Quillan"]] * 2
+
+
+def test_a_feature_encoder_is_told_from_its_file_without_being_built() -> None:
+    """The fingerprint that a checkpoint was made with is that of the network, built or not."""
+    stored = StoredFeatures(SHIPPED / "gpa-mini" / "codec" / "features", "whisper")
+    told, built = stored.state_dict(), stored.build()
+    assert built.channels == stored.channels and told.keys() == built.state_dict().keys()
+    assert all(torch.equal(tensor, told[name]) for name, tensor in built.state_dict().items())
 
 
 def test_the_command_line_has_the_options_of_the_typed_groups() -> None:

@@ -6,22 +6,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from conftest import speechlike
 from gpa import GPA, audio, config
 from gpa.data import token_folder
+from gpa.data.checks import Case, Limits, no_text
+from gpa.data.manifest import Clip, ManifestRow
 from gpa.errors import CheckpointError, PromptError, UsageError, VocabError
 from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
 from gpa.models.gpa.extend_gpa import extend
+from gpa.models.gpa.verify_gpa import verify
 from gpa.prompt import tasks
 from gpa.prompt.formats import get_format
-from gpa.prompt.tasks import ASR, DEFAULT, TASKS, TTS, Layout, Length, Task
+from gpa.prompt.tasks import ASR, DEFAULT, TASKS, TTS, VC, Layout, Length, Task
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, train_sentencepiece
 from gpa.train.families.lm import LMFamily, LMRecipe
-from tiny_model import write_keen_model
+from tiny_model import SIZES, write_keen_model
 
 PAGE = Path(__file__).parents[1] / "docs" / "add-a-task.md"
 BLOCKS = re.findall(
@@ -62,8 +67,6 @@ def page(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]
 @pytest.fixture(scope="module")
 def site(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with three clips, where the page's steps 2 and 3 have run: `start`, `tokens`, `run/export`."""
-    import torch
-
     folder, rows = tmp_path_factory.mktemp("site"), []
     (folder / "corpus").mkdir()
     for n, text in enumerate(TEXTS):
@@ -140,8 +143,6 @@ def test_rows_hold_what_the_task_says(page: Page, site: Path) -> None:
     tree = {**page.recipe, "data": {"tokens": str(site / "tokens")}, "init": str(site / "start")}
     family = LMFamily(config.build(LMRecipe, tree))
     assert [(task, share) for task, _, share in family.items] == [("phonemes", 1.0)] * 3
-    import numpy as np
-
     seen = set()
     for n in range(20):
         row = family.train_rows.row("phonemes", n % 3, np.random.default_rng(n))
@@ -265,3 +266,43 @@ def test_the_table_says_what_a_task_does() -> None:
     kinds = {name: (t.writes, t.reads_speech, t.uses_text, t.converts) for name, t in TASKS.items()}
     assert kinds["tts"] == (False, False, True, False) and kinds["asr"] == (True, True, True, False)
     assert kinds["vc"] == (False, True, False, True) and ASR.length and ASR.length.text_ids(2.0) == 66
+
+
+# Sizes and rows of the old tasks, and of a model that has none of them --------------------------------------
+
+
+def test_lengths_are_what_they_were(tiny: Path) -> None:
+    """Recognition: 16 ids and 25 a second. Conversion: 1/4 of the source to a second more than 5/4 of it."""
+    budgets = GPA.from_pretrained(tiny, device="cpu").processor
+    for n in (1, 7, 100, 333):
+        assert budgets.span(ASR, n) == (0, 16 + int(25 * (n / budgets.frame_rate)))
+        assert budgets.span(VC, n) == (n // 4, int(1.25 * n + budgets.frame_rate))
+    with pytest.raises(PromptError, match="tts reads no speech"):
+        budgets.span(TTS, 10)
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "bad"),
+    [("", "", False), ("", "?!", True), ("", "you", False), ("asr", "", True), ("vc", "?!", False)]
+    + [("phonemes", "", True), ("phonemes", "you", False)],
+)
+def test_a_row_without_a_text_its_task_needs_is_dropped(page: Page, task: str, text: str, bad: bool) -> None:
+    row = ManifestRow("1", Clip("1.wav"), text=text, task=task)
+    assert bool(no_text(Case(row, text, None, ()), Limits())) == bad  # type: ignore[arg-type]
+
+
+def test_a_model_of_one_task(page: Page, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From random weights the checkpoint has the recipe's task alone, and says so when asked for another."""
+    monkeypatch.chdir(site)
+    tree = {**page.recipe, "init": "", "model": SIZES, "train": {"steps": 1, "threads": 1}}
+    recipe = config.build(LMRecipe, tree)
+    family = LMFamily(recipe)
+    family.export(family.build(), tmp_path / "run" / "export")
+    model = GPA.from_pretrained(tmp_path / "run" / "export", device="cpu")
+    assert model.config.tasks == ("phonemes",) == tuple(model.config.sampling)
+    cases = json.loads((model.path / "golden" / "cases.json").read_text())["cases"]
+    assert {case["task"] for case in cases} == {"phonemes"}
+    assert all(stage.ok for stage in verify(model))
+    for ask in (lambda: model.tts("you", voice="corpus/0.wav"), lambda: model.asr("corpus/0.wav")):
+        with pytest.raises(PromptError, match="unknown task '(tts|asr)'; valid tasks: phonemes"):
+            ask()

@@ -25,8 +25,7 @@ from gpa.models.gpa.modeling_gpa import Backbone
 from gpa.train.families.lm import LMFamily, LMRecipe
 
 if TYPE_CHECKING:
-    from gpa.codec.bicodec import BiCodec
-    from gpa.codec.glm4voice import GLM4VoiceTokenizer
+    from gpa.codec.base import LinguisticTokenizer, TokenCodec
     from gpa.data.manifest import Clip, ManifestRow
 
 Maker = Callable[[], LMBatch]
@@ -156,8 +155,8 @@ class Sound:
     """Recordings of clips by (id, split), and the codec that makes ids of them."""
 
     def __init__(
-        self, name: str, found: Mapping[tuple[str, str], ManifestRow], codec: BiCodec,
-        glm: GLM4VoiceTokenizer | None = None,
+        self, name: str, found: Mapping[tuple[str, str], ManifestRow], codec: TokenCodec,
+        glm: LinguisticTokenizer | None = None,
     ) -> None:  # fmt: skip
         self.name, self.found, self.codec, self.glm = name, found, codec, glm
 
@@ -182,13 +181,13 @@ class Sound:
         """CheckpointError unless the codec's codes have ids in the family's vocabulary."""
         spec, vocab = self.codec.spec, family.vocab
         pairs = {
-            "semantic": (spec.codebook_size, vocab.semantic),
-            "global": (spec.global_size, vocab.global_),
+            "semantic": (spec.pattern.n_ids, vocab.semantic.size),
+            "global": (spec.global_size, vocab.global_.size if vocab.global_ else 0),
         }
-        for what, (codes, block) in pairs.items():
-            if codes != block.size:
+        for what, (codes, ids) in pairs.items():
+            if codes != ids:
                 raise CheckpointError(
-                    f"{family.recipe.data.tokens} has {block.size} {what} codes, the codec of --model "
+                    f"{family.recipe.data.tokens} has {ids} {what} codes, the codec of --model "
                     f"{codes}: give the model whose codec made the ids"
                 )
 
@@ -199,12 +198,12 @@ class Sound:
         """
         row, rate = self.found[stored["id"], stored["split"]], self.codec.spec.sample_rate
         codes: dict[str, Any] = {
-            "semantic": Later(lambda: self.codec.semantic_tokens((row.audio.wav(rate), rate))),
-            "global": Later(lambda: self.codec.global_tokens((_voice(row, stored).wav(rate), rate))),
+            "semantic": Later(lambda: self.codec.codes((row.audio.wav(rate), rate))),
+            "global": Later(lambda: self.codec.voice_codes((_voice(row, stored).wav(rate), rate))),
         }
         target, glm = row.target, self.glm
         if target is not None and len(stored.get("target", ())):
-            codes["target"] = Later(lambda: self.codec.semantic_tokens((target.wav(rate), rate)))
+            codes["target"] = Later(lambda: self.codec.codes((target.wav(rate), rate)))
         if glm is not None:
             codes["glm"] = Later(lambda: glm.tokens((row.audio.wav(rate), rate)))
         return {**stored, **codes}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa.cli import bench, commands, evaluation, options
+from gpa.cli import bench, codec_import, commands, evaluation, options
 from gpa.cli import restoration as speechop
 from gpa.errors import AudioWarning, GPAError
 
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add(sub)
     speechop.add(sub)
+    codec_import.add(sub)
     bench.add(sub)
     evaluation.add(sub)
     return parser
@@ -288,6 +289,7 @@ def _prepare(sub: Any) -> None:
   gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
   gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
   gpa prepare manifest.jsonl -o tokens --codec runs/codec/export --align --copies 2 --noise noise/
+  gpa prepare corpus/ -o tokens --codec path/to/encodec
   accelerate launch --num_processes 8 -m gpa prepare manifest.jsonl -o /shared/tokens
 
 every row is judged first; dropped rows stand with their reason in DIR/rejected.jsonl, and above
@@ -300,6 +302,12 @@ docs/data.md explains manifests, reasons and the files written. prints a table, 
     )
     p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
     p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
+    p.add_argument(
+        "--codec",
+        default="",
+        metavar="DIR",
+        help="ids of this codec, not of --model: for models that are yet to be trained (docs/add-a-codec.md)",
+    )
     sets = p.add_argument_group("datasets")
     sets.add_argument(
         "--columns", nargs="+", default=[], metavar="KEY=NAME", help="what its columns are called"
@@ -314,8 +322,7 @@ docs/data.md explains manifests, reasons and the files written. prints a table, 
     rows.add_argument("--check-text", action="store_true", help="also compare with what the model hears")
     for name, (value, about) in OPTIONS.items():
         rows.add_argument(name, type=float, default=value, metavar="X", help=f"{about} (default {value:g})")
-    made = p.add_argument_group("for a model that is not trained yet")
-    made.add_argument("--codec", type=Path, metavar="EXPORT", help="a trained codec, in place of --model")
+    made = p.add_argument_group("with --codec")
     made.add_argument("--vocab-size", type=int, default=512, metavar="N",
         help="pieces of its text tokenizer, learnt from the training texts (default 512)")  # fmt: skip
     made.add_argument("--text", type=Path, nargs="+", default=[], metavar="FILE",

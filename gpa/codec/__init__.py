@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gpa import hub
-from gpa.codec.base import AudioTokens, CodecSpec, LatentCodec, LatentSpec, TokenCodec
+from gpa.codec.base import (
+    AudioTokens,
+    CodecSpec,
+    LatentCodec,
+    LatentSpec,
+    LinguisticTokenizer,
+    Stream,
+    TokenCodec,
+)
 from gpa.errors import CheckpointError, UsageError
 
 __all__ = [
@@ -20,6 +28,8 @@ __all__ = [
     "KINDS",
     "LatentCodec",
     "LatentSpec",
+    "LinguisticTokenizer",
+    "Stream",
     "TokenCodec",
     "codec_kind",
     "load_codec",
@@ -27,8 +37,13 @@ __all__ = [
 
 
 def _bicodec(path: Path, options: dict[str, Any]) -> Any:
+    from gpa.codec import trained
     from gpa.codec.bicodec import BiCodec
 
+    encoder = options.pop("encoder", "")
+    published = (path / "config.yaml").is_file()
+    if encoder or not (published or (path / trained.ENCODER).is_dir()):
+        return trained.load(path, encoder)
     return BiCodec.from_pretrained(path, **options)
 
 
@@ -73,8 +88,9 @@ def load_codec(
     It is a `TokenCodec`; for kind latent a `LatentCodec`, for glm4voice an encoder only.
 
     `kind` is one of KINDS and is otherwise read from the config file (`codec_kind`); one that contradicts the
-    config is refused. `options` go to the class: `device`; `n_codebooks` and `bandwidth` for transformers
-    codecs. Raises CheckpointError, or UsageError for an unknown kind.
+    config is refused. `options` that are set go to the class: `device`; `n_codebooks` and `bandwidth` for
+    transformers codecs; `encoder`, the folder of the feature encoder of a BiCodec's export without one.
+    Raises CheckpointError, or UsageError for an unknown kind.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError(f"codec kind {kind!r}: choose one of {', '.join(KINDS)}")
@@ -82,7 +98,7 @@ def load_codec(
     found = codec_kind(folder)
     if kind not in (None, found):
         raise CheckpointError(f"{folder} holds a {found} codec, not {kind}")
-    return KINDS[found](folder, options)
+    return KINDS[found](folder, {name: value for name, value in options.items() if value not in (None, "")})
 
 
 def codec_kind(path: str | os.PathLike) -> str:

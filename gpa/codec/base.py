@@ -1,31 +1,40 @@
 """What a model may know about a codec: its rates, its codebooks or channels, encode and decode.
 
-Knows no particular codec, no ids and no prompts; a new codec implements `TokenCodec` (language models) or
-`LatentCodec` (diffusion) and touches no model file. K codebooks, C latent channels, T frames, G global
-speaker tokens, S samples (docs/style.md section 3).
+Knows no particular codec, no ids and no prompts; a new codec subclasses `TokenCodec` (language models) or
+implements `LatentCodec` (diffusion) and touches no model file (docs/add-a-codec.md). K codebooks, C latent
+channels, T frames, G global speaker tokens, S samples, L stream length (docs/style.md section 3).
 """
 
 from __future__ import annotations
 
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from gpa.audio import AudioLike
+from gpa.codec.patterns import Flatten
 from gpa.codec.timbre import Timbre
+from gpa.codec.voice import Voice
+from gpa.errors import CheckpointError, UsageError, VocabError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
+
+PROMPT_SECONDS = 3.0  # of a reference that a codec without global tokens takes as a voice (VALL-E, section 6)
 
 
 @dataclass(frozen=True)
 class CodecSpec:
     """The numbers of a codec, all read from its own config.
 
-    `hop_length` is samples per token frame; `context` is the receptive field of decode in frames (left,
-    right), None where it is unbounded or unknown; `n_global` fixed-length tokens of `global_size` values
-    describe the speaker, 0 where the codec has none.
+    `hop_length` is samples per token frame; `n_global` fixed-length tokens of `global_size` values describe
+    the speaker, 0 where the codec has none. `context` is what decoding a frame hears, in frames (left,
+    right): a left None reaches back to the start of the clip, None altogether takes the whole clip.
     """
 
     name: str
@@ -35,12 +44,27 @@ class CodecSpec:
     codebook_size: int
     n_global: int = 0
     global_size: int = 0
-    context: tuple[int, int] | None = None
+    context: tuple[int | None, int] | None = None
 
     @property
     def frame_rate(self) -> float:
         """Token frames per second."""
         return self.sample_rate / self.hop_length
+
+    @property
+    def code_rate(self) -> float:
+        """Codes per second, those of all codebooks."""
+        return self.frame_rate * self.n_codebooks
+
+    @property
+    def pattern(self) -> Flatten:
+        """How the codebooks are laid into one stream; `pattern.n_ids` values stand in it."""
+        return Flatten(self.n_codebooks, self.codebook_size)
+
+    @property
+    def voice_size(self) -> int:
+        """The most codes that a voice has in a prompt."""
+        return self.n_global or self.n_codebooks * math.ceil(PROMPT_SECONDS * self.frame_rate)
 
 
 @dataclass(frozen=True)
@@ -54,21 +78,193 @@ class AudioTokens:
     timbre: Timbre | None = None
 
 
-@runtime_checkable
-class TokenCodec(Protocol):
-    """Audio to tokens and back; any object with these three members is a codec."""
+class TokenCodec(ABC):
+    """Audio to tokens and back: all that models, preparation, training and evaluation know of a codec.
+
+    The first group is what a codec implements. The rest is derived, for a codec that has no global tokens:
+    its voices are acoustic prompts, codes of a reference clip.
+    """
+
+    @property
+    @abstractmethod
+    def spec(self) -> CodecSpec:
+        """The codec's rates and sizes."""
+
+    @abstractmethod
+    def encode(self, audio: AudioLike, *, rate: int | None = None) -> AudioTokens:
+        """Tokens of one clip: a path, bytes, stream or (array, rate), `rate` being that of a bare array.
+
+        AudioError if it cannot be used.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: AudioTokens, voice: Voice | None = None) -> np.ndarray:
+        """Waveform (T * hop,) float32 at `spec.sample_rate`, in a voice where the codec has global tokens.
+
+        VocabError for what are no codes of this codec.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of all that gives the codes their meaning and their sound."""
+
+    @abstractmethod
+    def save_pretrained(self, path: str | os.PathLike, dtype: dtype | None = None) -> None:
+        """Write a directory that `load_codec` reads; `dtype` of the weights, None for that they have."""
+
+    # Streams of codes -------------------------------------------------------------------------------------
+
+    def codes_batch(self, audios: Sequence[AudioLike]) -> list[np.ndarray]:
+        """Codes (L,) of clips, their codebooks laid into one stream; equal to those of each clip alone."""
+        return [self.spec.pattern.build(self.encode(audio).codes) for audio in audios]
+
+    def codes(self, audio: AudioLike) -> np.ndarray:
+        """Codes (L,) int64 of one clip in one stream: what a language model reads and writes."""
+        return self.codes_batch([audio])[0]
+
+    def tokens(self, codes: Sequence[int] | np.ndarray) -> AudioTokens:
+        """What `decode` takes, of a stream (L,); VocabError unless it holds whole frames of this codec."""
+        return AudioTokens(self.spec.pattern.parse(codes))
+
+    def stream(self, voice: Voice | None = None) -> Stream:
+        """A decoder for codes that come bit by bit."""
+        return Stream(self, voice)
+
+    # Voices -----------------------------------------------------------------------------------------------
+
+    def voice_codes(self, audio: AudioLike) -> np.ndarray:
+        """Codes of a recording's voice as they stand in a prompt: the stream of its first seconds."""
+        codes = self.codes(audio)
+        return codes[: self.spec.voice_size]
+
+    def voice(self, audio: AudioLike, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
+        """The voice of a recording."""
+        codes = tuple(int(code) for code in self.voice_codes(audio))
+        return Voice(codes, self.voice_fingerprint(), name, dict(about or {}))
+
+    def voice_fingerprint(self) -> str:
+        """SHA-256 of what gives a voice's codes their meaning."""
+        return self.fingerprint()
+
+    def checked(self, voice: Voice) -> Voice:
+        """The voice, or what of it this codec can use; CheckpointError if it is another codec's."""
+        what = f"voice {voice.name!r}" if voice.name else "the voice"
+        self._check_codes(voice, what)
+        if voice.codec and voice.codec != self.voice_fingerprint():
+            raise CheckpointError(
+                f"{what} was made with another codec: make it again from the recording, with  gpa voice"
+            )
+        return voice
+
+    def _check_codes(self, voice: Voice, what: str) -> None:
+        try:
+            self.spec.pattern.parse(voice.codes)
+        except VocabError as error:
+            raise CheckpointError(f"{what} is another codec's: {error}") from error
+
+    def exchanged(self, audio: AudioLike, voice: Voice) -> tuple[np.ndarray, np.ndarray]:
+        """Sound (S,) and codes (L,) of a recording in another voice, its codes kept.
+
+        UsageError where the codes hold the voice as well.
+        """
+        if not self.spec.n_global:
+            raise UsageError(
+                f"mode codec: the codes of {self.spec.name} hold the voice, so it cannot be exchanged; "
+                "use mode lm"
+            )
+        codes = self.codes(audio)
+        return self.decode(self.tokens(codes), voice), codes
+
+    # Training and verification ----------------------------------------------------------------------------
+
+    def code_vectors(self) -> Tensor | None:
+        """Vectors (n_ids, D) of all codes, at which a language model's embeddings start; None for random."""
+        return None
+
+    def parameters(self) -> dict[str, int]:
+        """Numbers of weights by part, for people."""
+        return {}
+
+    def frames(self, tokens: AudioTokens, voice: Voice | None = None) -> np.ndarray:
+        """What the network draws of a clip, (C, N), before `render` turns it into sound: here, sound."""
+        return self.decode(tokens, voice)[None]
+
+    def render(self, frames: np.ndarray) -> np.ndarray:
+        """The waveform (S,) of a whole clip's frames (C, N)."""
+        return frames[0]
+
+    def code_excess(self, audio: AudioLike, codes: np.ndarray) -> float:
+        """By how much recorded codes (L,) of a clip lose to ours, where kernels round: the share that do."""
+        return differing(self.codes(audio), codes)
+
+    def voice_excess(self, audio: AudioLike, codes: np.ndarray) -> float:
+        """The same of the codes of its voice."""
+        return differing(self.voice_codes(audio), codes)
+
+
+def differing(found: np.ndarray, codes: np.ndarray) -> float:
+    """Share of codes that differ; infinite for another number of them."""
+    return float(np.mean(found != codes)) if found.shape == codes.shape else math.inf
+
+
+class Stream:
+    """Codes in, sound out as soon as nothing that follows can change it.
+
+    All that is pushed and finished, put together, equals `decode` of the whole clip, however it is cut.
+    Frames wait for the right context of `spec.context`; without a context everything waits for `finish`.
+    Each step decodes anew from the left context, which is the start of the clip where that is unbounded.
+    """
+
+    def __init__(self, codec: TokenCodec, voice: Voice | None = None) -> None:
+        self._codec, self._voice = codec, voice
+        self._codes = np.zeros((codec.spec.n_codebooks, 0), np.int64)
+        self._first = self._done = 0  # frame that `_codes` begins with, frames whose sound is out
+
+    def push(self, tokens: AudioTokens) -> np.ndarray:
+        """Sound (S,) that is final once these frames are known; empty if none is. VocabError for no codes."""
+        self._codes = np.concatenate([self._codes, tokens.codes], 1)
+        context = self._codec.spec.context
+        return self._until(self._first + self._codes.shape[1] - context[1]) if context else self._until(0)
+
+    def finish(self) -> np.ndarray:
+        """The rest of the sound; nothing may be pushed afterwards."""
+        return self._until(self._first + self._codes.shape[1])
+
+    def _until(self, end: int) -> np.ndarray:
+        if end <= self._done:
+            return np.zeros(0, np.float32)
+        hop, begin = self._codec.spec.hop_length, self._done - self._first
+        wav = self._codec.decode(AudioTokens(self._codes), self._voice)
+        wav = wav[begin * hop : (end - self._first) * hop]
+        self._done = end
+        left = (self._codec.spec.context or (None, 0))[0]
+        if left is not None and (past := end - left - self._first) > 0:
+            self._codes, self._first = self._codes[:, past:], self._first + past
+        return wav
+
+
+class LinguisticTokenizer(Protocol):
+    """A second, encoder-only tokenizer beside the codec: linguistic codes of the source (GLM-4-Voice)."""
 
     @property
     def spec(self) -> CodecSpec:
-        """The codec's rates and sizes."""
+        """Rates and sizes."""
         ...
 
-    def encode(self, audio: AudioLike) -> AudioTokens:
-        """Tokens of one clip: a path, bytes, stream or (array, rate); AudioError if it cannot be used."""
+    def tokens(self, audio: AudioLike) -> np.ndarray:
+        """Codes (N,) int64 of one clip."""
         ...
 
-    def decode(self, tokens: AudioTokens) -> np.ndarray:
-        """Waveform (S,) float32 at `spec.sample_rate`."""
+    def fingerprint(self) -> str:
+        """SHA-256 over sizes and weights."""
+        ...
+
+    def save_pretrained(self, path: str | os.PathLike) -> None:
+        """Write a directory that `load_codec` reads."""
+        ...
+
+    def parameters(self) -> dict[str, int]:
+        """Numbers of weights by part, for people."""
         ...
 
 

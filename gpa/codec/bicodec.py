@@ -10,9 +10,9 @@ Knows audio and codes; ids of a language model's vocabulary never come here.
 from __future__ import annotations
 
 import json
-import math
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,19 +23,11 @@ from torch import Tensor
 from gpa import audio as sound
 from gpa import hub
 from gpa.audio import AudioLike
-from gpa.codec.adaptation import intonation
-from gpa.codec.base import AudioTokens, CodecSpec
-from gpa.codec.bicodec_config import (
-    BackboneConfig,
-    BiCodecConfig,
-    MelConfig,
-    QuantizerConfig,
-    SpeakerConfig,
-    WaveConfig,
-)
+from gpa.codec import margins
+from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
+from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.feature_encoder import (
-    FRAME,
     AnyFeatures,
     FeatureEncoder,
     StoredFeatures,
@@ -43,36 +35,25 @@ from gpa.codec.feature_encoder import (
     save_features,
     state_digest,
 )
-from gpa.codec.harmonic import CENTRE, FLOOR, HEIGHT, HarmonicDecoder
-from gpa.codec.pitch import yin
-from gpa.codec.timbre import Timbre, measure
+from gpa.codec.harmonic import HarmonicDecoder
+from gpa.codec.recordings import timbre_of
+from gpa.codec.timbre import Timbre
 from gpa.codec.voice import Voice
 from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
 
-__all__ = [
-    "BackboneConfig",
-    "BiCodec",
-    "BiCodecConfig",
-    "BiCodecModel",
-    "MelConfig",
-    "QuantizerConfig",
-    "SpeakerConfig",
-    "WaveConfig",
-]
+logger = logging.getLogger(__name__)
 
 WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
 WINDOW = 512  # semantic ids decoded at once: 10 s of the published model, about 0.3 GB
 BATCH = 8
 ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
-PASSES = 2  # a timbre is measured with, the second on what the first has left
 Ids = Sequence[int] | np.ndarray | Tensor
-Clip = tuple[np.ndarray, np.ndarray]  # a recording (S,) and its ids (T,)
-# Constants of the mel that some files carry and others do not; ours are computed (spec 6.2).
+# Constants of the mel that some files carry and others do not; ours are computed.
 _RECOMPUTED = ("mel_transformer.*",)
 
 
-class BiCodec:
+class BiCodec(TokenCodec):
     """A loaded BiCodec, ready to encode and decode; float32, because the nearest code moves with less."""
 
     def __init__(
@@ -100,7 +81,8 @@ class BiCodec:
             codebook_size=config.quantizer.codebook_size,
             n_global=s.token_num,
             global_size=int(np.prod(s.fsq_levels)),
-            context=(reach, reach),
+            # Phase and noise of the harmonic renderer run on from the start of the clip.
+            context=None if self.harmonic else (reach, reach),
         )
 
     @classmethod
@@ -129,10 +111,7 @@ class BiCodec:
         return codec
 
     def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-        """Write config.json, model.safetensors and features/; `dtype` defaults to that of the loaded files.
-
-        Half precision keeps values that it cannot hold in float32; loading computes in float32 either way.
-        """
+        """Write config.json, model.safetensors and features/; values that half cannot hold stay float32."""
         from safetensors.torch import save_file
 
         path, dtype = Path(path), dtype or self.precision
@@ -162,7 +141,7 @@ class BiCodec:
         """SHA-256 over settings and weights as loaded, whatever the file layout."""
         return state_digest(stated(self.config), self.model.state_dict(), self._features.state_dict())
 
-    def global_fingerprint(self) -> str:
+    def voice_fingerprint(self) -> str:
         """SHA-256 over what gives global ids their meaning, rounded to half precision.
 
         A voice made before the decoder was trained further, or the weights were stored smaller, stays valid.
@@ -192,19 +171,13 @@ class BiCodec:
         semantic, global_ = self._semantic(wavs), self._global(wavs)
         given = zip(wavs, semantic, global_, strict=True)
         return [
-            AudioTokens(ids[None], codes, self.timbre([(wav, ids)], Voice(tuple(codes.tolist()))))
+            AudioTokens(ids[None], codes, timbre_of(self, [(wav, ids)], Voice(tuple(codes.tolist()))))
             for wav, ids, codes in given
         ]
 
     def semantic_tokens(self, audio: AudioLike, *, rate: int | None = None) -> np.ndarray:
         """Semantic ids (T,) int64 of one clip; AudioError if the audio cannot be used."""
         return self._semantic([self._load(audio, rate)])[0]
-
-    def semantic_tokens_batch(
-        self, audios: Sequence[AudioLike], *, rate: int | None = None
-    ) -> list[np.ndarray]:
-        """`semantic_tokens` of several clips, equal to those of each alone: nothing is padded."""
-        return self._semantic([self._load(audio, rate) for audio in audios])
 
     def global_tokens(self, audio: AudioLike, *, rate: int | None = None) -> np.ndarray:
         """Global ids (G,) int64 of a voice: of its first `ref_segment_duration` seconds, tiled if shorter."""
@@ -215,52 +188,49 @@ class BiCodec:
         wav = self._load(audio, rate)
         codes = self._global([wav])[0]
         wav = wav[: int(self.config.ref_segment_duration * self.config.sample_rate)]
-        if self._harmonic is None:
+        if self.harmonic is None:
             return codes, None
-        return codes, self.timbre([(wav, self._semantic([wav])[0])], Voice(tuple(codes.tolist())))
+        return codes, timbre_of(self, [(wav, self._semantic([wav])[0])], Voice(tuple(codes.tolist())))
+
+    def codes_batch(self, audios: Sequence[AudioLike]) -> list[np.ndarray]:
+        """Semantic ids (T,) of clips, equal to those of each alone: nothing is padded."""
+        return self._semantic([self._load(audio, None) for audio in audios])
+
+    def voice_codes(self, audio: AudioLike) -> np.ndarray:
+        """Global ids (G,)."""
+        return self.global_tokens(audio)
+
+    def voice(self, audio: AudioLike, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
+        """The voice of a recording: its global ids, and its timbre where the decoder can draw one."""
+        codes, timbre = self.voice_tokens(audio)
+        return Voice(tuple(codes.tolist()), self.voice_fingerprint(), name, dict(about or {}), timbre)
+
+    def checked(self, voice: Voice) -> Voice:
+        """The voice; CheckpointError if it is another codec's.
+
+        A timbre or an adaptation that corrects another decoder is left out, with a warning.
+        """
+        voice = super().checked(voice)
+        if voice.corrects - {self.decoder_fingerprint()}:
+            logger.warning(
+                "%s keeps its codes alone: what it was given beyond them is another decoder's; "
+                "make it again from the recordings, with  gpa voice  or  gpa finetune",
+                f"voice {voice.name!r}" if voice.name else "the voice",
+            )
+            return replace(voice, timbre=None, adaptation=None)
+        return voice
+
+    def _check_codes(self, voice: Voice, what: str) -> None:
+        spec = self._spec
+        if len(voice.codes) != spec.n_global or not all(0 <= c < spec.global_size for c in voice.codes):
+            raise CheckpointError(
+                f"{what} does not have {spec.n_global} codes below {spec.global_size}: it is another codec's"
+            )
 
     @property
-    def _harmonic(self) -> HarmonicDecoder | None:
+    def harmonic(self) -> HarmonicDecoder | None:
         """The decoder, if it draws bands and so can draw a timbre."""
         return self.model.decoder if isinstance(self.model.decoder, HarmonicDecoder) else None
-
-    def timbre(self, clips: Sequence[Clip], voice: Voice) -> Timbre | None:
-        """Of recordings, waveforms (S,) with their ids (T,), against what is decoded of these, equally loud.
-
-        None where the decoder draws no bands. What the voice has for a timbre does not count.
-        """
-        if self._harmonic is None:
-            return None
-        timbre, floor, mark = None, math.log(FLOOR) / 2, self.decoder_fingerprint()
-        for _ in range(PASSES):
-            pairs = [self._compared(wav, ids, replace(voice, timbre=timbre)) for wav, ids in clips]
-            real, ours = (torch.cat(sides, -1) for sides in zip(*pairs, strict=True))
-            timbre = measure(real, ours, floor, mark, timbre)
-        return timbre
-
-    def _compared(self, wav: np.ndarray, ids: np.ndarray, voice: Voice) -> tuple[Tensor, Tensor]:
-        """Log-mels (K, T) of a recording and of what is decoded of its ids."""
-        assert self._harmonic is not None
-        ours = self.decode(ids, voice)
-        real = np.pad(wav, (0, len(ours) - len(wav)))
-        real = real * float(np.sqrt(np.square(ours).mean() / np.square(real).mean().clip(1e-12)))
-        pair = torch.from_numpy(np.stack([real, ours]).astype(np.float32)).to(self.device)
-        found = self._harmonic.log_mel(pair).cpu()
-        return found[0], found[1]
-
-    def intonation(self, clips: Sequence[Clip], voice: Voice) -> tuple[float, float]:
-        """Gain and shift of log pitch that the recordings have and what is decoded of their ids has not."""
-        if self._harmonic is None:
-            return 1.0, 0.0
-        real, ours = [], []
-        for wav, ids in clips:
-            drawn = torch.from_numpy(self.frames(ids, replace(voice, timbre=None)))[None]
-            log_f0, logit = self._harmonic.pitch(drawn)
-            padded = np.pad(wav, (0, max(0, len(ids) * self._spec.hop_length - len(wav))))
-            f0, voiced = yin(torch.from_numpy(padded[: len(ids) * self._spec.hop_length])[None], FRAME)
-            real.append(f0[voiced > 0].log() - CENTRE)
-            ours.append(log_f0[logit > 0].clamp(*HEIGHT))
-        return intonation(torch.cat(real), torch.cat(ours))
 
     def reference_clip(self, wav: np.ndarray) -> np.ndarray:
         """What the global path hears of a 16 kHz waveform (S,): spec 2.2 steps 2 and 3."""
@@ -300,19 +270,38 @@ class BiCodec:
         """Waveform float32 (S,), `hop_length` samples per id, as the network gives it (mean not removed).
 
         `semantic` (T,) is a list, array or tensor, leading axes of size 1 allowed; so are the global codes
-        (G,) that may stand for a `voice`. An AudioTokens stands for both. Long input is decoded `window` ids
+        (G,) that may stand for a `voice`. An AudioTokens may hold both. Long input is decoded `window` ids
         at a time with the exact context on either side, which equals decoding it whole. Raises VocabError for
         a code out of range, UsageError for a timbre that the decoder cannot draw.
         """
-        if isinstance(semantic, AudioTokens):
-            voice = Voice(self._codes(semantic.global_), timbre=semantic.timbre)
-            semantic = semantic.codes
         return self.render(self.frames(semantic, voice, window=window))
 
     def render(self, frames: np.ndarray) -> np.ndarray:
         """The waveform (S,) of a whole clip's frames (C, N)."""
         with torch.inference_mode():
             return self.model.render(torch.from_numpy(frames)[None].to(self.device))[0].cpu().numpy()
+
+    def code_vectors(self) -> Tensor:
+        """Code vectors (V, D)."""
+        return self.model.code_vectors()
+
+    def parameters(self) -> dict[str, int]:
+        """Numbers of weights by part."""
+        parts = {"codec": self.model, "features": self.features}
+        return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+
+    def code_excess(self, audio: AudioLike, codes: np.ndarray) -> float:
+        """By what margin recorded semantic ids (T,) lose to ours (gpa.codec.margins)."""
+        wav = sound.load(audio, self.spec.sample_rate)
+        return margins.semantic_excess(self.latents(wav[None]), self.model.quantizer, codes)
+
+    @torch.inference_mode()
+    def voice_excess(self, audio: AudioLike, codes: np.ndarray) -> float:
+        """The same of global ids (G,)."""
+        clip = torch.from_numpy(self.reference_clip(sound.load(audio, self.spec.sample_rate)))
+        speaker = self.model.speaker_encoder
+        latents = speaker.latents(self.model.mel(clip[None].to(self.device)))[0]  # (G, latent)
+        return margins.fsq_excess(speaker.quantizer, latents, codes)
 
     def _codes(self, ids: Ids | None) -> tuple[int, ...]:
         """A voice's ids as whole numbers; VocabError for too many or too few, or one out of range."""
@@ -322,11 +311,16 @@ class BiCodec:
         return tuple(codes.tolist())
 
     @torch.inference_mode()
-    def frames(self, semantic: Ids, voice: Voice | Ids | None, *, window: int = WINDOW) -> np.ndarray:
+    def frames(
+        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None, *, window: int = WINDOW
+    ) -> np.ndarray:
         """What the network draws of a clip, float32 (C, N): samples themselves, or envelopes and pitch.
 
         Arguments and errors are those of `decode`, which renders it.
         """
+        if isinstance(semantic, AudioTokens):
+            voice = voice or Voice(self._codes(semantic.global_), timbre=semantic.timbre)
+            semantic = semantic.codes
         codes = _flat(semantic, "semantic", self._spec.codebook_size)
         voice = voice if isinstance(voice, Voice) else Voice(self._codes(voice))
         network, speaker = self._drawing(voice)
@@ -340,9 +334,9 @@ class BiCodec:
         return frames[0].cpu().numpy()
 
     def _bands(self, what: str) -> HarmonicDecoder:
-        if self._harmonic is None:
+        if self.harmonic is None:
             raise UsageError(f"this codec's decoder draws no bands, so it takes no {what}")
-        return self._harmonic
+        return self.harmonic
 
     def _drawing(self, voice: Voice) -> tuple[BiCodecModel, Tensor]:
         """The network that draws a voice, and its speaker vector (1, D)."""

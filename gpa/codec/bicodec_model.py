@@ -129,6 +129,10 @@ class BiCodecModel(nn.Module):
             features = (features - self.feature_mean) * self.feature_scale
         return self.encoder(features)
 
+    def code_vectors(self) -> Tensor:
+        """Vectors (V, D) of all semantic ids."""
+        return self.quantizer.decode(torch.arange(self.config.quantizer.codebook_size)[None])[0].T
+
     def encode_semantic(self, features: Tensor) -> Tensor:  # (B, C, T) -> (B, T / r)
         """Semantic ids of encoder features."""
         return self.quantizer.encode(self.latents(features))

@@ -10,6 +10,7 @@ is not scale-free.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpa import hub
 from gpa.audio import AudioLike, load
-from gpa.codec.base import AudioTokens, CodecSpec
+from gpa.codec.base import CodecSpec
 from gpa.codec.feature_encoder import state_digest
 from gpa.errors import CheckpointError
 from gpa.nn.mel import mel_filters
@@ -297,9 +299,18 @@ class GLM4VoiceTokenizer:
         """SHA-256 over sizes and weights as loaded, whatever the file layout."""
         return state_digest(asdict(self.config), self.model.state_dict())
 
-    def encode(self, audio: AudioLike, *, rate: int | None = None) -> AudioTokens:
-        """`tokens` in the shape of the codec contract: codes (1, N)."""
-        return AudioTokens(self.tokens(audio, rate=rate)[None])
+    def save_pretrained(self, path: str | os.PathLike) -> None:
+        """Write a directory that `from_pretrained` reads: the settings as they were, weights in float32."""
+        folder = Path(path)
+        folder.mkdir(parents=True)
+        for file in self._files:
+            if file.suffix == ".json" and "index" not in file.name:
+                shutil.copyfile(file, folder / file.name)
+        save_file(self.model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+    def parameters(self) -> dict[str, int]:
+        """Numbers of weights by part."""
+        return {"glm_tokenizer": sum(weight.numel() for weight in self.model.parameters())}
 
     def tokens(self, audio: AudioLike, *, rate: int | None = None) -> np.ndarray:
         """Ids (N,) int64 of one clip, N = ceil(S / 1280) for S samples at 16 kHz.

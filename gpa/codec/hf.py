@@ -9,6 +9,7 @@ output is averaged.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import (
     DacConfig,
     DacModel,
@@ -30,9 +32,14 @@ from transformers import (
 
 from gpa import hub
 from gpa.audio import AudioLike, load
-from gpa.codec.base import AudioTokens, CodecSpec
+from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
+from gpa.codec.feature_encoder import half_where_it_fits, state_digest
+from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, UsageError, VocabError
 
+KEPT = "gpa_codebooks"  # key of our own in config.json: how many codebooks are in use
+# Of a config: where it was, and how it was written.
+_NO_SETTINGS = (KEPT, "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 MODELS: dict[str, tuple[type, type]] = {
     "dac": (DacConfig, DacModel),
     "encodec": (EncodecConfig, EncodecModel),
@@ -40,10 +47,11 @@ MODELS: dict[str, tuple[type, type]] = {
 }
 
 
-class HFCodec:
+class HFCodec(TokenCodec):
     """A transformers codec model behind the `TokenCodec` contract.
 
-    `n_codebooks` K keeps the first K residual codebooks, all by default; `bandwidth` (kbit/s, EnCodec only)
+    `n_codebooks` K keeps the first K residual codebooks, by default all, or as many as a directory that
+    `save_pretrained` wrote was saved with; `bandwidth` (kbit/s, EnCodec only)
     says the same as one of the model's target bandwidths. T = ceil(S / hop) frames: clips are padded with
     zeros to whole frames, which for Mimi and DAC is what their own feature extractors do.
     """
@@ -63,10 +71,10 @@ class HFCodec:
         self.device = torch.device(device)
         untyped: Any = model  # the three classes share the names encode and decode, not their signatures
         self.model = untyped.to(self.device).float().eval().requires_grad_(False)
-        k = _n_codebooks(model, n_codebooks, bandwidth)
-        c = model.config
-        self.spec = CodecSpec(self.kind, c.sampling_rate, _hop_length(c), k, c.codebook_size)
-        self._files: tuple[Path, ...] = ()
+        k, c = _n_codebooks(model, n_codebooks, bandwidth), model.config
+        self._spec = CodecSpec(
+            self.kind, c.sampling_rate, _hop_length(c), k, c.codebook_size, context=_context(model)
+        )
 
     @classmethod
     def from_pretrained(
@@ -88,14 +96,32 @@ class HFCodec:
             model: PreTrainedModel = load_encodec_th(folder)
         else:
             model = _load_model(folder)
-        codec = cls(model, n_codebooks=n_codebooks, bandwidth=bandwidth, device=device)
-        config_file = () if folder.is_file() else (folder / "config.json",)
-        codec._files = (*config_file, *hub.weight_files(folder))
-        return codec
+        return cls(model, n_codebooks=n_codebooks, bandwidth=bandwidth, device=device)
+
+    def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+        """Write a directory of transformers; its config also names the codebooks in use, `gpa_codebooks`.
+
+        Half precision keeps values that it cannot hold in float32; loading computes in float32 either way.
+        """
+        folder, config = Path(path), self.model.config
+        config.update({KEPT: self.spec.n_codebooks, "architectures": [type(self.model).__name__]})
+        config.save_pretrained(folder)
+        state = half_where_it_fits(self.model.state_dict(), dtype or torch.float32)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @property
+    def spec(self) -> CodecSpec:
+        """Rates and sizes."""
+        return self._spec
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files this was loaded from; of nothing if it was built in memory."""
-        return hub.fingerprint_files(*self._files)
+        """SHA-256 over settings and weights as loaded, whatever the file layout."""
+        settings = {k: v for k, v in self.model.config.to_dict().items() if k not in _NO_SETTINGS}
+        return state_digest({**settings, KEPT: self.spec.n_codebooks}, self.model.state_dict())
+
+    def parameters(self) -> dict[str, int]:
+        """Numbers of weights by part."""
+        return {"codec": sum(weight.numel() for weight in self.model.parameters())}
 
     @torch.inference_mode()
     def encode(self, audio: AudioLike, *, rate: int | None = None) -> AudioTokens:
@@ -116,8 +142,10 @@ class HFCodec:
         return self.model.encode(wav, n_quantizers=k).audio_codes
 
     @torch.inference_mode()
-    def decode(self, tokens: AudioTokens) -> np.ndarray:
-        """Waveform (T * hop,) float32 of codes (K, T); VocabError if they are not codes of this codec.
+    def decode(self, tokens: AudioTokens, voice: Voice | None = None) -> np.ndarray:
+        """Waveform (T * hop,) float32 of codes (K, T), which hold the voice too.
+
+        VocabError if they are not codes of this codec.
 
         DAC's odd strides return a few samples less than whole frames; they are filled with zeros at the end.
         """
@@ -194,6 +222,29 @@ def _total_codebooks(model: Any) -> int:
     return model.config.num_quantizers if model.config.model_type == "mimi" else model.config.n_codebooks
 
 
+def _context(model: Any) -> tuple[int | None, int] | None:
+    """What decoding a frame hears of its neighbours: the kernels of the decoder, added up and rounded up.
+
+    EnCodec's LSTM and Mimi's transformer hear all that came before. Reflected padding, at the start of a
+    causal decoder too, lets what follows in.
+    """
+    c, kind = model.config, model.config.model_type
+    causal = kind != "dac" and c.use_causal_conv and c.trim_right_ratio == 1
+    if causal and c.pad_mode == "constant":
+        return None, 0
+    if kind == "mimi" or getattr(c, "norm_type", "weight_norm") != "weight_norm":
+        return None
+    reach, rate = 0.0, 1
+    for layer in model.decoder.modules():
+        if isinstance(layer, nn.ConvTranspose1d):
+            reach += (layer.kernel_size[0] - 1) // layer.stride[0] / rate
+            rate *= layer.stride[0]
+        elif isinstance(layer, nn.Conv1d):
+            width = (layer.kernel_size[0] - 1) * layer.dilation[0]
+            reach += (width if kind == "encodec" else width / 2) / rate  # DAC pads with zeros on both sides
+    return (None if kind == "encodec" else math.ceil(reach)), math.ceil(reach)
+
+
 def _n_codebooks(model: Any, n_codebooks: int | None, bandwidth: float | None) -> int:
     total, config = _total_codebooks(model), model.config
     if bandwidth is not None:
@@ -203,7 +254,7 @@ def _n_codebooks(model: Any, n_codebooks: int | None, bandwidth: float | None) -
             raise UsageError(f"bandwidth {bandwidth} kbit/s: choose one of {list(config.target_bandwidths)}")
         return model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
     fewest = config.num_semantic_quantizers if config.model_type == "mimi" else 1
-    chosen = total if n_codebooks is None else n_codebooks
+    chosen = getattr(config, KEPT, total) if n_codebooks is None else n_codebooks
     if not fewest <= chosen <= total:
         raise UsageError(f"n_codebooks {chosen}: this {config.model_type} model allows {fewest} to {total}")
     return chosen

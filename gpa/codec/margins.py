@@ -12,41 +12,21 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from gpa import audio as sound
-from gpa.audio import AudioLike
-from gpa.codec.bicodec import BiCodec
-from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.nn.quantize import FSQ, FactorizedVQ
 
 
 @torch.inference_mode()
-def semantic_excess(codec: BiCodec, audio: AudioLike, codes: np.ndarray) -> float:
-    """For semantic codes (T,): squared distance on the unit sphere (VQ), or quantisation steps (FSQ)."""
-    wav = sound.load(audio, codec.spec.sample_rate)
-    latents, quantizer = codec.latents(wav[None]), codec.model.quantizer
+def semantic_excess(latents: Tensor, quantizer: nn.Module, codes: np.ndarray) -> float:
+    """For semantic codes (T,) of latents (1, D, T): squared distance on the unit sphere (VQ), or quantisation
+    steps (FSQ).
+    """
     if isinstance(quantizer, FactorizedVQ):
         z = F.normalize(quantizer.in_project(latents)[0].T, dim=1)  # (T, d)
         rows = F.normalize(quantizer.codebook.weight, dim=1)
         return _distance_excess(2 - 2 * z @ rows.T, codes)
-    return _fsq_excess(quantizer.fsq, latents[0].T, codes)
-
-
-@torch.inference_mode()
-def global_excess(codec: BiCodec, audio: AudioLike, codes: np.ndarray) -> float:
-    """For global codes (G,), in quantisation steps."""
-    clip = codec.reference_clip(sound.load(audio, codec.spec.sample_rate))
-    speaker = codec.model.speaker_encoder
-    frames = speaker.speaker_encoder.frames(codec.model.mel(torch.from_numpy(clip)[None].to(codec.device)))
-    latents = speaker.perceiver_sampler(frames.transpose(1, 2))[0]  # (G, latent)
-    return _fsq_excess(speaker.quantizer, latents, codes)
-
-
-def glm_excess(glm: GLM4VoiceTokenizer, audio: AudioLike, codes: np.ndarray) -> float:
-    """For GLM codes (N,): the share of codes that differ, as this tokenizer's margins are wide."""
-    found = glm.tokens(audio)
-    return float(np.mean(found != codes)) if found.shape == codes.shape else math.inf
+    return fsq_excess(quantizer.get_submodule("fsq"), latents[0].T, codes)  # type: ignore[arg-type]
 
 
 def _distance_excess(distances: Tensor, codes: np.ndarray) -> float:  # (T, V)
@@ -56,7 +36,9 @@ def _distance_excess(distances: Tensor, codes: np.ndarray) -> float:  # (T, V)
     return float((chosen[:, 0] - distances.amin(1)).max())
 
 
-def _fsq_excess(quantizer: FSQ, x: Tensor, codes: np.ndarray) -> float:  # (N, D)
+@torch.inference_mode()
+def fsq_excess(quantizer: FSQ, x: Tensor, codes: np.ndarray) -> float:
+    """For codes (N,) of x (N, D), in quantisation steps."""
     if len(x) != len(codes) or codes.min() < 0 or codes.max() >= quantizer.codebook_size:
         return math.inf
     recorded = torch.from_numpy(codes.astype(np.int64)).to(x.device)

@@ -223,15 +223,16 @@ class SpeakerEncoder(nn.Module):
         self.quantizer = FSQ(latent_dim, levels, normalise=token_num if normalise else 0)
         self.project = nn.Linear(latent_dim * token_num, out_dim)
 
-    def _latents(self, frames: Tensor) -> Tensor:
-        return self.perceiver_sampler(frames.transpose(1, 2))  # (B, G, latent)
+    def latents(self, mel: Tensor) -> Tensor:
+        """What is quantised (B, G, latent), of mel (B, M, T)."""
+        return self.perceiver_sampler(self.speaker_encoder.frames(mel).transpose(1, 2))
 
     def _vector(self, quantised: Tensor) -> Tensor:
         return self.project(quantised.transpose(1, 2).flatten(1))  # channel-major
 
     def encode(self, mel: Tensor) -> Tensor:
         """Speaker ids (B, G)."""
-        return self.quantizer.encode(self._latents(self.speaker_encoder.frames(mel)))
+        return self.quantizer.encode(self.latents(mel))
 
     def decode(self, ids: Tensor) -> Tensor:
         """Speaker vector (B, D) of ids (B, G)."""
@@ -239,4 +240,4 @@ class SpeakerEncoder(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """Training pass: the speaker vector (B, D) with a straight-through gradient."""
-        return self._vector(self.quantizer(self._latents(self.speaker_encoder.frames(mel))))
+        return self._vector(self.quantizer(self.latents(mel)))

@@ -8,11 +8,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpa import hub
-from gpa.codec.adaptation import Adaptation
 from gpa.codec.timbre import Timbre
 from gpa.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from gpa.codec.adaptation import Adaptation
 
 KIND, VERSION = "gpa-voice", 1
 
@@ -21,8 +24,9 @@ KIND, VERSION = "gpa-voice", 1
 class Voice:
     """A speaker as the codec's global codes, a timbre where it can draw one, and what `gpa finetune` learnt.
 
-    `codec` is the fingerprint of the codec that gives the codes their meaning; `about` is free text (origin,
-    licence).
+    For a codec without global codes a voice is an acoustic prompt: `codes` are then those (K, T) of a
+    reference, laid into one stream. `text` is what it says, where that is known. `codec` is the fingerprint
+    of the codec that gives the codes their meaning; `about` is free text (origin, licence).
     """
 
     codes: tuple[int, ...]
@@ -31,6 +35,7 @@ class Voice:
     about: Mapping[str, str] = field(default_factory=dict)
     timbre: Timbre | None = None
     adaptation: Adaptation | None = None
+    text: str = ""
 
     @property
     def corrects(self) -> set[str]:
@@ -44,6 +49,8 @@ class Voice:
             raise UsageError(f"{path}: a voice is saved as .json")
         tree = {"kind": KIND, "version": VERSION, "name": self.name or path.stem, "codec": self.codec}
         tree |= {"codes": list(self.codes), "about": dict(self.about)}
+        if self.text:
+            tree["text"] = self.text
         if self.timbre is not None:
             tree["timbre"] = self.timbre.to_dict()
         if self.adaptation is not None:
@@ -69,11 +76,16 @@ class Voice:
         if not isinstance(codes, list) or not codes or not all(type(c) is int for c in codes):
             raise CheckpointError(f"{path}: codes must be a list of whole numbers")
         timbre, adaptation = raw.get("timbre"), raw.get("adaptation")
+        if adaptation is not None:
+            from gpa.codec.adaptation import Adaptation  # with torch, which most voices need not
+
+            adaptation = Adaptation.from_dict(adaptation, str(path))
         return cls(
             tuple(codes),
             str(raw.get("codec", "")),
             str(raw.get("name") or path.stem),
             dict(raw.get("about") or {}),
             None if timbre is None else Timbre.from_dict(timbre, str(path)),
-            None if adaptation is None else Adaptation.from_dict(adaptation, str(path)),
+            adaptation,
+            str(raw.get("text", "")),
         )

@@ -1,4 +1,6 @@
-"""Sound of a manifest as rows of ids: by the codec of a model, or by one that no model has learnt yet.
+"""Rows of a manifest to rows of ids: by a model's codec and format, or by a codec that has no model yet.
+
+Of a codec alone the text tokenizer is learnt from the corpus, and the codec's codebooks get ids behind it.
 
 Where asked for, a row also has the times of its letters, by the CTC head that codec training leaves, and
 further copies of a training clip in invented voices, in noise and in rooms.
@@ -6,28 +8,32 @@ further copies of a training clip in invented voices, in noise and in rooms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from gpa import hub
-from gpa.codec import trained
-from gpa.codec.bicodec import BiCodec
-from gpa.codec.feature_encoder import WhisperFeatures
-from gpa.codec.losses import LetterHead
+from gpa.codec import load_codec, trained
 from gpa.data import token_folder
 from gpa.data.alignment import align, letter_targets
 from gpa.data.augmented_copies import AugmentedCopies
-from gpa.data.manifest import Clip, ManifestRow
-from gpa.errors import DataError
+from gpa.errors import GenerationError
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.processing_gpa import GPAProcessor
+from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, normalise_text, train_sentencepiece
+
+if TYPE_CHECKING:
+    from gpa.codec import CodecSpec
+    from gpa.data.manifest import Clip, ManifestRow
+    from gpa.models.gpa.pipeline_gpa import GPA
 
 VOICES = 256  # reference voices that are remembered
 CONTEXT = 4096  # ids of the longest sequence, where no network says
@@ -61,64 +67,45 @@ class Wording:
     like: str = ""
 
 
-def processor_of(codec: Path, tokenizer: Path, device: torch.device) -> GPAProcessor:
-    """Codec and tokenizer as a model would have them, without a network; CheckpointError if they differ."""
-    loaded = BiCodec.from_pretrained(codec, device=device)
-    size = Vocab.from_file(tokenizer).size
-    return GPAProcessor(
-        tokenizer, loaded, None, GPAConfig(format="instruct"), vocab_size=size, context=CONTEXT
-    )
-
-
-def write_tokenizer(codec: Path, rows: Iterable[ManifestRow], wording: Wording, out: Path) -> None:
-    """The tokenizer's files into `out`: text pieces, control tokens and an id for each code of `codec`."""
-    out.mkdir(parents=True, exist_ok=True)
+def write_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, folder: Path) -> None:
+    """Learn a text tokenizer and write it with the codec's tokens behind, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder.parent))
     if wording.like:
-        return copy_tokenizer(Path(wording.like), out)
-    spec = BiCodec.from_pretrained(codec).spec
-    train_sentencepiece(_texts(rows, wording.texts), out / "spm.model", wording.size)
-    build_tokenizer_json(out / "spm.model", spec.codebook_size, spec.global_size, out)
+        copy_tokenizer(Path(wording.like), made)
+        os.replace(made, folder)
+        return
+    lines = (line for path in wording.texts for line in path.read_text(encoding="utf-8").splitlines())
+    texts = chain(texts, (line.split("\t")[-1] for line in lines))
+    words = [instruction for task in DEFAULT for instruction in TASKS[task].instructions]
+    said = [normalise_text(text) for text in texts if text]
+    train_sentencepiece([*words, *said], made / "spm.model", wording.size, at_most=True)
+    sizes = (spec.codebook_size, spec.global_size)
+    build_tokenizer_json(made / "spm.model", *sizes, made, n_codebooks=spec.n_codebooks)
+    os.replace(made, folder)
 
 
-def _texts(rows: Iterable[ManifestRow], more: Iterable[Path]) -> Iterator[str]:
-    """Normalised training transcripts, and lines of further files."""
-    for row in rows:
-        if row.trains and row.text:
-            yield normalise_text(row.text)
-    for path in more:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield normalise_text(line.split("\t")[-1])
+def corpus_processor(codec: str | Path, text: Path, *, device: str, offline: bool) -> GPAProcessor:
+    """What makes ids of a corpus for a codec, with the tokenizer in a folder."""
+    config = GPAConfig(format="instruct")
+    loaded = load_codec(codec, device="cpu" if device == "auto" else device, offline=offline)
+    return GPAProcessor(text, loaded, None, config, vocab_size=Vocab.from_file(text).size, context=CONTEXT)
 
 
 class Encoder:
-    """Rows of a manifest to rows of ids, by a codec and a prompt format; `letters` times the ids' letters.
+    """Rows of a manifest to rows of ids, by a codec and a prompt format, with the `extras` asked for.
 
-    DataError for copies by a codec that does not read Whisper's features.
+    `codec` is the export whose head times letters. UsageError for extras that it cannot give.
     """
 
-    def __init__(
-        self, processor: GPAProcessor, extras: Extras | None = None, letters: LetterHead | None = None
-    ) -> None:
-        self.processor, self.extras, self.letters = processor, extras or Extras(), letters
+    def __init__(self, processor: GPAProcessor, extras: Extras | None = None, codec: str | Path = "") -> None:
+        self.processor, self.extras = processor, extras or Extras()
         self._voices: dict[Clip, list[int]] = {}
+        if self.extras.align:
+            self._scores = trained.letter_scores(Path(codec), processor.codec)
         if self.extras.copies:
-            features = processor.codec.features
-            if not isinstance(features, WhisperFeatures):
-                raise DataError("copies in other voices need a codec that reads Whisper's features")
+            features, self._codes = trained.codes_of_features(processor.codec)
             self._copy = AugmentedCopies(features, self.extras.noise, self.extras.rooms)
-
-    @classmethod
-    def of(cls, processor: GPAProcessor, extras: Extras, codec: Path | None) -> Encoder:
-        """With the CTC head of the codec's export if letters are timed; DataError for an export without."""
-        if not extras.align:
-            return cls(processor, extras)
-        if codec is None or not (codec / trained.HEADS).is_file():
-            raise DataError(
-                f"--align needs --codec EXPORT with {trained.HEADS}, which training a codec leaves"
-            )
-        head = LetterHead(processor.codec.config.quantizer.input_dim)
-        hub.load_strict(head, trained.read_heads(codec)["letters"], where=str(codec / trained.HEADS))
-        return cls(processor, extras, head.eval().to(processor.codec.device))
 
     def rows(self, rows: Sequence[ManifestRow], numbers: Sequence[int] = ()) -> Iterator[dict[str, Any]]:
         """One row of ids for each; AudioError if a file has changed since it was screened.
@@ -127,7 +114,7 @@ class Encoder:
         """
         p, rate = self.processor, self.processor.codec.spec.sample_rate
         wavs = [row.audio.wav(rate) for row in rows]
-        semantic = p.codec.semantic_tokens_batch([(wav, rate) for wav in wavs])
+        semantic = p.codec.codes_batch([(wav, rate) for wav in wavs])
         places = numbers or range(len(rows))
         for n, row, wav, codes in zip(places, rows, wavs, semantic, strict=True):
             clip = (wav, rate)
@@ -144,42 +131,49 @@ class Encoder:
                 "seconds": len(wav) / rate,
                 "licence": row.licence,
             }
-            if self.letters is not None:
+            if self.extras.align:
                 made["letters"] = self._letter_frames(codes, made["text"])
             if self.extras.copies:
                 made["copies"] = self._copies(wav, n) if row.trains else []
             yield {**made, "length": token_folder.longest(p.format, row.serves(p.format.tasks), made)}
 
-    @torch.inference_mode()
     def _letter_frames(self, codes: np.ndarray, text: str) -> list[int]:
         """First id of each letter; none without a text, or if it does not fit."""
-        if self.letters is None or not text:
-            return []
-        codec = self.processor.codec
-        latents = codec.model.quantizer.decode(torch.from_numpy(codes)[None].to(codec.device))
-        log_probs = self.letters(latents)[0].log_softmax(-1).cpu().numpy()
-        first = align(log_probs, letter_targets(text))
+        first = align(self._scores(codes), letter_targets(text)) if text else None
         return [] if first is None else first.tolist()
 
     @torch.inference_mode()
     def _copies(self, wav: np.ndarray, n: int) -> list[list[int]]:
-        codec, count = self.processor.codec, self.extras.copies
-        wav = np.pad(wav, (0, -len(wav) % codec.config.latent_hop_length))
-        made = (self._copy(wav, number)[None] for number in range(n * count, (n + 1) * count))
-        return [codec.model.encode_semantic(features)[0].tolist() for features in made]
+        count = self.extras.copies
+        wav = np.pad(wav, (0, -len(wav) % self.processor.codec.spec.hop_length))
+        numbers = range(n * count, (n + 1) * count)
+        return [self._codes(self._copy(wav, number)).tolist() for number in numbers]
 
     def _semantic(self, wav: np.ndarray) -> list[int]:
         codec = self.processor.codec
-        return codec.semantic_tokens((wav, codec.spec.sample_rate)).tolist()
+        return codec.codes((wav, codec.spec.sample_rate)).tolist()
 
     def _voice(self, row: ManifestRow, own: tuple[np.ndarray, int]) -> list[int]:
         """Global codes; one reference often serves many rows."""
         codec, clip = self.processor.codec, row.voice
         if clip == row.audio:
-            return codec.global_tokens(own).tolist()
+            return codec.voice_codes(own).tolist()
         if clip not in self._voices:
             if len(self._voices) >= VOICES:
                 self._voices.clear()
             wav = clip.wav(codec.spec.sample_rate)
-            self._voices[clip] = codec.global_tokens((wav, codec.spec.sample_rate)).tolist()
+            self._voices[clip] = codec.voice_codes((wav, codec.spec.sample_rate)).tolist()
         return self._voices[clip]
+
+
+def transcriber(model: GPA) -> Callable[[np.ndarray], str]:
+    """What a model hears of a waveform (S,), "" for no words."""
+    rate = model.codec.spec.sample_rate
+
+    def transcribe(wav: np.ndarray) -> str:
+        try:
+            return model.asr((wav, rate)).text
+        except GenerationError:  # it heard no words
+            return ""
+
+    return transcribe

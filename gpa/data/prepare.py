@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,25 +18,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from gpa.data import encoding, huggingface, screening, streaming, token_folder, validation_summary
+from gpa.codec import load_codec
+from gpa.data import huggingface, screening, streaming, token_folder, validation_summary
 from gpa.data.checks import REASONS, Limits
-from gpa.data.encoding import Encoder, Extras, Wording
+from gpa.data.encoding import Encoder, Extras, Wording, corpus_processor, transcriber, write_tokenizer
 from gpa.data.manifest import ManifestRow, Source
 from gpa.data.sharding import Part, Share, Workers, wait
 from gpa.data.sources import is_dataset, open_source
 from gpa.data.token_folder import PREPARED, REJECTED
-from gpa.errors import DataError, GenerationError
+from gpa.errors import DataError
 from gpa.models.gpa.checkpoint_gpa import known_as
 from gpa.models.gpa.pipeline_gpa import GPA
 from gpa.models.gpa.processing_gpa import GPAProcessor
-from gpa.nn import threads
-from gpa.nn.device import pick_device
 from gpa.prompt.vocab import Vocab
 
-WORK, PLAN, SUMMARY, STREAM, WORDS = ".work", "plan.json", "summary.json", "stream", "tokenizer"
+WORK, PLAN, SUMMARY, STREAM, TEXT = ".work", "plan.json", "summary.json", "stream", "text"
 BATCH = 16  # clips in memory at once; the codec batches those of one length
 
 
@@ -45,9 +42,9 @@ BATCH = 16  # clips in memory at once; the codec batches those of one length
 class Job:
     """What is to be prepared: all that `open_source` reads, or a stream of rows (streaming.py).
 
+    Ids are a `model`'s, or those of a `codec` alone, in place of it, for models that are yet to be trained.
     `licence` is that of rows which state none; `columns` and `splits` choose from a dataset, which
-    `streaming` reads without the cache of `datasets`. `codec`, an export of codec training, takes the place
-    of a model; it then gets a tokenizer as `wording` says.
+    `streaming` reads without the cache of `datasets`.
     """
 
     source: Any
@@ -65,7 +62,7 @@ class Job:
     device: str = "auto"
     offline: bool = False
     threads: int | None = None
-    codec: Path | None = None
+    codec: str | Path = ""
     wording: Wording = Wording()
     extras: Extras = Extras()
 
@@ -78,7 +75,7 @@ class Job:
         if self.shard_rows < 1 or self.workers < 1 or not 0 <= self.max_rejected <= 1:
             raise DataError("shard rows and workers are at least 1, the rejected share lies in 0 .. 1")
         if self.codec and self.limits.check_text:
-            raise DataError("--check-text needs a model that transcribes, a codec alone does not")
+            raise DataError("--check-text needs a model that hears, not a codec alone: use --model")
         if self.extras.copies < 0:
             raise DataError(f"--copies {self.extras.copies}: 0 or more")
         if self.streaming and (huggingface.is_saved(Path(self.source)) or not is_dataset(self.source)):
@@ -115,9 +112,9 @@ def prepare(job: Job, share: Share | None = None) -> Report:
     job = dataclasses.replace(job, device=share.device(job.device))
     try:
         job = _numbered(job, share)
+        _spell(job, share)
     except _Over:
         return Report(token_folder.read_about(job.out), is_main=False)
-    _prepare_tokenizer(job, share)
     if share.workers == 1:
         return _Run.start(job, share.part(), lambda: None).go()
     with Workers(_work, job, share) as workers:
@@ -145,24 +142,18 @@ def _numbered(job: Job, share: Share) -> Job:
     return dataclasses.replace(job, source=folder, columns={}, splits=(), streaming=False)
 
 
-def _prepare_tokenizer(job: Job, share: Share) -> None:
-    """The lead gives a codec without a model its tokenizer, the others wait for it."""
-    made = _tokenizer(job) / "tokenizer.json"
-    if not job.codec or made.is_file():
+def _spell(job: Job, share: Share) -> None:
+    """Where a codec comes without a model: the lead process makes a tokenizer, the others wait for it."""
+    if not job.codec or (job.out / PREPARED).is_file():
         return
-    if share.rank == 0:
+    folder = job.out / WORK / TEXT
+    if share.rank == 0 and not folder.is_dir():
         _check_free(job.out)
-        scratch = made.parent.with_suffix(".new")
         rows = open_source(job.source, job.columns, job.splits).check()
-        encoding.write_tokenizer(job.codec, rows, job.wording, scratch)
-        os.replace(scratch, made.parent)
-    for _ in wait([made], job.patience, lambda: None, "to learn the tokenizer"):
+        spec = load_codec(job.codec, offline=job.offline).spec
+        write_tokenizer((row.text for row in rows if row.trains), spec, job.wording, folder)
+    for _ in wait([folder], job.patience, lambda: None, "to make the tokenizer"):
         pass
-
-
-def _tokenizer(job: Job) -> Path:
-    """Folder of the tokenizer of a codec without a model: the result itself where it is finished."""
-    return job.out if (job.out / PREPARED).is_file() else job.out / WORK / WORDS
 
 
 def _check_free(out: Path) -> None:
@@ -197,16 +188,7 @@ class _Run:
         """Read the whole manifest, then load the model."""
         source = open_source(job.source, job.columns, job.splits)
         held = screening.held_out(source.check(), job.limits)
-        transcribe = None
-        if job.codec:
-            device = pick_device(job.device)
-            processor = encoding.processor_of(job.codec, _tokenizer(job), device)
-            threads.settle(threads.weights(processor.codec.model), job.threads, device)
-        else:
-            model = GPA.from_pretrained(
-                job.model, device=job.device, offline=job.offline, threads=job.threads
-            )
-            processor, transcribe = model.processor, _transcriber(model) if job.limits.check_text else None
+        processor, transcribe = _processor(job)
         doctor = screening.Doctor(_reader(processor, transcribe), job.limits, held)
         return cls(job, part, alive, source, processor, doctor, _plan(job, source, processor))
 
@@ -337,7 +319,7 @@ class _Run:
 
     def _encode(self, found: Mapping[str, Any]) -> Callable[[int, Any], None]:
         copies = set(found["duplicates"])
-        encoder = Encoder.of(self.processor, self.job.extras, self.job.codec)
+        encoder = Encoder(self.processor, self.job.extras, self.job.codec)
 
         def make(k: int, bar: Any) -> None:
             records = map(json.loads, self.screens[k].read_text(encoding="utf-8").splitlines())
@@ -359,21 +341,19 @@ class _Run:
         yield from encoder.rows([*batch.values()], [*batch])
 
 
-def _transcriber(model: GPA) -> Callable[[np.ndarray], str]:
-    """What --check-text hears of a waveform."""
-
-    def transcribe(wav: np.ndarray) -> str:
-        try:
-            return model.asr((wav, model.codec.spec.sample_rate)).text
-        except GenerationError:  # it heard no words
-            return ""
-
-    return transcribe
+def _processor(job: Job) -> tuple[GPAProcessor, screening.Transcribe | None]:
+    """What makes ids: a model's own, or a codec's with the corpus' tokenizer; and who hears, if asked for."""
+    if job.codec:
+        text = job.out if (job.out / PREPARED).is_file() else job.out / WORK / TEXT
+        return corpus_processor(job.codec, text, device=job.device, offline=job.offline), None
+    model = GPA.from_pretrained(job.model, device=job.device, offline=job.offline, threads=job.threads)
+    return model.processor, transcriber(model) if job.limits.check_text else None
 
 
-def _reader(p: GPAProcessor, transcribe: Callable[[np.ndarray], str] | None) -> screening.Reader:
-    """What the doctor needs of a model."""
-    return screening.Reader(p.format, p.codec.spec, p.glm.spec if p.glm else None, p.context, transcribe)
+def _reader(processor: GPAProcessor, transcribe: screening.Transcribe | None) -> screening.Reader:
+    """What the doctor needs of the model."""
+    glm = processor.glm.spec if processor.glm else None
+    return screening.Reader(processor.format, processor.codec.spec, glm, processor.context, transcribe)
 
 
 def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
@@ -386,7 +366,11 @@ def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
         "shard_rows": job.shard_rows,
         "format": processor.format.name,
         "context": processor.context,
-        "codec": {"name": processor.codec.spec.name, "frame_rate": processor.codec.spec.frame_rate},
+        "codec": {
+            "name": processor.codec.spec.name,
+            "frame_rate": processor.codec.spec.frame_rate,
+            **({"codebooks": k} if (k := processor.codec.spec.n_codebooks) > 1 else {}),
+        },
         "fingerprints": processor.fingerprints(),
         "extras": dataclasses.asdict(job.extras),
     }

@@ -65,26 +65,30 @@ def _begins(clip: Clip) -> bool:
 # One row -------------------------------------------------------------------------------------------------
 
 
+Transcribe = Callable[[np.ndarray], str]  # float32 (S,) -> text
+
+
 @dataclass(frozen=True)
 class Reader:
     """What the doctor needs of a model: how it writes a row, and how long a row may get.
 
-    `transcribe` (float32 (S,) -> text) is there for --check-text only.
+    `transcribe` is there for --check-text only.
     """
 
     format: Format
     codec: CodecSpec
     glm: CodecSpec | None
     context: int
-    transcribe: Callable[[np.ndarray], str] | None = None
+    transcribe: Transcribe | None = None
 
     def most_ids(self, case: Case) -> int:
         """At least as many ids as the row's longest sequence has: codecs give no more frames than this."""
-        own = [0] * math.ceil(case.sound.seconds * self.codec.frame_rate)
-        target = [0] * math.ceil(case.parts[-1].seconds * self.codec.frame_rate) if case.row.target else []
+        frame, rate = [0] * self.codec.n_codebooks, self.codec.frame_rate
+        own = frame * math.ceil(case.sound.seconds * rate)
+        target = frame * math.ceil(case.parts[-1].seconds * rate) if case.row.target else []
         passes = 1 + int(case.sound.seconds / 30)  # GLM rounds up once in every 30 s
         glm = [0] * (math.ceil(case.sound.seconds * self.glm.frame_rate) + passes) if self.glm else []
-        voice = [0] * self.codec.n_global
+        voice = [0] * self.codec.voice_size
         columns = {"text": case.text, "semantic": own, "glm": glm, "global": voice, "target": target}
         return longest(self.format, case.row.serves(self.format.tasks), columns)
 

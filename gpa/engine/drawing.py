@@ -59,7 +59,7 @@ class Draw:
     def advance(self, logits: Tensor) -> None:
         """Choose the next id by logits (R, V)."""
         done, ids = self.completion, self.completion.ids
-        row = self.composition(logits) if self.composition else logits[0]
+        row = self.composition(logits, len(ids)) if self.composition else logits[0]
         token_id = choose(masked(row, ids, self.rules, self.masks), ids, self.sampling, self._generator)
         ids.append(token_id)
         done.kept = len(ids)
@@ -81,15 +81,18 @@ class Composition:
         self.plan = guidance.plan
         self.branches = self.plan.logit_branches()
         self.prompts = [list(guidance.prompts[branch]) for branch in self.branches]
-        legal = sorted(i for run in rules.legal or (range(network.sizes.vocab_size),) for i in run)
-        (stop,) = rules.stop
-        self.legal, self.stop = torch.tensor(legal, device=network.device), legal.index(stop)
+        (self.stop,) = rules.stop
+        rounds = rules.cycle or (rules.legal or (range(network.sizes.vocab_size),),)
+        legal = [sorted({self.stop, *(i for run in runs for i in run)}) for runs in rounds]
+        self.legal = [torch.tensor(ids, device=network.device) for ids in legal]
         left = network.sizes.max_position_embeddings - max(map(len, self.prompts))
         if left < rules.max_new:
             raise PromptError(f"the transcript leaves room for {left} ids, {rules.max_new} may be needed")
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
         """Composed logits (V,) of rows (R, V), one a branch; ids that are not legal at minus infinity."""
-        parts = {branch: row[self.legal] for branch, row in zip(self.branches, logits, strict=True)}
-        found = compose_logits(self.plan, parts, eos=self.stop, plausibility=PLAUSIBLE)
-        return torch.full_like(logits[0], -torch.inf).index_copy(0, self.legal, found)
+        legal = self.legal[step % len(self.legal)]
+        parts = {branch: row[legal] for branch, row in zip(self.branches, logits, strict=True)}
+        stop = int(torch.searchsorted(legal, self.stop))
+        found = compose_logits(self.plan, parts, eos=stop, plausibility=PLAUSIBLE)
+        return torch.full_like(logits[0], -torch.inf).index_copy(0, legal, found)

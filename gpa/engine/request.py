@@ -64,7 +64,8 @@ class Rules:
     `legal` are runs of ids that may be generated (None: any id), `stop` ids end it, after a `closer` only a
     stop may follow, no stop before `min_new` ids, at most `max_new` ids. `loop` ids that repeat a short
     cycle, or hold no more than three values, end it as a loop (None: never). What is `closed` has a stop
-    as the last of `max_new` ids, if not before.
+    as the last of `max_new` ids, if not before. Where ids come in rounds, `cycle` are the runs that are legal
+    at each step of one, and a stop is legal between rounds only.
     """
 
     max_new: int
@@ -74,6 +75,7 @@ class Rules:
     min_new: int = 0
     loop: int | None = None
     closed: bool = False
+    cycle: tuple[tuple[range, ...], ...] = ()
 
 
 class Guidance(NamedTuple):

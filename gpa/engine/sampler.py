@@ -21,10 +21,10 @@ FEW = 3  # distinct ids, in any order, that count as one
 
 @dataclass(frozen=True)
 class Masks:
-    """Boolean masks over the vocabulary, made once per request; None lets everything pass."""
+    """Boolean masks over the vocabulary, made once per request, by step of a round; None lets all pass."""
 
-    legal: Tensor | None  # (V,)
-    unstopped: Tensor | None  # (V,) legal without the stop ids
+    legal: tuple[Tensor | None, ...]  # (V,) each
+    unstopped: tuple[Tensor, ...]  # (V,) each, legal without the stop ids
     stop: Tensor  # (V,)
 
     @classmethod
@@ -33,15 +33,20 @@ class Masks:
         stop = torch.zeros(size, dtype=torch.bool, device=device)
         stop[sorted(rules.stop)] = True
         if rules.legal is None:
-            return cls(None, ~stop, stop)
-        legal = torch.zeros_like(stop)
-        for run in rules.legal:
-            if run.start < 0 or run.stop > size:
-                raise PromptError(
-                    f"legal ids {run.start} .. {run.stop - 1} are beyond the model's {size} ids"
-                )
-            legal[run.start : run.stop] = True
-        return cls(legal, legal & ~stop, stop)
+            return cls((None,), (~stop,), stop)
+        legal = [_mask(runs, size, device) for runs in rules.cycle or (rules.legal,)]
+        unstopped = tuple(mask & ~stop for mask in legal)
+        first = unstopped[0] | stop if rules.cycle else legal[0]
+        return cls((first, *unstopped[1:]), unstopped, stop)
+
+
+def _mask(runs: Sequence[range], size: int, device: torch.device) -> Tensor:
+    mask = torch.zeros(size, dtype=torch.bool, device=device)
+    for run in runs:
+        if run.start < 0 or run.stop > size:
+            raise PromptError(f"legal ids {run.start} .. {run.stop - 1} are beyond the model's {size} ids")
+        mask[run.start : run.stop] = True
+    return mask
 
 
 def masked(logits: Tensor, ids: Sequence[int], rules: Rules, masks: Masks) -> Tensor:
@@ -50,7 +55,8 @@ def masked(logits: Tensor, ids: Sequence[int], rules: Rules, masks: Masks) -> Te
     if (ids and ids[-1] in rules.closers) or (rules.closed and last):
         mask: Tensor | None = masks.stop
     else:
-        mask = masks.unstopped if len(ids) < rules.min_new else masks.legal
+        masks_by_step = masks.unstopped if len(ids) < rules.min_new else masks.legal
+        mask = masks_by_step[len(ids) % len(masks_by_step)]
     return logits if mask is None else logits.masked_fill(~mask, -math.inf)
 
 

@@ -11,13 +11,14 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from gpa import audio
+from gpa.codec.recordings import speaker_vector
 from gpa.data import token_folder
 from gpa.errors import GPAError, MissingExtraError, UsageError
 from gpa.evals import report, suites
@@ -45,7 +46,7 @@ def choose_judges(which: str, model: GPA) -> Judges:
     """
     if which not in JUDGES:
         raise UsageError(f"judge {which!r}: choose one of {', '.join(JUDGES)}")
-    voices = FunctionJudge("the codec's own speaker encoder", _OwnVoices(model).embed)
+    voices = FunctionJudge("the codec's own speaker encoder", partial(speaker_vector, model.codec))
     if which != "own":
         try:
             judges = open_judges(without=("phonemes",))
@@ -71,20 +72,6 @@ def own_recogniser(model: GPA) -> Callable[[np.ndarray], str]:
             return ""
 
     return hear
-
-
-class _OwnVoices:
-    """The codec's speaker encoder in the place of the speaker judge."""
-
-    def __init__(self, model: GPA) -> None:
-        self.codec = model.codec.model
-
-    @torch.inference_mode()
-    def embed(self, wav: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None].to(
-            next(self.codec.parameters()).device
-        )
-        return self.codec.speaker_encoder(self.codec.mel(x))[0].float().cpu().numpy()
 
 
 def write_items(model: GPA, manifest: Path, name: str, texts: Sequence[str], count: int, out: Path) -> None:

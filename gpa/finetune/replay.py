@@ -93,7 +93,7 @@ def _conversions(model: GPA, recordings: Sequence[Sound]) -> Iterator[dict[str, 
 
 def _heard(model: GPA, sound: Sound) -> dict[str, list[int]]:
     """The ids of sound that recognition and conversion read."""
-    ids = {"semantic": model.codec.semantic_tokens(sound).tolist()}
+    ids = {"semantic": model.codec.codes(sound).tolist()}
     return ids | ({"glm": model.glm.tokens(sound).tolist()} if model.glm else {})
 
 

@@ -137,6 +137,13 @@ class _Format:
         runs = [self._block(kind).span, *(range(token_id, token_id + 1) for token_id in single)]
         return tuple(sorted(runs, key=lambda run: run.start))
 
+    def legal_cycle(self, task: str) -> tuple[tuple[range, ...], ...]:
+        """Runs legal at each step of a frame where speech has several codebooks; () where any id may come."""
+        speech = self.layouts[canonical_task(task)].output == "semantic"
+        return (
+            tuple((book,) for book in self.vocab.codebooks) if speech and self.vocab.n_codebooks > 1 else ()
+        )
+
     def stop_ids(self, task: str) -> frozenset[int]:
         """Ids that end generation."""
         self.task(task)
@@ -159,6 +166,7 @@ class _Format:
 
     def _block(self, kind: str) -> Block:
         blocks = {"content" if b.name == "text" else b.name: b for b in self.vocab.blocks}
+        blocks.setdefault("global", self.vocab.semantic)  # an acoustic prompt
         blocks = {name: b for name, b in blocks.items() if f"start_{name}" in self.vocab.control}
         if kind not in blocks:
             raise PromptError(f"this model has no {kind!r} block; it has {', '.join(blocks)}")

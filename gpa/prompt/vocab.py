@@ -40,6 +40,7 @@ CONTROL: dict[str, ControlToken] = {
 TASK_TOKEN = "<|task_{}|>"  # heads an instruct sequence of the task; its control name is task_NAME
 SEMANTIC_TOKEN = "<|bicodec_semantic_{}|>"
 GLOBAL_TOKEN = "<|bicodec_global_{}|>"
+AUDIO_TOKEN = "<|audio_{}_{}|>"  # of any other codec: codebook and code
 
 # Published checkpoint (vocab_size 180,445): the linguistic codes have no known name there, so the block
 # found by position is compared with these offsets (docs/tokens.md).
@@ -48,7 +49,7 @@ PUBLISHED_OFFSETS = {"glm": 151_727, "global": 168_111, "semantic": 172_207}
 # Base pieces that stand for no text; a SentencePiece vocabulary starts with them.
 _NOT_TEXT = {"<unk>", "<pad>", "<s>", "</s>"}
 _TASK_NAME = re.compile(r"<\|(task_\w+)\|>")
-_CODE_NAME = re.compile(r"<\|bicodec_(semantic|global)_(0|[1-9]\d*)\|>")
+_CODE_NAME = re.compile(r"<\|(?:bicodec_)?(semantic|global|audio_\d+)_(0|[1-9]\d*)\|>")
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,19 @@ class Vocab:
     """One id space; construction refuses overlapping blocks and ids beyond `size`.
 
     `text` holds the ids that plain text may use, `control` the named control tokens that exist, `size` the
-    number of rows of the embedding, `tokens_digest` a hash of every token's spelling and id.
+    number of rows of the embedding, `tokens_digest` a hash of every token's spelling and id. The `semantic`
+    block holds the `n_codebooks` of a codec one after another. Without a block of speaker codes a voice is
+    an acoustic prompt, of semantic codes.
     """
 
     text: Block
     semantic: Block
-    global_: Block
+    global_: Block | None
     glm: Block | None
     control: Mapping[str, int]
     size: int
     tokens_digest: str = ""
+    n_codebooks: int = 1
 
     def __post_init__(self) -> None:
         spans = [(block.span, block.name) for block in self.blocks]
@@ -137,6 +141,12 @@ class Vocab:
         return tuple(b for b in (self.text, self.glm, self.global_, self.semantic) if b is not None)
 
     @property
+    def codebooks(self) -> tuple[range, ...]:
+        """The ids of each codebook of speech."""
+        size = self.semantic.size // self.n_codebooks
+        return tuple(self.semantic.span[k * size : (k + 1) * size] for k in range(self.n_codebooks))
+
+    @property
     def stop(self) -> int:
         """The id that ends every completion, `<|im_end|>` (not the tokenizer's eos)."""
         return self.control["im_end"]
@@ -148,13 +158,13 @@ class Vocab:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the id space, to be stored with checkpoints and token caches."""
-        layout = {
+        layout: dict[str, Any] = {
             "blocks": {block.name: [block.offset, block.size] for block in self.blocks},
             "control": dict(self.control),
             "size": self.size,
             "tokens": self.tokens_digest,
         }
-        return _digest(layout)
+        return _digest(layout | ({"codebooks": self.n_codebooks} if self.n_codebooks > 1 else {}))
 
     @classmethod
     def from_tokenizer(
@@ -175,9 +185,11 @@ class Vocab:
         """
         if len(set(tokens.values())) != len(tokens):
             raise VocabError("two tokens of the tokenizer share an id")
-        semantic, global_ = _code_block(tokens, "semantic"), _code_block(tokens, "global")
+        n_codebooks, semantic, global_ = _speech(tokens)
         glm = None
         if glm_size is not None:
+            if global_ is None:
+                raise VocabError(f"linguistic codes go with {GLOBAL_TOKEN.format(0)}, which is not there")
             offset = global_.offset - glm_size if glm_offset is None else glm_offset
             glm = Block("glm", offset, glm_size)
             _check_unnamed(glm, added, by_position=glm_offset is None)
@@ -191,6 +203,7 @@ class Vocab:
             control=control,
             size=max(tokens.values()) + 1 if size is None else size,
             tokens_digest=_digest(sorted(tokens.items(), key=operator.itemgetter(1))),
+            n_codebooks=n_codebooks,
         )
 
     @classmethod
@@ -248,16 +261,46 @@ def _digest(value: object) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _code_block(tokens: Mapping[str, int], name: str) -> Block:
-    """The block of `<|bicodec_NAME_N|>`: codes 0 .. n - 1 without a gap, ids in the same order."""
-    matches = ((_CODE_NAME.fullmatch(token), token_id) for token, token_id in tokens.items())
+def code_names(n_codebooks: int, codebook_size: int, n_global_values: int) -> list[str]:
+    """Names of a codec's tokens in the order of their ids: speaker codes, then speech, book by book.
+
+    BiCodec has one codebook and speaker codes, and names of its own.
+    """
+    speaker = [GLOBAL_TOKEN.format(code) for code in range(n_global_values)]
+    if n_global_values and n_codebooks == 1:
+        return speaker + [SEMANTIC_TOKEN.format(code) for code in range(codebook_size)]
+    books = range(n_codebooks)
+    return speaker + [AUDIO_TOKEN.format(k, code) for k in books for code in range(codebook_size)]
+
+
+def _speech(tokens: Mapping[str, int]) -> tuple[int, Block, Block | None]:
+    """How many codebooks speech has, the block of all of them, and that of speaker codes if there is one."""
+    if AUDIO_TOKEN.format(0, 0) not in tokens:
+        return 1, _code_block(tokens, "semantic", SEMANTIC_TOKEN), _code_block(tokens, "global", GLOBAL_TOKEN)
+    books: list[Block] = []
+    while (first := AUDIO_TOKEN.format(len(books), 0)) in tokens:
+        book = _code_block(tokens, f"audio_{len(books)}", f"<|audio_{len(books)}_{{}}|>")
+        if books and (book.size, book.offset) != (books[0].size, books[-1].span.stop):
+            raise VocabError(
+                f"{first} and its codebook are ids {_show(book.span)}: {books[0].size} ids from "
+                f"{books[-1].span.stop} on are expected"
+            )
+        books.append(book)
+    speech = Block("semantic", books[0].offset, sum(book.size for book in books))
+    known = GLOBAL_TOKEN.format(0) in tokens
+    return len(books), speech, _code_block(tokens, "global", GLOBAL_TOKEN) if known else None
+
+
+def _code_block(tokens: Mapping[str, int], name: str, token: str) -> Block:
+    """The block of a name's tokens: codes 0 .. n - 1 without a gap, ids in the same order."""
+    matches = ((_CODE_NAME.fullmatch(found), token_id) for found, token_id in tokens.items())
     ids = {int(m[2]): token_id for m, token_id in matches if m and m[1] == name}
     if 0 not in ids:
-        raise VocabError(f"the tokenizer has no <|bicodec_{name}_0|>: it is not that of a GPA model")
+        raise VocabError(f"the tokenizer has no {token.format(0)}: it is not that of a GPA model")
     for code in range(len(ids)):
         if ids.get(code) != ids[0] + code:
-            found = "missing" if code not in ids else f"id {ids[code]}"
-            raise VocabError(f"<|bicodec_{name}_{code}|> is {found}, id {ids[0] + code} expected")
+            state = "missing" if code not in ids else f"id {ids[code]}"
+            raise VocabError(f"{token.format(code)} is {state}, id {ids[0] + code} expected")
     return Block(name, ids[0], len(ids))
 
 

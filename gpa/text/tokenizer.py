@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from gpa.errors import MissingExtraError, PromptError, VocabError
 from gpa.prompt.tasks import DEFAULT
-from gpa.prompt.vocab import CONTROL, GLOBAL_TOKEN, SEMANTIC_TOKEN, TASK_TOKEN, read_tokenizer_json
+from gpa.prompt.vocab import CONTROL, TASK_TOKEN, code_names, read_tokenizer_json
 from gpa.text.normaliser import normalise_text
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -73,10 +73,13 @@ class TextTokenizer:
         return self._tokenizer.decode(found, skip_special_tokens=False)
 
 
-def train_sentencepiece(texts: Iterable[str], model_path: str | Path, vocab_size: int = 512) -> None:
+def train_sentencepiece(
+    texts: Iterable[str], model_path: str | Path, vocab_size: int = 512, *, at_most: bool = False
+) -> None:
     """Train a unigram SentencePiece model with byte fallback on normalised texts; writes `model_path`.
 
-    VocabError if the texts cannot fill the vocabulary, MissingExtraError without sentencepiece.
+    `at_most` takes fewer pieces where the texts hold no more; otherwise VocabError if they cannot fill the
+    vocabulary. MissingExtraError without sentencepiece.
     """
     sentencepiece = _sentencepiece()
     model = io.BytesIO()  # a failed training leaves no file behind
@@ -86,6 +89,7 @@ def train_sentencepiece(texts: Iterable[str], model_path: str | Path, vocab_size
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
+            hard_vocab_limit=not at_most,
             byte_fallback=True,
             character_coverage=1.0,
             normalization_rule_name="identity",
@@ -114,12 +118,13 @@ def build_tokenizer_json(
     n_global_values: int,
     path: str | Path,
     tasks: Iterable[str] = DEFAULT,
+    n_codebooks: int = 1,
 ) -> Path:
     """Write `tokenizer.json` and `tokenizer_config.json` of a model of ours into a directory.
 
     `path` is the directory or the `tokenizer.json` inside it; the file's path is returned. Ids: the
     SentencePiece pieces (text ids equal sentencepiece's), the control tokens, those of the `tasks` among
-    them, `n_global_values` speaker codes, `n_semantic` semantic codes. transformers'
+    them, `n_global_values` speaker codes, `n_semantic` semantic codes of each codebook. transformers'
     `AutoTokenizer.from_pretrained` reads the result.
     """
     spm = _sentencepiece().SentencePieceProcessor(model_file=str(spm_model_path))
@@ -127,8 +132,7 @@ def build_tokenizer_json(
     # Blocks of glm codes belong to the published layout; ours reads speech from semantic codes alone.
     names = [c.token for name, c in CONTROL.items() if not name.endswith("_glm")]
     names[-1:-1] = [TASK_TOKEN.format(task) for task in sorted(tasks)]
-    names += [GLOBAL_TOKEN.format(code) for code in range(n_global_values)]
-    names += [SEMANTIC_TOKEN.format(code) for code in range(n_semantic)]
+    names += code_names(n_codebooks, n_semantic, n_global_values)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     spec = {
         "version": "1.0",

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from gpa import hub
-from gpa.codec.bicodec import BiCodec
+from gpa.codec.base import TokenCodec
 from gpa.engine.network import Network
 from gpa.engine.request import Sampling
 from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.models.gpa.outputs_gpa import Voice
 from gpa.models.gpa.verify_gpa import record
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.text import bigrams, lexicon
@@ -62,7 +63,7 @@ def write(
 ) -> None:
     """Write the checkpoint, whole or not at all, the network in `dtype`; `more` adds to its folder."""
     codec, glm = parts.load()
-    statistics = CorpusStatistics.of(facts.clips, codec.spec.frame_rate)
+    statistics = CorpusStatistics.of(facts.clips, codec.spec.code_rate)
     config = _settings(parts.settings, facts, statistics, out.resolve().parent.name)
     model = GPA(network, codec, facts.init or facts.tokens, glm=glm, config=config)
     if facts.init is None:  # lists of the codec's model were weighed against another network
@@ -103,14 +104,15 @@ def _settings(
     )
 
 
-def golden_inputs(clips: Sequence[Clip], codec: BiCodec) -> list[tuple[tuple[np.ndarray, int], str]]:
+def golden_inputs(clips: Sequence[Clip], codec: TokenCodec) -> list[tuple[tuple[np.ndarray, int], str]]:
     """(clip, text) pairs to record outputs of: short rows as the codec sounds, as no recording is at hand."""
-    wanted = GOLDEN_SECONDS * codec.spec.frame_rate
+    wanted = GOLDEN_SECONDS * codec.spec.code_rate
     some = sorted(range(min(len(clips), CHOICE)), key=lambda i: abs(len(clips[i]["semantic"]) - wanted))
     pairs = []
     for clip in (clips[i] for i in (some * GOLDEN)[:GOLDEN]):
         with torch.inference_mode():
-            wav = codec.decode(np.array(clip["semantic"]), np.array(clip["global"]))
+            voice = Voice(tuple(map(int, clip["global"])))
+            wav = codec.decode(codec.tokens(np.array(clip["semantic"])), voice)
         pairs.append(((wav, codec.spec.sample_rate), clip["text"] or SPOKEN))
     return pairs
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpa.codec.bicodec import BiCodec
+from gpa.codec.base import TokenCodec
 from gpa.models.gpa.outputs_gpa import Voice
 
 Clip = Mapping[str, Any]
@@ -30,11 +30,11 @@ class CorpusStatistics:
     best: dict[str, tuple[float, Clip]] = field(default_factory=dict)  # the clip of each speaker's voice
 
     @classmethod
-    def of(cls, clips: Iterable[Clip], frame_rate: float) -> CorpusStatistics:
+    def of(cls, clips: Iterable[Clip], code_rate: float) -> CorpusStatistics:
         """Look at every row once."""
         found = cls()
         for clip in clips:
-            found._add(clip, len(clip["semantic"]) / frame_rate)
+            found._add(clip, len(clip["semantic"]) / code_rate)
         return found
 
     def _add(self, clip: Clip, seconds: float) -> None:
@@ -52,9 +52,9 @@ class CorpusStatistics:
         if name not in self.best or off < self.best[name][0]:
             self.best[name] = off, clip
 
-    def voices(self, codec: BiCodec) -> Iterator[Voice]:
+    def voices(self, codec: TokenCodec) -> Iterator[Voice]:
         """A voice for each of the speakers with most speech."""
-        mark = codec.global_fingerprint()
+        mark = codec.voice_fingerprint()
         for name in sorted(self.speakers, key=lambda name: -self.speakers[name])[:VOICES]:
             clip = self.best[name][1]
             about = {"from": f"training clip {clip['id']}", "licence": clip.get("licence") or "not stated"}

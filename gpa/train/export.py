@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpa.codec import trained
+from gpa.codec import load_codec
 from gpa.config import load_yaml
 from gpa.engine.network import Network
 from gpa.errors import UsageError
@@ -28,16 +28,17 @@ from gpa.train.assemble import stored
 
 if TYPE_CHECKING:
     from gpa.audio import AudioLike
-    from gpa.codec.bicodec import BiCodec
+    from gpa.codec import TokenCodec
 
 LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes, in this order
 
 logger = logging.getLogger(__name__)
 
 
-def assemble(
+# As for `write_checkpoint`: each part is one argument, given by name.
+def assemble(  # noqa: PLR0913
     lm: str | Path,
-    codec: BiCodec,
+    codec: TokenCodec,
     out: str | Path,
     *,
     tokenizer: str | Path | None = None,
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     assemble(
         args.lm,
-        trained.load(args.codec, args.features),
+        load_codec(args.codec, encoder=args.features),
         args.out,
         tokenizer=args.tokenizer,
         settings=load_yaml(args.settings) if args.settings else None,

@@ -56,7 +56,7 @@ def _what(model: GPA) -> Iterator[str]:
     yield (
         "A language model over audio and text ids that speaks, transcribes and converts voices, made with "
         f"`gpa`. {parts['language_model']:,} parameters in {lm['layers']} layers of {lm['hidden_size']}; its "
-        f"codec has {parts['codec'] + parts['features']:,} and makes {codec['semantic_rate']:g} ids/s. "
+        f"codec has {sum(model.codec.parameters().values()):,} and makes {codec['semantic_rate']:g} ids/s. "
         f"One pass takes {found['max_audio_seconds']:g} s of sound or {found['max_text_chars']} characters; "
         "longer input is cut.\n"
     )

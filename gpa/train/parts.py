@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from gpa.codec import trained
-from gpa.codec.bicodec import BiCodec
-from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.codec import LinguisticTokenizer, TokenCodec, codec_kind, load_codec
 from gpa.data import token_folder
 from gpa.errors import CheckpointError
 from gpa.models.gpa import checkpoint_gpa as files
@@ -48,10 +46,10 @@ class CheckpointParts:
             given = {"codec": model.fingerprint(), **({"glm": glm.fingerprint()} if glm else {})}
             _check(tokens, found.folder, given, about["fingerprints"])
         vocab, spec = Vocab.from_file(tokens), model.spec
-        sizes = (vocab.semantic.size, vocab.global_.size)
-        if sizes != (spec.codebook_size, spec.global_size):
+        sizes = (vocab.semantic.size, vocab.global_.size if vocab.global_ else 0)
+        if sizes != (spec.pattern.n_ids, spec.global_size):
             raise CheckpointError(
-                f"{found.folder}: {spec.codebook_size} codes and {spec.global_size} speaker codes, "
+                f"{found.folder}: {spec.pattern.n_ids} codes and {spec.global_size} speaker codes, "
                 f"{tokens} has {sizes[0]} and {sizes[1]}: {REMEDY}"
             )
         return found
@@ -74,11 +72,11 @@ class CheckpointParts:
                 f"{tokens}: made by {name}, which is not there: {REMEDY} ({error})"
             ) from error
 
-    def load(self) -> tuple[BiCodec, GLM4VoiceTokenizer | None]:
+    def load(self) -> tuple[TokenCodec, LinguisticTokenizer | None]:
         """Codec, and GLM tokenizer if there is one, on the CPU."""
         if _has_codec(self.folder):
             return files.load_parts(self.folder, CPU)
-        return trained.load(self.folder), None
+        return load_codec(self.folder), None
 
     @property
     def settings(self) -> GPAConfig | None:
@@ -99,9 +97,11 @@ def _codec_folder(name: str) -> Path:
     """A checkpoint by path, shipped name or repository id, or a folder that holds a codec alone."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not _has_codec(folder) and not _has_codec(folder / files.NESTED):
-        if (folder / "model.safetensors").is_file():
-            return folder
-        raise CheckpointError(f"{folder}: no codec, and no checkpoint with one")
+        try:
+            codec_kind(folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: no codec, and no checkpoint with one") from error
+        return folder
     return files.find(name)
 
 

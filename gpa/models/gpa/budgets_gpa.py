@@ -19,7 +19,7 @@ LOOP_TEXT_IDS = 32
 
 
 class Budgets:
-    """Legal ids and length budgets of one format, at `frame_rate` semantic ids per second."""
+    """Legal ids and length budgets of one format, at `frame_rate` semantic ids per second (all codebooks)."""
 
     def __init__(self, format: Format, frame_rate: float) -> None:
         self.format, self.frame_rate = format, frame_rate
@@ -46,6 +46,8 @@ class Budgets:
         """What a completion may look like; a `closed` one stops after `max_new` ids if not before."""
         text = self.format.task(task).writes
         limit = LOOP_TEXT_IDS if text else int(LOOP_SECONDS * self.frame_rate)
+        cycle = self.format.legal_cycle(task)
+        max_new += -max_new % max(1, len(cycle))  # whole frames
         return Rules(
             max_new=max_new + closed,
             stop=self.format.stop_ids(task),
@@ -54,6 +56,7 @@ class Budgets:
             min_new=min(min_new, max_new - 1),
             loop=limit if loop else None,
             closed=closed,
+            cycle=cycle,
         )
 
     def is_monotonous(self, ids: Sequence[int]) -> bool:
@@ -66,9 +69,10 @@ class Budgets:
         return [i for i in done.ids[: done.kept] if i in self.format.vocab.text]
 
     def codes(self, done: Completion) -> list[int]:
-        """The semantic codes (T,) of a completion, a loop's repetitions cut off."""
+        """The semantic codes (T,) of a completion in whole frames, a loop's repetitions cut off."""
         semantic = self.format.vocab.semantic
-        return list(semantic.codes(i for i in done.ids[: done.kept] if i in semantic))
+        found = semantic.codes(i for i in done.ids[: done.kept] if i in semantic)
+        return found[: len(found) - len(found) % self.format.vocab.n_codebooks]
 
 
 def _length(task: Task) -> Length:

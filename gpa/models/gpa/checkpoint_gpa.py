@@ -18,9 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from gpa import hub
-from gpa.codec.bicodec import BiCodec
+from gpa.codec import LinguisticTokenizer, TokenCodec, load_codec
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
-from gpa.codec.glm4voice import GLM4VoiceTokenizer
 from gpa.engine.network import Network
 from gpa.errors import CheckpointError
 from gpa.models.gpa.configuration_gpa import FILE, GPAConfig
@@ -95,11 +94,11 @@ def codec_folder(folder: Path) -> Path:
     return path
 
 
-def load_parts(folder: Path, device: torch.device) -> tuple[BiCodec, GLM4VoiceTokenizer | None]:
+def load_parts(folder: Path, device: torch.device) -> tuple[TokenCodec, LinguisticTokenizer | None]:
     """The codec and, where the checkpoint has one, the GLM tokenizer."""
     path = codec_folder(folder)
-    glm = GLM4VoiceTokenizer.from_pretrained(folder / GLM, device=device) if (folder / GLM).is_dir() else None
-    return BiCodec.from_pretrained(path, device=device), glm
+    glm = load_codec(folder / GLM, device=device) if (folder / GLM).is_dir() else None
+    return load_codec(path, device=device), glm
 
 
 def fingerprints(folder: Path) -> Mapping[str, str]:
@@ -149,20 +148,13 @@ def save_network(network: Network, folder: Path, dtype: torch.dtype) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _save_glm(glm: GLM4VoiceTokenizer, folder: Path) -> None:
-    folder.mkdir()
-    for file in glm._files:
-        if file.suffix == ".json" and "index" not in file.name:
-            shutil.copyfile(file, folder / file.name)
-    save_file(glm.model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def write_checkpoint(
+# Each part of a checkpoint is one argument, given by name: a group of them would be made and unmade once.
+def write_checkpoint(  # noqa: PLR0913
     out: str | os.PathLike,
     *,
     network: Network,
-    codec: BiCodec,
-    glm: GLM4VoiceTokenizer | None,
+    codec: TokenCodec,
+    glm: LinguisticTokenizer | None,
     text_files: Mapping[str, bytes],
     voices: Mapping[str, Voice],
     config: GPAConfig,
@@ -183,10 +175,10 @@ def write_checkpoint(
         for name, content in text_files.items():
             (temporary / name).write_bytes(content)
         codec.save_pretrained(temporary / CODEC, dtypes[1])
-        found = {**fingerprints, "codec": BiCodec.from_pretrained(temporary / CODEC).fingerprint()}
+        found = {**fingerprints, "codec": load_codec(temporary / CODEC).fingerprint()}
         if glm is not None:
-            _save_glm(glm, temporary / GLM)
-            found["glm"] = GLM4VoiceTokenizer.from_pretrained(temporary / GLM).fingerprint()
+            glm.save_pretrained(temporary / GLM)
+            found["glm"] = load_codec(temporary / GLM).fingerprint()
         for name, voice in voices.items():
             voice.save(temporary / VOICES / f"{name}.json")
         replace(config, fingerprints=found).write(temporary)

@@ -13,13 +13,13 @@ def describe(network: Network, processor: GPAProcessor, path: Path | None) -> di
     """Path, format, sizes, limits, voices and fingerprints, ready for JSON."""
     c, codec, p = network.sizes, processor.codec, processor
     spec, config = codec.spec, processor.config
-    modules = {"language_model": network, "codec": codec.model, "features": codec.features}
-    modules |= {"glm_tokenizer": p.glm.model} if p.glm else {}
+    parameters = {"language_model": sum(x.numel() for x in network.parameters()), **codec.parameters()}
+    parameters |= p.glm.parameters() if p.glm else {}
     return {
         "name": config.name,
         "path": str(path) if path else None,
         "format": config.format,
-        "parameters": {n: sum(x.numel() for x in module.parameters()) for n, module in modules.items()},
+        "parameters": parameters,
         "language_model": {
             "layers": c.num_hidden_layers,
             "hidden_size": c.hidden_size,
@@ -33,13 +33,14 @@ def describe(network: Network, processor: GPAProcessor, path: Path | None) -> di
         },
         "vocabulary": {block.name: [block.offset, block.size] for block in p.vocab.blocks},
         "codec": {
+            "name": spec.name,
             "sample_rate": spec.sample_rate,
-            "semantic_rate": spec.frame_rate,
+            "semantic_rate": spec.code_rate,
             "semantic_codes": spec.codebook_size,
+            "codebooks": spec.n_codebooks,
             "global_tokens": spec.n_global,
             "global_codes": spec.global_size,
-            "context": list(spec.context or ()),
-            "features": codec.config.features,
+            "context": spec.context and list(spec.context),
         },
         "max_audio_seconds": config.max_audio_seconds,
         "max_text_chars": config.max_text_chars,

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from gpa.audio import AudioLike
-from gpa.codec.bicodec import BiCodec
-from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.codec.base import LinguisticTokenizer, TokenCodec
 from gpa.config import check_options
 from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Rules
@@ -55,10 +54,10 @@ class GPA:
     def __init__(
         self,
         network: Network,
-        codec: BiCodec,
+        codec: TokenCodec,
         tokenizer: str | os.PathLike,
         *,
-        glm: GLM4VoiceTokenizer | None = None,
+        glm: LinguisticTokenizer | None = None,
         config: GPAConfig | None = None,
         voices: Mapping[str, Voice] | None = None,
     ) -> None:
@@ -138,8 +137,8 @@ class GPA:
         )
 
     @property
-    def codec(self) -> BiCodec:
-        """The codec: `semantic_tokens`, `global_tokens`, `decode`."""
+    def codec(self) -> TokenCodec:
+        """The codec: `encode`, `decode`, `stream`; docs/add-a-codec.md."""
         return self.processor.codec
 
     @property
@@ -148,7 +147,7 @@ class GPA:
         return self.processor.voices
 
     @property
-    def glm(self) -> GLM4VoiceTokenizer | None:
+    def glm(self) -> LinguisticTokenizer | None:
         """The GLM tokenizer of a published checkpoint."""
         return self.processor.glm
 
@@ -182,7 +181,7 @@ class GPA:
 
     def add_voice(self, name: str, voice: Voice) -> None:
         """Make a voice available by name; `save_pretrained` ships it."""
-        self.voices[name] = self.processor.checked(voice)
+        self.voices[name] = self.codec.checked(voice)
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
         """A Voice from itself, a shipped name, a JSON path, or any audio; UsageError lists the choices."""
@@ -286,8 +285,8 @@ class GPA:
 
     def _exchanged(self, wav: np.ndarray, voice: Voice) -> Speech:
         """A waveform (S,) with its semantic codes kept, in another voice."""
-        tokens = self.codec.semantic_tokens((wav, self.sample_rate))
-        return speech(self.processor, self.codec.decode(tokens, voice), tokens, mode="codec")
+        made, codes = self.codec.exchanged((wav, self.sample_rate), voice)
+        return speech(self.processor, made, codes, mode="codec")
 
     def _transcripts(self, sources: Sequence[list[np.ndarray]], transcript: str | None) -> list[list[str]]:
         """What is said in each part of each source, "" where nothing is known: then nothing guides."""

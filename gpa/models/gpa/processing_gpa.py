@@ -19,8 +19,7 @@ import numpy as np
 from gpa import audio as sound
 from gpa import hub
 from gpa.audio import AudioLike
-from gpa.codec.bicodec import BiCodec
-from gpa.codec.glm4voice import GLM4VoiceTokenizer
+from gpa.codec.base import LinguisticTokenizer, TokenCodec
 from gpa.engine.request import Beams, Rules, Sampling
 from gpa.errors import CheckpointError, PromptError, UsageError
 from gpa.models.gpa.budgets_gpa import Budgets, budget
@@ -49,8 +48,8 @@ class GPAProcessor(Budgets):
     def __init__(
         self,
         tokenizer: str | os.PathLike,
-        codec: BiCodec,
-        glm: GLM4VoiceTokenizer | None,
+        codec: TokenCodec,
+        glm: LinguisticTokenizer | None,
         config: GPAConfig,
         *,
         vocab_size: int,
@@ -61,9 +60,11 @@ class GPAProcessor(Budgets):
         self.codec, self.glm, self.config, self.context = codec, glm, config, context
         self.text_files = read_text_files(folder)
         self.text_tokenizer = TextTokenizer.from_file(folder)
-        self.vocab = Vocab.from_file(folder, glm_size=glm.codebook_size if glm else None, size=vocab_size)
+        self.vocab = Vocab.from_file(
+            folder, glm_size=glm.spec.codebook_size if glm else None, size=vocab_size
+        )
         format = get_format(config.format, self.vocab, self.text_tokenizer, config.tasks)
-        super().__init__(format, codec.spec.frame_rate)
+        super().__init__(format, codec.spec.code_rate)
         self.voices: dict[str, Voice] = {}
         self._added: dict[tuple[str, ...], Wording] = {}  # `Wording` with the words last added
         self._tokenizer_fingerprint = hub.fingerprint_files(folder / "tokenizer.json")
@@ -72,8 +73,9 @@ class GPAProcessor(Budgets):
     def _check_sizes(self) -> None:
         spec, vocab = self.codec.spec, self.vocab
         pairs = {
-            "semantic codes": (vocab.semantic.size, spec.codebook_size),
-            "global codes": (vocab.global_.size, spec.global_size),
+            "codebooks": (vocab.n_codebooks, spec.n_codebooks),
+            "semantic codes": (vocab.semantic.size, spec.pattern.n_ids),
+            "global codes": (vocab.global_.size if vocab.global_ else 0, spec.global_size),
         }
         for what, (ids, codes) in pairs.items():
             if ids != codes:
@@ -98,37 +100,12 @@ class GPAProcessor(Budgets):
         """The voice of a recording; see `GPA.voice`."""
         wav = sound.load(reference, self.codec.spec.sample_rate)
         sound.check_reference(wav, self.codec.spec.sample_rate, name=_label(reference, "the reference"))
-        codes, timbre = self.codec.voice_tokens((wav, self.codec.spec.sample_rate))
-        return Voice(tuple(codes.tolist()), self.codec.global_fingerprint(), name, dict(about or {}), timbre)
-
-    def checked(self, voice: Voice) -> Voice:
-        """The voice, if it is one of this codec's; CheckpointError otherwise.
-
-        A timbre or an adaptation that corrects another decoder is left out, with a warning.
-        """
-        spec = self.codec.spec
-        what = f"voice {voice.name!r}" if voice.name else "the voice"
-        if len(voice.codes) != spec.n_global or not all(0 <= c < spec.global_size for c in voice.codes):
-            raise CheckpointError(
-                f"{what} does not have {spec.n_global} codes below {spec.global_size}: it is another codec's"
-            )
-        if voice.codec and voice.codec != self.codec.global_fingerprint():
-            raise CheckpointError(
-                f"{what} was made with another codec: make it again from the recording, with  gpa voice"
-            )
-        if voice.corrects - {self.codec.decoder_fingerprint()}:
-            logger.warning(
-                "%s keeps its codes alone: what it was given beyond them is another decoder's; "
-                "make it again from the recordings, with  gpa voice  or  gpa finetune",
-                what,
-            )
-            return replace(voice, timbre=None, adaptation=None)
-        return voice
+        return self.codec.voice((wav, self.codec.spec.sample_rate), name, about)
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
         """A Voice from itself, a shipped name, a JSON path, or any audio."""
         if isinstance(voice, Voice):
-            return self.checked(voice)
+            return self.codec.checked(voice)
         if isinstance(voice, str) and voice in self.voices:
             return self.voices[voice]
         if isinstance(voice, (str, os.PathLike)):
@@ -136,7 +113,7 @@ class GPAProcessor(Budgets):
             if not path.exists():
                 raise UsageError(f"no voice and no file {str(voice)!r}: {self._voice_help()}")
             if path.suffix.lower() == ".json":
-                return self.checked(Voice.load(path))
+                return self.codec.checked(Voice.load(path))
         if voice is None:
             raise UsageError(f"a voice is needed: {self._voice_help()}")
         return self.voice(voice)
@@ -178,7 +155,7 @@ class GPAProcessor(Budgets):
         text = None if text is None else self.pronounced(text)
         if wav is not None:
             clip = (wav, self.codec.spec.sample_rate)
-            semantic = self.codec.semantic_tokens(clip).tolist()
+            semantic = self.codec.codes(clip).tolist()
             if self.glm and "glm" in self.format.layouts[task].blocks:
                 glm = self.glm.tokens(clip).tolist()
         ids = self.format.build(
@@ -270,6 +247,10 @@ class GPAProcessor(Budgets):
         for made in ("lexicon", "bigrams", "pronunciations", "wording"):
             vars(self).pop(made, None)
 
+    def sound(self, codes: np.ndarray, voice: Voice) -> np.ndarray:
+        """The waveform (S,) of codes (L,) in one stream, in a voice."""
+        return self.codec.decode(self.codec.tokens(codes), voice)
+
     def hear(self, audio: AudioLike, name: str) -> np.ndarray:
         """A waveform (S,) to transcribe or convert; AudioWarning if it is silent or clipped."""
         wav = sound.load(audio, self.codec.spec.sample_rate)
@@ -308,14 +289,13 @@ class GPAProcessor(Budgets):
 
     def audio_parts(self, wav: np.ndarray, task: str) -> list[np.ndarray]:
         """A waveform in parts that one pass can take: the model's limit, or less if the context is short."""
-        rate = self.codec.spec.frame_rate
+        rate = self.codec.spec.code_rate
         rates = {"semantic": rate, "glm": self.glm.spec.frame_rate if self.glm else 0.0}
         asked = self.format.task(task)
         made = asked.length.most * (1 if asked.writes else rate) if asked.length else 0
         per_second = sum(rates.get(kind, 0) for kind in self.format.layouts[asked.name].blocks) + made
-        fixed = (
-            self.codec.spec.n_global + rate + 48
-        )  # speaker, slack of the budget, delimiters and instruction
+        # speaker, slack of the budget, delimiters and instruction
+        fixed = self.codec.spec.voice_size + rate + 48
         seconds = min(self.config.max_audio_seconds, (self.context - fixed) / per_second)
         if seconds < 1:
             raise PromptError(f"the model's context of {self.context} ids does not hold one second of audio")

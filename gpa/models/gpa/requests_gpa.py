@@ -55,7 +55,7 @@ def tts_job(processor: GPAProcessor, text: str, voice: Voice, options: SpeechOpt
         parts = [codes(processor, each) for each in done]
         wavs: list[np.ndarray] = []
         for part in parts:
-            wavs += [silence] * bool(wavs) + [processor.codec.decode(part, voice)]
+            wavs += [silence] * bool(wavs) + [processor.sound(part, voice)]
         return speech(processor, np.concatenate(wavs), np.concatenate(parts), worst(done))
 
     return Job(requests, result)
@@ -79,7 +79,7 @@ def vc_job(
 
     def result(done: Sequence[Completion]) -> Speech:
         tokens = np.concatenate([codes(processor, each) for each in done])
-        return speech(processor, processor.codec.decode(tokens, voice), tokens, worst(done))
+        return speech(processor, processor.sound(tokens, voice), tokens, worst(done))
 
     return Job(requests, result)
 

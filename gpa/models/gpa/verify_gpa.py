@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from gpa import audio as sound
 from gpa import hub
-from gpa.codec.margins import glm_excess, global_excess, semantic_excess
+from gpa.codec.base import differing
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.checkpoint_gpa import GOLDEN
 from gpa.models.gpa.outputs_gpa import Voice
@@ -91,9 +90,9 @@ def verify(model: GPA) -> list[Stage]:
     codec, glm = model.codec, model.processor.glm
     stages = [
         Stage("vocabulary", _vocabulary(model, golden), 0, 1 + len(golden.offsets), "numbers that differ"),
-        _codes("semantic", partial(semantic_excess, codec), golden),
-        _codes("global", partial(global_excess, codec), golden),
-        *([_codes("glm", partial(glm_excess, glm), golden)] if glm else []),
+        _codes("semantic", codec.code_excess, golden),
+        _codes("global", codec.voice_excess, golden),
+        *([_codes("glm", lambda path, codes: differing(glm.tokens(path), codes), golden)] if glm else []),
         _exact("prompts", [(_prompt(model, golden, c), c["prompt"]) for c in golden.cases]),
         _exact("training rows", [pair for row in golden.training for pair in _row(model, golden, row)]),
         _largest("logits", [_logits_error(model, golden, case) for case in golden.cases]),
@@ -204,7 +203,11 @@ def _waveform_errors(model: GPA, golden: Golden) -> list[float]:
 
 def _drawn(model: GPA, golden: Golden) -> np.ndarray:
     semantic, voice = (golden.tensors[f"detok_{kind}"].reshape(-1) for kind in ("semantic", "global"))
-    return model.codec.frames(semantic, voice)
+    return _frames(model, semantic, voice)
+
+
+def _frames(model: GPA, semantic: np.ndarray, voice: np.ndarray) -> np.ndarray:
+    return model.codec.frames(model.codec.tokens(semantic), Voice(tuple(voice.tolist())))
 
 
 # Recording --------------------------------------------------------------------------------------------------
@@ -224,8 +227,8 @@ def record(model: GPA, folder: str | Path, clips: Sequence[sound.AudioLike], tex
     for i, clip in enumerate(clips):
         path = out / f"audio_{i}.wav"
         sound.save(path, sound.load(clip, model.sample_rate), model.sample_rate)
-        tensors[f"semantic_{i}"] = model.codec.semantic_tokens(path)
-        tensors[f"global_{i}"] = model.codec.global_tokens(path)
+        tensors[f"semantic_{i}"] = model.codec.codes(path)
+        tensors[f"global_{i}"] = model.codec.voice_codes(path)
         if model.processor.glm:
             tensors[f"glm_{i}"] = model.processor.glm.tokens(path)
     voices = [tuple(tensors[f"global_{i}"].tolist()) for i in range(len(texts))]
@@ -235,7 +238,7 @@ def record(model: GPA, folder: str | Path, clips: Sequence[sound.AudioLike], tex
     for case in cases:
         tensors[f"logits_{case['name']}"] = model.network.logits(case["prompt"])[-1].cpu().numpy()
     tensors["detok_semantic"], tensors["detok_global"] = tensors["semantic_0"], tensors["global_0"]
-    tensors["detok_frames"] = model.codec.frames(tensors["semantic_0"], tensors["global_0"])
+    tensors["detok_frames"] = _frames(model, tensors["semantic_0"], tensors["global_0"])
     tensors["detok_waveform"] = model.codec.render(tensors["detok_frames"])
     offsets = {block.name: block.offset for block in model.processor.vocab.blocks if block.name != "text"}
     tree = {
@@ -254,7 +257,7 @@ def _case(
 ) -> dict[str, Any]:
     """One recorded case: inputs by file name, prompt ids, greedy continuation."""
     own, other = f"audio_{i}.wav", f"audio_{(i + 1) % len(texts)}.wav"
-    voice = Voice(voices[(i + 1) % len(texts)], model.codec.global_fingerprint())
+    voice = Voice(voices[(i + 1) % len(texts)], model.codec.voice_fingerprint())
     given: dict[str, Any] = {"audio": out / own, "source": out / own, "text": texts[i], "voice": voice}
     inputs = model.format.task(task).inputs
     prompt = model.prompt(task, **{name: given[name] for name in inputs})

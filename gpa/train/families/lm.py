@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from gpa import config, hub
 from gpa.codec import trained
-from gpa.codec.bicodec import BiCodecModel
 from gpa.data import token_folder
 from gpa.data.batches import BatchPlan
 from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
@@ -224,9 +223,9 @@ class LMFamily:
             return model
         model = new_backbone(self.recipe.model, self.vocab)
         if self.parts is not None:
-            self._start_embeddings(model, self.parts.load()[0].model)
+            self._start_embeddings(model, self.parts.load()[0].code_vectors())
         elif self.recipe.codec:
-            self._start_embeddings(model, trained.load_network(Path(self.recipe.codec)))
+            self._start_embeddings(model, trained.load_network(Path(self.recipe.codec)).code_vectors())
         return model
 
     def _check_fingerprints(self, init: Path) -> None:
@@ -236,16 +235,17 @@ class LMFamily:
             if known:
                 token_folder.check_fits(folder, known)
 
-    def _start_embeddings(self, model: Backbone, codec: BiCodecModel) -> None:
-        """Semantic ids start where the codec's code vectors are: ids which sound alike start alike."""
+    def _start_embeddings(self, model: Backbone, vectors: Tensor | None) -> None:
+        """Semantic ids start where the codec's code vectors (V, D) are: ids which sound alike start alike."""
         block, width = self.vocab.semantic, model.config.hidden_size
-        if codec.config.quantizer.codebook_size != block.size:
+        if vectors is None:
+            return
+        if len(vectors) != block.size:
             raise CheckpointError(
-                f"{self.recipe.codec}: {codec.config.quantizer.codebook_size} codes, "
+                f"{self.recipe.codec}: {len(vectors)} codes, "
                 f"{self.recipe.data.tokens} was made with {block.size}"
             )
         with torch.no_grad():
-            vectors = codec.quantizer.decode(torch.arange(block.size)[None])[0].T  # (V, D)
             vectors = (vectors - vectors.mean(0)) / vectors.std()
             mix = torch.randn(vectors.shape[1], width) / vectors.shape[1] ** 0.5
             rows = model.model.embed_tokens.weight[block.offset : block.offset + block.size]

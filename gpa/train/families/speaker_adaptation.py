@@ -13,23 +13,25 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gpa.codec.adaptation import AdaptedDecoder
+from gpa.codec.bicodec import BiCodec
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.feature_encoder import FRAME, FeatureEncoder, WhisperFeatures, load_features
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.losses import ASRFeatureDistance, MelDistance
 from gpa.codec.pitch import yin
+from gpa.codec.recordings import Clip, intonation_of, timbre_of
 from gpa.codec.voice import Voice
 from gpa.data.sources import open_source
 from gpa.data.token_folder import TokenSet
-from gpa.errors import DataError
+from gpa.errors import DataError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
 from gpa.train import checkpoint
 from gpa.train.arguments import TrainArgs
@@ -37,9 +39,6 @@ from gpa.train.families.base import Loss
 from gpa.train.families.reconstruction import drawn
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import to_device
-
-if TYPE_CHECKING:
-    from gpa.codec.bicodec import BiCodec, Clip
 
 HELD_CROPS = 24  # on which is judged when to stop
 FILE = "voice.json"
@@ -126,7 +125,12 @@ class VoiceFamily:
 
     def __init__(self, recipe: VoiceRecipe) -> None:
         self.recipe = recipe
-        self.codec, _ = files.load_parts(files.find(recipe.init), torch.device("cpu"))
+        codec, _ = files.load_parts(files.find(recipe.init), torch.device("cpu"))
+        if not isinstance(codec, BiCodec):
+            raise UsageError(
+                f"{recipe.init}: a decoder that draws voices of ids learns one, {codec.spec.name} has none"
+            )
+        self.codec = codec
         self.voice = Voice.load(recipe.data.voice)
         self.clips, held = recordings(recipe.data, self.codec.spec.sample_rate)
         hop = self.codec.spec.hop_length
@@ -189,9 +193,9 @@ class VoiceFamily:
 def completed(codec: BiCodec, voice: Voice, clips: Sequence[Clip]) -> Voice:
     """A voice with the timbre of all recordings and, if it was adapted, level and range of their pitch."""
     if voice.adaptation is not None:
-        gain, shift = codec.intonation(clips, voice)
+        gain, shift = intonation_of(codec, clips, voice)
         voice = replace(voice, adaptation=replace(voice.adaptation, gain=gain, shift=shift))
-    return replace(voice, timbre=codec.timbre(clips, voice))
+    return replace(voice, timbre=timbre_of(codec, clips, voice))
 
 
 def recordings(data: VoiceData, rate: int) -> tuple[list[Clip], list[Clip]]:

@@ -168,7 +168,8 @@ def prepare(
 
 
 def _frame_rate(tokens: Path) -> float:
-    return float(token_folder.read_about(tokens)["codec"]["frame_rate"])
+    made = token_folder.read_about(tokens)["codec"]
+    return float(made["frame_rate"] * made.get("codebooks", 1))
 
 
 def _choose(
