@@ -56,7 +56,7 @@ def test_the_plan_names_every_stage(tmp_path: Path) -> None:
     """In an order in which every stage finds what it reads."""
     made = outputs(plan("gpa", tmp_path))
     recipes = {path.stem for path in (ROOT / "recipes" / "gpa").glob("*.yaml")}
-    others = {"adapter", "gpa_0_3b", "gpa_3b", "own", "text"}  # of no shipped model
+    others = {"adapter", "encodec", "gpa_0_3b", "gpa_3b", "own", "text"}  # of no shipped model
     assert recipes - others <= set(made) and made[-1] == "gpa-mini" and len(made) == len(set(made)) == 36
     commands = plan("gpa", tmp_path)
     for n, words in enumerate(commands):
