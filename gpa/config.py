@@ -78,8 +78,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)  # type: ignore[arg-type]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(hint, types.UnionType):  # `X | None`, the only union a recipe needs
-        return None if value is None else _convert(arguments[0], value, where)
+    if isinstance(hint, types.UnionType):  # `X | None`, or one `X | tuple[X, ...]`
+        if value is None and types.NoneType in arguments:
+            return None
+        several = isinstance(value, (list, tuple)) and typing.get_origin(arguments[1]) is tuple
+        return _convert(arguments[1 if several else 0], value, where)
     if origin is tuple:  # `tuple[X, ...]`; a lone string would pass as its letters
         if not isinstance(value, (list, tuple)):
             raise UsageError(f"{where}: expected a list, got {value!r}")

@@ -17,8 +17,9 @@ from gpa.bench.throughput import LIVE, PACKED, PADDED, SORTED, TRAINER, Count, R
 from gpa.bench.training import Settings, measure, peak, read_recipe
 from gpa.bench.variants import Given, Later, Maker, Rows, Sound
 from gpa.cli import main
+from gpa.data import token_folder
+from gpa.data.encoding import Encoder
 from gpa.data.manifest import read_jsonl
-from gpa.data.prepare import Encoder
 from gpa.data.rows import LMBatch
 from gpa.errors import CheckpointError, DataError, UsageError
 from gpa.models.gpa import GPA
@@ -62,10 +63,12 @@ def tokens(model: Path, sounds: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("ids")
     encoder = Encoder(GPA.from_pretrained(model, device="cpu").processor)
     rows = encoder.rows(list(read_jsonl(sounds / "manifest.jsonl").rows()))
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "tokens.jsonl").write_text(text, encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(model / name, folder / name)
+    spec, vocab = encoder.processor.codec.spec, encoder.processor.vocab
+    about = {"kind": token_folder.KIND, "version": token_folder.VERSION, "format": "instruct"}
+    about |= {"codec": {"frame_rate": spec.frame_rate}, "fingerprints": encoder.processor.fingerprints()}
+    token_folder.write(folder, rows, about | {"vocabulary": token_folder.layout(vocab)})
     return folder
 
 
@@ -248,7 +251,7 @@ def test_recipe_is_for_one_process_and_packs(tokens: Path, tmp_path: Path) -> No
 def test_what_is_missing_is_said(
     recipe: Path, tokens: Path, model: Path, sounds: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="no tokens there"):
+    with pytest.raises(CheckpointError, match="not prepared"):
         measure(Settings(recipe, tokens=tmp_path))
     with pytest.raises(DataError, match="no such manifest"):
         measure(Settings(recipe, audio=tmp_path / "none", model=str(model)))
@@ -256,7 +259,7 @@ def test_what_is_missing_is_said(
     with pytest.raises(DataError, match="id and split"):
         measure(Settings(recipe, audio=tmp_path, model=str(model)))
     other = write_tokens(tmp_path / "other")
-    with pytest.raises(CheckpointError, match="--model"):
+    with pytest.raises(CheckpointError, match="another codec"):
         measure(Settings(recipe, tokens=other, audio=sounds, model=str(model)))
     with pytest.raises(UsageError, match="kind 'codec'"):
         measure(Settings(write_recipe(tmp_path / "codec.yaml", {"kind": "codec"})))

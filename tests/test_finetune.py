@@ -23,7 +23,7 @@ from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.families.lm import LMFamily, LMRecipe, _shared
 from gpa.train.loop import train
-from training import lm_tree, write_tokens
+from training import lm_tree, read_rows, write_tokens
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("sentencepiece")
@@ -114,8 +114,7 @@ def test_rehearsed_rows_are_their_share_of_what_is_drawn(tokens: Path, tmp_path:
     tree = lm_tree(tokens)
     tree["data"] |= {"replay": str(other), "replay_share": 0.25}
     family = LMFamily(config.build(LMRecipe, tree))
-    rows = [json.loads(line) for line in (tokens / "tokens.jsonl").read_text().splitlines()]
-    own = sum(row["split"] == "train" for row in rows)
+    own = sum(row["split"] == "train" for row in read_rows(tokens))
     replayed = np.array([i >= own for _, i, _ in family.items])
     assert 0 < replayed.sum() < len(replayed)
     assert family.plan.weights[replayed].sum() == pytest.approx(0.25 * family.plan.weights.sum())
@@ -125,11 +124,7 @@ def test_rehearsed_rows_are_their_share_of_what_is_drawn(tokens: Path, tmp_path:
 
 
 def test_rehearsal_of_another_id_space_is_refused(tokens: Path, tmp_path: Path) -> None:
-    other = write_tokens(tmp_path / "more")
-    path = other / "tokenizer.json"
-    tree = json.loads(path.read_text())
-    tree["added_tokens"] = tree["added_tokens"][:-1]
-    path.write_text(json.dumps(tree))
+    other = write_tokens(tmp_path / "more", codes=29)
     recipe = lm_tree(tokens)
     recipe["data"] |= {"replay": str(other)}
     with pytest.raises(CheckpointError, match="more: its ids are not those"):

@@ -474,7 +474,7 @@ TASK_EDGES = (
     *("gpa.prompt.tasks", "gpa.cli", "gpa.evals", "gpa.lab", "gpa.models.speechop"),
     *("gpa.models.gpa.pipeline_gpa", "gpa.models.gpa.requests_gpa"),
     "gpa.finetune.comparison",  # names suites of gpa.evals
-    "gpa.train.export_speechop",  # a section of speechop.json
+    "gpa.lab.export_speechop",  # a section of speechop.json
 )
 
 

@@ -48,10 +48,10 @@ CHAIN = {
     "gpa/codec_joint": (),
     "gpa/codec_adversarial": (),
     "gpa/codec_voices": (),
-    "gpa/mini": ("mini_mean", "mini_split"),
+    "gpa/mini": ("mini_mean", "mini_double"),
     "gpa/mini_more": (),
     "gpa/mini_joint": (),
-    "gpa/mini_spoken": (),
+    "gpa/mini_synthesised": (),
     "gpa/mini_last": ("mini_mean3",),
     "gpa/mini_longer": (),
     "gpa/mini_sounds": (),
@@ -81,8 +81,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tokens(runs / "tokens")
     for name, source in (
         *((name, "features") for name in ("features_degraded", "features_voices")),
-        *((name, "tokens") for name in ("tokens2", "pieces", "backtranslated")),
-        *((name, "tokens") for name in ("tokens_flite", "tokens_spoken")),
+        *((name, "tokens") for name in ("tokens2", "segments", "backtranslated")),
+        *((name, "tokens") for name in ("tokens_flite", "tokens_flite2")),
     ):
         (runs / name).symlink_to(source)
     (site / "DATA" / "text").mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_the_header_runs(name: str, site: Path, monkeypatch: pytest.MonkeyPatch)
     argv = shlex.split(command)
     argv = argv[argv.index("gpa.train" if "gpa.train" in argv else "train") + 1 :]
     if path.stem == "codec_joint":
-        double_codebook.split_codec(Path("runs/codec_asr_features/export"), Path("runs/codec_split"))
+        double_codebook.split_codec(Path("runs/codec_asr_features/export"), Path("runs/codec_double"))
     rows = ["validate.rows=1"] if path.stem == "mini" else []
     short = SHORT.split() if kind != "text" else []
     training.main([*argv, *short, *CUTS[kind], *rows, *SMALL.get(path.stem, [])])

@@ -13,8 +13,7 @@ from evaluated import FAILED, ITEMS, LICENCES, noise, write_data, write_evaluati
 from gpa import audio
 from gpa.errors import UsageError
 from gpa.evals import items
-from gpa.lab.samples import ogg
-from gpa.lab.samples.__main__ import main
+from gpa.lab.samples import main, ogg
 from gpa.lab.samples.clips import is_free, needs_credit
 
 CREDIT = "Of Acknowledgements.\n"

@@ -1,16 +1,15 @@
 """Clips cut where their reader pauses: every piece is a stretch of its clip, words and ids alike."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gpa.data import tokens
 from gpa.data.alignment import letters_of
 from gpa.errors import CheckpointError, UsageError
 from gpa.lab import segments
+from training import read_rows, write_rows
 
 TEXT = "He came in, well-known -- and sat down."  # the dashes spell nothing, the hyphen two words
 
@@ -26,6 +25,7 @@ def row_of(text: str = TEXT, pause: int = 12, **more: Any) -> dict[str, Any]:
             at += pause if word in ("in", "known") else 0
     n_ids = at + 5
     row = {"id": "a", "split": "train", "speaker": "s", "text": text, "global": [1, 2], "letters": first}
+    row["seconds"] = n_ids / 25
     return {**row, "semantic": list(range(n_ids)), "copies": [list(range(1000, 1000 + n_ids))], **more}
 
 
@@ -44,7 +44,7 @@ def test_cuts_lie_in_the_pauses() -> None:
 
 def test_a_piece_is_a_stretch_of_its_clip() -> None:
     row = row_of()
-    made = list(segments.pieces(row, np.random.default_rng(0), 1, 1000, 100))
+    made = list(segments.segments(row, np.random.default_rng(0), 1, 1000, 100))
     parts = ["He came in,", "well-known", "-- and sat down."]
     assert sorted(p["text"] for p in made) == sorted([*parts, " ".join(parts[:2]), " ".join(parts[1:])])
     for piece in made:
@@ -61,26 +61,29 @@ def test_a_piece_is_a_stretch_of_its_clip() -> None:
 
 def test_bounds_of_pieces() -> None:
     row = row_of()
-    assert not list(segments.pieces(row, np.random.default_rng(0), 1000, 2000, 9))
-    few = list(segments.pieces(row, np.random.default_rng(0), 1, 60, 2))
+    assert not list(segments.segments(row, np.random.default_rng(0), 1000, 2000, 9))
+    few = list(segments.segments(row, np.random.default_rng(0), 1, 60, 2))
     assert len(few) == 2 and all(len(piece["semantic"]) <= 60 for piece in few)
-    again = list(segments.pieces(row, np.random.default_rng(0), 1, 60, 2))
+    again = list(segments.segments(row, np.random.default_rng(0), 1, 60, 2))
     assert few == again
 
 
 def test_a_folder_with_pieces(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, out = tmp_path / "tokens", tmp_path / "out"
-    source.mkdir()
-    rows = [row_of(), row_of(split="dev"), {**row_of(text="", split="train-notext"), "letters": None}]
-    (source / "tokens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (source / "tokenizer.json").write_text("{}")
+    silent = {**row_of(), "text": "", "split": "train-notext", "letters": []}
+    write_rows(source, [row_of(), row_of(split="dev"), silent], codes=2000)
     segments.main([str(source), "--least", "1", "-o", str(out)])
-    found = tokens.read(out)
+    found, rows = read_rows(out), read_rows(source)
     assert [row for row in found if "@" not in row["id"]] == rows  # dev and clips without text are not cut
-    assert len(found) == len(rows) + 4 and (out / "tokenizer.json").read_text() == "{}"
+    assert len(found) == len(rows) + 4
+    assert all(0 < row["length"] < rows[0]["length"] for row in found if "@" in row["id"])
+    assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     with pytest.raises(UsageError, match="nothing can be cut"):
         segments.main([str(source), "--least", "9", "--most", "3", "-o", str(out)])
     with pytest.raises(UsageError, match="folder of their own"):
         segments.main([str(source), "-o", str(source)])
-    with pytest.raises(CheckpointError, match="no tokens there"):
+    write_rows(tmp_path / "untimed", [{**row_of(), "letters": []}], codes=2000)
+    with pytest.raises(UsageError, match="no letters' times.*gpa prepare --align"):
+        segments.main([str(tmp_path / "untimed"), "-o", str(out)])
+    with pytest.raises(CheckpointError, match="not prepared"):
         segments.main([str(tmp_path / "nothing"), "-o", str(out)])

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from gpa.config import build, load_yaml
+from gpa.lab.export_speechop import FREE
 from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
 from gpa.models.speechop.configuration_speechop import SpeechOpConfig
-from gpa.train.export_speechop import FREE
 
 SETTINGS = Path(__file__).parents[1] / "recipes" / "settings"
 

@@ -11,7 +11,7 @@ from gpa import SpeechOp
 from gpa.codec.kl import KLCodec
 from gpa.errors import UsageError
 from gpa.hub import read_state
-from gpa.train import export_speechop
+from gpa.lab import export_speechop
 from tiny_speechop import write_tiny_speechop
 
 

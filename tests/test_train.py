@@ -1,6 +1,5 @@
 """The training loop on a few real clips: it learns, resumes bit by bit, outlives kills, names mistakes."""
 
-import json
 import logging
 import math
 import os
@@ -26,7 +25,7 @@ from gpa.codec import trained
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.pitch import yin
-from gpa.data import feature_cache, tokens
+from gpa.data import feature_cache
 from gpa.data.feature_cache import FeatureCache
 from gpa.data.rows import LMBatch
 from gpa.errors import CheckpointError, TrainingError, UsageError
@@ -526,8 +525,8 @@ def test_unusable_recipes_are_refused_by_name(data: Path, tmp_path: Path) -> Non
 def test_missing_inputs_name_the_command_that_makes_them(data: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no feature cache.*python -m gpa.data.feature_cache MANIFEST"):
         FeatureCache(tmp_path)
-    with pytest.raises(CheckpointError, match="python -m gpa.data.tokens CACHE"):
-        tokens.read(tmp_path)
+    with pytest.raises(CheckpointError, match="not prepared.*gpa prepare MANIFEST -o"):
+        go({**tree_of("gpa", data), "data": {"tokens": str(tmp_path)}}, tmp_path / "none")
     with pytest.raises(CheckpointError, match="no codec export.*gpa train recipes/gpa/"):
         trained.load_network(tmp_path)
     with pytest.raises(CheckpointError, match="no codec export"):
@@ -774,46 +773,3 @@ def test_other_speakers_are_named(data: Path, runs: dict[str, Path], tmp_path: P
     tree["data"]["train"] = ["dev"]
     with pytest.raises(CheckpointError, match="2 speakers, this recipe has 1; keep data.cache"):
         go(tree, tmp_path)
-
-
-def test_tokens_are_made_of_an_export_and_trained_on(
-    data: Path, runs: dict[str, Path], tmp_path: Path
-) -> None:
-    """The whole path: cache and codec export to a token folder by its command, then a step on it."""
-    from training import MORE_TEXT
-
-    text = tmp_path / "more.txt"
-    text.write_text("\n".join(MORE_TEXT) + "\n")
-    out, export = tmp_path / "tokens", runs["codec"] / "export"
-    command = [str(data / "cache"), "--codec", str(export), "--encoder", str(data / "encoder")]
-    command += ["--text", str(text), "--vocab-size", "300", "--copies", "2", "-o", str(out)]
-    tokens.main(command)
-    rows = tokens.read(out)
-    assert [row["id"] for row in rows] == [str(n) for n in range(6)]
-    cache = FeatureCache(data / "cache")
-    for i, row in enumerate(rows):
-        assert len(row["semantic"]) == cache.rows[i]["frames"] // 2 and len(row["global"]) == 4
-        assert ("letters" in row) == bool(row["text"])
-        copies = row.get("copies", [])
-        assert len(copies) == (2 if row["split"].startswith("train") else 0)
-        assert all(len(copy) == len(row["semantic"]) for copy in copies)
-    tokens.main(
-        [*command[:-4], "--copies", "1", "--degraded", str(data / "cache"), "-o", str(tmp_path / "more")]
-    )
-    for row, more in zip(rows, tokens.read(tmp_path / "more"), strict=True):
-        if "copies" in row:  # this degraded cache is the clean one
-            assert len(more["copies"]) == 2 and more["copies"][1] == more["semantic"]
-    tokens.main([*command[:5], "--like", str(out), "-o", str(tmp_path / "like")])
-    taken = (tmp_path / "like" / "tokenizer.json").read_bytes()
-    assert taken == (out / "tokenizer.json").read_bytes()
-    assert not (tmp_path / "like" / "spm.model").exists()
-    first = (out / "tokens.jsonl").read_bytes()
-    lines = first.splitlines(keepends=True)
-    (out / "tokens.jsonl").unlink()
-    (out / "tokens.jsonl.partial").write_bytes(b"".join(lines[:2]) + lines[2][:40])
-    with pytest.raises(CheckpointError, match="not finished, run again"):
-        tokens.read(out)
-    tokens.main(command)
-    assert (out / "tokens.jsonl").read_bytes() == first
-    run = go(lm_tree(out, codec=str(export)), tmp_path, "train.steps=1")
-    assert json.loads((run / "export" / "config.json").read_text())["model_type"] == "qwen3"

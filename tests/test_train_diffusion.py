@@ -27,7 +27,7 @@ from gpa.train import metrics
 from gpa.train.families.base import Loss
 from gpa.train.families.diffusion import DiffusionFamily, DiffusionRecipe
 from gpa.train.loop import train
-from training import LATENT, write_encoder, write_manifest
+from training import LATENT, write_encoder, write_manifest, write_rows
 
 STACK = {"layers": 1, "width": 16, "heads": 2, "ffn": 24, "dropout": 0.1}
 MODEL: dict[str, Any] = {
@@ -277,14 +277,13 @@ def test_one_batch_can_be_overfitted(folder: Path, tmp_path: Path) -> None:
 def timed(folder: Path) -> Path:
     """A token folder of the same clips, a letter every two ids."""
     rows = [json.loads(line) for line in (folder / "cache" / "index.jsonl").read_text().splitlines()]
-    (folder / "tokens").mkdir()
-    with (folder / "tokens" / "tokens.jsonl").open("w") as file:
-        for row in rows:
-            text = normalise_text(row.get("text") or "")
-            times = (2 * np.arange(len(letters_of(text)))).tolist()
-            found = {"text": text, "letters": times, "semantic": [0] * (2 * len(times) + 2)}
-            file.write(json.dumps({"id": row["id"], "split": row["split"], **found}) + "\n")
-    return folder / "tokens"
+    made = []
+    for row in rows:
+        text = normalise_text(row.get("text") or "")
+        times = (2 * np.arange(len(letters_of(text)))).tolist()
+        found = {"text": text, "letters": times, "semantic": [0] * (2 * len(times) + 2), "global": [0]}
+        made.append({"id": row["id"], "split": row["split"], **found})
+    return write_rows(folder / "tokens", made)
 
 
 def test_a_head_is_shown_the_letters_of_each_frame(folder: Path, timed: Path) -> None:
@@ -332,7 +331,7 @@ def test_alignment_without_times_is_refused(folder: Path, timed: Path, tmp_path:
         family(folder, alignment=0.5)
     with pytest.raises(UsageError, match="alignment_layer=9"):
         family(folder, {"tokens": str(timed)}, alignment=0.5, alignment_layer=9)
-    (tmp_path / "tokens.jsonl").write_text('{"id": "x", "split": "train", "text": "", "semantic": [1]}\n')
+    write_rows(tmp_path, [{"id": "x", "split": "train", "text": "", "semantic": [1], "global": [0]}])
     with pytest.raises(UsageError, match="no letter times"):
         family(folder, {"tokens": str(tmp_path)}, alignment=0.5, alignment_layer=0)
 

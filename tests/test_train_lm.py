@@ -23,7 +23,7 @@ from gpa.train.arguments import TrainArgs
 from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.loop import train
 from gpa.train.optim import OptimArgs
-from training import LM, lm_tree, write_tokens
+from training import LM, lm_tree, plain, write_tokens
 
 pytest.importorskip("sentencepiece")
 
@@ -50,7 +50,7 @@ def test_rows_are_inference_prompts_and_their_completions(family: LMFamily, task
     fmt = family.train_rows.fmt
     seen = set()
     for i, row in rows_of(family, task):
-        clip = family.train_rows.clips[i]
+        clip = plain(family.train_rows.clips[i])
         prompt = row.ids[row.labels == IGNORE].tolist()
         assert (row.labels[: len(prompt)] == IGNORE).all()  # a prefix
         parsed = fmt.parse(prompt)
@@ -64,7 +64,9 @@ def test_rows_are_inference_prompts_and_their_completions(family: LMFamily, task
             assert parsed.semantic in (clip["semantic"], *clip.get("copies", ()))
         else:
             completion = fmt.completion(task, semantic=clip["semantic"])
-            voices = [c["global"] for c in family.train_rows.clips if c["speaker"] == clip["speaker"]]
+            voices = [
+                c["global"] for c in map(plain, family.train_rows.clips) if c["speaker"] == clip["speaker"]
+            ]
             assert parsed.global_ in voices
         assert row.labels[len(prompt) :].tolist() == row.ids[len(prompt) :].tolist() == completion
         assert completion[-1] == family.vocab.stop
@@ -83,7 +85,7 @@ def test_conversion_hears_the_other_readings(family: LMFamily) -> None:
     sources = [
         family.train_rows.fmt.parse(row.ids.tolist()).semantic for i, row in rows_of(family, "vc") if i == 0
     ]
-    clip = family.train_rows.clips[0]
+    clip = plain(family.train_rows.clips[0])
     assert {tuple(s or ()) for s in sources} == {tuple(clip["semantic"]), *map(tuple, clip["copies"])}
 
 
@@ -94,7 +96,7 @@ def test_speech_without_its_text_is_the_wordless_prompt(folder: Path) -> None:
     kinds = set()
     for i, row in rows_of(family, "tts"):
         parsed = fmt.parse(row.ids.tolist())
-        assert parsed.target == family.train_rows.clips[i]["semantic"] and parsed.finished
+        assert parsed.target == plain(family.train_rows.clips[i])["semantic"] and parsed.finished
         if parsed.text is None:
             voice = parsed.global_
             assert voice is not None
@@ -117,7 +119,7 @@ def test_speech_is_asked_for_by_the_sounds_of_a_dictionary(folder: Path, tmp_pat
     family = LMFamily(config.build(LMRecipe, lm_tree(folder, data=data)))
     fmt, kinds = family.train_rows.fmt, set()
     for i, row in rows_of(family, "tts", 80):
-        clip, parsed = family.train_rows.clips[i], fmt.parse(row.ids.tolist())
+        clip, parsed = plain(family.train_rows.clips[i]), fmt.parse(row.ids.tolist())
         assert parsed.target == clip["semantic"] and parsed.text is not None
         prompt = row.ids[row.labels == IGNORE].tolist()
         again = fmt.build("tts", text=parsed.text, global_=parsed.global_, instruction=parsed.instruction)
@@ -139,7 +141,7 @@ def piece_of(family: LMFamily, row: Row, position: int) -> str:
 
 def test_speech_ids_look_at_the_pieces_spoken_then(family: LMFamily) -> None:
     for i, row in rows_of(family, "tts"):
-        clip = family.train_rows.clips[i]
+        clip = plain(family.train_rows.clips[i])
         pieces = family.text.pieces(clip["text"])
         spans = piece_spans(pieces, letters_of(clip["text"]), clip["letters"], len(clip["semantic"]))
         begin = int((row.labels != IGNORE).argmax())
@@ -155,7 +157,7 @@ def test_speech_ids_look_at_the_pieces_spoken_then(family: LMFamily) -> None:
 
 def test_written_pieces_look_at_the_frames_where_they_are_spoken(family: LMFamily) -> None:
     for i, row in rows_of(family, "asr"):
-        clip = family.train_rows.clips[i]
+        clip = plain(family.train_rows.clips[i])
         text = without_punctuation(clip["text"])
         spans = piece_spans(
             family.text.pieces(text), letters_of(text), clip["letters"], len(clip["semantic"])

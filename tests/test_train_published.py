@@ -18,7 +18,7 @@ from gpa.models.gpa import GPA, checkpoint_gpa
 from gpa.prompt.formats import canonical_task
 from gpa.prompt.tasks import IGNORE
 from gpa.train.families.lm import LMFamily, LMRecipe
-from published import GLM_SIZE, VOCAB_SIZE, read_cases, write_prepared, write_tokenizer
+from published import GLM_SIZE, VOCAB_SIZE, read_cases, write_prepared
 from training import LM
 
 pytest.importorskip("datasets")
@@ -83,34 +83,33 @@ def test_what_does_not_suit_the_format_is_refused_with_the_setting(folder: Path,
         family(folder, format="instruct")
     with pytest.raises(UsageError, match="weights.alignment=0.3.*set weights.alignment=0"):
         family(folder, weights={})
-    write_tokenizer(tmp_path)
-    (tmp_path / "tokens.jsonl").write_text("{}\n")
+    _without_layout(write_prepared(tmp_path))
     with pytest.raises(UsageError, match="no linguistic .GLM. codes.*gpa prepare .* --model PUBLISHED"):
         family(tmp_path)
 
 
 def test_rehearsal_needs_the_same_tokenizer_and_no_other_layout(folder: Path, tmp_path: Path) -> None:
-    """Codes are stored, not ids: a folder without prepared.json, or padded otherwise, rehearses as well."""
+    """Codes are stored, not ids: a folder that is padded otherwise rehearses as well."""
     padded = write_prepared(tmp_path / "padded", size=4800)
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    write_tokenizer(plain)
-    rows = token_folder.TokenSet.open(folder)
-    lines = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in rows]
-    (plain / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = {"tokens": str(folder), "max_ids": 1500, "batch_ids": 4500}
-    for other in (padded, plain):
-        both = family(folder, data={**data, "replay": str(other)})
-        assert len(both.train_rows.clips) == 2 * len(CASES)
-        for n, case in enumerate(CASES):
-            row = both.train_rows.row(
-                canonical_task(case["example"]["task"]), 3 + n, np.random.default_rng(0)
-            )
-            assert row.ids.tolist() == case["input_ids"]
-    path = plain / "tokenizer.json"
+    both = family(folder, data={**data, "replay": str(padded)})
+    assert len(both.train_rows.clips) == 2 * len(CASES)
+    for n, case in enumerate(CASES):
+        row = both.train_rows.row(canonical_task(case["example"]["task"]), 3 + n, np.random.default_rng(0))
+        assert row.ids.tolist() == case["input_ids"]
+    path = _without_layout(padded) / "tokenizer.json"
     path.write_text(path.read_text().replace("<|reserved_b_0|>", "<|reserved_c_0|>"))
     with pytest.raises(CheckpointError, match="ids are not those"):
-        family(folder, data={**data, "replay": str(plain)})
+        family(folder, data={**data, "replay": str(padded)})
+
+
+def _without_layout(folder: Path) -> Path:
+    """A prepared folder that says nothing of its vocabulary but what tokenizer.json names."""
+    path = folder / "prepared.json"
+    about = json.loads(path.read_text())
+    del about["vocabulary"]
+    path.write_text(json.dumps(about))
+    return folder
 
 
 def test_noise_reaches_both_kinds_of_codes(folder: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from gpa import config
-from gpa.codec import trained
 from gpa.data import token_folder as tokenset
 from gpa.data.edit_distance import edits, words
 from gpa.data.rows import Row, collate
@@ -199,18 +198,10 @@ def test_rows_are_chosen_once_and_a_larger_count_adds(folder: Path) -> None:
         validate.prepare(validate.ValidateArgs(1, 25.0), dev, 10, tokens=str(folder))
 
 
-def test_the_rate_of_ids_comes_from_where_it_is_known(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UsageError, match="validate.frame_rate"):
-        family_of(folder, validate={"rows": 1})
-    monkeypatch.setattr(
-        trained, "read_config", lambda path: type("C", (), {"sample_rate": 16000, "latent_hop_length": 640})
-    )
-    assert validate._frame_rate(tmp_path, "export") == 25.0
-    monkeypatch.setattr(tokenset, "read_about", lambda path: {"codec": {"frame_rate": 50.0}})
-    (tmp_path / tokenset.PREPARED).write_text("{}")
-    assert validate._frame_rate(tmp_path, "export") == 50.0
+def test_the_rate_of_ids_is_the_prepared_folders(folder: Path) -> None:
+    assert validate._frame_rate(folder) == 25.0
+    made = family_of(folder, validate={"rows": 1}).validation
+    assert made is not None and made.budgets.frame_rate == 25.0
 
 
 def test_what_makes_no_sense_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Training data and recipes of a few clips and a few thousand weights, for tests of the real loop."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from transformers import WhisperConfig
 from conftest import speechlike
 from gpa import audio
 from gpa.codec.feature_encoder import WhisperFeatures, save_features
+from gpa.data import token_folder
 from gpa.data.alignment import letter_targets
+from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import build_tokenizer_json, train_sentencepiece
 
 TEXTS = [
@@ -102,11 +105,32 @@ def write_manifest(folder: Path) -> Path:
     return path
 
 
-def write_tokens(folder: Path) -> Path:
-    """A token folder with random codes, two frames a letter, and the tokenizer of `MORE_TEXT`."""
+def write_rows(folder: Path, rows: list[dict[str, Any]], codes: int = CODES) -> Path:
+    """A prepared folder of given rows, 25 ids a second, and the tokenizer of `MORE_TEXT`."""
     folder.mkdir(parents=True, exist_ok=True)
     train_sentencepiece([*TEXTS, *MORE_TEXT], folder / "spm.model", vocab_size=300)
-    build_tokenizer_json(folder / "spm.model", CODES, VALUES, folder)
+    build_tokenizer_json(folder / "spm.model", codes, VALUES, folder)
+    about = {"kind": token_folder.KIND, "version": token_folder.VERSION, "format": "instruct"}
+    vocab = Vocab.from_file(folder)
+    prints = {"vocabulary": vocab.fingerprint()}
+    about |= {"codec": {"name": "random", "frame_rate": 25.0}, "fingerprints": prints}
+    token_folder.write(folder, rows, about | {"vocabulary": token_folder.layout(vocab)})
+    return folder
+
+
+def plain(clip: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with lists in place of arrays."""
+    made = {key: cell.tolist() if isinstance(cell, np.ndarray) else cell for key, cell in clip.items()}
+    return made | ({"copies": [copy.tolist() for copy in clip["copies"]]} if "copies" in clip else {})
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows of a prepared folder, in plain lists."""
+    return [plain(row) for row in token_folder.TokenSet.open(folder)]
+
+
+def write_tokens(folder: Path, codes: int = CODES) -> Path:
+    """A prepared folder with random codes, two frames a letter, every second clip with two copies."""
     draw, rows = np.random.default_rng(0), []
     for n, text in enumerate(TEXTS):
         letters = len(letter_targets(text))
@@ -118,9 +142,7 @@ def write_tokens(folder: Path) -> Path:
         if n % 2 == 0:
             row["copies"] = draw.integers(0, CODES, (2, 2 * letters)).tolist()
         rows.append(row)
-    path = folder / "tokens.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder
+    return write_rows(folder, rows, codes)
 
 
 def codec_tree(cache: Path, **changes: Any) -> dict[str, Any]:

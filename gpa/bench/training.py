@@ -22,7 +22,7 @@ from gpa import config
 from gpa.bench.peer import Peer, finished
 from gpa.bench.throughput import LIVE, PACKED, PADDED, SORTED, TITLES, TRAINER, Count, Result, speed
 from gpa.bench.variants import Given, Maker, Pick, Rows, Sound
-from gpa.errors import CheckpointError, MissingExtraError, UsageError
+from gpa.errors import MissingExtraError, UsageError
 from gpa.models.gpa.modeling_gpa import Backbone
 from gpa.nn import threads
 from gpa.train import launch, loop
@@ -107,9 +107,6 @@ def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:
 def _measure(
     settings: Settings, recipe: LMRecipe, vocab_size: int, scratch: Path, say: Callable[[str], None]
 ) -> Result:
-    folder = Path(recipe.data.tokens)
-    if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError(f"{folder}: no tokens there; give a folder of `gpa prepare` with --tokens")
     parallel = launch.start(recipe.train)
     family = Given(recipe, vocab_size)
     rows = Rows(family, _sound(settings, family, parallel))
@@ -149,7 +146,7 @@ def _turns(
     turns[PADDED] = turn(lambda drawn: rows.padded(drawn, size))
     turns[PACKED] = turn(rows.packed)
     turns[SORTED] = turn(lambda drawn: rows.packed(drawn, pack=False))
-    folder, parallel = Path(ours.recipe.data.tokens), ours.parallel
+    folder, parallel = ours.recipe.data.folders[0], ours.parallel
     try:
         peer = Peer(_network(ours.family, parallel), folder, ours.recipe.train, parallel.device, scratch)
         turns[TRAINER] = lambda warm, timed: peer.turn(
@@ -163,7 +160,7 @@ def _turns(
 def _sound(settings: Settings, family: Given, parallel: Parallel) -> Sound | None:
     if settings.audio is None:
         return None
-    tokens = Path(family.recipe.data.tokens)
+    tokens = family.recipe.data.folders[0]
     sound = Sound.open(
         settings.audio, settings.model, tokens, device=parallel.device, offline=settings.offline
     )

@@ -17,7 +17,7 @@ from torch import nn
 
 from gpa.data import token_folder
 from gpa.data.batches import BatchPlan
-from gpa.data.rows import LMBatch, Row, RowBuilder, Some, collate
+from gpa.data.rows import LMBatch, Row, RowBuilder, chosen, collate
 from gpa.data.sources import open_source
 from gpa.errors import CheckpointError, DataError, UsageError
 from gpa.models.gpa import checkpoint_gpa
@@ -86,7 +86,7 @@ class Rows:
         if sound:
             usable = [i for i, clip in enumerate(clips) if (clip["id"], clip["split"]) in sound.found]
             self.live = RowBuilder(LiveClips([clips[i] for i in usable], sound), fmt)
-        self.cached = RowBuilder(Some(clips, usable), fmt)
+        self.cached = RowBuilder(chosen(clips, usable), fmt)
         number = {i: n for n, i in enumerate(usable)}
         kept = [k for k, (_, i, _) in enumerate(family.items) if i in number]
         self.items = [(family.items[k][0], number[family.items[k][1]]) for k in kept]
@@ -173,9 +173,8 @@ class Sound:
         found = {(row.id, row.split): row for row in source.rows()}
         folder = checkpoint_gpa.find(model, offline=offline)
         codec, glm = checkpoint_gpa.load_parts(folder, device)
-        if (tokens / token_folder.PREPARED).is_file():
-            fingerprints = {"codec": codec.fingerprint()} | ({"glm": glm.fingerprint()} if glm else {})
-            token_folder.check_fits(tokens, fingerprints)
+        fingerprints = {"codec": codec.fingerprint()} | ({"glm": glm.fingerprint()} if glm else {})
+        token_folder.check_fits(tokens, fingerprints)
         return cls(source.name, found, codec, glm)
 
     def check(self, family: LMFamily) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -159,52 +159,16 @@ def demo(args: argparse.Namespace) -> None:
     run(_load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
 
 
-def prepare(args: argparse.Namespace) -> None:
-    """Turn a corpus into a folder of ids; the lead of several processes alone prints."""
-    from gpa.data.checks import OPTIONS, Limits
-
-    if strange := [pair for pair in args.columns if "=" not in pair]:
-        raise UsageError(f"--columns {strange[0]}: write KEY=NAME, such as text=sentence")
-    if not args.codec and args.model == DEFAULT_MODEL and not Path(args.model).exists():
-        _check_shipped()
-    if args.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # which `datasets` reads when it is imported
-    from gpa.data import validation_summary
-    from gpa.data.prepare import Job
-    from gpa.data.prepare import prepare as run
-
-    numbers = {name: getattr(args, name) for name in (n[2:].replace("-", "_") for n in OPTIONS)}
-    seen, allow = tuple(args.seen_speakers), tuple(args.allow)
-    report = run(
-        Job(
-            args.source,
-            args.output,
-            args.model,
-            limits=Limits(**numbers, check_text=args.check_text, seen_speakers=seen, allow=allow),
-            licence=args.licence,
-            columns=dict(pair.split("=", 1) for pair in args.columns),
-            splits=args.split,
-            streaming=args.streaming,
-            shard_rows=args.shard_rows,
-            max_rejected=args.max_rejected,
-            workers=args.workers,
-            patience=args.wait,
-            device=args.device,
-            offline=args.offline,
-            threads=args.threads,
-            codec=args.codec,
-        )
-    )
-    if report.is_main:
-        print_json(report.about) if args.json else print(validation_summary.table(report.about), flush=True)
-        say(f"{report.speed()}; written to {args.output}")
-
-
 def train(args: argparse.Namespace) -> None:
     """Hand everything after `gpa train` to gpa.train."""
     from gpa.train.command import main
 
     main(args.rest)
+
+
+def lab(args: argparse.Namespace) -> int:
+    """Hand everything after `gpa lab` to a process of its own: nothing here knows those tools."""
+    return subprocess.call([sys.executable, "-m", "gpa.lab", *args.rest])
 
 
 def finetune(args: argparse.Namespace) -> int:
@@ -266,7 +230,7 @@ def plan(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> Any:
     if args.model == DEFAULT_MODEL and not Path(args.model).exists():
-        _check_shipped()
+        check_shipped()
     from gpa.models.gpa import GPA
 
     device = getattr(args, "device", "cpu")  # `info` computes nothing
@@ -274,7 +238,7 @@ def _load(args: argparse.Namespace) -> Any:
     return GPA.from_pretrained(args.model, device=device, offline=args.offline, **options)
 
 
-def _check_shipped() -> None:
+def check_shipped() -> None:
     """A checkout without its weights, or a broken wheel, should say so and not look for a repository."""
     from gpa.models.gpa.checkpoint_gpa import SHIPPED
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa.cli import bench, codec_import, commands, evaluation, options
+from gpa.cli import bench, codec_import, commands, evaluation, options, preparation
 from gpa.cli import restoration as speechop
 from gpa.errors import AudioWarning, GPAError
 
@@ -39,7 +39,7 @@ exit codes: 0 done, 2 usage, 3 audio, 4 checkpoint, 5 text or prompt, 6 nothing 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; SystemExit only for --help, --version and wrong usage."""
     args, rest = _parser().parse_known_args(argv)
-    if rest and args.run is not commands.train:  # `gpa train` hands its arguments on
+    if rest and args.run not in (commands.train, commands.lab):  # which hand their arguments on
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest, args.argv = rest, list(sys.argv[1:] if argv is None else argv)
     with _talk_on_stderr(args.verbose):
@@ -109,7 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.set_defaults(verbose=False)
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo, _prepare, _train, _finetune, _plan):
+    for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo):
+        add(sub)
+    preparation.add(sub)
+    for add in (_train, _finetune, _plan, _lab):
         add(sub)
     speechop.add(sub)
     codec_import.add(sub)
@@ -265,56 +268,6 @@ def _demo(sub: Any) -> None:
     options.model(p)
 
 
-def _prepare(sub: Any) -> None:
-    from gpa.data.checks import OPTIONS, REASONS
-
-    p = options.command(
-        sub, "prepare", commands.prepare, "check a corpus and encode it once, for training", """\
-  gpa prepare corpus/manifest.jsonl -o tokens
-  gpa prepare recordings/ -o tokens --licence CC0-1.0 --workers 4
-  gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
-  gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
-  gpa prepare corpus/ -o tokens --codec path/to/encodec
-  accelerate launch --num_processes 8 -m gpa prepare manifest.jsonl -o /shared/tokens
-
-every row is judged first; dropped rows stand with their reason in DIR/rejected.jsonl, and above
---max-rejected nothing is encoded. a run that was killed goes on where it was: start it again.
-docs/data.md explains manifests, reasons and the files written. prints a table, then the throughput.
-"""
-    )  # fmt: skip
-    p.add_argument(
-        "source", help="JSONL manifest, folder of audio and text, saved dataset, Parquet, or hf:owner/name"
-    )
-    p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
-    p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
-    p.add_argument(
-        "--codec",
-        default="",
-        metavar="DIR",
-        help="ids of this codec, not of --model: for models that are yet to be trained (docs/add-a-codec.md)",
-    )
-    sets = p.add_argument_group("datasets")
-    sets.add_argument(
-        "--columns", nargs="+", default=[], metavar="KEY=NAME", help="what its columns are called"
-    )
-    sets.add_argument("--split", nargs="+", default=[], metavar="SPLIT", help="default: all of them")
-    sets.add_argument("--streaming", action="store_true", help="of the hub and Parquet: keep no copy")
-    rows = p.add_argument_group("which rows")
-    rows.add_argument("--max-rejected", type=float, default=0.1, metavar="SHARE", help="default 0.1")
-    allowed = ", ".join(code for code, reason in REASONS.items() if reason.optional)
-    rows.add_argument("--allow", nargs="+", default=[], metavar="CODE", help=f"keep such rows: {allowed}")
-    rows.add_argument("--seen-speakers", nargs="+", default=[], metavar="SPLIT", help="which share voices")
-    rows.add_argument("--check-text", action="store_true", help="also compare with what the model hears")
-    for name, (value, about) in OPTIONS.items():
-        rows.add_argument(name, type=float, default=value, metavar="X", help=f"{about} (default {value:g})")
-    work = p.add_argument_group("work")
-    work.add_argument("--workers", type=int, default=1, metavar="N", help="processes here (default 1)")
-    work.add_argument("--shard-rows", type=int, default=1000, metavar="N", help="of a file (default 1000)")
-    work.add_argument("--wait", type=float, default=1800, metavar="S", help="for others (default 1800 s)")
-    options.model(p)
-    options.json(p, "print prepared.json instead of the table")
-
-
 def _train(sub: Any) -> None:
     options.command(
         sub, "train", commands.train, "train from a recipe", """\
@@ -327,6 +280,15 @@ the same as `python -m gpa.train`; its own --help says more.
     about, example = "draw the metrics of training runs", "  gpa plot runs/mini     prints RUN/loss.png\n"
     p = options.command(sub, "plot", commands.plot, about, example)
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
+
+
+def _lab(sub: Any) -> None:
+    options.command(
+        sub, "lab", commands.lab, "tools that made the shipped models", """\
+  gpa lab --help
+  gpa lab merge runs/a/export runs/b/export -o runs/mean
+""", add_help=False
+    )  # fmt: skip
 
 
 def _finetune(sub: Any) -> None:

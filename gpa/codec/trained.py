@@ -8,17 +8,26 @@ is a whole codec for `BiCodec.from_pretrained`. `load` reads exports without it,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpa import config, hub
+from gpa.codec.base import TokenCodec
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
-from gpa.codec.feature_encoder import FeatureEncoder, load_features, restore_positions, save_features
+from gpa.codec.feature_encoder import (
+    FeatureEncoder,
+    WhisperFeatures,
+    load_features,
+    restore_positions,
+    save_features,
+)
+from gpa.codec.losses import LetterHead
 from gpa.errors import CheckpointError, UsageError
 
 RENDER = ("sharpen", "voiced_to")  # settings of a decoder that need no training
@@ -111,6 +120,42 @@ def load(path: str | Path, features: str | Path = "") -> BiCodec:
         raise CheckpointError(f"{path}: no {ENCODER}/ here: name the folder of the codec's feature encoder")
     network = load_network(Path(path))
     return BiCodec(network, load_encoder(features, network.config))
+
+
+def letter_scores(export: Path, codec: TokenCodec) -> Callable[[np.ndarray], np.ndarray]:
+    """Codes (T,) to log probabilities (T, 29) of CTC letters, by the head that training left in the export.
+
+    UsageError for an export without one.
+    """
+    if not isinstance(codec, BiCodec) or not (export / HEADS).is_file():
+        raise UsageError(f"{export}: letters are timed by {HEADS}, which the export of a codec run holds")
+    head = LetterHead(codec.config.quantizer.input_dim)
+    hub.load_strict(head, read_heads(export)["letters"], where=str(export / HEADS))
+    head.eval().to(codec.device)
+
+    @torch.inference_mode()
+    def scores(codes: np.ndarray) -> np.ndarray:
+        latents = codec.model.quantizer.decode(torch.from_numpy(codes)[None].to(codec.device))
+        found: np.ndarray = head(latents)[0].log_softmax(-1).cpu().numpy()
+        return found
+
+    return scores
+
+
+def codes_of_features(codec: TokenCodec) -> tuple[WhisperFeatures, Callable[[Tensor], np.ndarray]]:
+    """The Whisper encoder that a codec reads, and its features (C, T) to codes (T',).
+
+    UsageError for a codec that reads something else.
+    """
+    features = codec.features if isinstance(codec, BiCodec) else None
+    if not isinstance(codec, BiCodec) or not isinstance(features, WhisperFeatures):
+        raise UsageError("augmented copies need a codec that reads Whisper's features")
+
+    def codes(heard: Tensor) -> np.ndarray:
+        found: np.ndarray = codec.model.encode_semantic(heard[None])[0].cpu().numpy()
+        return found
+
+    return features, codes
 
 
 def _found(path: Path, name: str) -> Path:

@@ -24,8 +24,7 @@ from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans
 from gpa.data.augment import Degrader, Pair
 from gpa.data.effects import RATE
 from gpa.data.feature_cache import FeatureCache
-from gpa.data.tokens import COMMAND as TOKENS_COMMAND
-from gpa.data.tokens import read as read_tokens
+from gpa.data.token_folder import COMMAND, TokenSet
 from gpa.errors import UsageError
 from gpa.models.speechop import diffusion_speechop
 from gpa.models.speechop.asr_features_speechop import ASRFeatures
@@ -323,11 +322,11 @@ def texts_of(speech: SpeechLatents, rows: Sequence[int]) -> dict[int, str]:
 
 
 def looks_of(tokens: str | Path, speech: SpeechLatents, texts: dict[int, str]) -> dict[int, Tensor]:
-    """`Example.look` of texts whose letters `gpa.data.tokens` has timed, by row.
+    """`Example.look` of texts whose letters `gpa prepare --align` has timed, by row.
 
     UsageError for a token folder that has none of them.
     """
-    timed = {(row["id"], row["split"]): row for row in read_tokens(Path(tokens)) if row.get("letters")}
+    timed = {(row["id"], row["split"]): row for row in TokenSet.open(tokens) if len(row.get("letters", ()))}
     found = {}
     for i, text in texts.items():
         row = timed.get((speech.rows[i]["id"], speech.rows[i]["split"]))
@@ -338,5 +337,7 @@ def looks_of(tokens: str | Path, speech: SpeechLatents, texts: dict[int, str]) -
             spans = piece_spans(pieces, letters_of(text), times, speech.frames(i))
             found[i] = torch.from_numpy(frames_to_pieces(spans, speech.frames(i)))
     if not found:
-        raise UsageError(f"{tokens}: has no letter times of these clips; make it: {TOKENS_COMMAND}")
+        raise UsageError(
+            f"{tokens}: has no letter times of these clips; make it: {COMMAND} DIR --codec EXPORT --align"
+        )
     return found

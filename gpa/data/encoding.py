@@ -1,26 +1,34 @@
 """Rows of a manifest to rows of ids: by a model's codec and format, or by a codec that has no model yet.
 
 Of a codec alone the text tokenizer is learnt from the corpus, and the codec's codebooks get ids behind it.
+
+Where asked for, a row also has the times of its letters, by the CTC head that codec training leaves, and
+further copies of a training clip in invented voices, in noise and in rooms.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from gpa.codec import load_codec
+from gpa.codec import load_codec, trained
 from gpa.data import token_folder
+from gpa.data.alignment import align, letter_targets
+from gpa.data.augmented_copies import AugmentedCopies
 from gpa.errors import GenerationError
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import build_tokenizer_json, normalise_text, train_sentencepiece
+from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, normalise_text, train_sentencepiece
 
 if TYPE_CHECKING:
     from gpa.codec import CodecSpec
@@ -28,17 +36,50 @@ if TYPE_CHECKING:
     from gpa.models.gpa.pipeline_gpa import GPA
 
 VOICES = 256  # reference voices that are remembered
-PIECES = 512  # of text, at most
-CONTEXT = 4096  # ids of a row at most, where no model says
+CONTEXT = 4096  # ids of the longest sequence, where no network says
 
 
-def write_tokenizer(texts: Iterable[str], spec: CodecSpec, folder: Path) -> None:
+@dataclass(frozen=True)
+class Extras:
+    """Columns beyond ids: letters' times if `align`, so many `copies` of a training clip, for which `noise`
+    and `rooms` are folders ("": made up).
+    """
+
+    align: bool = False
+    copies: int = 0
+    noise: str = ""
+    rooms: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the optional columns."""
+        return (("letters",) if self.align else ()) + (("copies",) if self.copies else ())
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The text tokenizer of a codec without a model: that of the folder `like`, else one of `size` pieces,
+    learnt from the training transcripts and from the lines of `texts` (their last column).
+    """
+
+    size: int = 512
+    texts: Sequence[Path] = ()
+    like: str = ""
+
+
+def write_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, folder: Path) -> None:
     """Learn a text tokenizer and write it with the codec's tokens behind, whole or not at all."""
-    words = [instruction for task in DEFAULT for instruction in TASKS[task].instructions]
-    said = [normalise_text(text) for text in texts if text]
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent))
-    train_sentencepiece([*words, *said], made / "spm.model", PIECES, at_most=True)
+    if wording.like:
+        copy_tokenizer(Path(wording.like), made)
+        os.replace(made, folder)
+        return
+    lines = (line for path in wording.texts for line in path.read_text(encoding="utf-8").splitlines())
+    texts = chain(texts, (line.split("\t")[-1] for line in lines))
+    words = [instruction for task in DEFAULT for instruction in TASKS[task].instructions]
+    said = [normalise_text(text) for text in texts if text]
+    train_sentencepiece([*words, *said], made / "spm.model", wording.size, at_most=True)
     sizes = (spec.codebook_size, spec.global_size)
     build_tokenizer_json(made / "spm.model", *sizes, made, n_codebooks=spec.n_codebooks)
     os.replace(made, folder)
@@ -52,18 +93,30 @@ def corpus_processor(codec: str | Path, text: Path, *, device: str, offline: boo
 
 
 class Encoder:
-    """Rows of a manifest to rows of ids, by a model's own codec and prompt format."""
+    """Rows of a manifest to rows of ids, by a codec and a prompt format, with the `extras` asked for.
 
-    def __init__(self, processor: GPAProcessor) -> None:
-        self.processor = processor
+    `codec` is the export whose head times letters. UsageError for extras that it cannot give.
+    """
+
+    def __init__(self, processor: GPAProcessor, extras: Extras | None = None, codec: str | Path = "") -> None:
+        self.processor, self.extras = processor, extras or Extras()
         self._voices: dict[Clip, list[int]] = {}
+        if self.extras.align:
+            self._scores = trained.letter_scores(Path(codec), processor.codec)
+        if self.extras.copies:
+            features, self._codes = trained.codes_of_features(processor.codec)
+            self._copy = AugmentedCopies(features, self.extras.noise, self.extras.rooms)
 
-    def rows(self, rows: list[ManifestRow]) -> Iterator[dict[str, Any]]:
-        """One row of ids for each; AudioError if a file has changed since it was screened."""
+    def rows(self, rows: Sequence[ManifestRow], numbers: Sequence[int] = ()) -> Iterator[dict[str, Any]]:
+        """One row of ids for each; AudioError if a file has changed since it was screened.
+
+        `numbers` are the rows' places in the manifest, of which copies are functions.
+        """
         p, rate = self.processor, self.processor.codec.spec.sample_rate
         wavs = [row.audio.wav(rate) for row in rows]
         semantic = p.codec.codes_batch([(wav, rate) for wav in wavs])
-        for row, wav, codes in zip(rows, wavs, semantic, strict=True):
+        places = numbers or range(len(rows))
+        for n, row, wav, codes in zip(places, rows, wavs, semantic, strict=True):
             clip = (wav, rate)
             made: dict[str, Any] = {
                 "id": row.id,
@@ -78,14 +131,30 @@ class Encoder:
                 "seconds": len(wav) / rate,
                 "licence": row.licence,
             }
+            if self.extras.align:
+                made["letters"] = self._letter_frames(codes, made["text"])
+            if self.extras.copies:
+                made["copies"] = self._copies(wav, n) if row.trains else []
             yield {**made, "length": token_folder.longest(p.format, row.serves(p.format.tasks), made)}
+
+    def _letter_frames(self, codes: np.ndarray, text: str) -> list[int]:
+        """First id of each letter; none without a text, or if it does not fit."""
+        first = align(self._scores(codes), letter_targets(text)) if text else None
+        return [] if first is None else first.tolist()
+
+    @torch.inference_mode()
+    def _copies(self, wav: np.ndarray, n: int) -> list[list[int]]:
+        count = self.extras.copies
+        wav = np.pad(wav, (0, -len(wav) % self.processor.codec.spec.hop_length))
+        numbers = range(n * count, (n + 1) * count)
+        return [self._codes(self._copy(wav, number)).tolist() for number in numbers]
 
     def _semantic(self, wav: np.ndarray) -> list[int]:
         codec = self.processor.codec
         return codec.codes((wav, codec.spec.sample_rate)).tolist()
 
     def _voice(self, row: ManifestRow, own: tuple[np.ndarray, int]) -> list[int]:
-        """Codes of the voice; one reference often serves many rows."""
+        """Global codes; one reference often serves many rows."""
         codec, clip = self.processor.codec, row.voice
         if clip == row.audio:
             return codec.voice_codes(own).tolist()

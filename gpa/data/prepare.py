@@ -23,7 +23,7 @@ from tqdm import tqdm
 from gpa.codec import load_codec
 from gpa.data import huggingface, screening, streaming, token_folder, validation_summary
 from gpa.data.checks import REASONS, Limits
-from gpa.data.encoding import Encoder, corpus_processor, transcriber, write_tokenizer
+from gpa.data.encoding import Encoder, Extras, Wording, corpus_processor, transcriber, write_tokenizer
 from gpa.data.manifest import ManifestRow, Source
 from gpa.data.sharding import Part, Share, Workers, wait
 from gpa.data.sources import is_dataset, open_source
@@ -63,6 +63,8 @@ class Job:
     offline: bool = False
     threads: int | None = None
     codec: str | Path = ""
+    wording: Wording = Wording()
+    extras: Extras = Extras()
 
     def check(self) -> None:
         """DataError for settings that make no sense."""
@@ -74,6 +76,8 @@ class Job:
             raise DataError("shard rows and workers are at least 1, the rejected share lies in 0 .. 1")
         if self.codec and self.limits.check_text:
             raise DataError("--check-text needs a model that hears, not a codec alone: use --model")
+        if self.extras.copies < 0:
+            raise DataError(f"--copies {self.extras.copies}: 0 or more")
         if self.streaming and (huggingface.is_saved(Path(self.source)) or not is_dataset(self.source)):
             raise DataError(
                 f"{self.source}: --streaming is for hf:NAME and Parquet, others are read in place"
@@ -147,7 +151,7 @@ def _spell(job: Job, share: Share) -> None:
         _check_free(job.out)
         rows = open_source(job.source, job.columns, job.splits).check()
         spec = load_codec(job.codec, offline=job.offline).spec
-        write_tokenizer((row.text for row in rows if row.trains), spec, folder)
+        write_tokenizer((row.text for row in rows if row.trains), spec, job.wording, folder)
     for _ in wait([folder], job.patience, lambda: None, "to make the tokenizer"):
         pass
 
@@ -314,24 +318,27 @@ class _Run:
     # Second pass ------------------------------------------------------------------------------------------
 
     def _encode(self, found: Mapping[str, Any]) -> Callable[[int, Any], None]:
-        copies, encoder = set(found["duplicates"]), Encoder(self.processor)
+        copies = set(found["duplicates"])
+        encoder = Encoder(self.processor, self.job.extras, self.job.codec)
 
         def make(k: int, bar: Any) -> None:
             records = map(json.loads, self.screens[k].read_text(encoding="utf-8").splitlines())
             keep = {r["n"] for r in records if not r["reason"] and r["n"] not in copies}
-            token_folder.write_shard(self.shards[k], self._encoded(k, keep, encoder, bar), self.work)
+            rows, columns = self._encoded(k, keep, encoder, bar), self.job.extras.columns
+            token_folder.write_shard(self.shards[k], rows, self.work, columns)
 
         return make
 
     def _encoded(self, k: int, keep: set[int], encoder: Encoder, bar: Any) -> Iterator[dict[str, Any]]:
-        batch: list[ManifestRow] = []
+        batch: dict[int, ManifestRow] = {}
         for n, row in self._rows(k):
-            batch += [row] if n in keep else []
+            if n in keep:
+                batch[n] = row
             if len(batch) == BATCH:
-                yield from encoder.rows(batch)
-                batch = []
+                yield from encoder.rows([*batch.values()], [*batch])
+                batch = {}
             bar.update()
-        yield from encoder.rows(batch)
+        yield from encoder.rows([*batch.values()], [*batch])
 
 
 def _processor(job: Job) -> tuple[GPAProcessor, screening.Transcribe | None]:
@@ -365,6 +372,7 @@ def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
             **({"codebooks": k} if (k := processor.codec.spec.n_codebooks) > 1 else {}),
         },
         "fingerprints": processor.fingerprints(),
+        "extras": dataclasses.asdict(job.extras),
     }
     as_read: dict[str, Any] = json.loads(json.dumps(plan))  # tuples become lists, as in the file
     return as_read

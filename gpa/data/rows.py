@@ -7,13 +7,14 @@ Rows come from the same `prompt` object that builds inference prompts. Knows ids
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from gpa.data import token_folder
 from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans, respelt_letters
@@ -24,6 +25,7 @@ from gpa.prompt.tasks import DEFAULT, IGNORE
 from gpa.prompt.vocab import Block
 from gpa.text.pronunciations import Pronunciations, Respelt
 
+Clips = Sequence[Mapping[str, Any]]
 SPELT = 0.1  # share of words that stay spelt in a text of sounds, as unknown words will
 
 
@@ -53,30 +55,14 @@ class LMBatch:
     real: int  # positions that are not padding
 
 
-class Some(Sequence[Mapping[str, Any]]):
-    """Chosen clips of a long sequence, read when asked for."""
-
-    def __init__(self, clips: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
-        self.clips, self.numbers = clips, numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.clips[self.numbers[i]]
+def chosen(clips: Clips, numbers: Sequence[int]) -> Clips:
+    """Some clips of a sequence, read when asked for."""
+    return cast("Clips", Subset(clips, numbers))  # type: ignore[arg-type]
 
 
-class Chain(Sequence[Mapping[str, Any]]):
-    """The clips of one sequence, then those of another."""
-
-    def __init__(self, first: Sequence[Mapping[str, Any]], then: Sequence[Mapping[str, Any]]) -> None:
-        self.first, self.then = first, then
-
-    def __len__(self) -> int:
-        return len(self.first) + len(self.then)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.first[i] if i < len(self.first) else self.then[i - len(self.first)]
+def joined(parts: Iterable[Clips]) -> Clips:
+    """The clips of all parts, one after the other, read when asked for."""
+    return cast("Clips", ConcatDataset(parts))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -102,7 +88,7 @@ class RowBuilder:
 
     def __init__(
         self,
-        clips: Sequence[Mapping[str, Any]],
+        clips: Clips,
         fmt: Format,
         noise: Noise | None = None,
         dictionary: Pronunciations | None = None,
@@ -145,7 +131,7 @@ class RowBuilder:
             clip["global"] = self.clips[others[int(rng.integers(len(others)))]]["global"]
         clip["text"] = token_folder.target_text(self.fmt, asked, clip["text"])
         copies = clip.get("copies", ())
-        if asked.copies and copies and rng.random() < asked.copies:
+        if asked.copies and len(copies) and rng.random() < asked.copies:
             clip["semantic"] = copies[int(rng.integers(len(copies)))]
             clip["target"] = given if asked.converts else ()
         words = instruction if self.fmt.name == "instruct" else None
@@ -184,7 +170,7 @@ class RowBuilder:
         return None
 
     def _spans(self, clip: Mapping[str, Any], text: str, respelt: Respelt | None) -> np.ndarray | None:
-        if not clip.get("letters"):
+        if not len(clip.get("letters", ())):
             return None
         letters, first = letters_of(clip["text"]), clip["letters"]
         if not respelt and letters_of(text) != letters:

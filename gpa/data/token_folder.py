@@ -1,7 +1,8 @@
 """The prepared folder: Arrow shards of ids and lengths, read memory-mapped, and what they were made with.
 
-    data-00000-of-00012.arrow ...   rows (COLUMNS)      prepared.json    counts, limits, fingerprints
-    tokenizer.json ...              the model's own     rejected.jsonl   every dropped row with its reason
+    data-00000-of-00012.arrow ...   rows (COLUMNS, and some of OPTIONAL)
+    tokenizer.json ...              the model's own     prepared.json    counts, limits, fingerprints
+                                                        rejected.jsonl   every dropped row with its reason
 
 Whoever trains from it needs neither audio nor codec. Knows ids and files, no waveform.
 """
@@ -21,10 +22,10 @@ import numpy as np
 
 from gpa import hub
 from gpa.errors import CheckpointError, MissingExtraError
-from gpa.prompt.formats import Example, Format
+from gpa.prompt.formats import Example, Format, get_format
 from gpa.prompt.tasks import FIELD_OF, Task
 from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import normalise_text
+from gpa.text.tokenizer import TextTokenizer, normalise_text
 
 PREPARED, REJECTED = "prepared.json", "rejected.jsonl"
 KIND, VERSION = "gpa-tokens", 1
@@ -43,6 +44,12 @@ COLUMNS = {  # name -> type; a list holds codes, not ids: offsets are the vocabu
     "licence": "string",
     "length": "int32",  # ids of the longest sequence the row makes, whatever its wording of the instruction
 }
+OPTIONAL = {  # columns that a folder may have
+    "letters": ["int32"],  # first frame of each letter of `alignment.letters_of(text)`; empty: not known
+    "copies": [["int32"]],  # semantic codes (T,) of the clip in other voices, in noise and in rooms
+}
+BLANK = {"task": "", "speaker": "", "glm": (), "target": (), "licence": "", "letters": (), "copies": ()}
+LASTING = ("kind", "version", "gpa", "model", "format", "context", "codec", "vocabulary", "fingerprints")
 
 
 def require_datasets() -> Any:
@@ -59,11 +66,40 @@ def shard_name(number: int, count: int) -> str:
     return f"data-{number:05d}-of-{count:05d}.arrow"
 
 
-def write_shard(path: Path, rows: Iterable[Mapping[str, Any]], scratch: Path) -> None:
-    """Write rows of COLUMNS as one Arrow file, whole or not at all; equal rows give equal bytes."""
+def write_shard(
+    path: Path, rows: Iterable[Mapping[str, Any]], scratch: Path, optional: Sequence[str] = ()
+) -> None:
+    """Write rows of COLUMNS, and of those `optional` ones, as one Arrow file, whole or not at all; equal rows
+    give equal bytes.
+    """
     value = require_datasets().Value
-    types = {n: [value(t[0])] if isinstance(t, list) else value(t) for n, t in COLUMNS.items()}
-    write_arrow(path, rows, types, scratch)
+
+    def typed(kind: Any) -> Any:
+        return [typed(kind[0])] if isinstance(kind, list) else value(kind)
+
+    kinds = {**COLUMNS, **{name: OPTIONAL[name] for name in optional}}
+    write_arrow(path, rows, {name: typed(kind) for name, kind in kinds.items()}, scratch)
+
+
+def write(folder: Path, rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> int:
+    """Write rows that are made of ids as a prepared folder of one shard, whole or not at all; how many.
+
+    `about` is prepared.json of the folder whose codec and tokenizer made the ids; the tokenizer's files are
+    in `folder` already. Keys that a row lacks are filled in.
+    """
+    vocab = Vocab.from_file(folder, **about["vocabulary"])
+    fmt = get_format(about["format"], vocab, TextTokenizer.from_file(folder))
+    rate, made = about["codec"]["frame_rate"], []
+    for row in rows:
+        filled = {**BLANK, "seconds": len(row["semantic"]) / rate, **row}
+        able = [name for name, task in fmt.tasks.items() if filled["text"] or not task.uses_text]
+        made.append({**filled, "length": longest(fmt, [filled["task"]] if filled["task"] else able, filled)})
+    optional = [name for name in OPTIONAL if any(len(row[name]) for row in made)]
+    write_shard(folder / shard_name(0, 1), made, folder, optional)
+    counts = {"rows": len(made), "seconds": round(sum(row["seconds"] for row in made), 3), "shards": 1}
+    kept = {name: about[name] for name in LASTING if name in about}
+    write_json(folder / PREPARED, {**kept, **counts, "shard_rows": len(made)})
+    return len(made)
 
 
 def write_arrow(
@@ -129,17 +165,28 @@ class TokenSet(Sequence[dict[str, Any]]):
         return self.data.data.column(name).to_numpy()
 
     def row(self, i: int) -> dict[str, Any]:
-        """Row i: lists as int32 (T,) arrays that lie in the mapped file."""
+        """Row i: lists as int32 (T,) arrays that lie in the mapped file; IndexError behind the last."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
         table = self._arrow[i]
-        read = {}
-        for name, kind in COLUMNS.items():
-            cell = table[name].chunk(0)
-            read[name] = cell.flatten().to_numpy() if isinstance(kind, list) else cell[0].as_py()
-        return read
+        return {name: _read(table[name].chunk(0), kind) for name, kind in self._kinds.items()}
+
+    @cached_property
+    def _kinds(self) -> dict[str, Any]:
+        found = self.data.column_names
+        return {name: kind for name, kind in {**COLUMNS, **OPTIONAL}.items() if name in found}
 
     @cached_property
     def _arrow(self) -> Any:
         return self.data.with_format("arrow")
+
+
+def _read(cell: Any, kind: Any) -> Any:
+    """A cell of an Arrow column."""
+    if not isinstance(kind, list):
+        return cell[0].as_py()
+    flat = cell.flatten()
+    return [each.values.to_numpy() for each in flat] if isinstance(kind[0], list) else flat.to_numpy()
 
 
 def read_about(folder: Path) -> dict[str, Any]:

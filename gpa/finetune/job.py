@@ -238,7 +238,8 @@ def _learn_words(job: Job, base: GPA) -> None:
     if not job.replay and base.voices:
         own = job.out / "replay"
         recordings = collect.training_sounds(job.out / "manifest.jsonl", base.sample_rate)
-        _once(own / "tokens.jsonl", lambda: replay.write(base, replay.sentences()[0], recordings, own))
+        texts, like = replay.sentences()[0], job.out / "tokens"
+        _once(own / token_folder.PREPARED, lambda: replay.write(base, texts, recordings, like, own))
     if not (job.out / "run" / "export" / "config.json").is_file():
         recipe = _recipe(job, base)
         recipe["train"]["precision"] = estimate.precision(

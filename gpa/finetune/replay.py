@@ -7,7 +7,6 @@ corpus is needed, and none is imitated better than the model did before.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import islice
@@ -36,15 +35,15 @@ def sentences() -> tuple[list[str], list[str]]:
     return lines[HELD:], lines[:HELD]
 
 
-def write(model: GPA, texts: Sequence[str], recordings: Iterable[Sound], folder: Path) -> None:
-    """A token folder of rows of all three tasks; it appears when it is complete."""
+def write(model: GPA, texts: Sequence[str], recordings: Iterable[Sound], like: Path, folder: Path) -> None:
+    """A prepared folder of rows of all three tasks, by the codec of `like`; whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [*_rows(model, texts), *_conversions(model, list(islice(_parts(model, recordings), CONVERSIONS)))]
     if not rows:
         raise GenerationError("the base model made no speech to rehearse: give a prepared folder, --replay")
     for name, content in model.processor.text_files.items():
         (folder / name).write_bytes(content)
-    token_folder.write_text(folder / "tokens.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    token_folder.write(folder, rows, token_folder.read_about(like))
 
 
 def _rows(model: GPA, texts: Sequence[str]) -> Iterator[dict[str, Any]]:

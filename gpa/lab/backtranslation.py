@@ -8,7 +8,6 @@ recognition reads ids. What it says is used as heard, so the rows are for `data.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpa.data import token_folder, tokens
+from gpa.data import token_folder
+from gpa.data.token_folder import TokenSet
 from gpa.engine.network import Network
 from gpa.engine.request import Request, Rules, Sampling
 from gpa.engine.scheduler import Engine
@@ -71,8 +71,8 @@ def rows(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m gpa.lab.backtranslation TOKENS --lm EXPORT --text FILE ... -o OUT`."""
-    parser = argparse.ArgumentParser(prog="python -m gpa.lab.backtranslation", description=__doc__)
+    """`gpa lab backtranslation TOKENS --lm EXPORT --text FILE ... -o OUT`."""
+    parser = argparse.ArgumentParser(prog="gpa lab backtranslation", description=__doc__)
     parser.add_argument(
         "tokens", type=Path, help="token folder: its voices, its tokenizer, its texts left out"
     )
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     vocab = Vocab.from_file(args.tokens)
     fmt = get_format(args.format, vocab, TextTokenizer.from_file(args.tokens))
-    clips = tokens.read(args.tokens)
+    clips = TokenSet.open(args.tokens)
     voices = [clip["global"] for clip in clips if clip["split"].startswith("train")]
     known = {clip["text"] for clip in clips}
     found = (s for path in args.text for s in sentences(path.read_text(encoding="utf-8")))
@@ -97,9 +97,5 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(args.tokens, args.out)
     made = list(rows(network, fmt, texts, voices, args.batch, args.temperature, args.seed))
-    token_folder.write_text(args.out / "tokens.jsonl", "".join(json.dumps(row) + "\n" for row in made))
+    token_folder.write(args.out, made, clips.about)
     print(f"{len(made)} of {len(texts)} sentences spoken, {sum(len(r['semantic']) for r in made)} ids")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m gpa.lab.bigram_list PAIRS --words WORDS --licence LICENSE -o bigrams.txt.xz`: what follows what.
+"""`gpa lab bigram_list PAIRS --words WORDS --licence LICENSE -o bigrams.txt.xz`: what follows what.
 
 PAIRS has two words and their count a line, WORDS a word and its count, LICENSE travels with them: the two
 English lists of the package `symspellpy` of PyPI, counted in Google Books. A checkpoint takes the result by
@@ -57,8 +57,8 @@ def shares_of(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m gpa.lab.bigram_list PAIRS --words WORDS --licence LICENSE -o FILE`."""
-    parser = argparse.ArgumentParser(prog="python -m gpa.lab.bigram_list", description=__doc__)
+    """`gpa lab bigram_list PAIRS --words WORDS --licence LICENSE -o FILE`."""
+    parser = argparse.ArgumentParser(prog="gpa lab bigram_list", description=__doc__)
     parser.add_argument("pairs", type=Path, help="two words and a count a line")
     parser.add_argument("--words", type=Path, required=True, help="a word and its count a line")
     parser.add_argument("--licence", type=Path, required=True, help="of both lists")
@@ -68,7 +68,3 @@ def main(argv: list[str] | None = None) -> None:
     bigrams = Bigrams.of_shares(shares, SOURCE + wordlist.read_text(args.licence))
     token_folder.write_bytes(args.out, bigrams.content())
     print(f"{sum(len(after) for after in shares.values())} pairs of {len(shares)} words")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m gpa.lab.double_codebook EXPORT -o OUT`: a trained codec, or language model, with every code
+"""`gpa lab double_codebook EXPORT -o OUT`: a trained codec, or language model, with every code
 twice.
 
 Pairs of codes that start almost alike can part where more than before is asked of them (Linde, Buzo, Gray
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from gpa import hub
 from gpa.codec import trained
-from gpa.errors import CheckpointError, exit_code
+from gpa.errors import CheckpointError
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import copy_tokenizer
 
@@ -70,8 +70,8 @@ def split_lm(export: Path, tokens: Path, out: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m gpa.lab.double_codebook EXPORT [--tokens TOKENS] -o OUT`."""
-    parser = argparse.ArgumentParser(prog="python -m gpa.lab.double_codebook", description=__doc__)
+    """`gpa lab double_codebook EXPORT [--tokens TOKENS] -o OUT`."""
+    parser = argparse.ArgumentParser(prog="gpa lab double_codebook", description=__doc__)
     parser.add_argument(
         "export", type=Path, help="export folder of a codec; of a language model with --tokens"
     )
@@ -83,7 +83,3 @@ def main(argv: list[str] | None = None) -> None:
     else:
         split_codec(args.export, args.out)
     log.info("written to %s", args.out)
-
-
-if __name__ == "__main__":
-    raise SystemExit(exit_code(main, log))

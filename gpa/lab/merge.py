@@ -1,4 +1,4 @@
-"""`python -m gpa.lab.merge FIRST SECOND --share S -o OUT`: the weighted mean of two exported networks.
+"""`gpa lab merge FIRST SECOND --share S -o OUT`: the weighted mean of two exported networks.
 
 Of a run and of one that went on from it under other conditions the mean is often better than both (model
 soups, Wortsman et al. 2022); of unrelated runs it is nothing.
@@ -42,15 +42,11 @@ def average(first: Path, second: Path, share: float, out: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of `python -m gpa.lab.merge`."""
-    parser = argparse.ArgumentParser(prog="python -m gpa.lab.merge", description=average.__doc__)
+    """Entry point of `gpa lab merge`."""
+    parser = argparse.ArgumentParser(prog="gpa lab merge", description=average.__doc__)
     parser.add_argument("first", type=Path, help="export folder of a run")
     parser.add_argument("second", type=Path, help="that of a run which went on from it")
     parser.add_argument("--share", type=float, default=0.5, help="of the second (default 0.5)")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     average(args.first, args.second, args.share, args.out)
-
-
-if __name__ == "__main__":
-    main()

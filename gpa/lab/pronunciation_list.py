@@ -1,4 +1,4 @@
-"""`python -m gpa.lab.pronunciation_list CMUDICT --licence LICENSE -o pronunciations.txt.xz`: how words are
+"""`gpa lab pronunciation_list CMUDICT --licence LICENSE -o pronunciations.txt.xz`: how words are
 said.
 
 CMUDICT is cmudict.dict of the CMU Pronouncing Dictionary and LICENSE its BSD licence, which travels with it;
@@ -18,8 +18,8 @@ from gpa.text.pronunciations import of_cmudict
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m gpa.lab.pronunciation_list CMUDICT --licence LICENSE -o FILE`."""
-    parser = argparse.ArgumentParser(prog="python -m gpa.lab.pronunciation_list", description=__doc__)
+    """`gpa lab pronunciation_list CMUDICT --licence LICENSE -o FILE`."""
+    parser = argparse.ArgumentParser(prog="gpa lab pronunciation_list", description=__doc__)
     parser.add_argument("cmudict", type=Path, help="cmudict.dict")
     parser.add_argument("--licence", type=Path, required=True, help="its LICENSE")
     parser.add_argument("-o", "--out", type=Path, required=True)
@@ -29,7 +29,3 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(f"{args.cmudict}: no words and phones in it")
     token_folder.write_bytes(args.out, found.content())
     print(f"{len(found.phones)} words")
-
-
-if __name__ == "__main__":
-    main()

@@ -115,8 +115,8 @@ def rows(texts: Sequence[str], out: Path, seed: int, workers: int) -> Iterator[d
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m gpa.lab.synthesis TEXT ... --without JSONL ... -o DIR`."""
-    parser = argparse.ArgumentParser(prog="python -m gpa.lab.synthesis", description=__doc__)
+    """`gpa lab synthesis TEXT ... --without JSONL ... -o DIR`."""
+    parser = argparse.ArgumentParser(prog="gpa lab synthesis", description=__doc__)
     parser.add_argument("text", type=Path, nargs="+", help="sentence lists (.tsv) or running text")
     parser.add_argument("--without", type=Path, nargs="*", default=[], metavar="JSONL",
         help="manifests, whose held-out texts are not spoken, or items of an evaluation")  # fmt: skip
@@ -141,7 +141,3 @@ def main(argv: list[str] | None = None) -> None:
     made = list(rows(texts, args.out, args.seed, args.workers))
     token_folder.write_text(args.out / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in made))
     print(f"{len(made)} sentences, {sum(row['duration'] for row in made) / 3600:.1f} h")
-
-
-if __name__ == "__main__":
-    main()

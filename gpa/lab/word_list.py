@@ -1,4 +1,4 @@
-"""`python -m gpa.lab.word_list MANIFEST ... -o words.txt`: words of training texts, and how often they are
+"""`gpa lab word_list MANIFEST ... -o words.txt`: words of training texts, and how often they are
 said.
 
 The list is what recognition spells by (`gpa.text.lexicon`); a checkpoint carries it as words.txt.
@@ -24,8 +24,8 @@ def texts_in(files: Iterable[Path], *, training: bool) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m gpa.lab.word_list MANIFEST ... -o words.txt`."""
-    parser = argparse.ArgumentParser(prog="python -m gpa.lab.word_list", description=__doc__)
+    """`gpa lab word_list MANIFEST ... -o words.txt`."""
+    parser = argparse.ArgumentParser(prog="gpa lab word_list", description=__doc__)
     parser.add_argument("manifest", type=Path, nargs="+", help="only rows of a training split are read")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
@@ -34,7 +34,3 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError("no training text in these manifests")
     token_folder.write_text(args.out, found.lines())
     print(f"{len(found)} words")
-
-
-if __name__ == "__main__":
-    main()

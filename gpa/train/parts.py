@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 
-from gpa import hub
 from gpa.codec import LinguisticTokenizer, TokenCodec, codec_kind, load_codec
-from gpa.data import token_folder as tokenset
-from gpa.data import tokens as token_folder
+from gpa.data import token_folder
 from gpa.errors import CheckpointError
 from gpa.models.gpa import checkpoint_gpa as files
 from gpa.models.gpa.configuration_gpa import GPAConfig
@@ -31,13 +29,9 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class CheckpointParts:
-    """Where codec, settings and voices come from: a checkpoint, a codec's folder, or a codec export.
-
-    `encoder` is the feature encoder's folder of a codec export, which has none itself.
-    """
+    """Where codec, settings and voices come from: a checkpoint, a codec's folder, or a codec export."""
 
     folder: Path
-    encoder: str = ""
 
     @classmethod
     def find(cls, tokens: Path, init: Path | None, codec: str) -> CheckpointParts:
@@ -45,7 +39,7 @@ class CheckpointParts:
 
         CheckpointError, with the remedy, if there is none or it did not make these ids.
         """
-        about = _about(tokens)
+        about = token_folder.read_about(tokens)
         found = cls._search(tokens, init, codec, about)
         model, glm = found.load()
         if about.get("fingerprints"):
@@ -64,16 +58,15 @@ class CheckpointParts:
     def _search(
         cls, tokens: Path, init: Path | None, codec: str, about: Mapping[str, Any]
     ) -> CheckpointParts:
-        encoder = str(about.get("encoder", ""))
         if codec:
-            return cls(_codec_folder(codec), encoder)
+            return cls(_codec_folder(codec))
         if init is not None and _has_codec(init):
             return cls(init)
         name = str(about.get("model", ""))
         if not name:
             raise CheckpointError(f"{tokens}: does not say whose codec made its ids: {REMEDY}")
         try:
-            return cls(_codec_folder(name), encoder)
+            return cls(_codec_folder(name))
         except CheckpointError as error:
             raise CheckpointError(
                 f"{tokens}: made by {name}, which is not there: {REMEDY} ({error})"
@@ -83,7 +76,7 @@ class CheckpointParts:
         """Codec, and GLM tokenizer if there is one, on the CPU."""
         if _has_codec(self.folder):
             return files.load_parts(self.folder, CPU)
-        return load_codec(self.folder, encoder=self.encoder), None
+        return load_codec(self.folder), None
 
     @property
     def settings(self) -> GPAConfig | None:
@@ -94,14 +87,6 @@ class CheckpointParts:
     def voices(self) -> dict[str, Voice]:
         """The checkpoint's voices by name."""
         return files.load_voices(self.folder)
-
-
-def _about(tokens: Path) -> Mapping[str, Any]:
-    """What a token folder says of its making: model (or codec export) and encoder, fingerprints."""
-    if (tokens / tokenset.PREPARED).is_file():
-        return tokenset.read_about(tokens)
-    path = tokens / token_folder.MADE
-    return hub.read_json(path) if path.is_file() else {}
 
 
 def _has_codec(folder: Path) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INDEX = "index.md"
 FILE_BYTES = 25_000
-MARK = "<!-- Written by `python -m gpa.lab.samples`; change its inputs, not this file. -->"
+MARK = "<!-- Written by `gpa lab samples`; change its inputs, not this file. -->"
 
 
 @dataclass(frozen=True)

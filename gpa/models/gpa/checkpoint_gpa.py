@@ -64,7 +64,7 @@ def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: 
 
 def _instead(folder: Path) -> str:
     """What a folder without a checkpoint is, and what to do."""
-    if (folder / "prepared.json").is_file() or (folder / "tokens.jsonl").is_file():
+    if (folder / "prepared.json").is_file():
         return (
             "a folder of ids, which a model is trained on; train one and pass its export:  "
             f"gpa train recipes/gpa/own.yaml data.tokens={folder}"

@@ -63,7 +63,7 @@ class DiffusionData:
     """Where the speech is (a cache of `gpa.data.feature_cache`) and how batches are cut.
 
     `share_tts` is that of TTS in a step's frames; the other tasks are drawn by the model's `tasks.weights`.
-    `tokens` is a folder of `gpa.data.tokens` of the same clips, for the times of their letters.
+    `tokens` is a folder of `gpa prepare --align` of the same clips, for the times of their letters.
     """
 
     cache: str

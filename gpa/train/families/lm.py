@@ -9,7 +9,7 @@ head's attention there. Inference is untouched; the network is transformers' own
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from gpa import config, hub
 from gpa.codec import trained
-from gpa.data import token_folder, tokens
+from gpa.data import token_folder
 from gpa.data.batches import BatchPlan
-from gpa.data.rows import Chain, LMBatch, Noise, Row, RowBuilder, Some, collate, pack
+from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
+from gpa.data.token_folder import TokenSet, read_about
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
 from gpa.models.gpa.checkpoint_gpa import save_network
@@ -57,8 +58,8 @@ WHOLE, NETWORK = "whole", "network"
 class LMData:
     """Where the ids are and how batches are cut."""
 
-    tokens: str
-    replay: str = ""  # a second folder, of what the model could do before: fine-tuning forgets less
+    tokens: str | tuple[str, ...]  # a prepared folder, or several with one tokenizer and codec
+    replay: str | tuple[str, ...] = ""  # likewise, of what the model could do before: it then forgets less
     replay_share: float = 0.5  # of all rows drawn
     max_ids: int = 640
     batch_ids: int = 4096
@@ -69,6 +70,16 @@ class LMData:
     spelt: float = 0.3  # share of texts that stay spelt nevertheless
     dev_rows: int = 64
     pack_ids: int = 0  # rows share sequences of this many ids; 0: one row each, padded to the longest
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those of `tokens`."""
+        return _paths(self.tokens)
+
+    @property
+    def replayed(self) -> tuple[Path, ...]:
+        """Those of `replay`."""
+        return _paths(self.replay)
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,8 @@ class LMRecipe:
         object.__setattr__(self, "tasks", in_order)
         if not any(args.share for args in self.tasks.values()):
             raise UsageError("tasks: no task has a share, so there is nothing to train")
+        if not self.data.folders:
+            raise UsageError("data.tokens: name a folder of `gpa prepare`")
 
 
 class LMFamily:
@@ -129,20 +142,20 @@ class LMFamily:
             raise UsageError(f"export={recipe.export}: choose {WHOLE} or {NETWORK}")
         self.recipe = recipe
         self.init = files.find(recipe.init) if recipe.init else None
-        folder = Path(recipe.data.tokens)
+        folder = recipe.data.folders[0]
         self.vocab = token_folder.read_vocab(folder)
         _check_format(recipe, self.vocab)
         if self.init:
             self._check_fingerprints(self.init)
         self.tasks = tuple(recipe.tasks)
         fmt = get_format(recipe.format, self.vocab, TextTokenizer.from_file(folder), self.tasks)
-        self.clips = clips = tokens.read(folder)
+        self.clips = clips = joined(map(self._read, recipe.data.folders))
         split = [clip["split"] for clip in clips]
-        train: Sequence[Clip] = Some(clips, [i for i, name in enumerate(split) if name.startswith("train")])
-        dev = Some(clips, [i for i, name in enumerate(split) if name == "dev" and clips[i]["text"]])
+        train = _training(clips)
+        dev = chosen(clips, [i for i, name in enumerate(split) if name == "dev" and clips[i]["text"]])
         own = len(train)
-        if recipe.data.replay:
-            train = Chain(train, self._replay(Path(recipe.data.replay)))
+        if recipe.data.replayed:
+            train = joined([train, *(_training(self._read(path)) for path in recipe.data.replayed)])
         self.text = fmt.text_tokenizer
         noise = Noise(recipe.data.noise, recipe.data.text_noise, recipe.data.drop_text, recipe.data.spelt)
         dictionary = Pronunciations.read(Path(path)) if (path := recipe.data.pronunciations) else None
@@ -161,18 +174,21 @@ class LMFamily:
         weights = np.array([weight for _, _, weight in self.items])
         weights = _shared(weights, np.array([i >= own for _, i, _ in self.items]), recipe.data.replay_share)
         self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
-        folders = {"tokens": recipe.data.tokens, "codec": recipe.codec, "init": str(self.init or "")}
+        folders = {"tokens": str(folder), "init": str(self.init or "")}
         self.validation = prepare(recipe.validate, self.dev, recipe.data.max_ids, **folders)
         self.parts = CheckpointParts.find(folder, self.init, recipe.codec) if recipe.export == WHOLE else None
 
-    def _replay(self, folder: Path) -> Sequence[Clip]:
-        """Its training clips; CheckpointError if its tokenizer is another than that of `data.tokens`."""
+    def _read(self, folder: Path) -> TokenSet:
+        """A folder; CheckpointError if its tokenizer or codec is another than that of the first."""
+        first, clips = self.recipe.data.folders[0], TokenSet.open(folder)
         if token_folder.read_vocab(folder).tokens_digest != self.vocab.tokens_digest:
-            raise CheckpointError(f"{folder}: its ids are not those of {self.recipe.data.tokens}")
-        clips = tokens.read(folder)
-        return Some(clips, [i for i, clip in enumerate(clips) if clip["split"].startswith("train")])
+            raise CheckpointError(f"{folder}: its ids are not those of {first}")
+        made, codec = (about["fingerprints"].get("codec") for about in (clips.about, read_about(first)))
+        if made != codec:
+            raise CheckpointError(f"{folder}: its ids are of another codec than those of {first}")
+        return clips
 
-    def _items(self, train: Sequence[Clip]) -> list[tuple[str, int, float]]:
+    def _items(self, train: Clips) -> list[tuple[str, int, float]]:
         """(task, clip, how often) of every row: the clip's own task, or all that it can serve."""
         clips = [(clip.get("task"), bool(clip["text"])) for clip in train]
         return [
@@ -215,8 +231,8 @@ class LMFamily:
     def _check_fingerprints(self, init: Path) -> None:
         """Ids of another codec or tokenizer than the model's own would be noise to it."""
         known = files.fingerprints(init)
-        for folder in map(Path, filter(None, (self.recipe.data.tokens, self.recipe.data.replay))):
-            if known and (folder / token_folder.PREPARED).is_file():
+        for folder in (*self.recipe.data.folders, *self.recipe.data.replayed):
+            if known:
                 token_folder.check_fits(folder, known)
 
     def _start_embeddings(self, model: Backbone, vectors: Tensor | None) -> None:
@@ -309,14 +325,14 @@ class LMFamily:
             return assemble.write(network, path, self.parts, self._learnt(), beside, module.dtype)
         with hub.written_whole(path, overwrite=True) as folder:
             save_network(network, folder, module.dtype)
-            copy_tokenizer(Path(self.recipe.data.tokens), folder)
+            copy_tokenizer(self.recipe.data.folders[0], folder)
             beside(folder)
 
     def _learnt(self) -> assemble.TrainingFacts:
         r = self.recipe
         return assemble.TrainingFacts(
             self.clips,
-            Path(r.data.tokens),
+            r.data.folders[0],
             r.format,
             config.dump(r),
             tasks=self.tasks,
@@ -325,6 +341,15 @@ class LMFamily:
             guided=r.data.drop_text > 0,
             pronunciations=r.data.pronunciations,
         )
+
+
+def _paths(names: str | tuple[str, ...]) -> tuple[Path, ...]:
+    return tuple(map(Path, filter(None, (names,) if isinstance(names, str) else names)))
+
+
+def _training(clips: Clips) -> Clips:
+    """Those of training splits."""
+    return chosen(clips, [i for i, clip in enumerate(clips) if clip["split"].startswith("train")])
 
 
 def _resolved(name: str, args: TaskArgs) -> tuple[str, TaskArgs]:
@@ -336,8 +361,8 @@ def _resolved(name: str, args: TaskArgs) -> tuple[str, TaskArgs]:
 
 def _check_format(recipe: LMRecipe, vocab: Vocab) -> None:
     """UsageError, with the setting to change, for tokens or weights that do not suit the recipe's format."""
-    folder, name = Path(recipe.data.tokens), recipe.format
-    made = token_folder.read_about(folder)["format"] if (folder / token_folder.PREPARED).is_file() else name
+    folder, name = recipe.data.folders[0], recipe.format
+    made = read_about(folder)["format"]
     if made != name:
         raise UsageError(
             f"{folder}: prepared for the {made} format, the recipe has {name}: set format={made}"
@@ -352,7 +377,7 @@ def _check_format(recipe: LMRecipe, vocab: Vocab) -> None:
     if recipe.weights.alignment:
         raise UsageError(
             f"weights.alignment={recipe.weights.alignment:g}: published models were trained without, and "
-            "prepared rows do not say when a letter is spoken; set weights.alignment=0"
+            "their rows do not say when a letter is spoken; set weights.alignment=0"
         )
 
 

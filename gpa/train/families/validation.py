@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpa.codec import trained
 from gpa.data import token_folder
 from gpa.data.edit_distance import edits, words
 from gpa.data.rows import RowBuilder
@@ -37,7 +36,7 @@ class ValidateArgs:
     """`rows` held-out rows are generated from at every evaluation; 0: none."""
 
     rows: int = 0
-    frame_rate: float = 0.0  # semantic ids per second; 0: as the prepared folder or the codec's export says
+    frame_rate: float = 0.0  # semantic ids per second; 0: as the prepared folder says
     speech: Sampling | None = None  # how speech is drawn; unset: as gpa.json of `init`, or its defaults
 
     def __post_init__(self) -> None:
@@ -151,32 +150,26 @@ def _stopped(done: Completion) -> bool:
 
 
 def prepare(
-    args: ValidateArgs, dev: RowBuilder, max_ids: int, *, tokens: str, codec: str = "", init: str = ""
+    args: ValidateArgs, dev: RowBuilder, max_ids: int, *, tokens: str, init: str = ""
 ) -> Validation | None:
     """The validation that a recipe asks for, on `dev` rows that one pass can take; None without `rows`.
 
-    `tokens`, `codec` and `init` are the recipe's folders. UsageError if no row fits, or nothing says how many
-    ids make a second.
+    `tokens` and `init` are the recipe's folders. UsageError if no row fits.
     """
     if not args.rows:
         return None
     if lost := [name for name in MEASURED if name not in dev.fmt.tasks]:
         raise UsageError(f"validate.rows measures {' and '.join(MEASURED)}: tasks has no {lost[0]}")
     config = GPAConfig.read(Path(init)) if init else GPAConfig()
-    budgets = Budgets(dev.fmt, args.frame_rate or _frame_rate(Path(tokens), codec))
+    budgets = Budgets(dev.fmt, args.frame_rate or _frame_rate(Path(tokens)))
     sampling = {**config.sampling, **({TTS.name: args.speech} if args.speech else {})}
     rows = _choose(dev, args.rows, max_ids, config, budgets.frame_rate)
     return Validation(rows, budgets, sampling, dev.dictionary)
 
 
-def _frame_rate(tokens: Path, codec: str) -> float:
-    if (tokens / token_folder.PREPARED).is_file():
-        codec_of = token_folder.read_about(tokens)["codec"]
-        return float(codec_of["frame_rate"] * codec_of.get("codebooks", 1))
-    if codec:
-        settings = trained.read_config(Path(codec))
-        return settings.sample_rate / settings.latent_hop_length
-    raise UsageError("validate.frame_rate: nothing here says how many semantic ids make a second; give it")
+def _frame_rate(tokens: Path) -> float:
+    made = token_folder.read_about(tokens)["codec"]
+    return float(made["frame_rate"] * made.get("codebooks", 1))
 
 
 def _choose(

@@ -1,6 +1,6 @@
 """From the export of a SpeechOp run to the directory that people load: half precision, settings, a name.
 
-    python -m gpa.train.export_speechop runs/speechop/export --settings recipes/settings/speechop-mini.yaml -o
+    gpa lab export_speechop runs/speechop/export --settings recipes/settings/speechop-mini.yaml -o
     DIR
 
 `--codec` takes the place of the run's codec: one with another decoder of the same latents, as the recipe
@@ -68,7 +68,7 @@ def _same_latents(trained: KLCodec, other: KLCodec) -> KLCodec:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m gpa.train.export_speechop", description=__doc__)
+    parser = argparse.ArgumentParser(prog="gpa lab export_speechop", description=__doc__)
     parser.add_argument("export", type=Path, help="export folder of the run")
     parser.add_argument("--settings", type=Path, help="YAML with sections of speechop.json")
     parser.add_argument("--codec", type=Path, help="latent codec in place of the run's, same latents")
@@ -81,7 +81,3 @@ def main(argv: list[str] | None = None) -> None:
     out = ship(args.export, args.out, settings, dtype, codec=args.codec, overwrite=args.overwrite)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
-
-
-if __name__ == "__main__":
-    main()
