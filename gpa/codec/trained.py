@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpa import config, hub
-from gpa.codec.base import TokenCodec
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
 from gpa.codec.feature_encoder import (
     FeatureEncoder,
@@ -29,6 +28,9 @@ from gpa.codec.feature_encoder import (
 )
 from gpa.codec.losses import LetterHead
 from gpa.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from gpa.codec.base import TokenCodec
 
 RENDER = ("sharpen", "voiced_to")  # settings of a decoder that need no training
 HEADS = "heads.safetensors"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpa.text.pronunciations import Respelt
+if TYPE_CHECKING:
+    from gpa.text.pronunciations import Respelt
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"  # CTC classes 1..28; 0 is blank

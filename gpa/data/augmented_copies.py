@@ -8,12 +8,16 @@ words and not their circumstances: in training the codec's encoder and the langu
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from gpa.codec.feature_encoder import WhisperFeatures
 from gpa.data.augment import DegradeArgs, Degrader
+
+if TYPE_CHECKING:
+    from gpa.codec.feature_encoder import WhisperFeatures
 
 # Stretches of the frequency axis that make another voice of the same words; 1 leaves the voice.
 WARPS = ((0.84, 0.93), (1.0, 1.0), (1.08, 1.2))

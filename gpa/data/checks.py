@@ -10,11 +10,12 @@ import hashlib
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpa.data.manifest import ManifestRow
+if TYPE_CHECKING:
+    from gpa.data.manifest import ManifestRow
 
 
 class Reason(NamedTuple):

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpa.codec.feature_encoder import FRAME
-from gpa.codec.kl import KLCodec
 from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans
 from gpa.data.augment import Degrader, Pair
 from gpa.data.effects import RATE
@@ -27,13 +27,16 @@ from gpa.data.feature_cache import FeatureCache
 from gpa.data.token_folder import COMMAND, TokenSet
 from gpa.errors import UsageError
 from gpa.models.speechop import diffusion_speechop
-from gpa.models.speechop.asr_features_speechop import ASRFeatures
-from gpa.models.speechop.configuration_speechop import SpeechOpConfig
-from gpa.models.speechop.diffusion_speechop import Choice
 from gpa.models.speechop.layers_speechop import Text
 from gpa.models.speechop.modeling_speechop import Conditions, Latents
 from gpa.models.speechop.text_speechop import text_ids
 from gpa.text.tokenizer import normalise_text
+
+if TYPE_CHECKING:
+    from gpa.codec.kl import KLCodec
+    from gpa.models.speechop.asr_features_speechop import ASRFeatures
+    from gpa.models.speechop.configuration_speechop import SpeechOpConfig
+    from gpa.models.speechop.diffusion_speechop import Choice
 
 
 class SpeechLatents:

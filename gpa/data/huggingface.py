@@ -10,14 +10,16 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpa.audio import AudioLike
 from gpa.data.manifest import Clip, Raw, Source
 from gpa.data.token_folder import require_datasets
 from gpa.errors import DataError
+
+if TYPE_CHECKING:
+    from gpa.audio import AudioLike
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -24,15 +24,17 @@ from gpa.codec import load_codec
 from gpa.data import huggingface, screening, streaming, token_folder, validation_summary
 from gpa.data.checks import REASONS, Limits
 from gpa.data.encoding import Encoder, Extras, Wording, corpus_processor, transcriber, write_tokenizer
-from gpa.data.manifest import ManifestRow, Source
 from gpa.data.sharding import Part, Share, Workers, wait
 from gpa.data.sources import is_dataset, open_source
 from gpa.data.token_folder import PREPARED, REJECTED
 from gpa.errors import DataError
 from gpa.models.gpa.checkpoint_gpa import known_as
 from gpa.models.gpa.pipeline_gpa import GPA
-from gpa.models.gpa.processing_gpa import GPAProcessor
-from gpa.prompt.vocab import Vocab
+
+if TYPE_CHECKING:
+    from gpa.data.manifest import ManifestRow, Source
+    from gpa.models.gpa.processing_gpa import GPAProcessor
+    from gpa.prompt.vocab import Vocab
 
 WORK, PLAN, SUMMARY, STREAM, TEXT = ".work", "plan.json", "summary.json", "stream", "text"
 BATCH = 16  # clips in memory at once; the codec batches those of one length

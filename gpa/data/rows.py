@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from gpa.data.token_folder import longest
 from gpa.errors import UsageError
 from gpa.prompt.formats import Example, Format, InstructFormat
 from gpa.prompt.tasks import DEFAULT, IGNORE
-from gpa.prompt.vocab import Block
-from gpa.text.pronunciations import Pronunciations, Respelt
+
+if TYPE_CHECKING:
+    from gpa.prompt.vocab import Block
+    from gpa.text.pronunciations import Pronunciations, Respelt
 
 Clips = Sequence[Mapping[str, Any]]
 SPELT = 0.1  # share of words that stay spelt in a text of sounds, as unknown words will

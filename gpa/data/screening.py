@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gpa import audio
-from gpa.codec.base import CodecSpec
 from gpa.data.checks import CHECKS, Case, Limits, Sound, letters, measure
 from gpa.data.edit_distance import edits
-from gpa.data.manifest import Clip, ManifestRow
 from gpa.data.token_folder import longest, stored_text
 from gpa.errors import AudioError, PromptError
-from gpa.prompt.formats import Format
 from gpa.text.tokenizer import normalise_text
+
+if TYPE_CHECKING:
+    from gpa.codec.base import CodecSpec
+    from gpa.data.manifest import Clip, ManifestRow
+    from gpa.prompt.formats import Format
 
 # Files ------------------------------------------------------------------------------------------------------
 

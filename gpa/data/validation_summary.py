@@ -9,12 +9,14 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa.data.checks import REASONS
-from gpa.data.manifest import ManifestRow
 from gpa.data.screening import Judgement, Seen
 from gpa.errors import DataError
+
+if TYPE_CHECKING:
+    from gpa.data.manifest import ManifestRow
 
 Tally = dict[str, list[float]]  # name -> [rows, seconds]
 

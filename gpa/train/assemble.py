@@ -11,15 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from gpa import hub
-from gpa.codec.base import TokenCodec
-from gpa.engine.network import Network
-from gpa.engine.request import Sampling
 from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.outputs_gpa import Voice
@@ -30,7 +27,12 @@ from gpa.text import pronunciations as pronounce
 from gpa.text.spelling import SpellingSearch
 from gpa.train import model_card
 from gpa.train.corpus_statistics import Clip, CorpusStatistics
-from gpa.train.parts import CheckpointParts
+
+if TYPE_CHECKING:
+    from gpa.codec.base import TokenCodec
+    from gpa.engine.network import Network
+    from gpa.engine.request import Sampling
+    from gpa.train.parts import CheckpointParts
 
 GOLDEN, GOLDEN_SECONDS = 2, 2.0  # recorded clips, and how long they should be
 CHOICE = 1000  # rows that they are chosen from

@@ -6,10 +6,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpa.codec.base import TokenCodec
 from gpa.models.gpa.outputs_gpa import Voice
+
+if TYPE_CHECKING:
+    from gpa.codec.base import TokenCodec
 
 Clip = Mapping[str, Any]
 VOICES = 16  # speakers with most speech become voices

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpa.models.gpa import GPA
 from gpa.prompt.tasks import TASKS
 from gpa.train import metrics
-from gpa.train.corpus_statistics import CorpusStatistics
+
+if TYPE_CHECKING:
+    from gpa.models.gpa import GPA
+    from gpa.train.corpus_statistics import CorpusStatistics
 
 HEAD = """---
 license: other

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,8 +18,10 @@ from gpa.data import token_folder
 from gpa.errors import CheckpointError
 from gpa.models.gpa import checkpoint_gpa as files
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.outputs_gpa import Voice
 from gpa.prompt.vocab import Vocab
+
+if TYPE_CHECKING:
+    from gpa.models.gpa.outputs_gpa import Voice
 
 CPU = torch.device("cpu")
 REMEDY = (

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ from gpa.models.gpa.modeling_gpa import (
 )
 from gpa.prompt.formats import PublishedFormat, get_format
 from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS, canonical_task
-from gpa.prompt.vocab import Vocab
 from gpa.text.pronunciations import Pronunciations
 from gpa.text.tokenizer import TextTokenizer, copy_tokenizer
 from gpa.train import adapters, assemble
@@ -48,6 +47,9 @@ from gpa.train.families.validation import ValidateArgs, prepare
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import to_device
 from gpa.train.parts import CheckpointParts
+
+if TYPE_CHECKING:
+    from gpa.prompt.vocab import Vocab
 
 log = logging.getLogger(__name__)
 Clip = Mapping[str, Any]

@@ -10,22 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from gpa.data import token_folder
 from gpa.data.edit_distance import edits, words
-from gpa.data.rows import RowBuilder
-from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Sampling
 from gpa.engine.scheduler import Engine
 from gpa.errors import UsageError
 from gpa.models.gpa.budgets_gpa import Budgets
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.prompt.tasks import ASR, TTS
-from gpa.text.pronunciations import Pronunciations
+
+if TYPE_CHECKING:
+    from gpa.data.rows import RowBuilder
+    from gpa.engine.network import Network
+    from gpa.text.pronunciations import Pronunciations
 
 Clip = Mapping[str, Any]
 MEASURED = (ASR.name, TTS.name)
