@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from gpa.models.gpa.pipeline_gpa import GPA
 from gpa.models.speechop import pipeline_speechop
-from gpa.models.speechop.words_speechop import Recogniser
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.words_speechop import Recogniser
 
 RECOGNISER = "gpa-mini"
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpa.codec import AudioTokens, load_codec
+from gpa.codec import load_codec
+from gpa.codec.base import AudioTokens
 from gpa.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent

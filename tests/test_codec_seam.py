@@ -16,7 +16,8 @@ import torch
 
 from conftest import speechlike
 from gpa import GPA, audio, config
-from gpa.codec import KINDS, AudioTokens, CodecSpec, TokenCodec, load_codec
+from gpa.codec import KINDS, load_codec
+from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
 from gpa.codec.voice import Voice
 from gpa.data.prepare import Job, prepare
 from gpa.data.token_folder import TokenSet

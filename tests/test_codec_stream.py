@@ -10,7 +10,8 @@ import torch
 from transformers import EncodecModel
 
 from conftest import speechlike
-from gpa.codec import AudioTokens, CodecSpec, TokenCodec, load_codec
+from gpa.codec import load_codec
+from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.hf import HFCodec
 from gpa.codec.voice import Voice

@@ -16,7 +16,8 @@ from gpa import audio, config
 from gpa.cli import main
 from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, DataError, GPAError, UsageError
-from gpa.finetune import Job, collect, comparison, estimate, finetune, replay
+from gpa.finetune import collect, comparison, estimate, replay
+from gpa.finetune.job import Job, finetune
 from gpa.models.gpa import GPA
 from gpa.models.gpa.modeling_gpa import inference_network, load_backbone
 from gpa.train import adapters

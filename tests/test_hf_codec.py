@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from gpa.codec import AudioTokens, TokenCodec, codec_kind, load_codec
+from gpa.codec import codec_kind, load_codec
+from gpa.codec.base import AudioTokens, TokenCodec
 from gpa.codec.hf import HFCodec, load_encodec_th, rename_encodec
 from gpa.errors import AudioError, CheckpointError, UsageError, VocabError
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from conftest import speechlike
-from gpa.codec import LatentCodec, codec_kind, load_codec
+from gpa.codec import codec_kind, load_codec
+from gpa.codec.base import LatentCodec
 from gpa.codec.kl import KLCodec, LatentConfig, LatentModel, kl
 from gpa.config import build
 from gpa.errors import AudioError, CheckpointError, UsageError

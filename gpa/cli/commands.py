@@ -175,8 +175,8 @@ def finetune(args: argparse.Namespace) -> int:
     """Learn a voice; 1 if something old became worse past the limit."""
     from transformers.utils import logging as small_talk
 
-    from gpa.finetune import Job
-    from gpa.finetune import finetune as run
+    from gpa.finetune.job import Job
+    from gpa.finetune.job import finetune as run
 
     small_talk.disable_progress_bar()  # of every loading of weights
     given = {name: getattr(args, name) for name in FINETUNE}

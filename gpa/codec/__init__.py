@@ -11,29 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gpa import hub
-from gpa.codec.base import (
-    AudioTokens,
-    CodecSpec,
-    LatentCodec,
-    LatentSpec,
-    LinguisticTokenizer,
-    Stream,
-    TokenCodec,
-)
 from gpa.errors import CheckpointError, UsageError
 
-__all__ = [
-    "AudioTokens",
-    "CodecSpec",
-    "KINDS",
-    "LatentCodec",
-    "LatentSpec",
-    "LinguisticTokenizer",
-    "Stream",
-    "TokenCodec",
-    "codec_kind",
-    "load_codec",
-]
+__all__ = ["KINDS", "codec_kind", "load_codec"]
 
 
 def _bicodec(path: Path, options: dict[str, Any]) -> Any:

@@ -31,7 +31,7 @@ from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, normalise_text, train_sentencepiece
 
 if TYPE_CHECKING:
-    from gpa.codec import CodecSpec
+    from gpa.codec.base import CodecSpec
     from gpa.data.manifest import Clip, ManifestRow
     from gpa.models.gpa.pipeline_gpa import GPA
 

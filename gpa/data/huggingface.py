@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpa.data import require_datasets
 from gpa.data.manifest import Clip, Raw, Source
-from gpa.data.token_folder import require_datasets
 from gpa.errors import DataError
 
 if TYPE_CHECKING:

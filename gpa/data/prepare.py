@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from gpa.codec import load_codec
-from gpa.data import huggingface, screening, streaming, token_folder, validation_summary
+from gpa.data import huggingface, require_datasets, screening, streaming, token_folder, validation_summary
 from gpa.data.checks import REASONS, Limits
 from gpa.data.encoding import Encoder, Extras, Wording, corpus_processor, transcriber, write_tokenizer
 from gpa.data.sharding import Part, Share, Workers, wait
@@ -109,7 +109,7 @@ class Report:
 def prepare(job: Job, share: Share | None = None) -> Report:
     """Prepare a source, or this rank's share of it; DataError if it does not fit or too much is rejected."""
     job.check()
-    token_folder.require_datasets()
+    require_datasets()
     share = share or Share.from_environment(workers=job.workers)
     job = dataclasses.replace(job, device=share.device(job.device))
     try:

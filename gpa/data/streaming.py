@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpa import audio
-from gpa.data import huggingface, token_folder
+from gpa.data import huggingface, require_datasets, token_folder
 from gpa.errors import DataError
 
 STATE = "state.json"  # appears last
@@ -26,7 +26,7 @@ def is_stream(source: Any) -> bool:
     """Whether a source gives rows, but neither their number nor the n-th of them."""
     if isinstance(source, Mapping):
         return any(is_stream(part) for part in source.values())
-    numbered = (str, Path, token_folder.require_datasets().Dataset)
+    numbered = (str, Path, require_datasets().Dataset)
     return isinstance(source, Iterable) and not isinstance(source, numbered)
 
 
@@ -60,11 +60,11 @@ def _part(folder: Path, number: int) -> Path:
 
 
 def _read(part: Path) -> Any:
-    return token_folder.require_datasets().Dataset.from_file(str(part))
+    return require_datasets().Dataset.from_file(str(part))
 
 
 def _types() -> dict[str, Any]:
-    datasets = token_folder.require_datasets()
+    datasets = require_datasets()
     text = datasets.Value("string")
     return {key: datasets.Audio(decode=False) if key == "audio" else text for key in huggingface.NAMES}
 
@@ -109,7 +109,7 @@ def _finish(folder: Path) -> None:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    datasets = token_folder.require_datasets()
+    datasets = require_datasets()
     datasets.DatasetInfo(features=datasets.Features(_types())).write_to_directory(str(folder))
     state = {"_data_files": [{"filename": path.name} for path in paths], "_fingerprint": digest.hexdigest()}
     rest: dict[str, Any] = {

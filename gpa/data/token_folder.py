@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from gpa import hub
-from gpa.errors import CheckpointError, MissingExtraError
+from gpa.data import require_datasets
+from gpa.errors import CheckpointError
 from gpa.prompt.formats import Example, Format, get_format
 from gpa.prompt.tasks import FIELD_OF, Task
 from gpa.prompt.vocab import Vocab
@@ -50,15 +51,6 @@ OPTIONAL = {  # columns that a folder may have
 }
 BLANK = {"task": "", "speaker": "", "glm": (), "target": (), "licence": "", "letters": (), "copies": ()}
 LASTING = ("kind", "version", "gpa", "model", "format", "context", "codec", "vocabulary", "fingerprints")
-
-
-def require_datasets() -> Any:
-    """The `datasets` package; MissingExtraError without it."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "train") from error
-    return datasets
 
 
 def shard_name(number: int, count: int) -> str:

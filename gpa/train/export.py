@@ -28,7 +28,7 @@ from gpa.train.assemble import stored
 
 if TYPE_CHECKING:
     from gpa.audio import AudioLike
-    from gpa.codec import TokenCodec
+    from gpa.codec.base import TokenCodec
 
 LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes, in this order
 

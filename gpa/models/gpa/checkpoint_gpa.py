@@ -13,18 +13,22 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 
 from gpa import hub
-from gpa.codec import LinguisticTokenizer, TokenCodec, load_codec
+from gpa.codec import load_codec
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
 from gpa.engine.network import Network
 from gpa.errors import CheckpointError
 from gpa.models.gpa.configuration_gpa import FILE, GPAConfig
 from gpa.models.gpa.outputs_gpa import Voice
 from gpa.text import bigrams, lexicon, pronunciations
+
+if TYPE_CHECKING:
+    from gpa.codec.base import LinguisticTokenizer, TokenCodec
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets"
 NESTED = "gpa_0_3b"  # the folder that the first published revision keeps everything in

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-from gpa.audio import AudioLike
-from gpa.models.speechop.words_speechop import Recogniser
+if TYPE_CHECKING:
+    from gpa.audio import AudioLike
+    from gpa.models.speechop.words_speechop import Recogniser
 
 
 class RunOptions(TypedDict, total=False):
