@@ -14,6 +14,7 @@ import torch
 
 from conftest import speechlike
 from gpa import GPA, audio, config
+from gpa.codec import bicodec
 from gpa.codec.adaptation import LEVEL, RANGE, Adaptation, AdaptedDecoder, intonation
 from gpa.codec.bicodec import ADAPTED, BiCodec
 from gpa.codec.pitch import yin
@@ -21,7 +22,6 @@ from gpa.codec.voice import Voice
 from gpa.data import prepare
 from gpa.data.checks import Limits
 from gpa.errors import CheckpointError, UsageError
-from gpa.models.gpa import processing_gpa
 from gpa.train.families import speaker_adaptation as voices
 from gpa.train.families.speaker_adaptation import VoiceFamily, VoiceRecipe
 from gpa.train.loop import train
@@ -97,12 +97,12 @@ def test_an_adaptation_of_another_decoder_is_left_out_with_a_warning(
     model = models["mini"]
     plain = model.voices["onyx"]
     voice = learnt(model.codec, plain)
-    assert model.processor.checked(voice) is voice
+    assert model.codec.checked(voice) is voice
     told: list[str] = []
-    monkeypatch.setattr(processing_gpa.logger, "warning", lambda text, *what: told.append(text % what))
+    monkeypatch.setattr(bicodec.logger, "warning", lambda text, *what: told.append(text % what))
     assert voice.adaptation is not None
     strange = replace(voice, adaptation=replace(voice.adaptation, decoder="0" * 64))
-    assert model.processor.checked(strange) == replace(plain, adaptation=None)
+    assert model.codec.checked(strange) == replace(plain, adaptation=None)
     assert len(told) == 1 and "another decoder's" in told[0] and "gpa finetune" in told[0]
 
 

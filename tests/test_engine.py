@@ -42,8 +42,6 @@ PROMPT = [1, 2, 3, 40, 50]
 BASE, WORDS, NULL = Branch("vc", given(source="s")), Branch("tts", given(text="w")), Branch("tts")
 PROMPTS = {BASE: PROMPT, WORDS: [3, 4, 5, 6, 7, 8, 9, 21], NULL: [3, 22]}  # of three lengths
 GUIDED = Rules(max_new=20, stop=frozenset({STOP}), legal=LEGAL[:2])
-CODEBOOKS = (range(10, 13), range(13, 16), range(16, 20))  # an id of each in turn
-ROUNDS = replace(GUIDED, cycle=tuple((book,) for book in CODEBOOKS))
 
 
 def guidance(gamma: float) -> Guidance:
@@ -82,7 +80,6 @@ REQUESTS = [
     *(Request(PROMPT, GUIDED, WARM, seed, guidance(gamma)) for seed, gamma in enumerate((0.0, 1.0, 2.5))),
     *(Request(PROMPT, rules, beams=Beams(width)) for rules in (RULES, OPEN) for width in (2, 5)),
     Request([5, 6], OPEN, beams=Beams(4, prior)),
-    *(Request(PROMPT, ROUNDS, WARM, seed, led) for seed, led in enumerate((None, guidance(1.0)))),
 ]
 
 
@@ -143,8 +140,7 @@ def test_requests_join_and_leave_at_any_step(net: Network, seed: int) -> None:
 
 def test_a_cancelled_request_frees_its_rows(net: Network) -> None:
     engine = Engine(net)
-    first = engine.add(Request(PROMPT, OPEN, beams=Beams(4)))
-    second = engine.add(Request(PROMPT, NEVER))
+    first, second = engine.add(REQUESTS[-1]), engine.add(Request(PROMPT, NEVER))
     engine.step()
     assert engine.cache.used == 5
     engine.cancel(first)
@@ -280,18 +276,6 @@ def test_an_untrained_model_emits_nothing_illegal(net: Network) -> None:
         obeys(done)
 
 
-@pytest.mark.parametrize("led", [None, guidance(1.0)])
-def test_rounds_are_whole(net: Network, led: Guidance | None) -> None:
-    """An id of each codebook in turn, a stop between rounds only."""
-    hot = Sampling(temperature=3.0)
-    done = Engine(net).generate([Request(PROMPT, ROUNDS, hot, seed, led) for seed in range(20)])
-    assert {each.finish_reason for each in done} == {"stop", "length"}
-    for each in done:
-        ids = each.ids[: len(each.ids) - (each.finish_reason == "stop")]
-        assert all(token_id in CODEBOOKS[n % 3] for n, token_id in enumerate(ids))
-        assert each.finish_reason == "length" or len(ids) % 3 == 0
-
-
 def test_budget_and_minimum(net: Network) -> None:
     late = Rules(6, frozenset({STOP}), (range(10, 12), range(STOP, STOP + 1)), min_new=4)
     for seed in range(5):
@@ -302,6 +286,27 @@ def test_budget_and_minimum(net: Network) -> None:
     assert len(done.ids) > 4 or STOP not in done.ids
     done = generate(net, PROMPT, Rules(3, frozenset()), WARM)
     assert (len(done.ids), done.finish_reason, done.kept) == (3, "length", 3)
+
+
+@pytest.mark.parametrize("guided", [None, 2.0])
+@pytest.mark.parametrize("closed", [False, True])
+def test_ids_that_come_in_rounds(net: Network, closed: bool, guided: float | None) -> None:
+    """Each step has ids of its own, and a stop comes between rounds alone, not before the least."""
+    rounds = ((range(10, 13),), (range(13, 16),), (range(16, 18),))
+    legal = (range(10, 18), range(STOP, STOP + 1))
+    rules = Rules(12 + closed, frozenset({STOP}), legal, min_new=4, closed=closed, cycle=rounds)
+    more: dict[str, Any] = {} if guided is None else {"guidance": guidance(guided)}
+    hot, lengths = Sampling(temperature=20.0), set()
+    for seed in range(30):
+        ids = generate(net, PROMPT, rules, hot, seed, **more).ids
+        body = ids[:-1] if ids[-1] == STOP else ids
+        assert all(i in rounds[step % 3][0] for step, i in enumerate(body))
+        assert len(body) % 3 == 0 and len(body) >= 6 and (ids[-1] == STOP or not closed)
+        lengths.add(len(body))
+    assert len(lengths) > 1
+    if guided is None:
+        found = generate(net, PROMPT, rules, beams=Beams(4)).ids
+        assert all(i in rounds[step % 3][0] for step, i in enumerate(found) if i != STOP)
 
 
 def test_a_closed_completion_ends_with_its_stop(net: Network) -> None:
@@ -399,15 +404,6 @@ def test_wide_beams_find_the_best(net: Network) -> None:
     every = [(*head, STOP) for n in range(3) for head in itertools.product((10, 11, 12), repeat=n)]
     found = generate(net, PROMPT, SHORT, beams=Beams(40))
     assert found.ids == list(max(every, key=score)) and found.finish_reason == "stop"
-
-
-def test_as_many_hypotheses_live_as_there_are_beams(net: Network) -> None:
-    """The best continuations of all of them, wherever they come from."""
-    endless = Request(PROMPT, Rules(9, frozenset(), (range(10, 20),)), beams=Beams(5))
-    search = Search(endless, Beams(5), net)
-    search.advance(net.logits(PROMPT)[-1:])
-    best = net.logits(PROMPT)[-1, 10:20].topk(5).indices + 10
-    assert search.following == [(i, 0) for i in best.tolist()]
 
 
 def test_a_prior_decides(net: Network) -> None:

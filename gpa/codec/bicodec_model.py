@@ -7,17 +7,20 @@ Spark-TTS, arXiv 2503.01710, section 3. State names are the published ones.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from gpa.codec.bicodec_config import BackboneConfig, BiCodecConfig, WaveConfig
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.speaker import SpeakerEncoder
 from gpa.codec.waveform import ISTFTDecoder, WaveGenerator
 from gpa.nn.convnext import VocosBackbone, sampling_stages
 from gpa.nn.mel import mel_filters
 from gpa.nn.quantize import FactorizedVQ
+
+if TYPE_CHECKING:
+    from gpa.codec.bicodec_config import BackboneConfig, BiCodecConfig, WaveConfig
 
 
 class Encoder(nn.Module):

@@ -11,15 +11,18 @@ one.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpa.codec.timbre import Timbre
 from gpa.errors import UsageError
 from gpa.nn.convnext import VocosBackbone
 from gpa.nn.mel import mel_filters
+
+if TYPE_CHECKING:
+    from gpa.codec.timbre import Timbre
 
 FLOOR = 5e-5  # of mel power in `log_mel`: about 60 dB below loud speech, where rooms hum
 RETOUCH = 3.0  # nepers, either way, by which `retouched` changes a band at most

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,8 +34,10 @@ from gpa import hub
 from gpa.audio import AudioLike, load
 from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
-from gpa.codec.voice import Voice
 from gpa.errors import CheckpointError, UsageError, VocabError
+
+if TYPE_CHECKING:
+    from gpa.codec.voice import Voice
 
 KEPT = "gpa_codebooks"  # key of our own in config.json: how many codebooks are in use
 # Of a config: where it was, and how it was written.

@@ -19,12 +19,10 @@ from gpa.codec.feature_encoder import FRAME
 from gpa.codec.harmonic import CENTRE, FLOOR, HEIGHT
 from gpa.codec.pitch import yin
 from gpa.codec.timbre import Timbre, measure
-from gpa.codec.voice import Voice
-from gpa.errors import UsageError
 
 if TYPE_CHECKING:
-    from gpa.codec.base import TokenCodec
     from gpa.codec.bicodec import BiCodec
+    from gpa.codec.voice import Voice
 
 PASSES = 2  # a timbre is measured with, the second on what the first has left
 Clip = tuple[np.ndarray, np.ndarray]  # a recording (S,) and its ids (T,)
@@ -43,20 +41,6 @@ def timbre_of(codec: BiCodec, clips: Sequence[Clip], voice: Voice) -> Timbre | N
         real, ours = (torch.cat(sides, -1) for sides in zip(*pairs, strict=True))
         found = measure(real, ours, floor, mark, found)
     return found
-
-
-@torch.inference_mode()
-def speaker_vector(codec: TokenCodec, wav: np.ndarray) -> np.ndarray:
-    """How the codec's own speaker encoder places a waveform (S,) among voices, (D,); UsageError for none."""
-    from gpa.codec.bicodec import BiCodec
-
-    if not isinstance(codec, BiCodec):
-        raise UsageError(
-            f"{codec.spec.name} has no speaker encoder to compare voices by: install the extra eval"
-        )
-    model = codec.model
-    x = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None].to(codec.device)
-    return model.speaker_encoder(model.mel(x))[0].float().cpu().numpy()
 
 
 def _compared(codec: BiCodec, wav: np.ndarray, ids: np.ndarray, voice: Voice) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gpa.engine.network import Network
+if TYPE_CHECKING:
+    from gpa.engine.network import Network
 
 GRAIN = 256  # positions by which the buffers grow
 

@@ -9,15 +9,18 @@ guidance): `gpa.compose` over the next id.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gpa.compose import compose_logits
-from gpa.engine.network import Network
 from gpa.engine.request import Completion, Guidance, Request, Rules
 from gpa.engine.sampler import LoopDetector, Masks, choose, masked
 from gpa.errors import PromptError
+
+if TYPE_CHECKING:
+    from gpa.engine.network import Network
 
 PLAUSIBLE = 0.1  # an id less likely than this share of the likeliest is not promoted by guidance
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from gpa.compose import Branch, Plan
 from gpa.errors import UsageError
+
+if TYPE_CHECKING:
+    from gpa.compose import Branch, Plan
 
 
 @dataclass(frozen=True)

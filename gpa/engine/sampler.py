@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gpa.engine.request import Rules, Sampling
 from gpa.errors import PromptError
+
+if TYPE_CHECKING:
+    from gpa.engine.request import Rules, Sampling
 
 PERIODS = 16  # the longest cycle that counts as a loop
 FEW = 3  # distinct ids, in any order, that count as one

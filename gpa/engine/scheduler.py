@@ -12,16 +12,19 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gpa.engine.cache import Cache
 from gpa.engine.drawing import Draw
-from gpa.engine.network import Network
-from gpa.engine.request import Completion, Request
 from gpa.engine.search import Search
 from gpa.errors import UsageError
+
+if TYPE_CHECKING:
+    from gpa.engine.network import Network
+    from gpa.engine.request import Completion, Request
 
 ROWS = 32  # of one batch, unless a single request needs more
 

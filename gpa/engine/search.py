@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from gpa.engine.drawing import room
-from gpa.engine.network import Network
 from gpa.engine.request import Beams, Completion, Request, Rules
 from gpa.engine.sampler import LoopDetector, Masks, masked
+
+if TYPE_CHECKING:
+    from gpa.engine.network import Network
 
 PROPOSED = 10  # ids of a hypothesis that are looked at, the network's best ones
 NATS = 2.0  # an unfinished hypothesis so much behind a finished one is given up

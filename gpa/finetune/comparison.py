@@ -11,14 +11,12 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpa import audio
-from gpa.codec.recordings import speaker_vector
 from gpa.data import token_folder
 from gpa.errors import GPAError, MissingExtraError, UsageError
 from gpa.evals import report, suites
@@ -46,7 +44,7 @@ def choose_judges(which: str, model: GPA) -> Judges:
     """
     if which not in JUDGES:
         raise UsageError(f"judge {which!r}: choose one of {', '.join(JUDGES)}")
-    voices = FunctionJudge("the codec's own speaker encoder", partial(speaker_vector, model.codec))
+    voices = FunctionJudge("the codec's own speaker encoder", model.codec.speaker_vector)
     if which != "own":
         try:
             judges = open_judges(without=("phonemes",))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gpa.errors import UsageError
-from gpa.text.bigrams import Wording
 from gpa.text.lexicon import END
+
+if TYPE_CHECKING:
+    from gpa.text.bigrams import Wording
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,16 @@ Knows the prompt format and how many semantic ids make a second; no codec, no ne
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from gpa.engine.request import Completion, Rules
 from gpa.engine.sampler import LoopDetector
 from gpa.errors import PromptError, UsageError
 from gpa.models.gpa.segmentation_gpa import speech_seconds
-from gpa.prompt.formats import Format
 from gpa.prompt.tasks import ASR, Length, Task
+
+if TYPE_CHECKING:
+    from gpa.prompt.formats import Format
 
 LOOP_SECONDS = 4.0  # of speech that only repeats: endless silence or a stuck word
 LOOP_TEXT_IDS = 32

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpa.engine.network import Network
-from gpa.models.gpa.processing_gpa import GPAProcessor
+if TYPE_CHECKING:
+    from gpa.engine.network import Network
+    from gpa.models.gpa.processing_gpa import GPAProcessor
 
 
 def describe(network: Network, processor: GPAProcessor, path: Path | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Nothing here is needed to use a checkpoint: inference runs `gpa.engine.network`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,9 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 from gpa.engine.network import Network
 from gpa.errors import UsageError
 from gpa.models.gpa import packed_attention_gpa  # noqa: F401 (makes its attention known by name)
-from gpa.prompt.vocab import Vocab
+
+if TYPE_CHECKING:
+    from gpa.prompt.vocab import Vocab
 
 Backbone = Qwen3ForCausalLM
 ADAPTER = "default"  # what peft calls an adapter that nobody named

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 import torch
 
-from gpa.audio import AudioLike
-from gpa.codec.base import LinguisticTokenizer, TokenCodec
 from gpa.config import check_options
 from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Rules
@@ -32,17 +30,20 @@ from gpa.models.gpa.options_gpa import (
     SpeechOptions,
     TranscriptOptions,
 )
-from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.models.gpa.requests_gpa import Job, asr_job, speech, tts_job, vc_job
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
-from gpa.prompt.formats import Format
-from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import normalise_text
 
 if TYPE_CHECKING:
     from typing import Unpack
+
+    from gpa.audio import AudioLike
+    from gpa.codec.base import LinguisticTokenizer, TokenCodec
+    from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
+    from gpa.prompt.formats import Format
+    from gpa.prompt.vocab import Vocab
 
 ASR = "asr"  # in the place of a transcript: what the model itself recognises
 T = TypeVar("T")

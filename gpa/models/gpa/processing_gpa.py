@@ -12,20 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpa import audio as sound
 from gpa import hub
-from gpa.audio import AudioLike
-from gpa.codec.base import LinguisticTokenizer, TokenCodec
 from gpa.engine.request import Beams, Rules, Sampling
 from gpa.errors import CheckpointError, PromptError, UsageError
 from gpa.models.gpa.budgets_gpa import Budgets, budget
 from gpa.models.gpa.checkpoint_gpa import GLM, read_text_files
-from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
 from gpa.models.gpa.segmentation_gpa import split_audio, split_text
 from gpa.prompt.formats import get_format
@@ -38,6 +34,12 @@ from gpa.text.lexicon import Lexicon
 from gpa.text.pronunciations import Pronunciations, Verbatim
 from gpa.text.spelling import Spelling
 from gpa.text.tokenizer import TextTokenizer, normalise_text
+
+if TYPE_CHECKING:
+    from gpa.audio import AudioLike
+    from gpa.codec.base import LinguisticTokenizer, TokenCodec
+    from gpa.models.gpa.configuration_gpa import GPAConfig
+    from gpa.models.gpa.options_gpa import SamplingOptions
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, given
 from gpa.engine.request import Completion, Guidance, Request
 from gpa.errors import GenerationError, UsageError
 from gpa.models.gpa.budgets_gpa import budget
-from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
 from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice
-from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.prompt.formats import Format, InstructFormat
+
+if TYPE_CHECKING:
+    from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
+    from gpa.models.gpa.processing_gpa import GPAProcessor
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -24,8 +24,10 @@ from gpa.codec.base import differing
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.checkpoint_gpa import GOLDEN
 from gpa.models.gpa.outputs_gpa import Voice
-from gpa.models.gpa.pipeline_gpa import GPA
 from gpa.prompt.tasks import FIELD_OF
+
+if TYPE_CHECKING:
+    from gpa.models.gpa.pipeline_gpa import GPA
 
 FOLDER, CASES, TENSORS = GOLDEN, "cases.json", "tensors.safetensors"
 NEW_IDS = 24  # recorded greedy continuation of each prompt
