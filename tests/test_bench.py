@@ -150,12 +150,12 @@ def test_the_codec_makes_what_is_read_and_each_row_anew(rows: Rows, monkeypatch:
         real = getattr(codec, name)
         return lambda clip: heard.append(name) or real(clip)
 
-    for name in ("semantic_tokens", "global_tokens"):
+    for name in ("codes", "voice_codes"):
         monkeypatch.setattr(codec, name, listen(name))
     picks = {pick.task: pick for pick, _ in rows.draw(60, 0)}
     for pick in (picks["asr"], picks["asr"], picks["tts"], picks["vc"]):
         rows.live_row(pick)
-    assert Counter(heard) == {"semantic_tokens": 4, "global_tokens": 2}
+    assert Counter(heard) == {"codes": 4, "voice_codes": 2}
     Later(lambda: pytest.fail("nobody has read it"))
 
 

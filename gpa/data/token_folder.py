@@ -202,11 +202,11 @@ def layout(vocab: Vocab) -> dict[str, int | None]:
 
 
 def read_vocab(folder: Path) -> Vocab:
-    """The id space of the model that a folder was prepared for; of other folders what tokenizer.json names.
+    """The id space of the model that a folder was prepared for.
 
     CheckpointError if the tokenizer there is not that of the preparation.
     """
-    about = hub.read_json(folder / PREPARED) if (folder / PREPARED).is_file() else {}
+    about = read_about(folder)
     if "vocabulary" not in about:
         return Vocab.from_file(folder)
     vocab = Vocab.from_file(folder, **about["vocabulary"])

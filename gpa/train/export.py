@@ -77,7 +77,7 @@ def assemble(  # noqa: PLR0913
             voice.save(folder / "voices" / f"{name}.json")
         if golden:
             record(made, folder, [clip for clip, _ in golden], [text for _, text in golden])
-    logger.info("wrote %s: %s parameters", out, made.info()["parameters"])
+        logger.info("%s: %s parameters", out, made.info()["parameters"])  # whose folder moves at the end
     return Path(out)
 
 

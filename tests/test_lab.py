@@ -1,0 +1,28 @@
+"""`gpa lab`: every tool is listed with a sentence and reached by its name, in a process of its own."""
+
+import sys
+
+from gpa.errors import UsageError
+from gpa.lab.__main__ import TOOLS
+from headers import ROOT, run
+
+
+def lab(*words: str) -> list[str]:
+    return [sys.executable, "-m", "gpa", "lab", *words]
+
+
+def test_the_list_is_whole() -> None:
+    here = {path.stem for path in (ROOT / "gpa" / "lab").iterdir() if not path.name.startswith("_")}
+    assert here - {"card"} == set(TOOLS)  # the card is of one model
+    shown = run(lab("--help"), ROOT).stdout
+    assert all(f"  {name:<20}{about}" in shown for name, about in TOOLS.items())
+
+
+def test_a_tool_gets_its_own_words() -> None:
+    shown = run(lab("merge", "--help"), ROOT).stdout
+    assert "usage: gpa lab merge" in shown and "--share" in shown
+
+
+def test_a_tool_that_there_is_not() -> None:
+    done = run(lab("nosuch"), ROOT, fails=True)
+    assert done.returncode == UsageError.exit_code and "known: backtranslation" in done.stderr
