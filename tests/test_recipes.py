@@ -96,7 +96,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_recipe_is_walked() -> None:
-    elsewhere = {"gpa/adapter", "gpa/encodec", "gpa/gpa_0_3b", "gpa/gpa_3b", "gpa/own"}  # in tests of their own
+    elsewhere = {
+        "gpa/adapter",
+        "gpa/encodec",
+        "gpa/gpa_0_3b",
+        "gpa/gpa_3b",
+        "gpa/own",
+    }  # in tests of their own
     found = {
         f"{path.parent.name}/{path.stem}"
         for kind in ("gpa", "speechop")
