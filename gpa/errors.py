@@ -3,8 +3,13 @@
 An error message says what is wrong, with the file, key or number concerned, and what to do next.
 """
 
+import contextlib
 import logging
+import os
+import sys
 from collections.abc import Callable
+
+BROKEN_PIPE = 141  # as a shell reports signal 13
 
 
 class GPAError(Exception):
@@ -80,7 +85,17 @@ def exit_code(main: Callable[[], None], log: logging.Logger) -> int:
     logging.getLogger("gpa").setLevel(logging.INFO)
     try:
         main()
+        sys.stdout.flush()
     except GPAError as error:
         log.error("%s", error)
         return error.exit_code
+    except BrokenPipeError:
+        return reader_gone()
     return 0
+
+
+def reader_gone() -> int:
+    """Exit code where the reader of our output has gone, as in `gpa asr *.wav | head -1`."""
+    with contextlib.suppress(OSError, ValueError):  # Python flushes stdout once more on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE

@@ -19,9 +19,9 @@ from typing import Any
 import gpa
 from gpa.cli import bench, codec_import, commands, evaluation, options, preparation
 from gpa.cli import restoration as speechop
-from gpa.errors import AudioWarning, GPAError
+from gpa.errors import AudioWarning, GPAError, reader_gone
 
-INTERRUPTED, BROKEN_PIPE, FAILED = 130, 141, 1  # the first two as a shell reports signals 2 and 13
+INTERRUPTED, FAILED = 130, 1  # the first as a shell reports signal 2
 
 ABOUT = """speech from text, text from speech, speech in another voice: one small model
 
@@ -33,7 +33,7 @@ examples:
 """
 EPILOG = """`gpa COMMAND --help` explains a command, with examples.
 exit codes: 0 done, 2 usage, 3 audio, 4 checkpoint, 5 text or prompt, 6 nothing generated,
-            7 optional package missing, 9 training data, 130 interrupted, 1 anything else"""
+            7 optional package missing, 8 training, 9 training data, 130 interrupted, 1 anything else"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,10 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             commands.say("interrupted")
             return INTERRUPTED
-        except BrokenPipeError:  # the reader of our output has gone, as in `gpa asr *.wav | head -1`
-            with contextlib.suppress(OSError, ValueError):  # Python flushes stdout once more on its way out
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return BROKEN_PIPE
+        except BrokenPipeError:
+            return reader_gone()
         except OSError as error:  # a full disk, no permission, a folder where a file should be
             commands.say(f"error: {error}")
             return FAILED
