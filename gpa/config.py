@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,13 @@ import yaml
 from gpa.errors import UsageError
 
 T = TypeVar("T")
+OPTION_TYPES = {
+    "int": Integral,
+    "float": Real,
+    "str": str,
+    "Mapping[str, str]": Mapping,
+    "Iterable[str]": Iterable,
+}
 
 
 def load_yaml(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
@@ -132,6 +140,15 @@ def _default(f: dataclasses.Field) -> Any:
 
 
 def check_options(options: Mapping[str, Any], group: type) -> None:
-    """UsageError, with the valid names, for an option that a `TypedDict` of options does not have."""
+    """UsageError for an option that a `TypedDict` of options does not have, with the valid names, or for a
+    value of another type.
+    """
     if strange := sorted(set(options) - set(group.__annotations__)):
         raise UsageError(f"unknown option {strange[0]!r}: choose from {', '.join(group.__annotations__)}")
+    for name, value in options.items():
+        hint = getattr(
+            group.__annotations__[name], "__forward_arg__", ""
+        )  # of modules with annotations as text
+        known = OPTION_TYPES.get(hint.removesuffix(" | None"))
+        if known and not (isinstance(value, known) or (value is None and hint.endswith("None"))):
+            raise UsageError(f"{name}={value!r}: expected {hint}")

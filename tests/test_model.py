@@ -389,6 +389,21 @@ def test_what_cannot_be_asked(ours: GPA, clip: tuple[np.ndarray, int]) -> None:
     ):
         with pytest.raises(UsageError, match="unknown option '[a-z]+': choose from seed, "):
             ask()
+    for name, value in {
+        "temperature": "0.5",
+        "seed": "x",
+        "top_k": 1.5,
+        "pause": None,
+        "pronunciations": "a",
+    }.items():
+        with pytest.raises(UsageError, match=f"{name}={value!r}: expected "):
+            ours.tts("hi", "anna", **{name: value})  # type: ignore[call-overload]
+    for text in (5, None):
+        with pytest.raises(PromptError, match="is no text"):
+            ours.tts(text, "anna")  # type: ignore[call-overload]
+    for ids in ("abc", None, [0.5]):
+        with pytest.raises(PromptError, match="a list of ids"):
+            ours.generate(ids, task="asr")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="device"):
         GPA.from_pretrained(ours.path, device="abacus")
     with pytest.raises(UsageError, match="dtype"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from itertools import repeat
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -218,6 +219,7 @@ class GPA:
         """
         task = self.format.task(task).name
         check_options(options, SamplingOptions)
+        ids = _ids(ids)
         sampling, seed, asked = self.processor.sampling(task, options)
         most = budget(asked, self.processor.budget_of(ids))
         rules = self.processor.rules(task, most)
@@ -331,6 +333,13 @@ def _heard(job: Job[Transcript], done: Sequence[Completion]) -> str:
         return normalise_text(job.result(done).text)
     except GenerationError:
         return ""
+
+
+def _ids(given: Any) -> list[int]:
+    try:
+        return [index(each) for each in given]
+    except TypeError as error:
+        raise PromptError("a prompt is a list of ids, as `prompt` makes it") from error
 
 
 def _list(given: Any) -> list[Any]:

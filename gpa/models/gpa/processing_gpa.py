@@ -154,7 +154,7 @@ class GPAProcessor(Budgets):
         A text has its words' sounds where the checkpoint knows them.
         """
         semantic = glm = None
-        text = None if text is None else self.pronounced(text)
+        text = None if text is None else self.pronounced(_text(text))
         if wav is not None:
             clip = (wav, self.codec.spec.sample_rate)
             semantic = self.codec.codes(clip).tolist()
@@ -270,7 +270,7 @@ class GPAProcessor(Budgets):
 
     def text_parts(self, text: str, voice: Sequence[int], known: Pronunciations | None = None) -> list[str]:
         """Text in parts that one pass can speak by a dictionary; PromptError if there is nothing to say."""
-        spoken = normalise_text(text) if self.config.format == "instruct" else text
+        spoken = normalise_text(_text(text)) if self.config.format == "instruct" else _text(text)
         if not spoken.strip():
             raise PromptError(f"there is nothing to say in {text!r}")
         parts = split_text(spoken, self.config.max_text_chars)
@@ -333,6 +333,12 @@ class GPAProcessor(Budgets):
 
 def _lexicon(content: bytes, where: str) -> Lexicon:
     return Lexicon.parse(content.decode(errors="replace"), where)
+
+
+def _text(given: str) -> str:
+    if not isinstance(given, str):
+        raise PromptError(f"{type(given).__name__} is no text: give a str")
+    return given
 
 
 def _label(audio: AudioLike, otherwise: str) -> str:
