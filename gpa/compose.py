@@ -286,15 +286,6 @@ def isolation(
     return tc_cfg(Guided("iso_fg", given(source=source), scale=guidance), text, gamma=gamma, gate=gate)
 
 
-def trusted_gamma(gamma: float, mean_log_prob: float, floor: float, span: float) -> float:
-    """gamma clip((mean log-probability of the transcript's tokens - floor) / span, 0, 1).
-
-    An extension that is not in the paper, off unless called: a transcript that its own
-    recogniser doubts guides less. Fit floor and span on a development set.
-    """
-    return gamma * min(max((mean_log_prob - floor) / span, 0.0), 1.0)
-
-
 # Autoregressive models --------------------------------------------------------------------------------------
 
 

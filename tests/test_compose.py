@@ -225,11 +225,6 @@ def test_named_plans_are_those_of_the_paper() -> None:
     assert strong == {wanted: 1.5, Branch("spk_sep"): -0.5}
 
 
-def test_doubted_transcripts_guide_less() -> None:
-    strengths = [compose.trusted_gamma(0.75, p, -1.0, 0.8) for p in (-2.0, -1.0, -0.6, -0.2, 0.0)]
-    assert strengths == pytest.approx([0, 0, 0.375, 0.75, 0.75])
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_strengths_that_are_no_numbers_are_errors(bad: float) -> None:
     makers: list[Callable[[], Any]] = [

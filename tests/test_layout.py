@@ -528,7 +528,7 @@ def test_retired_words_are_gone() -> None:
 
 def test_only_documents_of_the_repository_are_cited() -> None:
     cited = re.compile(
-        r"\bspec/[a-z]+\.md|\b[Ss]pecification (SpeechOp|section|sections|\d)|the specification\b"
+        r"\bspec/[a-z]+\.md|\bspec \d\.\d|\b[Ss]pecification (SpeechOp|sections?|\d)|the specification\b"
     )
     found = [
         f"{path.relative_to(ROOT)}: {match[0]}"

@@ -240,7 +240,7 @@ class BiCodec(TokenCodec):
         return self.model.decoder if isinstance(self.model.decoder, HarmonicDecoder) else None
 
     def reference_clip(self, wav: np.ndarray) -> np.ndarray:
-        """What the global path hears of a 16 kHz waveform (S,): spec 2.2 steps 2 and 3."""
+        """What the global path reads of a 16 kHz waveform (S,): its first seconds, levelled or tiled."""
         c = self.config
         samples = int(c.ref_segment_duration * c.sample_rate) // c.latent_hop_length * c.latent_hop_length
         return sound.reference_clip(self._leveled(wav), samples)

@@ -170,7 +170,7 @@ class BiCodecModel(nn.Module):
         return self.render(self.frames(semantic, global_))
 
     def context(self) -> int:
-        """Ids of context, on either side, with which a window's `frames` equal the whole's (spec 2.6)."""
+        """Ids of context, on either side, with which a window's `frames` equal those of the clip."""
         c, hop = self.config.prenet, self.config.latent_hop_length
         reach, rate = 0.0, 1  # of the prenet, in ids; frames per id so far
         for ratio in c.sample_ratios:

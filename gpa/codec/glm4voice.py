@@ -272,7 +272,7 @@ class GLM4VoiceTokenizer:
         revision: str | None = None,
         offline: bool = False,
     ) -> GLM4VoiceTokenizer:
-        """Load a directory or repository in float32; CheckpointError shows what does not fit (spec 6.2)."""
+        """Load a directory or repository in float32; CheckpointError shows what does not fit."""
         folder = hub.resolve(path, revision, offline)
         config = GLM4VoiceConfig.from_dir(folder)
         with torch.device("meta"):  # 1.4 GB of initial values would be drawn only to be overwritten
