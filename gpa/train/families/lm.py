@@ -319,18 +319,18 @@ class LMFamily:
         assert isinstance(module, Backbone)
         network = inference_network(module)
 
-        def beside(folder: Path) -> None:
+        def save_adapter(folder: Path) -> None:
             if self.recipe.adapter.rank:
                 adapters.save(module, self.recipe.init, folder / adapters.FOLDER)
 
         if self.parts is not None:
-            return assemble.write(network, path, self.parts, self._learnt(), beside, module.dtype)
+            return assemble.write(network, path, self.parts, self._facts(), save_adapter, module.dtype)
         with hub.written_whole(path, overwrite=True) as folder:
             save_network(network, folder, module.dtype)
             copy_tokenizer(self.recipe.data.folders[0], folder)
-            beside(folder)
+            save_adapter(folder)
 
-    def _learnt(self) -> assemble.TrainingFacts:
+    def _facts(self) -> assemble.TrainingFacts:
         r = self.recipe
         return assemble.TrainingFacts(
             self.clips,
