@@ -163,7 +163,11 @@ def test_a_row_serves_what_it_can(site: Path) -> None:
         family.recipe = recipe
         return family._items(clips)
 
-    tree = {"data": {"tokens": "tokens"}, "model": {}, "tasks": {"stt": {}, "vc": {}, "phonemes": {"share": 0.5}}}
+    tree = {
+        "data": {"tokens": "tokens"},
+        "model": {},
+        "tasks": {"stt": {}, "vc": {}, "phonemes": {"share": 0.5}},
+    }
     recipe = config.build(LMRecipe, tree)
     clips = [
         {"text": "you"},

@@ -1,8 +1,9 @@
 """The pattern that lays the K codebooks of a codec into one stream of ids, and back.
 
 Frame after frame, the K codes of a frame side by side. Step l belongs to codebook l mod K, and codebook k
-owns the ids k*C .. (k+1)*C - 1 (C values per codebook): an id alone says which codebook it is from. The pattern
-knows its own ids 0 .. K*C - 1; the vocabulary adds the blocks' offsets, the engine what is legal at a step.
+owns the ids k*C .. (k+1)*C - 1 (C values per codebook): an id alone says which codebook it is from. The
+pattern knows its own ids 0 .. K*C - 1; the vocabulary adds the blocks' offsets, the engine what is legal at
+a step.
 
     K codebooks   T frames   C values per codebook   L = K * T steps of the stream
 """
