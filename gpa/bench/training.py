@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from gpa.train.parallel import Parallel
 
     Drawn = Sequence[tuple[Pick, int]]
+    Turn = Callable[[Drawn, Drawn], Count]  # rows to warm up with, and rows to time
 
 NO_AUDIO = "it needs the recordings: --audio MANIFEST"
-Turn = Callable[[Drawn, Drawn], Count]  # rows to warm up with, and rows to time
 
 
 @dataclass(frozen=True)
