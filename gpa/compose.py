@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gpa.errors import UsageError
-from gpa.prompt.tasks import TTS
 
 Array = Any  # torch.Tensor or numpy.ndarray
 Given = frozenset[tuple[str, Hashable]]
@@ -224,7 +223,7 @@ def tc_cfg(
     keep_prompt: bool = False,
     gamma: float = 1.5,
     gate: Gate = ALWAYS,
-    task: str = TTS.name,
+    task: str = "tts",
 ) -> Plan:
     """Text guidance of a base by the TTS task: base + gamma (s_T(text, prompt) - s_T(null)).
 
@@ -237,7 +236,7 @@ def tc_cfg(
     return Plan(base, (Term(task, condition if spoken else null, null, gamma, gate),))
 
 
-def tc_avg(base: Guided, text: Hashable | None, share: float, *, task: str = TTS.name) -> Plan:
+def tc_avg(base: Guided, text: Hashable | None, share: float, *, task: str = "tts") -> Plan:
     """The baseline (1 - share) base + share s_T(text)."""
     return Plan(Average(base, Guided(task, given(text=text)), share))
 

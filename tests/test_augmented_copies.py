@@ -94,5 +94,5 @@ def test_a_cache_of_other_clips_is_refused(data: Path, tmp_path: Path) -> None:
     features.main([str(manifest), "--encoder", str(data / "encoder"), "-o", str(tmp_path)])
     with pytest.raises(CheckpointError, match="other clips"):
         family(data, degraded=str(tmp_path))
-    with pytest.raises(UsageError, match="spoilt_share"):
+    with pytest.raises(UsageError, match="degraded_share"):
         family(data, degraded=str(data / "degraded"), degraded_share=2.0)

@@ -17,7 +17,7 @@ from gpa.bench.throughput import LIVE, PACKED, PADDED, SORTED, TRAINER, Count, R
 from gpa.bench.training import Settings, measure, peak, read_recipe
 from gpa.bench.variants import Given, Later, Maker, Rows, Sound
 from gpa.cli import main
-from gpa.data import token_folder
+from gpa.data import sequences, token_folder
 from gpa.data.encoding import Encoder
 from gpa.data.manifest import read_jsonl
 from gpa.data.rows import LMBatch
@@ -68,7 +68,7 @@ def tokens(model: Path, sounds: Path, tmp_path_factory: pytest.TempPathFactory) 
     spec, vocab = encoder.processor.codec.spec, encoder.processor.vocab
     about = {"kind": token_folder.KIND, "version": token_folder.VERSION, "format": "instruct"}
     about |= {"codec": {"frame_rate": spec.frame_rate}, "fingerprints": encoder.processor.fingerprints()}
-    token_folder.write(folder, rows, about | {"vocabulary": token_folder.layout(vocab)})
+    sequences.write(folder, rows, about | {"vocabulary": token_folder.layout(vocab)})
     return folder
 
 

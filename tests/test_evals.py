@@ -33,7 +33,7 @@ from gpa.evals import (
 )
 from gpa.evals.judges import all_judges as judges
 from gpa.evals.judges import base
-from gpa.evals.judges.similarity import cosine, enrol
+from gpa.evals.measurement import cosine, enrol
 from gpa.evals.results_cache import ResultsCache
 from gpa.evals.wer import Edits
 

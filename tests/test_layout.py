@@ -40,8 +40,8 @@ LAYERS |= {"nn": 1, "codec": 2, "engine": 2, "models": 3, "speechop": 3, "data":
 LAYERS |= dict.fromkeys(("train", "serve", "evals", "finetune"), 5)
 LAYERS |= dict.fromkeys(("cli", "bench", "__main__", "__init__"), 6) | {"lab": 7}
 ROOT_MODULES = 8
-MEAN_IMPORTS = 3.8  # load-time imports of a module within gpa, on average; to come down to 3.0
-LONGEST_CHAIN = 10  # modules that load one another; to come down to 8
+MEAN_IMPORTS = 3.7  # load-time imports of a module within gpa, on average; to come down to 3.0
+LONGEST_CHAIN = 8  # modules that load one another
 CORE_PACKAGES = 10
 PARAMETERS = 6  # of a public method, beside self
 STRANGERS = ("train", "serve", "evals")  # of one layer, yet they do not import each other
@@ -471,6 +471,7 @@ def test_nothing_imports_the_lab() -> None:
 # SpeechOp, whose tasks are its own. Everybody else asks the table.
 TASK_NAME = re.compile(r"(share_|weight_|task_)?(asr|tts|vc)(_wer|_stop)?")  # and what is made of one
 TASK_EDGES = (
+    "gpa.compose",  # the name that SpeechOp gives its own task
     *("gpa.prompt.tasks", "gpa.cli", "gpa.evals", "gpa.lab", "gpa.models.speechop"),
     *("gpa.models.gpa.pipeline_gpa", "gpa.models.gpa.requests_gpa"),
     "gpa.finetune.comparison",  # names suites of gpa.evals

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from conftest import speechlike
 from gpa import audio, config
 from gpa.cli import main
-from gpa.data.token_folder import TokenSet, example
+from gpa.data.sequences import example
+from gpa.data.token_folder import TokenSet
 from gpa.errors import AudioWarning, DataError
 from gpa.models.gpa import GPA
 from gpa.prompt.tasks import DEFAULT, IGNORE, canonical_task

@@ -115,7 +115,8 @@ def prepared(tiny: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_ids_are_those_of_the_codec_and_lie_in_the_file(prepared: Path, corpus: Path, model: Any) -> None:
-    from gpa.data.token_folder import TokenSet, example
+    from gpa.data.sequences import example
+    from gpa.data.token_folder import TokenSet
 
     tokens = TokenSet.open(prepared)
     assert len(tokens) == 8 and tokens.data.cache_files and not tokens.data._data.nbytes == 0
@@ -473,7 +474,8 @@ def test_published_rows_with_segments_and_references(
     manifest = write(folder, rows)
     monkeypatch.chdir(work)
     assert run(tiny, manifest, tmp_path / "t", "--licence", "Apache-2.0") == 0
-    from gpa.data.token_folder import TokenSet, example
+    from gpa.data.sequences import example
+    from gpa.data.token_folder import TokenSet
 
     tokens, codec = TokenSet.open(tmp_path / "t"), model.codec
     assert list(tokens.column("task")) == ["asr", "tts", "vc", "asr"]
@@ -491,7 +493,8 @@ def test_published_rows_with_segments_and_references(
 
 
 def test_published_models_get_linguistic_codes_and_verbatim_text(replica: Path, tmp_path: Path) -> None:
-    from gpa.data.token_folder import TokenSet, example, read_vocab
+    from gpa.data.sequences import example
+    from gpa.data.token_folder import TokenSet, read_vocab
     from gpa.models.gpa import GPA
 
     clip(tmp_path, "a.wav", 2.0)

@@ -15,10 +15,10 @@ from gpa.compose import Above, Branch, Guided, Plan, given
 from gpa.config import build
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.speechop import diffusion_speechop
-from gpa.models.speechop.branches_speechop import Evaluator, Inputs, join, sample
 from gpa.models.speechop.configuration_speechop import Sampler, SpeechOpConfig
 from gpa.models.speechop.layers_speechop import Text, frames_of
 from gpa.models.speechop.modeling_speechop import Conditions, Latents, SpeechOpModel
+from gpa.models.speechop.run_speechop import Evaluator, Inputs, join, sample
 from gpa.models.speechop.sizes_speechop import SIZES
 from gpa.models.speechop.text_speechop import (
     ByT5Encoder,

@@ -311,7 +311,7 @@ def test_context_lies_around_the_span() -> None:
 def faithful(op: SpeechOp, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network then predicts the source itself, which windows must not change."""
     monkeypatch.setattr(op.model, "condition", lambda given: given)
-    monkeypatch.setattr("gpa.models.speechop.branches_speechop.join", lambda contexts: contexts[0])
+    monkeypatch.setattr("gpa.models.speechop.run_speechop.join", lambda contexts: contexts[0])
 
     def denoise(z: Tensor, lam: Tensor, context: Conditions, clean: Any = None) -> Tensor:
         source = torch.zeros_like(z) if context.source is None else context.source

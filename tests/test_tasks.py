@@ -163,7 +163,11 @@ def test_a_row_serves_what_it_can(site: Path) -> None:
         family.recipe = recipe
         return family._items(clips)
 
-    tree = {"data": {"tokens": ""}, "model": {}, "tasks": {"stt": {}, "vc": {}, "phonemes": {"share": 0.5}}}
+    tree = {
+        "data": {"tokens": "tokens"},
+        "model": {},
+        "tasks": {"stt": {}, "vc": {}, "phonemes": {"share": 0.5}},
+    }
     recipe = config.build(LMRecipe, tree)
     clips = [
         {"text": "you"},
@@ -229,7 +233,7 @@ def test_unknown_tasks_of_a_checkpoint_are_refused_with_the_known_ones() -> None
 )
 def test_bad_tasks_of_a_recipe_are_errors(given: dict[str, Any], message: str) -> None:
     with pytest.raises((UsageError, PromptError), match=message):
-        config.build(LMRecipe, {"data": {"tokens": ""}, "model": {}, "tasks": given})
+        config.build(LMRecipe, {"data": {"tokens": "tokens"}, "model": {}, "tasks": given})
 
 
 def test_validation_by_generation_says_which_task_it_lacks(page: Page, site: Path) -> None:

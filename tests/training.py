@@ -13,7 +13,7 @@ from transformers import WhisperConfig
 from conftest import speechlike
 from gpa import audio
 from gpa.codec.feature_encoder import WhisperFeatures, save_features
-from gpa.data import token_folder
+from gpa.data import sequences, token_folder
 from gpa.data.alignment import letter_targets
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import build_tokenizer_json, train_sentencepiece
@@ -114,7 +114,7 @@ def write_rows(folder: Path, rows: list[dict[str, Any]], codes: int = CODES) -> 
     vocab = Vocab.from_file(folder)
     prints = {"vocabulary": vocab.fingerprint()}
     about |= {"codec": {"name": "random", "frame_rate": 25.0}, "fingerprints": prints}
-    token_folder.write(folder, rows, about | {"vocabulary": token_folder.layout(vocab)})
+    sequences.write(folder, rows, about | {"vocabulary": token_folder.layout(vocab)})
     return folder
 
 

@@ -21,7 +21,6 @@ from torch import nn
 from gpa import config
 from gpa.bench.peer import Peer, finished
 from gpa.bench.throughput import LIVE, PACKED, PADDED, SORTED, TITLES, TRAINER, Count, Result, speed
-from gpa.bench.variants import Given, Maker, Pick, Rows, Sound
 from gpa.errors import MissingExtraError, UsageError
 from gpa.models.gpa.modeling_gpa import Backbone
 from gpa.nn import threads
@@ -31,11 +30,13 @@ from gpa.train.planning import GPUS, Shape
 from gpa.train.prefetch import Make, prefetch
 
 if TYPE_CHECKING:
+    from gpa.bench.variants import Given, Maker, Pick, Rows, Sound
     from gpa.train.parallel import Parallel
 
+    Drawn = Sequence[tuple[Pick, int]]
+    Turn = Callable[[Drawn, Drawn], Count]  # rows to warm up with, and rows to time
+
 NO_AUDIO = "it needs the recordings: --audio MANIFEST"
-Drawn = Sequence[tuple[Pick, int]]
-Turn = Callable[[Drawn, Drawn], Count]  # rows to warm up with, and rows to time
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def _measure(
     settings: Settings, recipe: LMRecipe, vocab_size: int, scratch: Path, say: Callable[[str], None]
 ) -> Result:
     parallel = launch.start(recipe.train)
+    from gpa.bench.variants import Given, Rows
+
     family = Given(recipe, vocab_size)
     rows = Rows(family, _sound(settings, family, parallel))
     size = settings.rows or max(1, round(recipe.data.batch_ids / rows.mean_length))
@@ -161,6 +164,8 @@ def _sound(settings: Settings, family: Given, parallel: Parallel) -> Sound | Non
     if settings.audio is None:
         return None
     tokens = family.recipe.data.folders[0]
+    from gpa.bench.variants import Sound
+
     sound = Sound.open(
         settings.audio, settings.model, tokens, device=parallel.device, offline=settings.offline
     )

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from gpa.codec import load_codec, trained
-from gpa.data import token_folder
+from gpa.data import sequences
 from gpa.data.alignment import align, letter_targets
 from gpa.data.augmented_copies import AugmentedCopies
 from gpa.errors import GenerationError
@@ -123,7 +123,7 @@ class Encoder:
                 "task": row.task,
                 "split": row.split,
                 "speaker": row.speaker,
-                "text": token_folder.stored_text(p.format, row.text),
+                "text": sequences.stored_text(p.format, row.text),
                 "semantic": codes.tolist(),
                 "glm": p.glm.tokens(clip).tolist() if p.glm else [],
                 "global": self._voice(row, clip),
@@ -135,7 +135,7 @@ class Encoder:
                 made["letters"] = self._letter_frames(codes, made["text"])
             if self.extras.copies:
                 made["copies"] = self._copies(wav, n) if row.trains else []
-            yield {**made, "length": token_folder.longest(p.format, row.serves(p.format.tasks), made)}
+            yield {**made, "length": sequences.longest(p.format, row.serves(p.format.tasks), made)}
 
     def _letter_frames(self, codes: np.ndarray, text: str) -> list[int]:
         """First id of each letter; none without a text, or if it does not fit."""

@@ -160,3 +160,11 @@ def from_dataset(
             yield Raw(where, {**row, "path": clip})
 
     return Source(name, digest.hexdigest(), len(places), raw, lambda path, _: path)
+
+
+def is_stream(source: Any) -> bool:
+    """Whether a source gives rows, but neither their number nor the n-th of them."""
+    if isinstance(source, Mapping):
+        return any(is_stream(part) for part in source.values())
+    numbered = (str, Path, require_datasets().Dataset)
+    return isinstance(source, Iterable) and not isinstance(source, numbered)

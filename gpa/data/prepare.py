@@ -128,7 +128,7 @@ def _numbered(job: Job, share: Share) -> Job:
     source = job.source
     if job.streaming:
         source = huggingface.load(str(source), job.splits, streaming=True)
-    if not streaming.is_stream(source):
+    if not huggingface.is_stream(source):
         return job
     folder = job.out / WORK / STREAM
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from gpa.data import token_folder
+from gpa.data import sequences
 from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans, respelt_letters
-from gpa.data.token_folder import longest
+from gpa.data.sequences import longest
 from gpa.errors import UsageError
 from gpa.prompt.formats import Example, Format, InstructFormat
 from gpa.prompt.tasks import DEFAULT, IGNORE
@@ -131,7 +131,7 @@ class RowBuilder:
         if "global" in layout.blocks and clip["speaker"] and not clip.get("task"):
             others = self.by_speaker[clip["speaker"]]
             clip["global"] = self.clips[others[int(rng.integers(len(others)))]]["global"]
-        clip["text"] = token_folder.target_text(self.fmt, asked, clip["text"])
+        clip["text"] = sequences.target_text(self.fmt, asked, clip["text"])
         copies = clip.get("copies", ())
         if asked.copies and len(copies) and rng.random() < asked.copies:
             clip["semantic"] = copies[int(rng.integers(len(copies)))]
@@ -142,7 +142,7 @@ class RowBuilder:
             return self._noisy(self._row(task, example, None, reverse=False), rng)
         respelt = self._respelt(clip["text"], rng) if asked.speaks_text else None
         clip["text"] = respelt.text if respelt else clip["text"]
-        example = token_folder.example(self.fmt, task, clip, words)
+        example = sequences.example(self.fmt, task, clip, words)
         n = np.arange(len(given))
         same = np.stack([n, n + 1], 1)
         spans = same if asked.converts else self._spans(self.clips[i], clip["text"], respelt)

@@ -16,7 +16,7 @@ import numpy as np
 from gpa import audio
 from gpa.data.checks import CHECKS, Case, Limits, Sound, letters, measure
 from gpa.data.edit_distance import edits
-from gpa.data.token_folder import longest, stored_text
+from gpa.data.sequences import longest, stored_text
 from gpa.errors import AudioError, PromptError
 from gpa.text.tokenizer import normalise_text
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpa.data import huggingface, streaming
+from gpa.data import huggingface
 from gpa.data.huggingface import NAMES
 from gpa.data.manifest import Raw, Source, read_jsonl
 from gpa.errors import DataError
@@ -33,7 +33,7 @@ def open_source(source: Any, columns: Mapping[str, str] | None = None, splits: S
     chooses some of its splits. DataError if there is nothing to read.
     """
     if not isinstance(source, (str, Path)):
-        if streaming.is_stream(source) or not hasattr(source, "__getitem__"):
+        if huggingface.is_stream(source) or not hasattr(source, "__getitem__"):
             kind = type(source).__name__
             raise DataError(
                 f"{kind}: its rows have no numbers; gpa.data.prepare.prepare alone takes a stream"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,6 @@ from gpa.errors import DataError
 
 STATE = "state.json"  # appears last
 BATCH = 16  # rows in memory
-
-
-def is_stream(source: Any) -> bool:
-    """Whether a source gives rows, but neither their number nor the n-th of them."""
-    if isinstance(source, Mapping):
-        return any(is_stream(part) for part in source.values())
-    numbered = (str, Path, require_datasets().Dataset)
-    return isinstance(source, Iterable) and not isinstance(source, numbered)
 
 
 def write(

@@ -14,7 +14,7 @@ import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,7 @@ import numpy as np
 from gpa import hub
 from gpa.data import require_datasets
 from gpa.errors import CheckpointError
-from gpa.prompt.formats import Example, Format, get_format
-from gpa.prompt.tasks import FIELD_OF, Task
 from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import TextTokenizer, normalise_text
 
 PREPARED, REJECTED = "prepared.json", "rejected.jsonl"
 KIND, VERSION = "gpa-tokens", 1
@@ -71,27 +68,6 @@ def write_shard(
 
     kinds = {**COLUMNS, **{name: OPTIONAL[name] for name in optional}}
     write_arrow(path, rows, {name: typed(kind) for name, kind in kinds.items()}, scratch)
-
-
-def write(folder: Path, rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> int:
-    """Write rows that are made of ids as a prepared folder of one shard, whole or not at all; how many.
-
-    `about` is prepared.json of the folder whose codec and tokenizer made the ids; the tokenizer's files are
-    in `folder` already. Keys that a row lacks are filled in.
-    """
-    vocab = Vocab.from_file(folder, **about["vocabulary"])
-    fmt = get_format(about["format"], vocab, TextTokenizer.from_file(folder))
-    rate, made = about["codec"]["frame_rate"], []
-    for row in rows:
-        filled = {**BLANK, "seconds": len(row["semantic"]) / rate, **row}
-        able = [name for name, task in fmt.tasks.items() if filled["text"] or not task.uses_text]
-        made.append({**filled, "length": longest(fmt, [filled["task"]] if filled["task"] else able, filled)})
-    optional = [name for name in OPTIONAL if any(len(row[name]) for row in made)]
-    write_shard(folder / shard_name(0, 1), made, folder, optional)
-    counts = {"rows": len(made), "seconds": round(sum(row["seconds"] for row in made), 3), "shards": 1}
-    kept = {name: about[name] for name in LASTING if name in about}
-    write_json(folder / PREPARED, {**kept, **counts, "shard_rows": len(made)})
-    return len(made)
 
 
 def write_arrow(
@@ -231,52 +207,6 @@ def check_fits(folder: str | os.PathLike, fingerprints: Mapping[str, str]) -> No
                 f"{folder}: made with another {part} (fingerprint {str(stored.get(part))[:12]}, the model "
                 f"has {str(given)[:12]}); prepare it for this model:  {COMMAND} DIR --model MODEL"
             )
-
-
-# Sequences --------------------------------------------------------------------------------------------------
-
-
-def example(format: Format, task: str, row: Mapping[str, Any], instruction: str | None = None) -> Example:
-    """The training sequence of a row for one task; a conversion without target goes onto itself."""
-    columns = {"semantic": "semantic", "global": "global", "glm": "glm", "content": "text"}
-    asked, layout = format.task(task), format.layouts[format.task(task).name]
-    fields: dict[str, Any] = {FIELD_OF[kind]: row[columns[kind]] for kind in layout.blocks}
-    if layout.output == "content":
-        fields["target_text"] = row["text"]
-    else:
-        converted = asked.converts and len(row["target"]) > 0
-        fields["target_semantic"] = row["target" if converted else "semantic"]
-    return format.example(task, **fields, instruction=instruction)
-
-
-def stored_text(format: Format, text: str) -> str:
-    """A text as the format reads it: published models take it verbatim."""
-    return normalise_text(text) if format.name == "instruct" else text
-
-
-def longest(format: Format, tasks: Sequence[str], row: Mapping[str, Any]) -> int:
-    """Ids of the longest sequence that the row makes for these tasks, under the longest instruction."""
-    sizes = []
-    for name in tasks:
-        task = format.task(name)
-        texts = {row["text"], target_text(format, task, row["text"])}
-        rows = [example(format, task.name, {**row, "text": text}) for text in texts]
-        sizes.append(max(len(made.input_ids) for made in rows) + _wording(format, task.name))
-    return max(sizes, default=0)
-
-
-def target_text(format: Format, task: Task, text: str) -> str:
-    """What a task writes of a row's text; published models take it verbatim."""
-    return task.target(text) if task.target and format.name == "instruct" else text
-
-
-@lru_cache(maxsize=16)  # the same for every row of a corpus
-def _wording(format: Format, task: str) -> int:
-    """How many ids the longest instruction has more than the first, which `example` writes."""
-    if format.name != "instruct":
-        return 0
-    sizes = [len(format.text_tokenizer.encode(words)) for words in format.task(task).instructions]
-    return max(sizes) - sizes[0]
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ guidance): `gpa.compose` over the next id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,27 +24,13 @@ if TYPE_CHECKING:
 PLAUSIBLE = 0.1  # an id less likely than this share of the likeliest is not promoted by guidance
 
 
-def room(network: Network, prompt: Sequence[int]) -> int:
-    """How many ids fit into the context after a prompt; PromptError, with the numbers, if there is none."""
-    size, context = network.sizes.vocab_size, network.sizes.max_position_embeddings
-    if not prompt:
-        raise PromptError("the prompt is empty")
-    if len(prompt) >= context:
-        raise PromptError(
-            f"the prompt has {len(prompt)} ids, the model's context {context}: shorten the input"
-        )
-    if min(prompt) < 0 or max(prompt) >= size:
-        raise PromptError(f"the prompt holds ids outside 0 .. {size - 1}")
-    return context - len(prompt)
-
-
 class Draw:
     """One request that draws: `prompts` are read into a row each, then every row reads the id just drawn."""
 
     def __init__(self, request: Request, network: Network) -> None:
         """PromptError for a prompt without room in the context, and for legal ids that there are not."""
         self.rules, self.sampling = request.rules, request.sampling
-        self.most = min(self.rules.max_new, room(network, request.prompt))
+        self.most = min(self.rules.max_new, network.room(request.prompt))
         self.masks = Masks.build(self.rules, network.sizes.vocab_size, network.device)
         self.composition = request.guidance and Composition(request.guidance, self.rules, network)
         self.prompts = self.composition.prompts if self.composition else [request.prompt]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import hub
-from gpa.errors import CheckpointError
+from gpa.errors import CheckpointError, PromptError
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines (B, 1, L, Dh)
 
@@ -224,6 +224,21 @@ class Network(nn.Module):
     def forward(self, ids: Tensor, past: Past | None = None) -> Tensor:
         """Logits (B, V), in float32, of what follows ids (B, L)."""
         return self._head(self._hidden(ids, past)[:, -1]).float()
+
+    def room(self, prompt: Sequence[int]) -> int:
+        """How many ids fit into the context after a prompt; PromptError, with the numbers, if there is
+        none.
+        """
+        size, context = self.sizes.vocab_size, self.sizes.max_position_embeddings
+        if not prompt:
+            raise PromptError("the prompt is empty")
+        if len(prompt) >= context:
+            raise PromptError(
+                f"the prompt has {len(prompt)} ids, the model's context {context}: shorten the input"
+            )
+        if min(prompt) < 0 or max(prompt) >= size:
+            raise PromptError(f"the prompt holds ids outside 0 .. {size - 1}")
+        return context - len(prompt)
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:

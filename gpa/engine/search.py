@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from gpa.engine.drawing import room
 from gpa.engine.request import Beams, Completion, Request, Rules
 from gpa.engine.sampler import LoopDetector, Masks, masked
 
@@ -39,7 +38,7 @@ class Search:
     def __init__(self, request: Request, beams: Beams, network: Network) -> None:
         """PromptError for a prompt without room in the context, and for legal ids that there are not."""
         self.rules, self.beams = request.rules, beams
-        self.most = min(self.rules.max_new, room(network, request.prompt))
+        self.most = min(self.rules.max_new, network.room(request.prompt))
         self.masks = Masks.build(self.rules, network.sizes.vocab_size, network.device)
         self.prompts, self.rows = [request.prompt], beams.width
         self.completion, self.done = Completion(), False

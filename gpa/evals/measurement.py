@@ -22,7 +22,6 @@ from gpa.errors import GPAError, UsageError
 from gpa.evals import items, wer
 from gpa.evals.judges.all_judges import SIMILARITIES, Heard, Judges
 from gpa.evals.judges.base import SAMPLE_RATE
-from gpa.evals.judges.similarity import cosine, enrol
 from gpa.evals.report import SECOND, Item, score
 
 if TYPE_CHECKING:
@@ -273,3 +272,15 @@ def _keep_wav(suite: str, bench: Bench, item: Item, wav: np.ndarray, rate: int) 
 def wav_path(folder: Path, suite: str, name: str) -> Path:
     """Where the sound of an item is kept."""
     return folder / suite / f"{name.replace('>', '-to-').replace('/', '-')}.wav"
+
+
+def enrol(embed: Callable[[np.ndarray], np.ndarray], wavs: Sequence[np.ndarray]) -> np.ndarray:
+    """One voice from several clips: the unit mean (D,) of their embeddings."""
+    mean = np.mean([embed(wav) for wav in wavs], axis=0)
+    return mean / max(float(np.linalg.norm(mean)), 1e-8)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two vectors (D,), 0 where one is all zeros."""
+    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / scale if scale else 0.0

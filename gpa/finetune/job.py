@@ -16,7 +16,7 @@ import yaml
 from gpa import config as recipes
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.voice import Voice
-from gpa.data import prepare, token_folder
+from gpa.data import token_folder
 from gpa.data.checks import Limits
 from gpa.engine.network import Network
 from gpa.errors import UsageError
@@ -174,6 +174,8 @@ def _data(job: Job, base: GPA) -> None:
     )
     allow = () if job.licence else ("no_licence",)
     limits = Limits(seen_speakers=("dev",), allow=allow)
+    from gpa.data import prepare
+
     work = prepare.Job(manifest, job.out / "tokens", job.model, limits, job.licence, max_rejected=0.5)
     prepare.prepare(dataclasses.replace(work, device=job.device, offline=job.offline))
     if job.items:

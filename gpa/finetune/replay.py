@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from gpa.data import token_folder
+from gpa.data import sequences, token_folder
 from gpa.errors import GenerationError, GPAError
 from gpa.prompt.tasks import ASR, TTS, VC
 
@@ -43,7 +43,7 @@ def write(model: GPA, texts: Sequence[str], recordings: Iterable[Sound], like: P
         raise GenerationError("the base model made no speech to rehearse: give a prepared folder, --replay")
     for name, content in model.processor.text_files.items():
         (folder / name).write_bytes(content)
-    token_folder.write(folder, rows, token_folder.read_about(like))
+    sequences.write(folder, rows, token_folder.read_about(like))
 
 
 def _rows(model: GPA, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -64,10 +64,10 @@ def _of_sentence(model: GPA, base: dict[str, Any], text: str, other: str) -> Ite
         return
     voice = list(model.resolve_voice(base["speaker"]).codes)
     said = {**base, "semantic": speech.tokens.tolist(), "global": voice}
-    yield {**said, "task": TTS.name, "text": token_folder.stored_text(model.format, text)}
+    yield {**said, "task": TTS.name, "text": sequences.stored_text(model.format, text)}
     sound = (speech.wav, speech.sample_rate)
     said |= _heard(model, sound)  # what is heard, not what was meant
-    yield {**said, "task": ASR.name, "text": token_folder.stored_text(model.format, model.asr(sound).text)}
+    yield {**said, "task": ASR.name, "text": sequences.stored_text(model.format, model.asr(sound).text)}
     yield from _converted(model, said, sound, other)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpa.data import token_folder
+from gpa.data import sequences
 from gpa.data.token_folder import TokenSet
 from gpa.engine.network import Network
 from gpa.engine.request import Request, Rules, Sampling
@@ -97,5 +97,5 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(args.tokens, args.out)
     made = list(rows(network, fmt, texts, voices, args.batch, args.temperature, args.seed))
-    token_folder.write(args.out, made, clips.about)
+    sequences.write(args.out, made, clips.about)
     print(f"{len(made)} of {len(texts)} sentences spoken, {sum(len(r['semantic']) for r in made)} ids")

@@ -22,7 +22,7 @@ from gpa.codec.kl import KLCodec
 from gpa.config import build, load_yaml
 from gpa.errors import UsageError
 from gpa.models.speechop.configuration_speechop import SpeechOpConfig
-from gpa.speechop import SpeechOp
+from gpa.models.speechop.pipeline_speechop import SpeechOp
 
 ALIKE = 0.05  # of a latent's spread: what half precision does to it
 FREE = ("sampler", "compose", "filter", "tts", "about")  # what does not change the network

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpa.data import token_folder
+from gpa.data import sequences
 from gpa.data.alignment import letters_of
 from gpa.data.token_folder import TokenSet
 from gpa.errors import UsageError
@@ -96,7 +96,7 @@ def write(source: Path, out: Path, least: int, most: int, count: int, seed: int 
             if len(row["letters"]) and row["split"].startswith("train"):
                 yield from segments(row, np.random.default_rng((seed, number)), least, most, count)
 
-    return token_folder.write(out, rows(), clips.about) - len(clips)
+    return sequences.write(out, rows(), clips.about) - len(clips)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -23,10 +23,10 @@ from torch import nn
 from gpa.errors import MissingExtraError, TrainingError, UsageError
 from gpa.nn import threads
 from gpa.train.parallel import Parallel, Ranks, Single
-from gpa.train.zero import Zero
 
 if TYPE_CHECKING:
     from gpa.train.arguments import TrainArgs
+    from gpa.train.zero import Zero
 
 log = logging.getLogger(__name__)
 # Processes that a launcher counts, in variables that are no rank: MPI, PMI, and the present step of srun.
@@ -109,10 +109,18 @@ def start(args: TrainArgs, launched: Launched | None = None) -> Parallel:
         if "RANK" not in os.environ:  # ZeRO in one process: there is nobody to find
             options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(backend, **options)
-    kind = Zero if args.zero else Ranks
-    parallel = kind(args, device, environment.rank, environment.world)
+    parallel = _kind(args)(args, device, environment.rank, environment.world)
     parallel.joined = joins
     return parallel
+
+
+def _kind(args: TrainArgs) -> type[Ranks | Zero]:
+    """Plain ranks, or DeepSpeed's, of which nothing is imported unless a recipe asks for it."""
+    if not args.zero:
+        return Ranks
+    from gpa.train.zero import Zero
+
+    return Zero
 
 
 def check(parallel: Parallel, args: TrainArgs, launched: Launched | None = None) -> None:

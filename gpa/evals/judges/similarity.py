@@ -6,8 +6,6 @@ opinion; its cosines have another scale, so compare each only with itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
 from gpa.errors import MissingExtraError
@@ -66,15 +64,3 @@ class DVectorJudge:
     def __call__(self, wav: np.ndarray) -> np.ndarray:
         """Embedding of float32 (S,) at 16 kHz."""
         return self._extract(wav.astype(np.float32), self._filter.hp, self._filter._dvec_sess)
-
-
-def enrol(embed: Callable[[np.ndarray], np.ndarray], wavs: Sequence[np.ndarray]) -> np.ndarray:
-    """One voice from several clips: the unit mean (D,) of their embeddings."""
-    mean = np.mean([embed(wav) for wav in wavs], axis=0)
-    return mean / max(float(np.linalg.norm(mean)), 1e-8)
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Cosine of two vectors (D,), 0 where one is all zeros."""
-    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / scale if scale else 0.0

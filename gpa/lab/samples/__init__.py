@@ -15,9 +15,8 @@ from pathlib import Path
 
 from gpa.errors import UsageError
 from gpa.evals import report_file
-from gpa.lab.samples.choose import groups
 from gpa.lab.samples.clips import Clips
-from gpa.lab.samples.samples_page import INDEX, Page, written
+from gpa.lab.samples.samples_page import INDEX, Page, groups, written
 
 log = logging.getLogger(__name__)
 PAGE_BYTES = 1_200_000

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import config, hub
-from gpa.codec import trained
 from gpa.data import token_folder
 from gpa.data.batches import BatchPlan
 from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
@@ -39,7 +38,7 @@ from gpa.prompt.formats import PublishedFormat, get_format
 from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS, canonical_task
 from gpa.text.pronunciations import Pronunciations
 from gpa.text.tokenizer import TextTokenizer, copy_tokenizer
-from gpa.train import adapters, assemble
+from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.arguments import TrainArgs
 from gpa.train.families.base import Loss
@@ -50,6 +49,7 @@ from gpa.train.parts import CheckpointParts
 
 if TYPE_CHECKING:
     from gpa.prompt.vocab import Vocab
+    from gpa.train.assemble import TrainingFacts
 
 log = logging.getLogger(__name__)
 Clip = Mapping[str, Any]
@@ -227,6 +227,8 @@ class LMFamily:
         if self.parts is not None:
             self._start_embeddings(model, self.parts.load()[0].code_vectors())
         elif self.recipe.codec:
+            from gpa.codec import trained
+
             self._start_embeddings(model, trained.load_network(Path(self.recipe.codec)).code_vectors())
         return model
 
@@ -324,15 +326,19 @@ class LMFamily:
                 adapters.save(module, self.recipe.init, folder / adapters.FOLDER)
 
         if self.parts is not None:
+            from gpa.train import assemble  # the whole of inference, which only the end of a run needs
+
             return assemble.write(network, path, self.parts, self._facts(), save_adapter, module.dtype)
         with hub.written_whole(path, overwrite=True) as folder:
             save_network(network, folder, module.dtype)
             copy_tokenizer(self.recipe.data.folders[0], folder)
             save_adapter(folder)
 
-    def _facts(self) -> assemble.TrainingFacts:
+    def _facts(self) -> TrainingFacts:
+        from gpa.train.assemble import TrainingFacts
+
         r = self.recipe
-        return assemble.TrainingFacts(
+        return TrainingFacts(
             self.clips,
             r.data.folders[0],
             r.format,
