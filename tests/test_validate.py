@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gpa import config
-from gpa.data import token_folder as tokenset
+from gpa.data import sequences
 from gpa.data.edit_distance import edits, words
 from gpa.data.rows import Row, collate
 from gpa.engine.request import Completion, Request, Rules, Sampling
@@ -51,7 +51,7 @@ def by_heart(family: LMFamily, clips: Sequence[dict[str, Any]], steps: int) -> B
     fmt, rows = family.dev.fmt, []
     for clip in clips:
         for task in ("asr", "tts"):
-            ids, labels = map(np.array, tokenset.example(fmt, task, clip))
+            ids, labels = map(np.array, sequences.example(fmt, task, clip))
             rows.append(Row(task, ids, labels, np.zeros((len(ids), 2), np.int64)))
     batch = collate([[row] for row in rows], family.vocab.control["pad"])
     torch.manual_seed(0)
