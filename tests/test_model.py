@@ -209,7 +209,9 @@ def test_loading_needs_no_network(tiny: Path, replica: Path, monkeypatch: pytest
 # Voices -----------------------------------------------------------------------------------------------------
 
 
-def test_voices(ours: GPA, tmp_path: Path, clip: tuple[np.ndarray, int]) -> None:
+def test_voices(
+    ours: GPA, tmp_path: Path, clip: tuple[np.ndarray, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert list(ours.voices) == ["anna", "ben"]
     reference = (speechlike(4.0, seed=3), RATE)
     voice = ours.voice(reference, name="eve")
@@ -220,8 +222,11 @@ def test_voices(ours: GPA, tmp_path: Path, clip: tuple[np.ndarray, int]) -> None
     assert prompts[0] == prompts[1] == prompts[2]
     with pytest.raises(UsageError, match="anna, ben"):
         ours.tts("hello", voice="zoe")
-    with pytest.raises(UsageError, match="a voice is needed"):
+    assert ours.resolve_voice(None) == ours.voices["anna"]  # the first, as on the command line
+    monkeypatch.setattr(ours.processor, "voices", {})
+    with pytest.raises(UsageError, match="a voice is needed.*ships no voices"):
         ours.tts("hello")
+    monkeypatch.undo()
     with pytest.warns(AudioWarning, match="1.0 s"):
         ours.voice(clip)
 

@@ -51,7 +51,7 @@ def tts(args: argparse.Namespace) -> None:
     model = _load(args)
     options = {"gamma": args.gamma, "pronunciations": said}
     began = time.perf_counter()
-    speech = model.tts(text, voice=_voice_of(args, model), **options, **_sampling(args))
+    speech = model.tts(text, voice=args.voice, **options, **_sampling(args))
     _deliver(args, speech, time.perf_counter() - began)
 
 
@@ -65,7 +65,7 @@ def vc(args: argparse.Namespace) -> None:
     model = _load(args)
     guided = {"transcript": words, "gamma": args.gamma}
     began = time.perf_counter()
-    speech = model.vc(source, voice=_voice_of(args, model), mode=args.mode, **guided, **_sampling(args))
+    speech = model.vc(source, voice=args.voice, mode=args.mode, **guided, **_sampling(args))
     took = time.perf_counter() - began
     say(CONVERTED[speech.mode])
     deliver(args, speech, took, {"mode": speech.mode, **_fields(speech)})
@@ -259,17 +259,6 @@ def _sampling(args: argparse.Namespace) -> SamplingOptions:
     """The generation options that were given; the model decides about the others."""
     given = {name: getattr(args, name) for name in SamplingOptions.__annotations__}
     return cast(SamplingOptions, {name: value for name, value in given.items() if value is not None})
-
-
-def _voice_of(args: argparse.Namespace, model: Any) -> Any:
-    """The voice asked for, else the model's first."""
-    if args.voice is not None:
-        return args.voice
-    if not model.voices:
-        raise UsageError(
-            f"{args.model} comes with no voices: give --voice a recording or a JSON file of `gpa voice`"
-        )
-    return min(model.voices)
 
 
 def sound_of(path: str) -> Any:

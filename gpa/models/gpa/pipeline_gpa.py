@@ -186,7 +186,10 @@ class GPA:
         self.voices[name] = self.codec.checked(voice)
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
-        """A Voice from itself, a shipped name, a JSON path, or any audio; UsageError lists the choices."""
+        """A Voice from itself, a shipped name, a JSON path, or any audio; the first shipped one for None.
+
+        UsageError lists the choices.
+        """
         return self.processor.resolve_voice(voice)
 
     def prompt(

@@ -105,7 +105,9 @@ class GPAProcessor(Budgets):
         return self.codec.voice((wav, self.codec.spec.sample_rate), name, about)
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
-        """A Voice from itself, a shipped name, a JSON path, or any audio."""
+        """A Voice from itself, a shipped name, a JSON path, or any audio; the first shipped one for None."""
+        if voice is None and self.voices:
+            return self.voices[min(self.voices)]
         if isinstance(voice, Voice):
             return self.codec.checked(voice)
         if isinstance(voice, str) and voice in self.voices:
