@@ -239,6 +239,27 @@ def test_two_ranks_write_what_one_writes(tiny: Path, corpus: Path, prepared: Pat
     assert contents(tmp_path / "tokens") == contents(prepared)
 
 
+def test_a_folder_that_another_process_has_just_begun_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking for its marks and listing it there is time for another rank to make the folder."""
+    from gpa.data import prepare
+
+    listed = Path.iterdir
+
+    def begun(folder: Path) -> Any:
+        (folder / prepare.WORK).mkdir(exist_ok=True)
+        return listed(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", begun)
+        prepare._check_free(tmp_path)
+    (tmp_path / prepare.WORK).rmdir()
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(DataError, match="not empty"):
+        prepare._check_free(tmp_path)
+
+
 def test_only_the_main_process_talks(
     tiny: Path,
     corpus: Path,

@@ -160,8 +160,9 @@ def _spell(job: Job, share: Share) -> None:
 
 def _check_free(out: Path) -> None:
     """DataError for a folder that holds something else than a preparation."""
-    ours = (out / WORK).exists() or (out / PREPARED).is_file()
-    if out.exists() and any(out.iterdir()) and not ours:
+    held = out.exists() and any(out.iterdir())
+    # Looked at after the listing: another process of the job may have begun, or finished, meanwhile.
+    if held and not ((out / WORK).exists() or (out / PREPARED).is_file()):
         raise DataError(f"{out} is not empty and no unfinished preparation: give another folder")
 
 
