@@ -146,9 +146,8 @@ def check_options(options: Mapping[str, Any], group: type) -> None:
     if strange := sorted(set(options) - set(group.__annotations__)):
         raise UsageError(f"unknown option {strange[0]!r}: choose from {', '.join(group.__annotations__)}")
     for name, value in options.items():
-        hint = getattr(
-            group.__annotations__[name], "__forward_arg__", ""
-        )  # of modules with annotations as text
+        # A string, since modules of options have their annotations as text.
+        hint = getattr(group.__annotations__[name], "__forward_arg__", "")
         known = OPTION_TYPES.get(hint.removesuffix(" | None"))
         if known and not (isinstance(value, known) or (value is None and hint.endswith("None"))):
             raise UsageError(f"{name}={value!r}: expected {hint}")

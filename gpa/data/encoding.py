@@ -8,8 +8,6 @@ further copies of a training clip in invented voices, in noise and in rooms.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gpa import hub
 from gpa.codec import load_codec, trained
 from gpa.data import sequences
 from gpa.data.alignment import align, letter_targets
@@ -69,20 +68,21 @@ class Wording:
 
 def write_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, folder: Path) -> None:
     """Learn a text tokenizer and write it with the codec's tokens behind, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent))
-    if wording.like:
-        copy_tokenizer(Path(wording.like), made)
-        os.replace(made, folder)
-        return
+    with hub.written_whole(folder) as made:
+        if wording.like:
+            copy_tokenizer(Path(wording.like), made)
+        else:
+            _learn_tokenizer(texts, spec, wording, made)
+
+
+def _learn_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, folder: Path) -> None:
     lines = (line for path in wording.texts for line in path.read_text(encoding="utf-8").splitlines())
     texts = chain(texts, (line.split("\t")[-1] for line in lines))
     words = [instruction for task in DEFAULT for instruction in TASKS[task].instructions]
     said = [normalise_text(text) for text in texts if text]
-    train_sentencepiece([*words, *said], made / "spm.model", wording.size, at_most=True)
+    train_sentencepiece([*words, *said], folder / "spm.model", wording.size, at_most=True)
     sizes = (spec.codebook_size, spec.global_size)
-    build_tokenizer_json(made / "spm.model", *sizes, made, n_codebooks=spec.n_codebooks)
-    os.replace(made, folder)
+    build_tokenizer_json(folder / "spm.model", *sizes, folder, n_codebooks=spec.n_codebooks)
 
 
 def corpus_processor(codec: str | Path, text: Path, *, device: str, offline: bool) -> GPAProcessor:

@@ -68,7 +68,7 @@ def write(folder: Path, rows: Iterable[Mapping[str, Any]], about: Mapping[str, A
     rate, made = about["codec"]["frame_rate"], []
     for row in rows:
         filled = {**token_folder.BLANK, "seconds": len(row["semantic"]) / rate, **row}
-        able = [name for name, task in fmt.tasks.items() if filled["text"] or not task.uses_text]
+        able = [name for name, task in fmt.tasks.items() if task.takes(filled["text"])]
         made.append({**filled, "length": longest(fmt, [filled["task"]] if filled["task"] else able, filled)})
     optional = [name for name in token_folder.OPTIONAL if any(len(row[name]) for row in made)]
     token_folder.write_shard(folder / token_folder.shard_name(0, 1), made, folder, optional)

@@ -99,6 +99,10 @@ class Task:
         """Whether a clip needs its text to serve the task."""
         return self.writes or "text" in self.inputs
 
+    def takes(self, text: str) -> bool:
+        """Whether a clip with this text, perhaps none, can serve the task."""
+        return bool(text) or not self.uses_text
+
     @property
     def converts(self) -> bool:
         """Whether speech becomes speech: then the target is a recording of its own, or the source again."""

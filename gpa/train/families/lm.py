@@ -192,12 +192,12 @@ class LMFamily:
 
     def _items(self, train: Clips) -> list[tuple[str, int, float]]:
         """(task, clip, how often) of every row: the clip's own task, or all that it can serve."""
-        clips = [(clip.get("task"), bool(clip["text"])) for clip in train]
+        clips = [(clip.get("task"), clip["text"]) for clip in train]
         return [
             (name, i, args.share or 0.0)
             for name, args in self.recipe.tasks.items()
-            for i, (own, has_text) in enumerate(clips)
-            if (own == name if own else has_text or not TASKS[name].uses_text)
+            for i, (own, text) in enumerate(clips)
+            if (own == name if own else TASKS[name].takes(text))
         ]
 
     def build(self) -> nn.Module:
