@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gpa.engine import linear
-from gpa.engine.attention import BUCKET, Grouping, attend, exact_grouping, padded
 from gpa.engine.cache import Cache
+from gpa.engine.decode_attention import BUCKET, Grouping, attend, exact_grouping, padded
 from gpa.engine.linear import KERNELS, ROW_BY_ROW, Kernel, Linear, Then, exact_kernel
 from gpa.engine.network import Network
 from gpa.engine.packed import PackedNetwork

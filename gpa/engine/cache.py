@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpa.engine.attention import attend, groups
+from gpa.engine.decode_attention import attend, groups
 
 if TYPE_CHECKING:
     from gpa.engine.packed import PackedNetwork
