@@ -9,6 +9,7 @@ Knows audio and codes; ids of a language model's vocabulary never come here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from torch import Tensor
 from gpa import audio as sound
 from gpa import hub
 from gpa.codec import margins
-from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
+from gpa.codec.base import AudioTokens, CodecSpec, Stream, TokenCodec, block_end
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.feature_encoder import (
@@ -37,6 +38,7 @@ from gpa.codec.feature_encoder import (
 )
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.recordings import timbre_of
+from gpa.codec.streaming import Each, Layer, LayerStream, Series, joined
 from gpa.codec.voice import Voice
 from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
-WINDOW = 512  # semantic ids decoded at once: 10 s of the published model, about 0.3 GB
 BATCH = 8
 ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
 Ids = Sequence[int] | np.ndarray | Tensor
@@ -85,7 +86,7 @@ class BiCodec(TokenCodec):
             n_global=s.token_num,
             global_size=int(np.prod(s.fsq_levels)),
             # Phase and noise of the harmonic renderer run on from the start of the clip.
-            context=None if self.harmonic else (reach, reach),
+            context=(None if self.harmonic else reach, model.reach()),
         )
 
     @classmethod
@@ -272,16 +273,22 @@ class BiCodec(TokenCodec):
     # Decoding ---------------------------------------------------------------------------------------------
 
     def decode(
-        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None, *, window: int = WINDOW
+        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None, lookahead: int | None = None
     ) -> np.ndarray:
         """Waveform float32 (S,), `hop_length` samples per id, as the network gives it (mean not removed).
 
         `semantic` (T,) is a list, array or tensor, leading axes of size 1 allowed; so are the global codes
-        (G,) that may stand for a `voice`. An AudioTokens may hold both. Long input is decoded `window` ids
-        at a time with the exact context on either side, which equals decoding it whole. Raises VocabError for
-        a code out of range, UsageError for a timbre that the decoder cannot draw.
+        (G,) that may stand for a `voice`. An AudioTokens may hold both. Computed as `stream` does, equal to
+        it. Raises VocabError for a code out of range, UsageError for a timbre that the decoder cannot draw.
         """
-        return self.render(self.frames(semantic, voice, window=window))
+        codes, voice = self._asked(semantic, voice)
+        return self.stream(voice, lookahead).run(AudioTokens(codes))
+
+    def stream(self, voice: Voice | Ids | None = None, lookahead: int | None = None) -> Stream:
+        """Sound of semantic ids that come bit by bit; `voice` and errors are those of `decode`."""
+        network = self._layers(self._voice(voice))
+        rate = self.model.frames_per_id
+        return LayerStream(self.spec, network, self.model.decoder.renderer(), rate, lookahead)
 
     def render(self, frames: np.ndarray) -> np.ndarray:
         """The waveform (S,) of a whole clip's frames (C, N)."""
@@ -318,27 +325,41 @@ class BiCodec(TokenCodec):
         return tuple(codes.tolist())
 
     @torch.inference_mode()
-    def frames(
-        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None, *, window: int = WINDOW
-    ) -> np.ndarray:
+    def frames(self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None) -> np.ndarray:
         """What the network draws of a clip, float32 (C, N): samples themselves, or envelopes and pitch.
 
         Arguments and errors are those of `decode`, which renders it.
         """
+        codes, voice = self._asked(semantic, voice)
+        network, frames = self._layers(voice), torch.zeros(0)
+        ends = [*itertools.takewhile(lambda end: end < codes.shape[1], map(block_end, itertools.count()))]
+        for i, part in enumerate(np.split(codes, ends, 1)):
+            frames = joined(frames, network.push(torch.from_numpy(part)[None], i == len(ends)))
+        return frames[0].cpu().numpy()
+
+    def _asked(self, semantic: Ids | AudioTokens, voice: Voice | Ids | None) -> tuple[np.ndarray, Voice]:
+        """Codes (1, T) and the voice."""
         if isinstance(semantic, AudioTokens):
             voice = voice or Voice(self._codes(semantic.global_), timbre=semantic.timbre)
             semantic = semantic.codes
-        codes = _flat(semantic, "semantic", self._spec.codebook_size)
-        voice = voice if isinstance(voice, Voice) else Voice(self._codes(voice))
+        return _flat(semantic, "semantic", self._spec.codebook_size)[None], self._voice(voice)
+
+    def _voice(self, voice: Voice | Ids | None) -> Voice:
+        return voice if isinstance(voice, Voice) else Voice(self._codes(voice))
+
+    @torch.inference_mode()
+    def _layers(self, voice: Voice) -> Layer:
+        """Codes (1, 1, T) to frames of the voice, bit by bit."""
         network, speaker = self._drawing(voice)
-        spans = range(0, len(codes), window)
-        parts = [self._frames(network, codes, speaker, i, min(i + window, len(codes))) for i in spans]
-        frames, learnt = torch.cat(parts, -1), voice.adaptation
-        if voice.timbre is not None:
-            frames = self._bands("timbre").retouched(frames, voice.timbre)
+        layers: list[Layer] = [Each(lambda codes: codes[:, 0]), network.streaming(speaker)]
+        timbre, learnt = voice.timbre, voice.adaptation
+        if timbre is not None:
+            bands = self._bands("timbre")
+            layers.append(Each(lambda frames: bands.retouched(frames, timbre)))
         if learnt is not None and (learnt.gain, learnt.shift) != (1.0, 0.0):
-            frames = self._bands("change of pitch").intoned(frames, learnt.gain, learnt.shift)
-        return frames[0].cpu().numpy()
+            intoned = self._bands("change of pitch").intoned
+            layers.append(Each(lambda frames: intoned(frames, learnt.gain, learnt.shift)))
+        return Series(*layers)
 
     def _bands(self, what: str) -> HarmonicDecoder:
         if self.harmonic is None:
@@ -356,15 +377,6 @@ class BiCodec(TokenCodec):
         for old in list(self._adapted)[:-ADAPTED]:
             self._adapted.pop(old, None)
         return network, vector[None].to(self.device)
-
-    def _frames(
-        self, network: BiCodecModel, semantic: np.ndarray, speaker: Tensor, begin: int, end: int
-    ) -> Tensor:
-        """Decoder frames of ids `begin` to `end` of a clip (T,), equal to that part of the whole."""
-        reach, n = network.context(), network.frames_per_id
-        left, right = max(0, begin - reach), min(len(semantic), end + reach)
-        frames = network.drawn(torch.from_numpy(semantic[left:right])[None].to(self.device), speaker)
-        return frames[..., (begin - left) * n : (end - left) * n]
 
 
 def _by_length(wavs: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor]) -> list[np.ndarray]:
