@@ -8,7 +8,7 @@ import torch
 from gpa.codec.harmonic import CENTRE, HarmonicDecoder, _centres
 from gpa.codec.pitch import yin
 from gpa.codec.source_filter import Excitation, interpolated
-from gpa.codec.streaming import Series
+from gpa.nn.incremental import Series
 
 RATE, HOP = 16_000, 320
 

@@ -15,7 +15,8 @@ from gpa.codec.losses import (
     generator_loss,
 )
 from gpa.codec.speaker import Perceiver, SpeakerEncoder
-from gpa.codec.waveform import ISTFTDecoder, inverse_stft
+from gpa.codec.waveform import ISTFTDecoder
+from gpa.nn.incremental import inverse_stft
 
 
 @pytest.fixture(autouse=True)

@@ -133,7 +133,7 @@ class TokenCodec(ABC):
 
         `lookahead` is after how many more frames the future is cut, None for all that a frame hears.
         """
-        return DecodedAgain(self, voice, lookahead)
+        return Stream(self.spec, DecodeAgain(self, voice), lookahead)
 
     # Voices -----------------------------------------------------------------------------------------------
 
@@ -220,19 +220,30 @@ def differing(found: np.ndarray, codes: np.ndarray) -> float:
     return float(np.mean(found != codes)) if found.shape == codes.shape else math.inf
 
 
-class Stream(ABC):
+class Feed(Protocol):
+    """What turns blocks of codes into sound, one after another."""
+
+    def __call__(self, codes: np.ndarray, until: int | None, last: bool) -> np.ndarray:
+        """Sound (S,) that codes (K, n) add, `last` for those at the end.
+
+        With `until`, all up to this frame, drawn as if these were the last codes; else what is final.
+        """
+        ...
+
+
+class Stream:
     """Codes in, sound out, in blocks of frames that the index of a frame decides and nothing else.
 
     All that is pushed and finished, put together, is a function of the codes, however they are cut. Without
     `lookahead` it equals `decode` of the whole clip: a frame waits until its block is there and what it hears
     of the frames behind it, `spec.context`. With `lookahead` n the network draws a block as if the clip ended
-    n frames behind it; what its renderer hears (two frames of gpa-mini) is never cut.
+    n frames behind it; the little that its renderer hears is never cut, so that blocks join without a seam.
     """
 
-    def __init__(self, spec: CodecSpec, lookahead: int | None = None) -> None:
+    def __init__(self, spec: CodecSpec, feed: Feed, lookahead: int | None = None) -> None:
         if lookahead is not None and (type(lookahead) is not int or lookahead < 0):
             raise UsageError(f"lookahead {lookahead!r}: a number of frames from 0 on, or None for all")
-        self._spec, self._lookahead = spec, lookahead
+        self._spec, self._feed, self._lookahead = spec, feed, lookahead
         self._codes = np.zeros((spec.n_codebooks, 0), np.int64)  # that wait for their block
         self._fed = self._block = 0  # frames, blocks that are through
         self._open = True
@@ -242,8 +253,7 @@ class Stream(ABC):
         if not self._open:
             raise UsageError("nothing may be pushed into a stream that is finished: open another")
         self._codes = np.concatenate([self._codes, checked_codes(tokens.codes, self._spec)], 1)
-        wavs = [np.zeros(0, np.float32)]
-        ahead = self._lookahead or 0
+        wavs, ahead = [np.zeros(0, np.float32)], self._lookahead or 0
         while (end := block_end(self._block)) + ahead <= self._fed + self._codes.shape[1]:
             until = None if self._lookahead is None else end
             wavs.append(self._next(end + ahead - self._fed, until, False))
@@ -266,37 +276,29 @@ class Stream(ABC):
         self._fed += n
         return self._feed(np.ascontiguousarray(codes), until, last)
 
-    @abstractmethod
-    def _feed(self, codes: np.ndarray, until: int | None, last: bool) -> np.ndarray:
-        """Sound that codes (K, n) add, `last` for those at the end.
 
-        With `until`, all up to this frame, drawn as if these were the last codes.
-        """
-
-
-class DecodedAgain(Stream):
-    """The stream of any codec that states its context: every block is decoded again from its left context,
-    which is the start of the clip where that is unbounded. Without a context everything waits for `finish`.
+class DecodeAgain:
+    """The feed of any codec that states its context: each block decodes again from its left context, which is
+    the start of the clip where that is unbounded. Without a context everything waits for the end.
     """
 
-    def __init__(self, codec: TokenCodec, voice: Voice | None = None, lookahead: int | None = None) -> None:
-        super().__init__(codec.spec, lookahead)
+    def __init__(self, codec: TokenCodec, voice: Voice | None = None) -> None:
         self._codec, self._voice = codec, voice
-        self._past = np.zeros((codec.spec.n_codebooks, 0), np.int64)
-        self._first = self._done = 0  # frame that `_past` begins with, frames whose sound is out
+        self._codes = np.zeros((codec.spec.n_codebooks, 0), np.int64)
+        self._first = self._done = 0  # frame that `_codes` begins with, frames whose sound is out
 
-    def _feed(self, codes: np.ndarray, until: int | None, last: bool) -> np.ndarray:
-        self._past = np.concatenate([self._past, codes], 1)
-        left, right = self._spec.context or (None, self._fed)
-        end = self._fed if last else until if until is not None else self._fed - right
+    def __call__(self, codes: np.ndarray, until: int | None, last: bool) -> np.ndarray:
+        self._codes = np.concatenate([self._codes, codes], 1)
+        known, spec = self._first + self._codes.shape[1], self._codec.spec
+        left, right = spec.context or (None, known)
+        end = known if last else known - right if until is None else until
         if end <= self._done:
             return np.zeros(0, np.float32)
-        hop, begin = self._spec.hop_length, self._done - self._first
-        wav = self._codec.decode(AudioTokens(self._past), self._voice)
-        wav = wav[begin * hop : (end - self._first) * hop]
+        wav = self._codec.decode(AudioTokens(self._codes), self._voice)
+        wav = wav[(self._done - self._first) * spec.hop_length : (end - self._first) * spec.hop_length]
         self._done = end
         if left is not None and (past := end - left - self._first) > 0:
-            self._past, self._first = self._past[:, past:], self._first + past
+            self._codes, self._first = self._codes[:, past:], self._first + past
         return wav
 
 

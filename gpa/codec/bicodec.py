@@ -9,7 +9,6 @@ Knows audio and codes; ids of a language model's vocabulary never come here.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from torch import Tensor
 from gpa import audio as sound
 from gpa import hub
 from gpa.codec import margins
-from gpa.codec.base import AudioTokens, CodecSpec, Stream, TokenCodec, block_end
+from gpa.codec.base import BLOCKS, AudioTokens, CodecSpec, Stream, TokenCodec
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.feature_encoder import (
@@ -38,10 +37,10 @@ from gpa.codec.feature_encoder import (
 )
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.recordings import timbre_of
-from gpa.codec.streaming import Each, Layer, LayerStream, Series, joined
 from gpa.codec.voice import Voice
 from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
+from gpa.nn.incremental import BlockDecoder, Each, Layer, Series
 
 if TYPE_CHECKING:
     from gpa.audio import AudioLike
@@ -286,9 +285,8 @@ class BiCodec(TokenCodec):
 
     def stream(self, voice: Voice | Ids | None = None, lookahead: int | None = None) -> Stream:
         """Sound of semantic ids that come bit by bit; `voice` and errors are those of `decode`."""
-        network = self._layers(self._voice(voice))
-        rate = self.model.frames_per_id
-        return LayerStream(self.spec, network, self.model.decoder.renderer(), rate, lookahead)
+        network, render = self._layers(voice), self.model.decoder.renderer()
+        return Stream(self.spec, BlockDecoder(network, render, self.model.frames_per_id), lookahead)
 
     def render(self, frames: np.ndarray) -> np.ndarray:
         """The waveform (S,) of a whole clip's frames (C, N)."""
@@ -326,30 +324,25 @@ class BiCodec(TokenCodec):
 
     @torch.inference_mode()
     def frames(self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None) -> np.ndarray:
-        """What the network draws of a clip, float32 (C, N): samples themselves, or envelopes and pitch.
-
-        Arguments and errors are those of `decode`, which renders it.
-        """
+        """What the network draws of a clip, (C, N), for `render`; arguments and errors as of `decode`."""
         codes, voice = self._asked(semantic, voice)
-        network, frames = self._layers(voice), torch.zeros(0)
-        ends = [*itertools.takewhile(lambda end: end < codes.shape[1], map(block_end, itertools.count()))]
-        for i, part in enumerate(np.split(codes, ends, 1)):
-            frames = joined(frames, network.push(torch.from_numpy(part)[None], i == len(ends)))
-        return frames[0].cpu().numpy()
+        network, blocks = self._layers(voice), torch.from_numpy(codes)[None].split(BLOCKS[-1], -1)
+        parts = [network.push(block, i == len(blocks)) for i, block in enumerate(blocks, 1)]
+        return torch.cat([part for part in parts if part.shape[-1]], -1)[0].cpu().numpy()
 
-    def _asked(self, semantic: Ids | AudioTokens, voice: Voice | Ids | None) -> tuple[np.ndarray, Voice]:
-        """Codes (1, T) and the voice."""
+    def _asked(
+        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None
+    ) -> tuple[np.ndarray, Voice | Ids | None]:
+        """Codes (1, T), and who speaks them."""
         if isinstance(semantic, AudioTokens):
             voice = voice or Voice(self._codes(semantic.global_), timbre=semantic.timbre)
             semantic = semantic.codes
-        return _flat(semantic, "semantic", self._spec.codebook_size)[None], self._voice(voice)
-
-    def _voice(self, voice: Voice | Ids | None) -> Voice:
-        return voice if isinstance(voice, Voice) else Voice(self._codes(voice))
+        return _flat(semantic, "semantic", self._spec.codebook_size)[None], voice
 
     @torch.inference_mode()
-    def _layers(self, voice: Voice) -> Layer:
+    def _layers(self, voice: Voice | Ids | None) -> Layer:
         """Codes (1, 1, T) to frames of the voice, bit by bit."""
+        voice = voice if isinstance(voice, Voice) else Voice(self._codes(voice))
         network, speaker = self._drawing(voice)
         layers: list[Layer] = [Each(lambda codes: codes[:, 0]), network.streaming(speaker)]
         timbre, learnt = voice.timbre, voice.adaptation

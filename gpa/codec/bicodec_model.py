@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.speaker import SpeakerEncoder
-from gpa.codec.streaming import Each, Layer, Series, backbone, upsampling
 from gpa.codec.waveform import ISTFTDecoder, WaveGenerator
 from gpa.nn.convnext import VocosBackbone, sampling_stages
+from gpa.nn.incremental import Each, Layer, Series, backbone, upsampling
 from gpa.nn.mel import mel_filters
 from gpa.nn.quantize import FactorizedVQ
 
@@ -60,9 +60,8 @@ class Decoder(nn.Module):
     def streaming(self, cond: Tensor | None = None) -> Layer:
         """`forward`, bit by bit."""
         first = Each(lambda x: self.linear_pre(x.transpose(1, 2)).transpose(1, 2))
-        return Series(
-            first, upsampling(self.downsample), backbone(self.vocos_backbone, cond), Each(self._out)
-        )
+        stages = upsampling(self.downsample)
+        return Series(first, stages, backbone(self.vocos_backbone, cond), Each(self._out))
 
     def _out(self, x: Tensor) -> Tensor:
         x = self.linear(x.transpose(1, 2)).transpose(1, 2)

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa.codec.source_filter import REACH, source_filter
-from gpa.codec.streaming import Each, Layer, Series, Windows, backbone
 from gpa.errors import UsageError
 from gpa.nn.convnext import VocosBackbone
+from gpa.nn.incremental import Each, Layer, Series, Windows, backbone
 from gpa.nn.mel import mel_filters
 
 if TYPE_CHECKING:

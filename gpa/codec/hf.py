@@ -35,8 +35,8 @@ from gpa.audio import AudioLike, load
 from gpa.codec.base import AudioTokens, CodecSpec, Stream, TokenCodec, checked_codes
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
 from gpa.codec.hf_decoder import decoder
-from gpa.codec.streaming import Each, LayerStream
 from gpa.errors import CheckpointError, UsageError, VocabError
+from gpa.nn.incremental import BlockDecoder, Each
 
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
@@ -163,7 +163,8 @@ class HFCodec(TokenCodec):
         if self.spec.context is None:
             return super().stream(voice, lookahead)
         hop = self.spec.hop_length
-        return LayerStream(self.spec, decoder(self.model, hop), Each(lambda x: x), hop, lookahead)
+        feed = BlockDecoder(decoder(self.model, hop), Each(lambda x: x), hop)
+        return Stream(self.spec, feed, lookahead)
 
     @torch.inference_mode()
     def decode_at_once(self, codes: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from gpa.codec.streaming import Each, Join, Layer, Series, conv, residual, transposed
+from gpa.nn.incremental import Each, Join, Layer, Series, conv, residual, transposed
 
 
 def decoder(model: Any, hop: int) -> Layer:

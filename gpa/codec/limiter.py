@@ -1,7 +1,7 @@
-"""A peak limiter with fixed look-ahead: sound above full scale is turned down smoothly, all else is left alone.
+"""A peak limiter with fixed look-ahead: sound above full scale is turned down smoothly, all else left alone.
 
 Every sample asks for the gain that brings it to full scale. The least that is asked for nearby is held, then
-smoothed, so the gain is there before the peak is and rests over a period of the lowest voice. It is a function of
+smoothed, so the gain is there before the peak is and rests over a period of the lowest voice. It depends on
 the samples alone: in chunks of any size the output is the same to the bit.
 """
 

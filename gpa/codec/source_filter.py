@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpa.codec.streaming import Each, Join, Layer, Map, Series, Windows
-from gpa.codec.waveform import inverse_stft
+from gpa.nn.incremental import Each, Join, Layer, Map, Series, Windows, inverse_stft
 
 REACH = 3  # frames behind a frame that its sound hears
 STEPS = 2  # spectra per frame
@@ -49,7 +48,7 @@ def source_filter(gain: Map, noise: Tensor, window: Tensor, hop: int, sample_rat
 
 
 def interpolated(factor: int, more: int = 0) -> Layer:
-    """Linear interpolation of (B, C, T) to `factor` times as many; the last frame comes `more` times again."""
+    """Linear interpolation of (B, C, T) to `factor` times as many, the last of them `more` times again."""
 
     def between(x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=factor, mode="linear", align_corners=False)[..., factor:-factor]

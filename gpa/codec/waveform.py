@@ -7,13 +7,13 @@ convolutions.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpa.codec.streaming import Each, Layer, OverlapAdd, Series, backbone, conv, residual, transposed
 from gpa.nn.convnext import VocosBackbone
+from gpa.nn.incremental import Each, Layer, Series, backbone, conv, inverse_stft, residual, transposed
 from gpa.nn.quantize import WeightNormConv1d
 
 
@@ -58,7 +58,8 @@ class UpsampleBlock(nn.Module):
 
     def streaming(self) -> Layer:
         """As `WaveGenerator.streaming`."""
-        snake, up, *units = self.block
+        snake, up, *rest = self.block
+        units: Any = rest
         return Series(Each(snake), transposed(up), *(unit.streaming() for unit in units))
 
 
@@ -97,7 +98,8 @@ class WaveGenerator(nn.Module):
 
     def streaming(self) -> Layer:
         """`forward`, bit by bit."""
-        first, *blocks, snake, last, tanh = self.model
+        first, *rest, snake, last, tanh = self.model
+        blocks: Any = rest
         drawn = (block.streaming() for block in blocks)
         return Series(conv(first), *drawn, Each(snake), conv(last), Each(tanh))
 
@@ -157,20 +159,3 @@ class ISTFTDecoder(nn.Module):
     def _spectrum(self, x: Tensor) -> Tensor:  # (B, D, T) -> (B, F, T), complex
         magnitude, phase = self.out(x.transpose(1, 2)).transpose(1, 2).float().chunk(2, 1)
         return torch.polar(torch.exp(magnitude.clamp(max=6.0)), phase)
-
-
-def inverse_stft(window: Tensor, hop: int, trim: tuple[int, int], least: float) -> Layer:
-    """Spectra (B, F, T) to sound (B, 1, S) by windowed overlap-add, over the windows' power.
-
-    That is at least `least`; `trim` samples fall away at both ends.
-    """
-    size = len(window)
-
-    def added(spectra: Tensor) -> Tensor:  # -> (B, 2, S): sound, and power beside it
-        frames = torch.fft.irfft(spectra, size, dim=1) * window[:, None]
-        both = torch.stack([frames, (window**2)[:, None].expand_as(frames)], 1).flatten(1, 2)  # (B, 2 N, T)
-        length = (frames.shape[-1] - 1) * hop + size
-        return F.fold(both, (1, length), (1, size), stride=(1, hop))[:, :, 0]
-
-    level = Each(lambda x: x[:, :1] / x[:, 1:].clamp_min(least))
-    return Series(OverlapAdd(added, size, hop, trim), level)

@@ -81,7 +81,7 @@ class VocosBackbone(nn.Module):
         return _apply(self.norm, x.transpose(1, 2), cond).transpose(1, 2)
 
     def ended(self, x: Tensor) -> Tensor:  # (B, C, T)
-        """What follows the last block."""
+        """What follows the last block, each frame by itself."""
         return self.final_layer_norm(x.transpose(1, 2)).transpose(1, 2)
 
 

@@ -11,18 +11,12 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from gpa.codec.base import Stream
-
-if TYPE_CHECKING:
-    from gpa.codec.base import CodecSpec
-    from gpa.nn.convnext import SamplingBlock, VocosBackbone
 
 Map = Callable[[Tensor], Tensor]
 
@@ -194,27 +188,43 @@ def transposed(m: Any, trim: tuple[int, int] | None = None) -> Layer:
     return add if bias is None else Series(add, Each(lambda x: x + bias[:, None]))
 
 
-def backbone(m: VocosBackbone, cond: Tensor | None = None) -> Layer:
-    """A Vocos backbone, conditioned on a speaker vector (B, D) where it is made for one."""
+def backbone(m: Any, cond: Tensor | None = None) -> Layer:
+    """A `VocosBackbone`, conditioned on a speaker vector (B, D) where it is made for one."""
 
     def block(b: Any) -> Layer:
         return residual(conv(b.dwconv), Each(lambda x: b.mixed(x, cond)))
 
-    blocks = (block(b) for b in m.convnext)
-    return Series(conv(m.embed), Each(lambda x: m.begun(x, cond)), *blocks, Each(m.ended))
+    return Series(conv(m.embed), Each(lambda x: m.begun(x, cond)), *map(block, m.convnext), Each(m.ended))
 
 
 def upsampling(stages: Any) -> Layer:
-    """Stages of `sampling_stages` that raise the frame rate."""
-    return Series(*(Series(_upsampled(block), backbone(after)) for block, after in stages))
+    """What `sampling_stages` makes of ratios up."""
+
+    def raised(m: Any) -> Layer:
+        if m.up == 1:
+            return Each(lambda x: x + x + x)
+        drawn = Series(Each(lambda x: F.leaky_relu(x, 0.2)), transposed(m.deconv))
+        repeated = Each(lambda x: x.repeat_interleave(m.up, -1))
+        return Join(lambda y, x: (y + x) + (y + x) + x, drawn, repeated)
+
+    return Series(*(Series(raised(block), backbone(after)) for block, after in stages))
 
 
-def _upsampled(m: SamplingBlock) -> Layer:
-    if m.up == 1:
-        return Each(lambda x: x + x + x)
-    repeated = Each(lambda x: x.repeat_interleave(m.up, -1))
-    drawn = Series(Each(lambda x: F.leaky_relu(x, 0.2)), transposed(m.deconv))
-    return Join(lambda x, y: (y + x) + (y + x) + x, repeated, drawn)
+def inverse_stft(window: Tensor, hop: int, trim: tuple[int, int], least: float) -> Layer:
+    """Spectra (B, F, T) to sound (B, 1, S) by windowed overlap-add, over the windows' power.
+
+    That is at least `least`; `trim` samples fall away at both ends.
+    """
+    size = len(window)
+
+    def added(spectra: Tensor) -> Tensor:  # -> (B, 2, S): sound, and power beside it
+        frames = torch.fft.irfft(spectra, size, dim=1) * window[:, None]
+        both = torch.stack([frames, (window**2)[:, None].expand_as(frames)], 1).flatten(1, 2)  # (B, 2 N, T)
+        length = (frames.shape[-1] - 1) * hop + size
+        return F.fold(both, (1, length), (1, size), stride=(1, hop))[:, :, 0]
+
+    level = Each(lambda x: x[:, :1] / x[:, 1:].clamp_min(least))
+    return Series(OverlapAdd(added, size, hop, trim), level)
 
 
 def _weight(m: Any) -> Tensor:
@@ -227,23 +237,24 @@ def _int(value: int | tuple[int, ...]) -> int:
     return value[0] if isinstance(value, tuple) else int(value)
 
 
-class LayerStream(Stream):
-    """A stream through layers: `network` draws `rate` frames per frame of codes, `render` their sound.
+class BlockDecoder:
+    """Blocks of codes to sound: `network` draws `rate` frames for each frame of codes, `render` their sound.
 
     `network` takes codes (1, K, n); `render` gives (1, 1, S). Where the future is cut, a fork of the network
     ends there, so its frames are those of a clip that ends there; `render` goes on without a seam.
     """
 
-    def __init__(
-        self, spec: CodecSpec, network: Layer, render: Layer, rate: int, lookahead: int | None = None
-    ) -> None:
-        super().__init__(spec, lookahead)
+    def __init__(self, network: Layer, render: Layer, rate: int) -> None:
         self._network, self._render, self._rate = network, render, rate
         self._drawn = torch.zeros(0)  # frames of the network that may wait for their block, from `_first` on
         self._first = self._out = 0  # `_out` frames have gone to `render`
 
     @torch.inference_mode()
-    def _feed(self, codes: np.ndarray, until: int | None, last: bool) -> np.ndarray:
+    def __call__(self, codes: np.ndarray, until: int | None, last: bool) -> np.ndarray:
+        """Sound that codes (K, n) add, `last` for those at the end.
+
+        With `until`, all up to this frame of codes, drawn as if these were the last.
+        """
         x = torch.from_numpy(codes)[None]
         self._drawn = drawn = joined(self._drawn, self._network.push(x, last))
         if until is not None:
