@@ -243,6 +243,8 @@ class Stream:
     def __init__(self, spec: CodecSpec, feed: Feed, lookahead: int | None = None) -> None:
         if lookahead is not None and (type(lookahead) is not int or lookahead < 0):
             raise UsageError(f"lookahead {lookahead!r}: a number of frames from 0 on, or None for all")
+        if lookahead is not None and spec.context and lookahead >= spec.context[1]:
+            lookahead = None  # nothing is cut
         self._spec, self._feed, self._lookahead = spec, feed, lookahead
         self._codes = np.zeros((spec.n_codebooks, 0), np.int64)  # that wait for their block
         self._fed = self._block = 0  # frames, blocks that are through
