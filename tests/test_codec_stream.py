@@ -1,5 +1,6 @@
 """Streamed decoding of every codec is its decoding, however codes are cut, at a cost linear in them."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from gpa.codec.bicodec import BiCodec
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.hf import HFCodec
+from gpa.codec.source_filter import Excitation
 from gpa.codec.voice import Voice
 from gpa.codec.waveform import WaveGenerator
 from gpa.errors import UsageError, VocabError
@@ -61,10 +63,13 @@ def codecs(mini_codec: BiCodec, replica: Path, tiny: Path) -> dict[str, TokenCod
 
 @pytest.fixture(scope="module")
 def mini_codec() -> BiCodec:
-    folder = Path(__file__).parent.parent / "gpa" / "assets" / "gpa-mini" / "codec"
-    if not folder.is_dir():
+    if not mini_codec_folder().is_dir():
         pytest.skip("gpa-mini is not here")
-    return load_codec(folder)
+    return load_codec(mini_codec_folder() / "codec")
+
+
+def mini_codec_folder() -> Path:
+    return Path(__file__).parent.parent / "gpa" / "assets" / "gpa-mini"
 
 
 def clip(codec: TokenCodec, frames: int = FRAMES) -> tuple[AudioTokens, Voice | None]:
@@ -340,6 +345,34 @@ def test_a_codec_that_hears_the_whole_clip_can_be_cut(codecs: dict[str, TokenCod
         np.concatenate(found)[: 4 * codec.spec.hop_length],
         codec.decode(AudioTokens(tokens.codes[:, :6]))[: 4 * codec.spec.hop_length],
     )
+
+
+def test_the_error_of_a_look_ahead_is_the_stated_one(mini_codec: BiCodec, repo: Path) -> None:
+    """Of the shipped weights on the shipped recordings: RMS over frames and bands of log-mel, in dB.
+
+    The wave itself says little: once a pitch differs, the phase of the pulses does for good.
+    """
+    page = (repo / "docs" / "performance.md").read_text(encoding="utf-8")
+    stated = re.findall(r"^\| (\d+|pulses half a turn on) \|.*?\| ([\d.]+) \|$", page, re.MULTILINE)
+    decoder: Any = mini_codec.harmonic
+
+    def level(wav: np.ndarray) -> np.ndarray:
+        return 20 / np.log(10) * decoder.log_mel(torch.from_numpy(wav)[None])[0].numpy()  # nepers to dB
+
+    def turned(tokens: AudioTokens) -> np.ndarray:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Excitation, "START", 0.5)
+            return mini_codec.decode(tokens)
+
+    clips = [mini_codec.encode(path) for path in sorted((mini_codec_folder() / "golden").glob("*.wav"))]
+    assert len(clips) == 2 and len(stated) == 9
+    for name, error in stated:
+        squares = []
+        for tokens in clips:
+            voice = Voice(tuple(tokens.global_.tolist()), timbre=tokens.timbre)  # type: ignore[union-attr]
+            cut = mini_codec.stream(voice, int(name)).run(tokens) if name.isdigit() else turned(tokens)
+            squares.append(np.mean((level(cut) - level(mini_codec.decode(tokens))) ** 2))
+        assert np.sqrt(np.mean(squares)) == pytest.approx(float(error), abs=0.1), name
 
 
 # Layers by themselves ---------------------------------------------------------------------------------------

@@ -59,9 +59,11 @@ def interpolated(factor: int, more: int = 0) -> Layer:
 class Excitation(Layer):
     """Pitch in Hz and voicing, of each sample (B, 2, n) float64, to pulses and noise (B, 2, n)."""
 
+    START = 0.0  # turns of the pulses before the first sample
+
     def __init__(self, noise: Tensor, sample_rate: int) -> None:
         self._noise, self._sample_rate = noise, sample_rate
-        self._turns: Tensor | float = 0.0  # of the last pulse
+        self._turns: Tensor | float = self.START  # of the sample before
         self._at = 0  # in the noise
 
     def push(self, x: Tensor, end: bool) -> Tensor:
