@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpa.data.edit_distance import edits, words
+from gpa.text.edit_distance import edits, words
 from gpa.errors import CheckpointError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ import torch
 
 from gpa import config
 from gpa.data import sequences
-from gpa.data.edit_distance import edits, words
+from gpa.text.edit_distance import edits, words
 from gpa.data.rows import Row, collate
 from gpa.engine.request import Completion, Request, Rules, Sampling
 from gpa.engine.scheduler import Engine
