@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gpa import audio
-from gpa.cli.sound_out import destination
 from gpa.errors import CheckpointError, GenerationError, GPAError, UsageError
 from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.text.wordlist import read_text
@@ -72,6 +71,7 @@ def _spoken(args: argparse.Namespace, chunks: Iterable[Chunk], rate: int, bar: b
     """What is said of a stream whose sound goes where it was asked for, and its seconds."""
     from tqdm import tqdm
 
+    from gpa.cli.sound_out import destination
     from gpa.models.gpa import Speech
 
     told: list[Chunk] = []
@@ -315,6 +315,8 @@ def check_output(args: argparse.Namespace) -> None:
 
 def deliver(args: argparse.Namespace, speech: Any, took: float, about: dict[str, Any]) -> None:
     """Write generated sound where it was asked for, and say so; `about` is for --json."""
+    from gpa.cli.sound_out import destination
+
     with destination(args.output, speech.sample_rate) as write:
         write(speech.wav)
     _report(args, speech.sample_rate, len(speech.wav) / speech.sample_rate, took, about)

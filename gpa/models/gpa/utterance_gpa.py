@@ -122,12 +122,12 @@ class Limiter:  # until the codec has one
 
 @dataclass(eq=False)
 class Part:
-    """A part of the text: the takes that are made of it, how they read, and how it came out."""
+    """A part of the text: its takes, what recognition makes of them, and how it came out."""
 
     number: int
     passage: Passage
     takes: list[Take] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
+    reread: list[Reading] = field(default_factory=list)
     tries: int = 0
     told: int = 0  # of its codes, how many were handed out
     chosen: Take | None = None
@@ -240,8 +240,8 @@ class Utterance:
         elif not self._reads:
             part.chosen = good[0]
         else:
-            part.readings = [Reading(take, asr_job(self._processor, take.wav, {})) for take in good]
-            for reading in part.readings:
+            part.reread = [Reading(take, asr_job(self._processor, take.wav, {})) for take in good]
+            for reading in part.reread:
                 for n, request in enumerate(reading.job.requests):
                     self._waiting[self._engine.add(request)] = partial(self._read, part, reading, n)
 
@@ -264,11 +264,11 @@ class Utterance:
         """Choose the take that reads best, the first of equals, once all are read."""
         if progress.completion:
             reading.done[number] = progress.completion
-        if not all(reading.complete for reading in part.readings):
+        if not all(each.complete for each in part.reread):
             return
         said = words(part.passage.text)
-        errors = [edits(said, words(reading.text)) for reading in part.readings]
-        best = part.readings[errors.index(min(errors))]
+        errors = [edits(said, words(reading.text)) for reading in part.reread]
+        best = part.reread[errors.index(min(errors))]
         if min(errors) <= WRONG * len(said):
             part.chosen = best.take
         else:
