@@ -341,8 +341,7 @@ def chunks(engine: Engine, utterance: Utterance) -> Iterator[Chunk]:
     """Chunks of one utterance; closing the iterator cancels what is on its way."""
     try:
         while not utterance.done:
-            for progress in engine.step():
-                yield from utterance.take(progress)
+            yield from [chunk for progress in engine.step() for chunk in utterance.take(progress)]
     finally:
         utterance.cancel()
 
