@@ -7,11 +7,11 @@ requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ from gpa.models.gpa.options_gpa import (
     TranscriptOptions,
 )
 from gpa.models.gpa.processing_gpa import GPAProcessor
-from gpa.models.gpa.requests_gpa import Job, asr_job, speech, tts_job, vc_job
+from gpa.models.gpa.requests_gpa import Job, asr_job, speech, vc_job
+from gpa.models.gpa.utterance_gpa import Utterance, chunks, together
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
 from gpa.text.tokenizer import normalise_text
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from gpa.audio import AudioLike
     from gpa.codec.base import LinguisticTokenizer, TokenCodec
-    from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
+    from gpa.models.gpa.outputs_gpa import Chunk, Speech, Transcript, Voice, VoiceLike
     from gpa.prompt.formats import Format
     from gpa.prompt.vocab import Vocab
 
@@ -237,23 +238,59 @@ class GPA:
     # Tasks ------------------------------------------------------------------------------------------------
 
     @overload
-    def tts(self, text: str, voice: VoiceLike = None, **options: Unpack[SpeechOptions]) -> Speech: ...
+    def tts(
+        self,
+        text: str,
+        voice: VoiceLike = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech: ...
     @overload
     def tts(
-        self, text: list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
+        self,
+        text: list[str],
+        voice: VoiceLike = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[SpeechOptions],
     ) -> list[Speech]: ...
+    @overload
     def tts(
-        self, text: str | list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
-    ) -> Speech | list[Speech]:
+        self,
+        text: str,
+        voice: VoiceLike = None,
+        *,
+        stream: Literal[True, "parts"],
+        **options: Unpack[SpeechOptions],
+    ) -> Iterator[Chunk]: ...
+    def tts(
+        self,
+        text: str | list[str],
+        voice: VoiceLike = None,
+        *,
+        stream: bool | Literal["parts"] = False,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech | list[Speech] | Iterator[Chunk]:
         """Speak a text of any length in a voice, or each text of a list; a long one is spoken in parts.
 
-        See `SpeechOptions`. PromptError for text that says nothing, GenerationError for no speech.
+        With `stream` the chunks of one text come as they are made, and closing the iterator ends the work;
+        `stream="parts"` hands out no part before it has been checked. See `SpeechOptions`. PromptError for
+        text that says nothing, GenerationError where no part of a text could be spoken.
         """
         check_options(options, SpeechOptions)
-        speaker = self.resolve_voice(voice)
-        return _as_asked(
-            text, self._results([tts_job(self.processor, one, speaker, options) for one in _list(text)])
-        )
+        if stream not in (False, True, "parts"):
+            raise UsageError(f"stream={stream!r}: expected True, False or 'parts'")
+        if stream and isinstance(text, list):
+            raise UsageError("a stream speaks one text: give a str, or leave stream out")
+        speaker, engine = self.resolve_voice(voice), Engine(self.network)
+        utterances = [
+            Utterance(self.processor, engine, one, speaker, options, live=stream is True)
+            for one in _list(text)
+        ]
+        if stream:
+            return chunks(engine, utterances[0])
+        return _as_asked(text, together(engine, utterances))
 
     @overload
     def vc(
