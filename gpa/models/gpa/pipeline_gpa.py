@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from gpa.config import check_options
+from gpa.engine.backends import open_engine
 from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Rules
 from gpa.engine.scheduler import Engine
@@ -27,6 +28,7 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.info_gpa import describe
 from gpa.models.gpa.options_gpa import (
     ConversionOptions,
+    HubOptions,
     SamplingOptions,
     SpeechOptions,
     TranscriptOptions,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     from gpa.audio import AudioLike
     from gpa.codec.base import LinguisticTokenizer, TokenCodec
+    from gpa.engine.base import Completer
     from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
     from gpa.prompt.formats import Format
     from gpa.prompt.vocab import Vocab
@@ -69,6 +72,7 @@ class GPA:
         sizes = {"vocab_size": s.vocab_size, "context": s.max_position_embeddings}
         self.processor = GPAProcessor(tokenizer, codec, glm, self.config, **sizes)
         self.network = network
+        self.backend: Completer | None = None  # in the place of our engine
         self.path: Path | None = None  # of the files
         self.precision = network.dtype  # of the files, which saving keeps
         for name, voice in (voices or {}).items():
@@ -81,20 +85,23 @@ class GPA:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        revision: str | None = None,
-        offline: bool = False,
+        engine: str = "",
         threads: int | None = None,
+        **hub: Unpack[HubOptions],
     ) -> GPA:
         """Load a directory, a repository id or a shipped name.
 
         It may hold a published checkpoint (at its root or in gpa_0_3b/) or what `save_pretrained` wrote.
 
         `dtype` is that of the language model; the codec computes in float32. Nothing is downloaded for a
-        local path. `threads` of the processor hold for the whole process: None lets the model's size decide,
-        0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing, unexpected or
-        mismatched parts.
+        local path. `engine` completes prompts in the place of ours and has the same weights:
+        "llamacpp:FILE.gguf", "onnx:DIR", "vllm:http://HOST:PORT" or "sglang:http://HOST:PORT"
+        (docs/serving.md). `threads` of the processor hold for the whole process: None lets the model's size
+        decide, 0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing,
+        unexpected or mismatched parts.
         """
-        folder = files.find(path_or_repo, revision, offline)
+        check_options(hub, HubOptions)
+        folder = files.find(path_or_repo, **hub)
         config = GPAConfig.read(folder)
         chosen = pick_device(device)
         network, stored = Network.load(folder)
@@ -107,6 +114,7 @@ class GPA:
             model.add_voice(name, voice)
         network.to(chosen, pick_dtype(dtype, chosen, stored))
         model.path, model.precision = folder, stored
+        model.backend = open_engine(engine, network) if engine else None
         return model
 
     def save_pretrained(
@@ -232,7 +240,11 @@ class GPA:
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of requests, as one batch."""
-        return Engine(self.network).generate(requests)
+        return self.engine().generate(requests)
+
+    def engine(self) -> Engine | Completer:
+        """What completes requests: our engine, a new one, or the one that the model was loaded with."""
+        return self.backend or Engine(self.network)
 
     # Tasks ------------------------------------------------------------------------------------------------
 
