@@ -102,7 +102,8 @@ def _packed(values: np.ndarray, precision: str, name: str) -> tuple[np.ndarray, 
         return _q4_k(values), Kind.Q4_K
     if precision != "f16" and values.shape[-1] % BLOCK == 0:
         return quants.quantize(values, Kind.Q8_0), Kind.Q8_0
-    half = values.astype(np.float16)
+    with np.errstate(over="ignore"):  # found in the next line
+        half = values.astype(np.float16)
     if not np.isfinite(half).all():
         raise CheckpointError(f"{name} holds weights beyond float16: export f32")
     return half, Kind.F16
