@@ -91,7 +91,7 @@ def served(exchange: dict[str, Any], real: str = "") -> Iterator[tuple[str, list
 
 def record(dialect: Dialect, url: str, path: Path) -> None:
     """Ask a real server for every request, and write what it answered."""
-    from gpa.engine.backends.remote import Remote
+    from gpa.engine.backends.remote import Remote, Server
 
     model = GPA.from_pretrained("gpa-mini", device="cpu")
     with urllib.request.urlopen(f"{url}/v1/models") as models:
@@ -100,7 +100,7 @@ def record(dialect: Dialect, url: str, path: Path) -> None:
     with urllib.request.urlopen(f"{url}/version") as version:
         exchange["server"] = version.read().decode()
     with served(exchange, url) as (here, _):
-        engine = Remote(dialect, here, model.network)
+        engine = Remote(Server.found(dialect, here), model.network)
         exchange["completions"] = {n: vars(engine.generate([r])[0]) for n, r in asked(model).items()}
     turns = ",\n".join(json.dumps(turn) for turn in exchange.pop("turns"))
     path.write_text(json.dumps(exchange)[:-1] + f', "turns": [\n{turns}\n]}}\n', encoding="utf-8")

@@ -15,11 +15,11 @@ import torch
 
 from exchanges import asked, served
 from gpa.compose import Branch, Guided, Plan, Term, given
-from gpa.engine.backends import open_engine
+from gpa.engine.backends import find_engine
 from gpa.engine.backends.dialects import VLLM, Asked, SGLang
 from gpa.engine.backends.export_gguf import character, export_gguf
 from gpa.engine.backends.export_onnx import FILE, export_onnx
-from gpa.engine.backends.remote import Ending, Remote
+from gpa.engine.backends.remote import Ending, Remote, Server
 from gpa.engine.base import Completer
 from gpa.engine.network import Network
 from gpa.engine.request import Beams, Completion, Guidance, Request, Rules, Sampling
@@ -68,7 +68,7 @@ def llama(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Completer:
     pytest.importorskip("gguf", reason="needs the extra llamacpp")
     path = tmp_path_factory.mktemp("gguf") / "net.gguf"
     export_gguf(net, path, "f16")
-    return open_engine(f"llamacpp:{path}", net)
+    return find_engine(f"llamacpp:{path}", net)()
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
 
 def test_ids_of_onnxruntime_are_ours(net: Network, graph: Path) -> None:
     """Greedy, drawn, penalised, guided, searched, in rounds: all in one batch, and each alone."""
-    engine, requests = open_engine(f"onnx:{graph}", net), [*PLAIN, *OURS]
+    engine, requests = find_engine(f"onnx:{graph}", net)(), [*PLAIN, *OURS]
     ours = Engine(net).generate(requests)
     assert engine.generate(requests) == ours
     assert [engine.generate([request])[0] for request in requests] == ours
@@ -214,7 +214,7 @@ def test_ids_of_onnxruntime_are_ours(net: Network, graph: Path) -> None:
 def test_requests_join_and_leave_onnxruntime_at_any_step(net: Network, graph: Path, seed: int) -> None:
     requests = [*PLAIN, *OURS]
     alone, rng = Engine(net).generate(requests), random.Random(seed)
-    engine, order = open_engine(f"onnx:{graph}", net), rng.sample(range(len(requests)), len(requests))
+    engine, order = find_engine(f"onnx:{graph}", net)(), rng.sample(range(len(requests)), len(requests))
     handles: dict[int, int] = {}
     told: dict[int, list[int]] = {}
     done = {}
@@ -237,9 +237,9 @@ def test_requests_join_and_leave_onnxruntime_at_any_step(net: Network, graph: Pa
 
 def test_a_graph_of_another_network_is_refused(net: Network, graph: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="another model"):
-        open_engine(f"onnx:{graph}", network(num_hidden_layers=1))
+        find_engine(f"onnx:{graph}", network(num_hidden_layers=1))()
     with pytest.raises(CheckpointError, match=FILE):
-        open_engine(f"onnx:{tmp_path}", net)
+        find_engine(f"onnx:{tmp_path}", net)()
 
 
 def test_a_head_and_biases_of_their_own_are_in_the_graph(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_head_and_biases_of_their_own_are_in_the_graph(tmp_path: Path) -> None
     net = network(hidden_size=64, head_dim=32, attention_bias=True)
     export_onnx(net, tmp_path)
     requests = PLAIN[:4]
-    assert open_engine(f"onnx:{tmp_path}", net).generate(requests) == Engine(net).generate(requests)
+    assert find_engine(f"onnx:{tmp_path}", net)().generate(requests) == Engine(net).generate(requests)
 
 
 # vLLM and SGLang --------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_vllm_is_asked_what_it_was_when_it_answered(mini: GPA, exchange: dict[st
     """A field that changes is a question that was never answered: the replay refuses it."""
     requests = asked(mini)
     with served(exchange) as (url, _):
-        made = Remote(VLLM(), url, mini.network).generate(list(requests.values()))
+        made = Remote(Server.found(VLLM(), url), mini.network).generate(list(requests.values()))
     assert dict(zip(requests, map(vars, made), strict=True)) == exchange["completions"]
     greedy = [n for n, request in enumerate(requests.values()) if request.sampling.plain]
     plain = list(requests.values())
@@ -283,7 +283,7 @@ def test_a_server_that_draws_what_is_not_legal_is_found_out(mini: GPA, exchange:
     turn = next(turn for turn in exchange["turns"] if turn[1]["max_tokens"] == 12)
     turn[2] = turn[2].replace('"token_ids":[', '"token_ids":[5,', 1)
     with served(exchange) as (url, _):
-        engine = Remote(VLLM(), url, mini.network)
+        engine = Remote(Server.found(VLLM(), url), mini.network)
         with pytest.raises(GenerationError, match="drew id 5"):
             engine.generate([request])
         assert not engine.busy
@@ -292,7 +292,7 @@ def test_a_server_that_draws_what_is_not_legal_is_found_out(mini: GPA, exchange:
 def test_one_that_fails_stops_no_other(mini: GPA, exchange: dict[str, Any]) -> None:
     requests = asked(mini)
     with served(exchange) as (url, _):
-        engine = Remote(VLLM(), url, mini.network, streams=1)
+        engine = Remote(Server.found(VLLM(), url, streams=1), mini.network)
         bad, good = engine.add(replace(requests["greedy"], seed=99)), engine.add(requests["greedy"])
         with pytest.raises(GenerationError, match="400.*not what was recorded"):
             list(engine.run())
@@ -303,12 +303,12 @@ def test_one_that_fails_stops_no_other(mini: GPA, exchange: dict[str, Any]) -> N
 
 def test_who_does_not_answer_is_named(mini: GPA) -> None:
     with pytest.raises(GenerationError, match="no vLLM answers at http://127.0.0.1:9"):
-        open_engine("vllm:http://127.0.0.1:9", mini.network)
+        find_engine("vllm:http://127.0.0.1:9", mini.network)
     for spec in ("vllm:", "vllm:localhost", "tensorrt:x", "llamacpp"):
         with pytest.raises(UsageError, match="vllm:http|http://127"):
-            open_engine(spec, mini.network)
+            find_engine(spec, mini.network)
     with pytest.raises(CheckpointError, match="gpa export"):
-        open_engine("llamacpp:nowhere.gguf", mini.network)
+        find_engine("llamacpp:nowhere.gguf", mini.network)
 
 
 def test_sglang_is_asked_in_its_own_words() -> None:

@@ -305,7 +305,7 @@ def _use_engine(kind: str, file: str) -> str:
     """A network of random weights, written for another engine, whose ids have to be those of ours."""
     import torch
 
-    from gpa.engine.backends import open_engine
+    from gpa.engine.backends import find_engine
     from gpa.engine.backends.export_gguf import export_gguf
     from gpa.engine.backends.export_onnx import export_onnx
     from gpa.engine.network import Network
@@ -322,7 +322,7 @@ def _use_engine(kind: str, file: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         export_onnx(network, where) if kind == "onnx" else export_gguf(network, where / file, "f32")
-        made = open_engine(f"{kind}:{where / file}", network).generate(asked)
+        made = find_engine(f"{kind}:{where / file}", network)().generate(asked)
     _expect(made == Engine(network).generate(asked), "other ids than those of gpa's own engine")
     return "ids drawn, the same as by gpa's own engine"
 

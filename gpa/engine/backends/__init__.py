@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from gpa.errors import CheckpointError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from gpa.engine.backends.dialects import LlamaCpp
+    from gpa.engine.backends.remote import Server
     from gpa.engine.base import Completer
     from gpa.engine.network import Network
 
@@ -21,8 +24,8 @@ KINDS = {
 SLOTS = 4  # requests that a llama.cpp server in this process completes at once
 
 
-def open_engine(spec: str, network: Network) -> Completer:
-    """The engine that `KIND:WHERE` names, for a network's requests.
+def find_engine(spec: str, network: Network) -> Callable[[], Completer]:
+    """What makes engines of `KIND:WHERE` for a network's requests: what is there is loaded once, here.
 
     UsageError for another kind, MissingExtraError without its package, CheckpointError for a missing file,
     GenerationError if no server answers.
@@ -32,28 +35,30 @@ def open_engine(spec: str, network: Network) -> Completer:
         known = ", ".join(f"{name}:{what}" for name, what in KINDS.items())
         raise UsageError(f"engine {spec!r}: choose one of {known}")
     if kind == "onnx":
-        from gpa.engine.backends.onnx_engine import OnnxEngine
+        from gpa.engine.backends.onnx_engine import Graph, OnnxEngine
 
-        return OnnxEngine(Path(where), network)
+        return partial(OnnxEngine, Graph(Path(where), network), network)
     from gpa.engine.backends.dialects import VLLM, LlamaCpp, SGLang
-    from gpa.engine.backends.remote import Remote
+    from gpa.engine.backends.remote import Remote, Server
 
     if kind == "llamacpp":
-        eos = network.config.get("eos_token_id")
-        if "://" in where:
-            return Remote(LlamaCpp(eos), where, network)
-        return _llama_here(Path(where), LlamaCpp(eos), network)
-    return Remote(VLLM() if kind == "vllm" else SGLang(), where, network)
+        dialect = LlamaCpp(network.config.get("eos_token_id"))
+        server = (
+            Server.found(dialect, where) if "://" in where else _llama_here(Path(where), dialect, network)
+        )
+    else:
+        server = Server.found(VLLM() if kind == "vllm" else SGLang(), where)
+    return partial(Remote, server, network)
 
 
-def _llama_here(path: Path, dialect: LlamaCpp, network: Network) -> Completer:
+def _llama_here(path: Path, dialect: LlamaCpp, network: Network) -> Server:
     """llama.cpp's own server in this process, on a free port of this machine alone."""
     import torch
 
-    from gpa.engine.backends.remote import Remote
+    from gpa.engine.backends.remote import Server
 
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; `gpa export MODEL {path}` writes one")
+        raise CheckpointError(f"{path}: no such file; `gpa export MODEL {path} --gguf f16` writes it")
     try:
         import xllamacpp
     except ImportError as error:
@@ -65,7 +70,7 @@ def _llama_here(path: Path, dialect: LlamaCpp, network: Network) -> Completer:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
     params.verbosity = 0
     try:
-        server = xllamacpp.Server(params)
+        here = xllamacpp.Server(params)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: llama.cpp does not load it: {error}") from error
-    return Remote(dialect, server.listening_address, network, SLOTS, server)
+    return Server.found(dialect, here.listening_address, SLOTS, here)

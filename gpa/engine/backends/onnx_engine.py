@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -47,10 +47,10 @@ class _Job:
 class OnnxEngine(Completer):
     """Completions by the graph that `export_onnx` wrote of a network."""
 
-    def __init__(self, folder: Path, network: Network, rows: int = ROWS) -> None:
-        """CheckpointError for a folder without a graph, or with the graph of another network."""
+    def __init__(self, graph: Graph, network: Network, rows: int = ROWS) -> None:
+        """`rows` are computed together at most. A second engine of a graph is cheap."""
         self.network, self.most_rows = network, rows
-        self._rows = _Rows(folder, network)
+        self._rows = _Rows(graph, network)
         self._handles = count()
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []  # their rows lie in this order
@@ -122,19 +122,38 @@ class OnnxEngine(Completer):
             self._running = [job for job in self._running if job not in jobs]
 
 
-class _Rows:
-    """The session, and keys and values (R, Hk, P, Dh) that it extends where they are."""
+class Graph:
+    """The graph of a network, loaded into onnxruntime with as many threads as torch has."""
 
     def __init__(self, folder: Path, network: Network) -> None:
-        s = network.sizes
-        self._session = _session(folder)
-        self._names, self._context = cache_names(s.num_hidden_layers), s.max_position_embeddings
-        found = {each.name: each.shape for each in self._session.get_outputs()}
-        expected = [f"new_{name}" for name in self._names]
-        if found.get("logits", [0])[-1] != s.vocab_size or set(found) != {"logits", *expected}:
+        """CheckpointError for a folder without a graph, or with the graph of another network."""
+        if not (folder / FILE).is_file():
+            raise CheckpointError(
+                f"{folder}: no {FILE}; `gpa export MODEL {folder} --onnx float32` writes it"
+            )
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtraError("onnxruntime", "onnx") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        providers = ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(str(folder / FILE), options, providers=providers)
+        self.caches = cache_names(network.sizes.num_hidden_layers)
+        found = {each.name: each.shape for each in self.session.get_outputs()}
+        expected = {"logits", *(f"new_{name}" for name in self.caches)}
+        if set(found) != expected or found["logits"][-1] != network.sizes.vocab_size:
             raise CheckpointError(f"{folder}: the graph of another model; `gpa export` writes this one's")
+
+
+class _Rows:
+    """Keys and values (R, Hk, P, Dh), which the graph extends where they are."""
+
+    def __init__(self, graph: Graph, network: Network) -> None:
+        s = network.sizes
+        self._graph, self._context = graph, s.max_position_embeddings
         self._empty = (s.num_key_value_heads, s.head_dim)
-        self._caches = [self._room(0, 0) for _ in self._names]
+        self._caches = [self._room(0, 0) for _ in graph.caches]
         self.lengths: list[int] = []  # positions that each row holds
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -160,16 +179,16 @@ class _Rows:
         rows = slice(rows.start, len(self.lengths))
         self.lengths[rows] = [length + ids.shape[1] for length in self.lengths[rows]]
         lengths = np.array(self.lengths[rows], np.int32)
-        binding = self._session.io_binding()
+        binding = self._graph.session.io_binding()
         binding.bind_cpu_input("ids", ids)
         binding.bind_cpu_input("lengths", lengths - 1)
         binding.bind_cpu_input("longest", np.array(lengths.max(), np.int32))
-        for name, cache in zip(self._names, self._caches, strict=True):
+        for name, cache in zip(self._graph.caches, self._caches, strict=True):
             here = ("cpu", 0, np.float32, list(cache[rows].shape), cache[rows].ctypes.data)
             binding.bind_input(name, *here)
             binding.bind_output(f"new_{name}", *here)
         binding.bind_output("logits")
-        self._session.run_with_iobinding(binding)
+        self._graph.session.run_with_iobinding(binding)
         return torch.from_numpy(binding.get_outputs()[-1].numpy())
 
     def _reserve(self, rows: int, positions: int) -> None:
@@ -185,16 +204,3 @@ class _Rows:
     def _room(self, rows: int, positions: int) -> np.ndarray:
         heads, width = self._empty
         return np.zeros((rows, heads, positions, width), np.float32)
-
-
-def _session(folder: Path) -> Any:
-    """onnxruntime on the graph, with as many threads as torch has."""
-    if not (folder / FILE).is_file():
-        raise CheckpointError(f"{folder}: no {FILE}; `gpa export MODEL {folder} --onnx float32` writes it")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "onnx") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])

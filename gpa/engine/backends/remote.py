@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -32,26 +33,56 @@ PATIENCE = 120.0  # seconds without a byte
 GRACE = 1.0  # seconds for the thread of a closed connection to notice
 
 
-class Remote(Completer):
-    """Completions by a server that has the weights of `network`, of which only the sizes are used here."""
+@dataclass(frozen=True)
+class Server:
+    """Where an engine answers, and under which name it has the model; `owner` lives as long as this."""
 
-    def __init__(
-        self, dialect: Dialect, url: str, network: Network, streams: int = STREAMS, owner: object = None
-    ) -> None:
-        """`owner` lives as long: a server in this process, say.
+    dialect: Dialect
+    url: str
+    model: str
+    streams: int = STREAMS
+    owner: object = None
 
-        GenerationError if nobody answers at the address, UsageError for what is none.
-        """
+    @classmethod
+    def found(cls, dialect: Dialect, url: str, streams: int = STREAMS, owner: object = None) -> Server:
+        """GenerationError if nobody answers at the address, UsageError for what is none."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"{url}: an address such as http://127.0.0.1:8000 is needed")
-        self.dialect, self.url, self.network, self.streams = dialect, url.rstrip("/"), network, streams
-        self._owner = owner
+        server = cls(dialect, url.rstrip("/"), "", streams, owner)
+        connection = server.connection()
+        try:
+            connection.request("GET", server.path("/v1/models"))  # all three list it the same way
+            model = str(json.loads(connection.getresponse().read())["data"][0]["id"])
+        except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+            raise GenerationError(f"no {dialect.name} answers at {url}: {error}") from error
+        finally:
+            connection.close()
+        return replace(server, model=model)
+
+    def connection(self) -> http.client.HTTPConnection:
+        """A new one, not yet open."""
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        return kind(parts.hostname or "", parts.port, timeout=PATIENCE)
+
+    def path(self, path: str) -> str:
+        """A path there, below that of the address."""
+        return urlsplit(self.url).path + path
+
+    def __str__(self) -> str:
+        return f"{self.dialect.name} at {self.url}"
+
+
+class Remote(Completer):
+    """Completions by a server that has the weights of `network`, of which only the sizes are used here."""
+
+    def __init__(self, server: Server, network: Network) -> None:
+        self.server, self.network = server, network
         self._handles = count()
         self._waiting: deque[_Stream] = deque()
         self._open: dict[int, _Stream] = {}
         self._events: SimpleQueue[tuple[_Stream, list[int] | Exception | None]] = SimpleQueue()
-        self._model = self._served()
 
     @property
     def busy(self) -> bool:
@@ -61,7 +92,7 @@ class Remote(Completer):
     def add(self, request: Request) -> int:
         """Take a request. PromptError for one that cannot be met, UsageError for one that no server can."""
         asked = self._asked(request)
-        stream = _Stream(next(self._handles), asked, self.dialect.body(asked, self._model))
+        stream = _Stream(next(self._handles), asked, self.server.dialect.body(asked, self.server.model))
         self._waiting.append(stream)
         self._start()
         return stream.handle
@@ -75,7 +106,7 @@ class Remote(Completer):
             return []
         if isinstance(event, Exception):
             self._drop(stream)
-            raise GenerationError(f"{self.dialect.name} at {self.url}: {event}") from event
+            raise GenerationError(f"{self.server}: {event}") from event
         ending, told = stream.ending, len(stream.ending.completion.ids)
         if event is None:
             ending.done = True
@@ -97,7 +128,7 @@ class Remote(Completer):
 
     def _asked(self, request: Request) -> Asked:
         """What a server is told of a request, or why it cannot be."""
-        rules, size = request.rules, self.network.sizes.vocab_size
+        rules, size, dialect = request.rules, self.network.sizes.vocab_size, self.server.dialect
         most = min(rules.max_new, self.network.room(request.prompt))
         stops = [range(stop, stop + 1) for stop in rules.stop]
         legal = (range(size),) if rules.legal is None else (*rules.legal, *stops)
@@ -108,12 +139,12 @@ class Remote(Completer):
             "a search: beams=1": request.beams is not None,
             "a penalty that spares the prompt: repetition_penalty=1": request.sampling.repetition_penalty
             != 1,
-            "ids in rounds": bool(rules.cycle) and not hasattr(self.dialect, "grammar"),
+            "ids in rounds": bool(rules.cycle) and not hasattr(dialect, "grammar"),
             "a closed end of several stop ids": len(rules.stop) != 1 and bool(rules.closed or rules.closers),
         }
         if refused := [what for what, is_asked in cannot.items() if is_asked]:
             raise UsageError(
-                f"{self.dialect.name} cannot be asked for {refused[0]}; gpa's own engine and onnx can do it"
+                f"{dialect.name} cannot be asked for {refused[0]}; gpa's own engine and onnx can do it"
             )
         return Asked(request, most - (rules.closed and most == rules.max_new), legal, size)
 
@@ -123,12 +154,12 @@ class Remote(Completer):
         if strange:
             self._drop(stream)
             raise GenerationError(
-                f"{self.dialect.name} at {self.url} drew id {strange[0]}, which the request does not allow: "
+                f"{self.server} drew id {strange[0]}, which the request does not allow: "
                 "update the server, and let it serve this model"
             )
 
     def _start(self) -> None:
-        while self._waiting and len(self._open) < self.streams:
+        while self._waiting and len(self._open) < self.server.streams:
             stream = self._waiting.popleft()
             self._open[stream.handle] = stream
             stream.reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
@@ -143,10 +174,10 @@ class Remote(Completer):
     def _read(self, stream: _Stream) -> None:
         """In a thread of its own: put what comes into the queue."""
         before = 0
-        connection = self._connection()
+        connection, dialect = self.server.connection(), self.server.dialect
         try:
-            for event in stream.events(connection, self._path(self.dialect.path)):
-                ids = list(self.dialect.ids(event, before))
+            for event in stream.events(connection, self.server.path(dialect.path)):
+                ids = list(dialect.ids(event, before))
                 before += len(ids)
                 if ids:
                     self._events.put((stream, ids))
@@ -155,25 +186,6 @@ class Remote(Completer):
             self._events.put((stream, error))
         finally:
             connection.close()
-
-    def _served(self) -> str:
-        """The name under which the server has the model; all three list it the same way."""
-        connection = self._connection()
-        try:
-            connection.request("GET", self._path("/v1/models"))
-            return str(json.loads(connection.getresponse().read())["data"][0]["id"])
-        except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
-            raise GenerationError(f"no {self.dialect.name} answers at {self.url}: {error}") from error
-        finally:
-            connection.close()
-
-    def _path(self, path: str) -> str:
-        return urlsplit(self.url).path + path
-
-    def _connection(self) -> http.client.HTTPConnection:
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=PATIENCE)
 
 
 class _Stream:

@@ -7,7 +7,8 @@ requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from operator import index
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from gpa.config import check_options
-from gpa.engine.backends import open_engine
+from gpa.engine.backends import find_engine
 from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Rules
 from gpa.engine.scheduler import Engine
@@ -72,7 +73,7 @@ class GPA:
         sizes = {"vocab_size": s.vocab_size, "context": s.max_position_embeddings}
         self.processor = GPAProcessor(tokenizer, codec, glm, self.config, **sizes)
         self.network = network
-        self.backend: Completer | None = None  # in the place of our engine
+        self.engine: Callable[[], Engine | Completer] = partial(Engine, network)  # a new one, cheap
         self.path: Path | None = None  # of the files
         self.precision = network.dtype  # of the files, which saving keeps
         for name, voice in (voices or {}).items():
@@ -114,7 +115,7 @@ class GPA:
             model.add_voice(name, voice)
         network.to(chosen, pick_dtype(dtype, chosen, stored))
         model.path, model.precision = folder, stored
-        model.backend = open_engine(engine, network) if engine else None
+        model.engine = find_engine(engine, network) if engine else model.engine
         return model
 
     def save_pretrained(
@@ -241,10 +242,6 @@ class GPA:
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of requests, as one batch."""
         return self.engine().generate(requests)
-
-    def engine(self) -> Engine | Completer:
-        """What completes requests: our engine, a new one, or the one that the model was loaded with."""
-        return self.backend or Engine(self.network)
 
     # Tasks ------------------------------------------------------------------------------------------------
 
