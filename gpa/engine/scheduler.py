@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpa.engine.base import Completer
 from gpa.engine.cache import Cache
 from gpa.engine.drawing import Draw
 from gpa.engine.search import Search
@@ -66,7 +67,7 @@ class Job:
         return -self.priority, self.handle
 
 
-class Engine:
+class Engine(Completer):
     """Completions of requests by one network. One thread at a time; a second engine is cheap."""
 
     def __init__(self, network: Network, rows: int = ROWS, memory: int = MEMORY, read: int = READ) -> None:
@@ -112,20 +113,6 @@ class Engine:
             for job, logits in self._run():
                 job.decoder.advance(logits)
         return self._finish()
-
-    def run(self) -> Iterator[Progress]:
-        """Step until every request is complete."""
-        while self.busy:
-            yield from self.step()
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """The completions of requests as one batch, in their order. The engine must have no others."""
-        if self.busy:
-            raise UsageError("this engine has requests on their way: use add and step")
-        decoders = [self._decoder(request) for request in requests]  # all are possible, or none is begun
-        handles = [self._enqueue(decoder) for decoder in decoders]
-        found = {each.handle: each.completion for each in self.run() if each.completion}
-        return [found[handle] for handle in handles]
 
     def _decoder(self, request: Request) -> Draw | Search:
         if request.beams:
