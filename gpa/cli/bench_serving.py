@@ -1,0 +1,110 @@
+"""`gpa bench decode`, `stream` and `load`: how fast the engine is, alone, as a user hears it, and under load.
+
+Here are the parsers and what the commands print; each measurement has a file of its own in gpa/bench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gpa.cli import commands, options
+from gpa.errors import GenerationError, UsageError
+
+
+def add(sub: Any) -> None:
+    """Add the measurements of the engine to those of `gpa bench`."""
+    _decode(sub)
+
+
+def _decode(sub: Any) -> None:
+    p = options.command(
+        sub, "decode", run_decode, "ids per second of the language model, beside other engines", """\
+  gpa bench decode
+  gpa bench decode --batch 1 16 --rounds 5 --threads 1 --json --png decode.png
+  gpa bench decode --shape 0.3b --ids 16 --only gpa transformers
+  gpa bench decode --device cuda --dtype bfloat16
+
+every decoder gets the same prompts and makes as many ids, in a process of its own, in turn: round 1 of all,
+round 2 of all, ... prints ids per second, how near that is to what reading the weights takes, ratios with
+their range over the rounds, and the most memory. what is not installed is left out, and the table says so.
+a shape of 0.3 B parameters takes minutes a round; let nothing else run meanwhile.
+"""
+    )  # fmt: skip
+    options.which(p)
+    p.add_argument("--shape", metavar="S",
+        help="random weights of this shape instead of a model: 0.3b, or a recipe of kind gpa")  # fmt: skip
+    size = p.add_argument_group("how much")
+    size.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="B",
+        help="rows that are decoded together (default 1 8 32)")  # fmt: skip
+    size.add_argument("--ids", type=int, default=64, metavar="N", help="new ids of each row (default 64)")
+    size.add_argument("--prompt", type=int, default=32, metavar="N", help="ids of each prompt (default 32)")
+    size.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each decoder (default 3)")
+    size.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these decoders and no others")
+    _machine(p, "cpu", "float32")
+    _results(p)
+
+
+def run_decode(args: argparse.Namespace) -> None:
+    """Measure decoding."""
+    _at_least_one(args, "ids", "prompt", "rounds", "threads", *(["batch"] if args.batch else []))
+    from gpa.bench import decode
+
+    settings = decode.Settings(
+        model=args.model,
+        shape=args.shape,
+        batches=tuple(args.batch),
+        prompt=args.prompt,
+        ids=args.ids,
+        rounds=args.rounds,
+        threads=args.threads,
+        device=args.device,
+        dtype=args.dtype,
+        only=tuple(args.only),
+        offline=args.offline,
+    )
+    _show(args, decode, decode.measure(settings, commands.say))
+
+
+# All three --------------------------------------------------------------------------------------------------
+
+
+def _machine(p: argparse.ArgumentParser, device: str, dtype: str) -> None:
+    group = p.add_argument_group("machine")
+    group.add_argument("--device", default=device, help=f"cpu, cuda, cuda:1 (default {device})")
+    group.add_argument("--dtype", default=dtype, choices=("float32", "bfloat16", "float16"),
+        help=f"of the language model (default {dtype})")  # fmt: skip
+    group.add_argument("--threads", type=int, metavar="N",
+        help="of everyone (default: GPA_THREADS, OMP_NUM_THREADS, or one a core)")  # fmt: skip
+    group.add_argument("--offline", action="store_true", help="never use the network")
+    group.add_argument("-v", "--verbose", action="store_true", help="say more, on stderr")
+
+
+def _results(p: argparse.ArgumentParser) -> None:
+    options.json(p, "print one JSON object: every figure and round, machine and settings")
+    p.add_argument("--png", type=Path, metavar="FILE", help="also draw the figures into this file")
+
+
+def _at_least_one(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        given = getattr(args, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} {value}: at least 1")
+
+
+def _show(args: argparse.Namespace, bench: ModuleType, tree: dict[str, Any]) -> None:
+    """Print a result and draw it; GenerationError, after that, where somebody failed."""
+    print(json.dumps(tree) if args.json else "\n".join(bench.lines(tree)), flush=True)
+    if args.png:
+        from gpa.bench import figures
+
+        figures.draw(args.png, f"gpa bench {tree['bench']}", bench.charts(tree))
+        commands.say(f"drawn: {args.png}")
+    if tree["failed"]:
+        raise GenerationError(
+            "failed: " + "; ".join(f"{name}: {why}" for name, why in tree["failed"].items())
+        )
