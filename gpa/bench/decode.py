@@ -213,9 +213,6 @@ def count_weights(folder: Path) -> Weights:
 
 
 def _tree(settings: Settings, work: Work, weights: Weights, found: Found) -> dict[str, Any]:
-    import torch
-    import transformers
-
     read = {"vocabulary": weights.read(weights.vocab), "legal": weights.read(len(work.legal) + 1)}
     return {
         "bench": "decode",
@@ -223,8 +220,7 @@ def _tree(settings: Settings, work: Work, weights: Weights, found: Found) -> dic
         "batches": list(work.batches),
         "threads": work.threads,
         "machine": machine.about(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **machine.versions("torch", "transformers"),
         "parameters": weights.total,
         "weights_read": read,
         "bytes_per_second": found.bandwidth,

@@ -64,7 +64,7 @@ class Chart:
 
 
 def draw(path: Path, title: str, charts: Sequence[Chart]) -> None:
-    """Write a PNG of horizontal bars with the range of the rounds, a chart a chart."""
+    """Write a PNG of horizontal bars with the range of the rounds, side by side."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,6 +108,11 @@ def about() -> dict[str, Any]:
         "load_average": load,
         "python": platform.python_version(),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of installed packages, without loading them."""
+    return {package: metadata.version(package) for package in packages}
 
 
 @dataclass(frozen=True)

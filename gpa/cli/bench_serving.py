@@ -18,6 +18,7 @@ from gpa.errors import GenerationError, UsageError
 def add(sub: Any) -> None:
     """Add the measurements of the engine to those of `gpa bench`."""
     _decode(sub)
+    _load(sub)
 
 
 def _decode(sub: Any) -> None:
@@ -67,6 +68,43 @@ def run_decode(args: argparse.Namespace) -> None:
         offline=args.offline,
     )
     _show(args, decode, decode.measure(settings, commands.say))
+
+
+def _load(sub: Any) -> None:
+    p = options.command(
+        sub, "load", run_load, "many mixed requests on one engine, some of them cancelled", """\
+  gpa bench load
+  gpa bench load -n 1000 --rate 20 --json --png load.png
+  gpa bench load --rate 0 --rows 64 --device cuda --dtype bfloat16
+
+requests to speak (with and without guidance), recognise (greedy and by beams) and convert come at random
+times, each with a seed of its own; a fifth is cancelled, a twentieth asks what cannot be. prints how long
+they waited and took, and what stays afterwards: rows, memory. some are asked again alone: their ids must be
+the same. exits with 6 where a row leaks, a request ends in an error, or ids differ (float32 on a CPU).
+"""
+    )  # fmt: skip
+    options.which(p)
+    size = p.add_argument_group("how much")
+    size.add_argument("-n", type=int, default=200, metavar="N", help="requests (default 200)")
+    size.add_argument("--rate", type=float, default=8.0, metavar="R",
+        help="requests that come in a second, on average; 0: all at once (default 8)")  # fmt: skip
+    size.add_argument("--rows", type=int, metavar="N", help="of the engine (default: its own)")
+    size.add_argument("--checks", type=int, default=10, metavar="N", help="asked again alone (default 10)")
+    size.add_argument("--seed", type=int, default=0, help="of arrivals, inputs and seeds (default 0)")
+    _machine(p, "cpu", "float32")
+    _results(p)
+
+
+def run_load(args: argparse.Namespace) -> None:
+    """Measure an engine under load."""
+    _at_least_one(args, "n", "rows", "threads")
+    if not 0 <= args.rate < float("inf") or args.checks < 0:
+        raise UsageError("--rate and --checks: at least 0")
+    from gpa.bench import load
+
+    names = ("model", "n", "rate", "rows", "checks", "seed", "threads", "device", "dtype", "offline")
+    settings = load.Settings(**{name: getattr(args, name) for name in names})
+    _show(args, load, load.measure(settings, commands.say))
 
 
 # All three --------------------------------------------------------------------------------------------------
