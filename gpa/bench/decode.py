@@ -144,8 +144,9 @@ class Weights:
 
 
 def _work(settings: Settings, stack: ExitStack, say: Callable[[str], None]) -> tuple[Work, Weights]:
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     if settings.shape is not None:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = scratch / "shape"
         tree = config.load_yaml(SHAPES.get(settings.shape, settings.shape))
         say(f"writing random weights of {settings.shape} to {folder}")
         machine.alone(write_shape, tree.get("model") or {}, folder)
@@ -164,6 +165,7 @@ def _work(settings: Settings, stack: ExitStack, say: Callable[[str], None]) -> t
     prompts = [[draw.randrange(vocab_size) for _ in range(settings.prompt)] for _ in range(batches[-1])]
     work = Work(
         folder,
+        scratch,
         prompts,
         settings.ids,
         batches,

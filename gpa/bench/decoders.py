@@ -6,13 +6,19 @@ installed says which extra brings it.
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import util
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpa.bench import machine
 from gpa.engine.request import Request, Rules, Sampling
-from gpa.errors import GenerationError
+from gpa.errors import GenerationError, MissingExtraError
 from gpa.prompt.tasks import TTS
 
 if TYPE_CHECKING:
@@ -26,10 +32,12 @@ Decode = Callable[[Prompts, int], list[list[int]]]  # prompts and how many new i
 class Work:
     """What every decoder is given: weights, `prompts` as many as the largest batch, and ids to make of each.
 
+    What a decoder writes of the weights, in `scratch`, the next round finds.
     `legal` are the ids that a completion of the task may hold, and `stop` would end it: here none ends early.
     """
 
     folder: Path
+    scratch: Path
     prompts: Prompts
     ids: int
     batches: tuple[int, ...]
@@ -148,6 +156,94 @@ def _generate_batch(work: Work) -> Decode:
     return decode
 
 
+# llama.cpp and onnxruntime ---------------------------------------------------------------------------------
+
+
+def _llamacpp(precision: str) -> Callable[[Work], Decode]:
+    """llama.cpp's server in this process, a slot a row; any id may come, as a grammar of legal ones costs."""
+
+    def opened(work: Work) -> Decode:
+        import xllamacpp
+
+        file = work.scratch / f"{precision}.gguf"
+        if not file.exists():
+            machine.alone(write_gguf, work.folder, file, precision)
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.n_parallel = work.batches[-1]
+        params.n_ctx = work.batches[-1] * (-(-(len(work.prompts[0]) + work.ids + 1) // 256) * 256)
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = work.threads
+        params.verbosity = 0
+        server = xllamacpp.Server(params)
+
+        def one(prompt: Sequence[int], ids: int) -> list[int]:
+            asked = {"prompt": list(prompt), "n_predict": ids, "ignore_eos": True, "cache_prompt": False}
+            return _post(
+                server.listening_address, {**asked, "samplers": ["top_k"], "top_k": 1, "return_tokens": True}
+            )["tokens"]
+
+        def decode(prompts: Prompts, ids: int) -> list[list[int]]:
+            with ThreadPoolExecutor(len(prompts)) as pool:
+                return list(pool.map(one, prompts, repeat(ids)))
+
+        return decode
+
+    return opened
+
+
+def write_gguf(folder: Path, file: Path, precision: str) -> None:
+    """Write a checkpoint for llama.cpp."""
+    from gpa.engine.backends.export_gguf import export_gguf
+    from gpa.engine.network import Network
+
+    export_gguf(Network.load(folder)[0], file, precision)
+
+
+def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
+    asked = urllib.request.Request(
+        f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked) as answer:
+        return json.load(answer)
+
+
+def _onnxruntime(work: Work) -> Decode:
+    """Our rules over onnxruntime's logits; the network is there for its sizes, and its weights for nothing."""
+    from gpa.engine.backends import open_engine
+    from gpa.engine.network import Network
+
+    folder = work.scratch / "onnx"
+    if not folder.exists():
+        machine.alone(write_onnx, work.folder, folder)
+    engine = open_engine(f"onnx:{folder}", Network.load(work.folder)[0])
+
+    def decode(prompts: Prompts, ids: int) -> list[list[int]]:
+        rules = Rules(ids, frozenset(), None, min_new=ids)
+        return [done.ids for done in engine.generate([Request(prompt, rules) for prompt in prompts])]
+
+    return decode
+
+
+def write_onnx(folder: Path, out: Path) -> None:
+    """Write a checkpoint for onnxruntime."""
+    from gpa.engine.backends.export_onnx import export_onnx
+    from gpa.engine.network import Network
+
+    out.mkdir()
+    export_onnx(Network.load(folder)[0], out)
+
+
+def _needs(package: str, extra: str) -> Callable[[Work], str]:
+    """Why a decoder of an optional package cannot run."""
+
+    def missing(work: Work) -> str:
+        if not util.find_spec(package):
+            return str(MissingExtraError(package, extra))
+        return "" if work.device == "cpu" else "measured on a processor only"
+
+    return missing
+
+
 GPA, TRANSFORMERS = "gpa", "transformers"
 DECODERS = {
     GPA: Decoder("gpa, legal ids, greedy", _engine(Sampling(), every=False), slice=True),
@@ -159,4 +255,13 @@ DECODERS = {
     "gpa-every": Decoder("gpa, any id, greedy", _engine(Sampling(), every=True), same=True),
     TRANSFORMERS: Decoder("transformers generate", _generate, same=True),
     "transformers-batch": Decoder("transformers generate_batch", _generate_batch, same=True),
+    **{
+        f"llamacpp-{precision}": Decoder(
+            f"llama.cpp {precision}", _llamacpp(precision), _needs("xllamacpp", "llamacpp"), size
+        )
+        for precision, size in (("f16", 2.0), ("q8_0", 34 / 32))
+    },
+    "onnxruntime": Decoder(
+        "onnxruntime float32", _onnxruntime, _needs("onnxruntime", "onnx"), weight_bytes=4.0, same=True
+    ),
 }
