@@ -163,6 +163,7 @@ def _work(settings: Settings, stack: ExitStack, say: Callable[[str], None]) -> t
     draw = random.Random(0)
     batches = tuple(sorted(set(settings.batches)))
     prompts = [[draw.randrange(vocab_size) for _ in range(settings.prompt)] for _ in range(batches[-1])]
+    weights = count_weights(folder)
     work = Work(
         folder,
         scratch,
@@ -171,20 +172,11 @@ def _work(settings: Settings, stack: ExitStack, say: Callable[[str], None]) -> t
         batches,
         legal,
         stop,
-        _threads(settings),
+        machine.threads(weights.total, settings.threads),
         settings.device,
         settings.dtype,
     )
-    return work, count_weights(folder)
-
-
-def _threads(settings: Settings) -> int:
-    """As many as asked for, else as GPA_THREADS or OMP_NUM_THREADS say, else one a core: all have as many."""
-    import torch
-
-    from gpa.nn import threads
-
-    return threads.choose(None, machine.cores(), settings.threads).threads or torch.get_num_threads()
+    return work, weights
 
 
 def write_shape(sizes: Mapping[str, Any], folder: Path) -> None:

@@ -208,18 +208,18 @@ def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _onnxruntime(work: Work) -> Decode:
-    """Our rules over onnxruntime's logits; the network is there for its sizes, and its weights for nothing."""
-    from gpa.engine.backends import open_engine
+    """Our rules over onnxruntime's logits; the network is there for its sizes, its weights for nothing."""
+    from gpa.engine.backends import find_engine
     from gpa.engine.network import Network
 
     folder = work.scratch / "onnx"
     if not folder.exists():
         machine.alone(write_onnx, work.folder, folder)
-    engine = open_engine(f"onnx:{folder}", Network.load(work.folder)[0])
+    make = find_engine(f"onnx:{folder}", Network.load(work.folder)[0])
 
     def decode(prompts: Prompts, ids: int) -> list[list[int]]:
         rules = Rules(ids, frozenset(), None, min_new=ids)
-        return [done.ids for done in engine.generate([Request(prompt, rules) for prompt in prompts])]
+        return [done.ids for done in make().generate([Request(prompt, rules) for prompt in prompts])]
 
     return decode
 

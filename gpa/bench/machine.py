@@ -96,6 +96,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads(weights: int, asked: int | None) -> int:
+    """How many threads everyone computes with: as many as asked for, else as gpa takes for such a model."""
+    import torch
+
+    from gpa.nn.threads import choose
+
+    return choose(weights, cores(), asked).threads or torch.get_num_threads()
+
+
 def about() -> dict[str, Any]:
     """Processor, cores, and how busy they are before anything is measured."""
     path = Path("/proc/cpuinfo")
@@ -125,7 +134,7 @@ class Spent:
 
 
 def program(command: Sequence[str]) -> Spent:
-    """Run a program and say what it took; GenerationError with its last words where it fails."""
+    """Run a program and say what it took; GenerationError with its last line where it fails."""
     began = time.perf_counter()
     try:
         process = subprocess.Popen(
@@ -139,6 +148,6 @@ def program(command: Sequence[str]) -> Spent:
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began
     if process.returncode:
-        words = said.decode(errors="replace").strip()[-200:]
-        raise GenerationError(f"{command[0]} exited with {process.returncode}: {words}")
+        last = (said.decode(errors="replace").strip().splitlines() or [""])[-1]
+        raise GenerationError(f"{command[0]} exited with {process.returncode}: {last}")
     return Spent(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * _UNIT)

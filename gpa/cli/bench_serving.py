@@ -18,6 +18,7 @@ from gpa.errors import GenerationError, UsageError
 def add(sub: Any) -> None:
     """Add the measurements of the engine to those of `gpa bench`."""
     _decode(sub)
+    _stream(sub)
     _load(sub)
 
 
@@ -70,6 +71,64 @@ def run_decode(args: argparse.Namespace) -> None:
     _show(args, decode, decode.measure(settings, commands.say))
 
 
+def _stream(sub: Any) -> None:
+    p = options.command(
+        sub, "stream", run_stream, "speech as a listener gets it, alone and in many streams", """\
+  gpa bench stream
+  gpa bench stream --streams 1 16 --sentences 48 --lookahead 4 --json --png stream.png
+  gpa bench stream --only programs --kokoro ~/kokoro
+  gpa bench stream --device cuda --dtype bfloat16 --streams 1 64 160 --sentences 320 --only streams loop
+
+sentences are spoken by one engine, some at a time: when one is done, the next begins. beside it transformers'
+generate and the codec; recognition beside Whisper tiny.en on the same clips; `gpa tts` as a whole program
+beside espeak-ng, flite and Kokoro-82M. everyone in a process of its own, in turn. prints time to first audio,
+how long a player would have to wait later on, real-time factors, CPU seconds and the most memory.
+"""
+    )  # fmt: skip
+    options.which(p)
+    size = p.add_argument_group("how much")
+    size.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16], metavar="N",
+        help="sentences that are spoken at a time (default 1 8 16)")  # fmt: skip
+    size.add_argument("--sentences", type=int, default=32, metavar="N", help="a round (default 32)")
+    size.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of everyone (default 3)")
+    size.add_argument("--only", nargs="+", default=[], metavar="PART",
+        help="of streams, loop, recognition, programs")  # fmt: skip
+    speech = p.add_argument_group("speech", "as in gpa tts")
+    speech.add_argument("--gamma", type=float, metavar="G", help="how strongly the text guides")
+    speech.add_argument("--lookahead", type=int, metavar="F", help="frames that the decoder waits for")
+    speech.add_argument("--max-new-tokens", type=int, metavar="N", help="most ids of a sentence")
+    peers = p.add_argument_group("peers")
+    peers.add_argument("--clips", nargs="+", default=[], metavar="FILE",
+        help="recordings to recognise (default: sentences that the model speaks)")  # fmt: skip
+    peers.add_argument("--kokoro", type=Path, metavar="DIR",
+        help="with kokoro.onnx and voices.npz; pip install kokoro-onnx, or DIR/venv has it")  # fmt: skip
+    _machine(p, "cpu", "float32")
+    _results(p)
+
+
+def run_stream(args: argparse.Namespace) -> None:
+    """Measure speech, recognition and whole programs."""
+    _at_least_one(args, "streams", "sentences", "rounds", "threads", "max_new_tokens")
+    from gpa.bench import stream
+
+    given = {name: getattr(args, name) for name in ("gamma", "lookahead", "max_new_tokens")}
+    settings = stream.Settings(
+        model=args.model,
+        streams=tuple(args.streams),
+        sentences=args.sentences,
+        rounds=args.rounds,
+        options={name: value for name, value in given.items() if value is not None},
+        clips=tuple(args.clips),
+        kokoro=args.kokoro,
+        only=tuple(args.only),
+        threads=args.threads,
+        device=args.device,
+        dtype=args.dtype,
+        offline=args.offline,
+    )
+    _show(args, stream, stream.measure(settings, commands.say))
+
+
 def _load(sub: Any) -> None:
     p = options.command(
         sub, "load", run_load, "many mixed requests on one engine, some of them cancelled", """\
@@ -116,7 +175,7 @@ def _machine(p: argparse.ArgumentParser, device: str, dtype: str) -> None:
     group.add_argument("--dtype", default=dtype, choices=("float32", "bfloat16", "float16"),
         help=f"of the language model (default {dtype})")  # fmt: skip
     group.add_argument("--threads", type=int, metavar="N",
-        help="of everyone (default: GPA_THREADS, OMP_NUM_THREADS, or one a core)")  # fmt: skip
+        help="of everyone (default: what gpa takes for this model)")  # fmt: skip
     group.add_argument("--offline", action="store_true", help="never use the network")
     group.add_argument("-v", "--verbose", action="store_true", help="say more, on stderr")
 
