@@ -64,15 +64,17 @@ class Chart:
 
 
 def draw(path: Path, title: str, charts: Sequence[Chart]) -> None:
-    """Write a PNG of horizontal bars with the range of the rounds, side by side."""
+    """Write a PNG of horizontal bars with the range of the rounds, one chart below the other."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    height = 1.1 + 0.36 * max(len(chart.bars) for chart in charts)
-    figure, axes = plt.subplots(1, len(charts), figsize=(5.4 * len(charts), height), squeeze=False)
-    for axis, chart in zip(axes[0], charts, strict=True):
+    heights = [0.9 + 0.3 * len(chart.bars) for chart in charts]
+    figure, axes = plt.subplots(
+        len(charts), 1, figsize=(8, sum(heights)), height_ratios=heights, squeeze=False
+    )
+    for axis, chart in zip(axes[:, 0], charts, strict=True):
         _bars(axis, chart)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
