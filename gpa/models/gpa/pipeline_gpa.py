@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import repeat
 from operator import index
 from pathlib import Path
@@ -74,7 +73,7 @@ class GPA:
         sizes = {"vocab_size": s.vocab_size, "context": s.max_position_embeddings}
         self.processor = GPAProcessor(tokenizer, codec, glm, self.config, **sizes)
         self.network = network
-        self.engine: Callable[[], Engine | Completer] = partial(Engine, network)  # a new one, cheap
+        self.other_engine: Callable[[], Completer] | None = None  # makes engines in the place of ours
         self.path: Path | None = None  # of the files
         self.precision = network.dtype  # of the files, which saving keeps
         for name, voice in (voices or {}).items():
@@ -116,7 +115,7 @@ class GPA:
             model.add_voice(name, voice)
         network.to(chosen, pick_dtype(dtype, chosen, stored))
         model.path, model.precision = folder, stored
-        model.engine = find_engine(engine, network) if engine else model.engine
+        model.other_engine = find_engine(engine, network) if engine else None
         return model
 
     def save_pretrained(
@@ -239,6 +238,10 @@ class GPA:
         if not constrained:
             rules = Rules(most, rules.stop)
         return self.complete([Request(ids, rules, sampling, seed)])[0].ids
+
+    def engine(self) -> Completer:
+        """A new engine, which is cheap: what completes requests."""
+        return self.other_engine() if self.other_engine else Engine(self.network)
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of requests, as one batch."""
