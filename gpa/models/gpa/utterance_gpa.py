@@ -37,44 +37,39 @@ PARTS = 8  # of one text at a time
 PAUSE = 0.2  # seconds after a sentence
 TRIES = 2
 TAKE_STEP = 15_485_863  # between the seeds of the takes of one part
-FIRST, MOST = 4, 64  # frames that are decoded together: at first, and at most
 WRONG = 0.5  # share of wrong words with which a take that was read back has failed
 
 
 class Take:
-    """One attempt at a part: its codes become sound as they come, at borders that depend on their number."""
+    """One attempt at a part: its codes become sound as they come."""
 
     def __init__(self, processor: GPAProcessor, stream: Stream) -> None:
         self._processor, self._stream = processor, stream
         self.codes: list[int] = []
         self.wavs: list[np.ndarray] = []
         self.completion: Completion | None = None
-        self._decoded, self._border, self._taken = 0, FIRST, 0  # frames, frames, wavs
+        self._decoded = self._told = 0  # codes, wavs
 
     def add(self, ids: Sequence[int], completion: Completion | None) -> None:
         """Take new ids, and the completion if they were the last."""
         vocab = self._processor.vocab
         self.codes += vocab.semantic.codes(i for i in ids if i in vocab.semantic)
-        while len(self.codes) >= self._border * vocab.n_codebooks:
-            self._decode(self._border)
-            self._border += min(self._border + FIRST, MOST)
+        end = len(self.codes) - len(self.codes) % vocab.n_codebooks
+        if end > self._decoded:
+            self._keep(self._stream.push(self._processor.codec.tokens(self.codes[self._decoded : end])))
+            self._decoded = end
         if completion:
-            self._decode(len(self.codes) // vocab.n_codebooks)
-            self.wavs.append(self._stream.finish())
+            self._keep(self._stream.finish())
             self.completion = completion
 
-    def _decode(self, end: int) -> None:
-        """Decode up to a frame."""
-        if end > self._decoded:
-            width = self._processor.vocab.n_codebooks
-            codes = self.codes[self._decoded * width : end * width]
-            self.wavs.append(self._stream.push(self._processor.codec.tokens(codes)))
-            self._decoded = end
+    def _keep(self, wav: np.ndarray) -> None:
+        if len(wav):
+            self.wavs.append(wav)
 
     @property
     def tokens(self) -> np.ndarray:
-        """The codes (T,) that were decoded."""
-        return np.array(self.codes[: self._decoded * self._processor.vocab.n_codebooks], np.int64)
+        """The codes (T,) of whole frames."""
+        return np.array(self.codes[: self._decoded], np.int64)
 
     @property
     def wav(self) -> np.ndarray:
@@ -83,7 +78,7 @@ class Take:
 
     def news(self) -> np.ndarray:
         """The sound (S,) since it was last asked for."""
-        new, self._taken = self.wavs[self._taken :], len(self.wavs)
+        new, self._told = self.wavs[self._told :], len(self.wavs)
         return np.concatenate([np.zeros(0, np.float32), *new])
 
 
@@ -165,6 +160,7 @@ class Utterance:
         self._waiting: dict[int, Callable[[Progress], None]] = {}  # by handle
         self._limiter = Limiter(processor.codec.spec.sample_rate)
         self._samples, self._pause, self._reason = 0, 0.0, "stop"
+        self._good = False  # whether any part came out
         self._errors: list[PromptError | GenerationError] = []
         self.done = False
         self._fill()
@@ -291,6 +287,7 @@ class Utterance:
             if part.error:
                 yield self._missing(part, part.error)
             elif part.chosen:
+                self._good = True
                 yield from self._sound(part, part.chosen)
             else:
                 if self._live and not part.number:
@@ -329,7 +326,7 @@ class Utterance:
     def _last(self) -> Chunk:
         """The end. GenerationError if nothing was spoken."""
         self.done = True
-        if not self._samples:
+        if not self._good:
             raise self._errors[0]
         if self._reason != "stop":
             logger.warning("speech ended by %s, not by the model", self._reason)
