@@ -265,6 +265,7 @@ def _load(args: argparse.Namespace) -> Any:
 
     device = getattr(args, "device", "cpu")  # `info` computes nothing
     options = {"dtype": getattr(args, "dtype", "auto"), "threads": getattr(args, "threads", None)}
+    options["engine"] = getattr(args, "engine", "")
     return GPA.from_pretrained(args.model, device=device, offline=args.offline, **options)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa.cli import bench, codec_import, commands, evaluation, options, preparation
+from gpa.cli import bench, codec_import, commands, evaluation, exporting, options, preparation
 from gpa.cli import restoration as speechop
 from gpa.errors import AudioWarning, GPAError, reader_gone
 
@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         add(sub)
     speechop.add(sub)
     codec_import.add(sub)
+    exporting.add(sub)
     bench.add(sub)
     evaluation.add(sub)
     return parser
@@ -163,6 +164,7 @@ says what is missing, and the exit code is 6. where nothing could be spoken ther
     options.output(p, "out.wav")
     options.sampling(p)
     options.model(p)
+    options.engine(p)
     options.json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
 
 
@@ -183,6 +185,7 @@ is reported, the others are still transcribed, and the exit code says so.
     p.add_argument("--beams", type=int, metavar="N", help="spellings kept side by side (1: none, fastest)")
     options.sampling(p)
     options.model(p)
+    options.engine(p)
     options.json(p, "print one JSON object a file: path, text, tokens, finish_reason, timing, or error")
 
 
@@ -213,6 +216,7 @@ written.
     options.output(p, "out.wav")
     options.sampling(p)
     options.model(p)
+    options.engine(p)
     options.json(p, "print one JSON object: path, mode, seconds, tokens, finish_reason, timing")
 
 

@@ -6,6 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
 
+class HubOptions(TypedDict, total=False):
+    """Of `from_pretrained`: which `revision` of a repository; `offline` (False) downloads nothing."""
+
+    revision: str | None
+    offline: bool
+
+
 class SamplingOptions(TypedDict, total=False):
     """How ids are drawn. What is left out, or None, is the checkpoint's own default for the task.
 

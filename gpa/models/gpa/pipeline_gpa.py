@@ -7,7 +7,8 @@ requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from operator import index
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from gpa.config import check_options
+from gpa.engine.backends import find_engine
 from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Rules
 from gpa.engine.scheduler import Engine
@@ -27,6 +29,7 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.info_gpa import describe
 from gpa.models.gpa.options_gpa import (
     ConversionOptions,
+    HubOptions,
     SamplingOptions,
     SpeechOptions,
     TranscriptOptions,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
     from gpa.audio import AudioLike
     from gpa.codec.base import LinguisticTokenizer, TokenCodec
+    from gpa.engine.base import Completer
     from gpa.models.gpa.outputs_gpa import Chunk, Speech, Transcript, Voice, VoiceLike
     from gpa.prompt.formats import Format
     from gpa.prompt.vocab import Vocab
@@ -70,6 +74,7 @@ class GPA:
         sizes = {"vocab_size": s.vocab_size, "context": s.max_position_embeddings}
         self.processor = GPAProcessor(tokenizer, codec, glm, self.config, **sizes)
         self.network = network
+        self.engine: Callable[[], Engine | Completer] = partial(Engine, network)  # a new one, cheap
         self.path: Path | None = None  # of the files
         self.precision = network.dtype  # of the files, which saving keeps
         for name, voice in (voices or {}).items():
@@ -82,20 +87,23 @@ class GPA:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        revision: str | None = None,
-        offline: bool = False,
+        engine: str = "",
         threads: int | None = None,
+        **hub: Unpack[HubOptions],
     ) -> GPA:
         """Load a directory, a repository id or a shipped name.
 
         It may hold a published checkpoint (at its root or in gpa_0_3b/) or what `save_pretrained` wrote.
 
         `dtype` is that of the language model; the codec computes in float32. Nothing is downloaded for a
-        local path. `threads` of the processor hold for the whole process: None lets the model's size decide,
-        0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing, unexpected or
-        mismatched parts.
+        local path. `engine` completes prompts in the place of ours and has the same weights:
+        "llamacpp:FILE.gguf", "onnx:DIR", "vllm:http://HOST:PORT" or "sglang:http://HOST:PORT"
+        (docs/serving.md). `threads` of the processor hold for the whole process: None lets the model's size
+        decide, 0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing,
+        unexpected or mismatched parts.
         """
-        folder = files.find(path_or_repo, revision, offline)
+        check_options(hub, HubOptions)
+        folder = files.find(path_or_repo, **hub)
         config = GPAConfig.read(folder)
         chosen = pick_device(device)
         network, stored = Network.load(folder)
@@ -108,6 +116,7 @@ class GPA:
             model.add_voice(name, voice)
         network.to(chosen, pick_dtype(dtype, chosen, stored))
         model.path, model.precision = folder, stored
+        model.engine = find_engine(engine, network) if engine else model.engine
         return model
 
     def save_pretrained(
@@ -233,7 +242,7 @@ class GPA:
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of requests, as one batch."""
-        return Engine(self.network).generate(requests)
+        return self.engine().generate(requests)
 
     # Tasks ------------------------------------------------------------------------------------------------
 
@@ -283,7 +292,7 @@ class GPA:
             raise UsageError(f"stream={stream!r}: expected True, False or 'parts'")
         if stream and isinstance(text, list):
             raise UsageError("a stream speaks one text: give a str, or leave stream out")
-        speaker, engine = self.resolve_voice(voice), Engine(self.network)
+        speaker, engine = self.resolve_voice(voice), self.engine()
         utterances = [
             Utterance(self.processor, engine, one, speaker, options, live=stream is True)
             for one in _list(text)

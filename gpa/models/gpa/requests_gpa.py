@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from gpa.codec.limiter import limited
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, given
 from gpa.engine.request import Completion, Guidance, Request
 from gpa.errors import GenerationError, UsageError
@@ -115,11 +116,11 @@ def worst(done: Sequence[Completion]) -> str:
 def speech(
     processor: GPAProcessor, wav: np.ndarray, tokens: np.ndarray, reason: str = "stop", mode: str = "lm"
 ) -> Speech:
-    """What a user gets: quieter rather than clipped, and a warning where the model did not end it."""
+    """What a user gets: limited rather than clipped, and a warning where the model did not end it."""
     if reason != "stop":
         logger.warning("speech ended by %s, not by the model", reason)
-    wav = wav / float(np.abs(wav).max(initial=1.0))
-    return Speech(wav, processor.codec.spec.sample_rate, tokens, reason, mode)
+    rate = processor.codec.spec.sample_rate
+    return Speech(limited(wav, rate), rate, tokens, reason, mode)
 
 
 # Guidance ---------------------------------------------------------------------------------------------------
