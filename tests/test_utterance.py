@@ -19,7 +19,7 @@ from gpa.cli.main import main
 from gpa.engine.request import Completion, Request
 from gpa.engine.scheduler import Engine, Progress
 from gpa.errors import GenerationError, PromptError, UsageError
-from gpa.models.gpa import GPA, pipeline_gpa
+from gpa.models.gpa import GPA
 from gpa.models.gpa.checkpoint_gpa import SHIPPED
 from gpa.models.gpa.outputs_gpa import Chunk, Speech
 from gpa.models.gpa.requests_gpa import SEED_STEP
@@ -168,14 +168,14 @@ def part_of(request: Request) -> int:
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
+def watched(model: GPA, monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
     """The engines of calls of the test."""
 
     class Here(Watched):
         made: list[Watched] = []
         ends = staticmethod(lambda request: None)  # type: ignore[assignment]
 
-    monkeypatch.setattr(pipeline_gpa, "Engine", Here)
+    monkeypatch.setattr(model, "engine", lambda: Here(model.network))
     return Here
 
 
@@ -197,7 +197,7 @@ def test_parts_are_side_by_side_and_heard_in_order(model: GPA, watched: type[Wat
     (engine,) = watched.made
     assert engine.log[:PARTS] == [f"add {n}" for n in range(PARTS)]  # before any has ended
     assert "end 14" not in engine.log and heard == [SENTENCE] * 3
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
 
 
 def test_closing_a_stream_cancels_what_is_on_its_way(model: GPA, watched: type[Watched]) -> None:
@@ -206,7 +206,7 @@ def test_closing_a_stream_cancels_what_is_on_its_way(model: GPA, watched: type[W
     next(stream)
     (engine,) = watched.made
     assert engine.busy
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert not engine.busy and any(line.startswith("cancel") for line in engine.log)
 
 

@@ -7,15 +7,17 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpa.codec.limiter import Limiter
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech, Transcript
 from gpa.models.gpa.requests_gpa import SEED_STEP, Job, asr_job, tts_request
@@ -26,8 +28,9 @@ from gpa.text.edit_distance import edits, words
 if TYPE_CHECKING:
     from gpa.codec.base import Stream
     from gpa.codec.voice import Voice
+    from gpa.engine.base import Completer
     from gpa.engine.request import Completion
-    from gpa.engine.scheduler import Engine, Progress
+    from gpa.engine.scheduler import Progress
     from gpa.models.gpa.options_gpa import SpeechOptions
     from gpa.models.gpa.processing_gpa import GPAProcessor
 
@@ -104,17 +107,6 @@ class Reading:
             return ""
 
 
-class Limiter:  # until the codec has one
-    def __init__(self, rate: int) -> None:
-        pass
-
-    def push(self, wav: np.ndarray) -> np.ndarray:
-        return np.clip(wav, -1, 1)
-
-    def finish(self) -> np.ndarray:
-        return np.zeros(0, np.float32)
-
-
 @dataclass(eq=False)
 class Part:
     """A part of the text: its takes, what recognition makes of them, and how it came out."""
@@ -140,7 +132,7 @@ class Utterance:
     def __init__(
         self,
         processor: GPAProcessor,
-        engine: Engine,
+        engine: Completer,
         text: str,
         voice: Voice,
         options: SpeechOptions,
@@ -186,7 +178,8 @@ class Utterance:
     def cancel(self) -> None:
         """Forget what is not complete."""
         for handle in self._waiting:
-            self._engine.cancel(handle)
+            with contextlib.suppress(UsageError):  # one that failed is forgotten already
+                self._engine.cancel(handle)
         self._waiting.clear()
         self._parts.clear()
         self.done = True
@@ -218,9 +211,7 @@ class Utterance:
         part.tries += 1
 
     def _stream(self) -> Stream:
-        lookahead = self._options.get("lookahead")
-        codec = self._processor.codec
-        return codec.stream(self._voice) if lookahead is None else codec.stream(self._voice, lookahead)
+        return self._processor.codec.stream(self._voice, self._options.get("lookahead"))
 
     def _made(self, part: Part, take: Take, progress: Progress) -> None:
         take.add(progress.ids, progress.completion)
@@ -334,7 +325,7 @@ class Utterance:
         return Chunk(self._limiter.finish(), rate, none, self._reason, done=1.0)
 
 
-def chunks(engine: Engine, utterance: Utterance) -> Iterator[Chunk]:
+def chunks(engine: Completer, utterance: Utterance) -> Generator[Chunk, None, None]:
     """Chunks of one utterance; closing the iterator cancels what is on its way."""
     try:
         while not utterance.done:
@@ -343,7 +334,7 @@ def chunks(engine: Engine, utterance: Utterance) -> Iterator[Chunk]:
         utterance.cancel()
 
 
-def together(engine: Engine, utterances: Sequence[Utterance]) -> list[Speech]:
+def together(engine: Completer, utterances: Sequence[Utterance]) -> list[Speech]:
     """What utterances that share an engine say, in their order."""
     found: list[list[Chunk]] = [[] for _ in utterances]
     while engine.busy:
