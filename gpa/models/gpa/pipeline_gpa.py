@@ -7,7 +7,7 @@ requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import repeat
 from operator import index
 from pathlib import Path
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 ASR = "asr"  # in the place of a transcript: what the model itself recognises
 T = TypeVar("T")
+Streamed = Literal[True, "parts"]
 
 
 class GPA:
@@ -250,40 +251,23 @@ class GPA:
     # Tasks ------------------------------------------------------------------------------------------------
 
     @overload
-    def tts(
-        self,
-        text: str,
-        voice: VoiceLike = None,
-        *,
-        stream: Literal[False] = False,
-        **options: Unpack[SpeechOptions],
-    ) -> Speech: ...
+    def tts(self, text: str, voice: VoiceLike = None, **options: Unpack[SpeechOptions]) -> Speech: ...
     @overload
     def tts(
-        self,
-        text: list[str],
-        voice: VoiceLike = None,
-        *,
-        stream: Literal[False] = False,
-        **options: Unpack[SpeechOptions],
+        self, text: list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
     ) -> list[Speech]: ...
     @overload
     def tts(
-        self,
-        text: str,
-        voice: VoiceLike = None,
-        *,
-        stream: Literal[True, "parts"],
-        **options: Unpack[SpeechOptions],
-    ) -> Iterator[Chunk]: ...
+        self, text: str, voice: VoiceLike = None, *, stream: Streamed, **options: Unpack[SpeechOptions]
+    ) -> Generator[Chunk, None, None]: ...
     def tts(
         self,
         text: str | list[str],
         voice: VoiceLike = None,
         *,
-        stream: bool | Literal["parts"] = False,
+        stream: Streamed | Literal[False] = False,
         **options: Unpack[SpeechOptions],
-    ) -> Speech | list[Speech] | Iterator[Chunk]:
+    ) -> Speech | list[Speech] | Generator[Chunk, None, None]:
         """Speak a text of any length in a voice, or each text of a list; a long one is spoken in parts.
 
         With `stream` the chunks of one text come as they are made, and closing the iterator ends the work;
