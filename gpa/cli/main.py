@@ -125,13 +125,33 @@ def _tts(sub: Any) -> None:
         sub, "tts", commands.tts, "speak a text", """\
   gpa tts "The rain has stopped." -o rain.wav
   gpa tts "In my own voice." --voice me.wav --seed 7 -o mine.wav
-  echo "From a pipe." | gpa tts - -o - | aplay
+  gpa tts "Heard while it is made." --stream -o - | aplay
+  gpa tts - < chapter.txt -o chapter.flac
+  gpa tts "An address that has to be right." --best-of 4 -o address.wav
 
-prints the path of the file written. `gpa info` lists the voices of a model.
+prints the path of the file written. `gpa info` lists the voices of a model. a long text is spoken sentence
+by sentence, with rests by punctuation and after paragraphs (blank lines). a sentence that fails (no end, a
+loop, silence) is tried once more with another seed; if it fails again, the rest is spoken without it, stderr
+says what is missing, and the exit code is 6. where nothing could be spoken there is no file.
 """
     )  # fmt: skip
     p.add_argument("text", help="what to say; - reads it from standard input")
     options.voice(p)
+    p.add_argument("--stream", action="store_true", help="hand out the sound while it is made")
+    p.add_argument(
+        "--lookahead",
+        type=int,
+        metavar="N",
+        help="frames that sound waits for (default: all that it depends on; fewer begin sooner)",
+    )
+    p.add_argument("--pause", type=float, metavar="S", help="seconds after a sentence (default 0.2)")
+    p.add_argument(
+        "--best-of",
+        type=int,
+        metavar="N",
+        help="takes of a sentence; the one that reads back best is kept",
+    )
+    p.add_argument("--verify", action="store_true", default=None, help="read even a single take back")
     p.add_argument(
         "--gamma", type=float, metavar="G", help="how strongly the text guides (0: not at all, faster)"
     )

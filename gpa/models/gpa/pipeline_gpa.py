@@ -7,12 +7,11 @@ requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -35,7 +34,8 @@ from gpa.models.gpa.options_gpa import (
     TranscriptOptions,
 )
 from gpa.models.gpa.processing_gpa import GPAProcessor
-from gpa.models.gpa.requests_gpa import Job, asr_job, speech, tts_job, vc_job
+from gpa.models.gpa.requests_gpa import Job, asr_job, speech, vc_job
+from gpa.models.gpa.utterance_gpa import Utterance, chunks, together
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
 from gpa.text.tokenizer import normalise_text
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from gpa.audio import AudioLike
     from gpa.codec.base import LinguisticTokenizer, TokenCodec
     from gpa.engine.base import Completer
-    from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
+    from gpa.models.gpa.outputs_gpa import Chunk, Speech, Transcript, Voice, VoiceLike
     from gpa.prompt.formats import Format
     from gpa.prompt.vocab import Vocab
 
@@ -73,7 +73,7 @@ class GPA:
         sizes = {"vocab_size": s.vocab_size, "context": s.max_position_embeddings}
         self.processor = GPAProcessor(tokenizer, codec, glm, self.config, **sizes)
         self.network = network
-        self.engine: Callable[[], Engine | Completer] = partial(Engine, network)  # a new one, cheap
+        self.other_engine: Callable[[], Completer] | None = None  # makes engines in the place of ours
         self.path: Path | None = None  # of the files
         self.precision = network.dtype  # of the files, which saving keeps
         for name, voice in (voices or {}).items():
@@ -115,7 +115,7 @@ class GPA:
             model.add_voice(name, voice)
         network.to(chosen, pick_dtype(dtype, chosen, stored))
         model.path, model.precision = folder, stored
-        model.engine = find_engine(engine, network) if engine else model.engine
+        model.other_engine = find_engine(engine, network) if engine else None
         return model
 
     def save_pretrained(
@@ -239,6 +239,10 @@ class GPA:
             rules = Rules(most, rules.stop)
         return self.complete([Request(ids, rules, sampling, seed)])[0].ids
 
+    def engine(self) -> Completer:
+        """A new engine, which is cheap: what completes requests."""
+        return self.other_engine() if self.other_engine else Engine(self.network)
+
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of requests, as one batch."""
         return self.engine().generate(requests)
@@ -246,23 +250,59 @@ class GPA:
     # Tasks ------------------------------------------------------------------------------------------------
 
     @overload
-    def tts(self, text: str, voice: VoiceLike = None, **options: Unpack[SpeechOptions]) -> Speech: ...
+    def tts(
+        self,
+        text: str,
+        voice: VoiceLike = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech: ...
     @overload
     def tts(
-        self, text: list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
+        self,
+        text: list[str],
+        voice: VoiceLike = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[SpeechOptions],
     ) -> list[Speech]: ...
+    @overload
     def tts(
-        self, text: str | list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
-    ) -> Speech | list[Speech]:
+        self,
+        text: str,
+        voice: VoiceLike = None,
+        *,
+        stream: Literal[True, "parts"],
+        **options: Unpack[SpeechOptions],
+    ) -> Iterator[Chunk]: ...
+    def tts(
+        self,
+        text: str | list[str],
+        voice: VoiceLike = None,
+        *,
+        stream: bool | Literal["parts"] = False,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech | list[Speech] | Iterator[Chunk]:
         """Speak a text of any length in a voice, or each text of a list; a long one is spoken in parts.
 
-        See `SpeechOptions`. PromptError for text that says nothing, GenerationError for no speech.
+        With `stream` the chunks of one text come as they are made, and closing the iterator ends the work;
+        `stream="parts"` hands out no part before it has been checked. See `SpeechOptions`. PromptError for
+        text that says nothing, GenerationError where no part of a text could be spoken.
         """
         check_options(options, SpeechOptions)
-        speaker = self.resolve_voice(voice)
-        return _as_asked(
-            text, self._results([tts_job(self.processor, one, speaker, options) for one in _list(text)])
-        )
+        if stream not in (False, True, "parts"):
+            raise UsageError(f"stream={stream!r}: expected True, False or 'parts'")
+        if stream and isinstance(text, list):
+            raise UsageError("a stream speaks one text: give a str, or leave stream out")
+        speaker, engine = self.resolve_voice(voice), self.engine()
+        utterances = [
+            Utterance(self.processor, engine, one, speaker, options, live=stream is True)
+            for one in _list(text)
+        ]
+        if stream:
+            return chunks(engine, utterances[0])
+        return _as_asked(text, together(engine, utterances))
 
     @overload
     def vc(
