@@ -4,11 +4,13 @@ Knows files, rates, channels and loudness; knows nothing about tokens or models,
 Shapes: S samples, C channels. Waveforms are float32 (S,), mono, full scale +-1, unless stated otherwise.
 """
 
+import contextlib
 import io
 import os
 import re
 import uuid
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,10 +29,8 @@ MAX_CHANNELS = 8  # a longer axis of a 2-D array is taken for time
 END_SLACK = 0.1  # seconds; manifests round their segment ends
 
 _SILENCE = 1e-3  # RMS of the loudest 20 ms, -60 dB: below any usable recording
-_CLIP_LEVEL, _CLIP_SHARE = (
-    0.999,
-    1e-3,
-)  # peak-normalised speech has a handful of such samples, clipped speech many
+# Peak-normalised speech has a handful of such samples, clipped speech many.
+_CLIP_LEVEL, _CLIP_SHARE = 0.999, 1e-3
 _RATES = (1000, 768000)  # Hz; outside them a "rate" is a mistake, often a swapped argument
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 _BLOCK = 1 << 14  # libvorbis may overflow its stack when handed minutes of sound at once
@@ -66,6 +66,42 @@ def load(
     if true_rate != target:
         mono = soxr.resample(mono, true_rate, target, quality="VHQ")
     return mono.astype(np.float32)
+
+
+def blocks(source: AudioLike, sample_rate: int = SAMPLE_RATE, *, length: float = 10.0) -> Iterator[np.ndarray]:
+    """Yield the samples of `load` bit by bit, as float32 (S_i,) of `length` seconds of the source each.
+
+    A file of many hours takes no more memory than one of minutes. AudioError as for `load`, at the first
+    block; for a file that turns out shorter than it says, after the last.
+    """
+    target = _checked_rate(sample_rate, "sample_rate")
+    resampler = None
+    for samples, true_rate, last in _raw_blocks(source, length):
+        if true_rate != target and resampler is None:
+            resampler = soxr.ResampleStream(true_rate, target, 1, dtype="float64", quality="VHQ")
+        mono = samples.mean(axis=1)  # (S, C) -> (S,)
+        yield (resampler.resample_chunk(mono, last=last) if resampler else mono).astype(np.float32)
+
+
+def _raw_blocks(source: AudioLike, length: float) -> Iterator[tuple[np.ndarray, int, bool]]:
+    """Yield float64 (S_i, C), the rate, and whether that was the last."""
+    if isinstance(source, tuple) or hasattr(source, "__array__"):
+        samples, rate, name = load_raw(source)
+        size = max(1, round(length * rate))
+        for start in range(0, len(samples), size):
+            yield samples[start : start + size], rate, start + size >= len(samples)
+        return
+    data, name = _open(source)
+    with _reading(data, name) as file:
+        _, stop = _span(file.frames, file.samplerate, 0.0, None, name)
+        done = 0
+        while done < stop:
+            block = file.read(min(round(length * file.samplerate), stop - done), "float64", always_2d=True)
+            done += len(block) or stop  # an MP3 may end early
+            if not np.isfinite(block).all():
+                raise AudioError(f"{name} contains NaN or infinite samples: export it again")
+            yield block, file.samplerate, done >= stop
+        _check_length(file, file.tell(), stop, name)
 
 
 def seconds(path: str | os.PathLike[str]) -> float:
@@ -184,26 +220,35 @@ def _refuse_foreign(head: bytes, name: str) -> None:
 
 def _decode(data: Any, name: str, begin: float, end: float | None) -> tuple[np.ndarray, int]:
     """Return the wanted span as float64 (S, C), and its rate; a file cut short is refused, not shortened."""
+    with _reading(data, name) as file:
+        start, stop = _span(file.frames, file.samplerate, begin, end, name)
+        exact = file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE")
+        skip = 0 if exact else start  # lossy streams seek only nearly: they are decoded from the beginning
+        file.seek(start - skip)
+        samples = file.read(stop - start + skip, dtype="float64", always_2d=True)[skip:]
+        _check_length(file, len(samples), stop - start, name)
+        return samples, file.samplerate
+
+
+@contextlib.contextmanager
+def _reading(data: Any, name: str) -> Iterator[soundfile.SoundFile]:
+    """Open what `_open` returned; AudioError for what cannot be read, then or later."""
     try:
         with soundfile.SoundFile(data) as file:
             if _cut_short(file.extra_info):
                 raise AudioError(f"{name} is truncated: copy or download it again")
-            start, stop = _span(file.frames, file.samplerate, begin, end, name)
-            exact = file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE")
-            skip = (
-                0 if exact else start
-            )  # lossy streams seek only nearly, so they are decoded from the beginning
-            file.seek(start - skip)
-            samples = file.read(stop - start + skip, dtype="float64", always_2d=True)[skip:]
-            # An MP3 states its length in whole frames or as an estimate, all other formats exactly.
-            if len(samples) < (stop - start) * (0.95 if file.format == "MPEG" else 1.0):
-                raise AudioError(f"{name} is truncated: copy or download it again")
-            return samples, file.samplerate
+            yield file
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(
             f"{name} is not readable audio, or is truncated ({str(error).strip()}): "
             "fetch it again, or convert it:  ffmpeg -i IN -ac 1 OUT.wav"
         ) from error
+
+
+def _check_length(file: soundfile.SoundFile, found: int, stated: int, name: str) -> None:
+    # An MP3 states its length in whole frames or as an estimate, all other formats exactly.
+    if found < stated * (0.95 if file.format == "MPEG" else 1.0):
+        raise AudioError(f"{name} is truncated: copy or download it again")
 
 
 def _cut_short(info: str) -> bool:

@@ -20,6 +20,7 @@ from gpa import audio as sound
 from gpa import hub
 from gpa.engine.request import Beams, Rules, Sampling
 from gpa.errors import CheckpointError, PromptError, UsageError
+from gpa.models.gpa.activity_gpa import Segmenter
 from gpa.models.gpa.budgets_gpa import Budgets, budget
 from gpa.models.gpa.checkpoint_gpa import GLM, read_text_files
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
@@ -292,7 +293,16 @@ class GPAProcessor(Budgets):
         return [piece for half in halves for piece in self._fit(half, voice, known)]
 
     def audio_parts(self, wav: np.ndarray, task: str) -> list[np.ndarray]:
-        """A waveform in parts that one pass can take: the model's limit, or less if the context is short."""
+        """A waveform in parts that one pass can take."""
+        return split_audio(wav, self.codec.spec.sample_rate, self.longest_audio(task))
+
+    def segmenter(self, task: str) -> Segmenter:
+        """What cuts sound of any length into such parts."""
+        spec = self.codec.spec
+        return Segmenter(spec.sample_rate, self.longest_audio(task), spec.hop_length)
+
+    def longest_audio(self, task: str) -> float:
+        """Seconds that one pass can take: the model's limit, or less if the context is short."""
         rate = self.codec.spec.code_rate
         rates = {"semantic": rate, "glm": self.glm.spec.frame_rate if self.glm else 0.0}
         asked = self.format.task(task)
@@ -303,7 +313,7 @@ class GPAProcessor(Budgets):
         seconds = min(self.config.max_audio_seconds, (self.context - fixed) / per_second)
         if seconds < 1:
             raise PromptError(f"the model's context of {self.context} ids does not hold one second of audio")
-        return split_audio(wav, self.codec.spec.sample_rate, seconds)
+        return seconds
 
     def conversion_rules(self, ids: Sequence[int], max_new_tokens: int | None = None) -> Rules:
         """What a conversion may look like: as long as its source where the model keeps timing."""
