@@ -7,6 +7,8 @@ import torch
 
 from gpa.codec.harmonic import CENTRE, HarmonicDecoder, _centres
 from gpa.codec.pitch import yin
+from gpa.codec.source_filter import Excitation, interpolated
+from gpa.nn.incremental import Series
 
 RATE, HOP = 16_000, 320
 
@@ -20,6 +22,12 @@ def decoder() -> HarmonicDecoder:
 def tone(hz: float, seconds: float = 0.8) -> torch.Tensor:
     t = torch.arange(int(seconds * RATE)) / RATE
     return sum(torch.sin(2 * math.pi * hz * k * t) / k for k in range(1, 8))[None]  # type: ignore[return-value]
+
+
+def pulses_of(decoder: HarmonicDecoder, f0: torch.Tensor) -> torch.Tensor:
+    """Pulses (1, T * HOP) of voiced pitch (1, T)."""
+    source = Series(interpolated(HOP), Excitation(decoder.noise, RATE))
+    return source.push(torch.stack([f0, torch.ones_like(f0)], 1).double(), True)[:, 0]
 
 
 @pytest.mark.parametrize("hz", [75, 110, 180, 300, 400])
@@ -53,7 +61,7 @@ def test_render_gives_exactly_hop_samples_per_frame_and_is_a_function(decoder):
 def test_pulses_are_in_phase_after_a_minute(decoder):
     at = 60 * RATE
     pitch = torch.full((1, at // HOP), 150.0001)
-    wav = decoder._pulses(pitch, torch.ones_like(pitch), at)[0, -RATE // 100 :]
+    wav = pulses_of(decoder, pitch)[0, -RATE // 100 :]
     turns = torch.arange(at - RATE // 100 + 1, at + 1, dtype=torch.float64) * float(pitch[0, 0]) / RATE
     n = math.floor(RATE / 2 / 150.0001)
     expected = sum(torch.cos(2 * math.pi * k * turns) for k in range(1, n + 1)) / math.sqrt(n)
@@ -74,7 +82,7 @@ def test_the_rendered_pitch_is_the_predicted_one(decoder):
 
 def test_pulses_equal_the_sum_of_cosines(decoder):
     f0 = torch.full((1, 10), 150.0)
-    pulses = decoder._pulses(f0, torch.ones_like(f0), 3200)[0]
+    pulses = pulses_of(decoder, f0)[0]
     phase = (torch.full((3200,), 150.0).double() / RATE).cumsum(0) * 2 * math.pi
     count = math.floor(RATE / 2 / 150)
     slow = sum(torch.cos(k * phase) for k in range(1, count + 1)) / math.sqrt(count)
@@ -122,13 +130,14 @@ def test_pulses_count_only_where_the_voice_sounds(decoder):
 def test_sharpening_lifts_what_stands_out_and_leaves_pitch(decoder):
     sharp = HarmonicDecoder(8, 16, 32, 1, bands=20, hop=HOP, sample_rate=RATE, sharpen=(0.5, 0.5))
     flat = torch.zeros(2, 2 * 20 + 2, 30)
-    assert torch.equal(sharp._sharpened(flat), flat)
+    assert torch.equal(sharp.sharpener().push(flat, True), flat)
     frames = flat.clone()
     frames[0, 7, 12] = 1.0  # a harmonic band
     frames[1, 27, 12] = 1.0  # a noise band
     frames[:, -2:] = torch.randn(2, 2, 30)
-    out = sharp._sharpened(frames)
-    assert torch.equal(out[:, -2:], frames[:, -2:]) and torch.equal(decoder._sharpened(frames), frames)
+    out = sharp.sharpener().push(frames, True)
+    assert torch.equal(out[:, -2:], frames[:, -2:])
+    assert torch.equal(decoder.sharpener().push(frames, True), frames)
     peak = (1 + 0.5 * (1 - 1 / 5)) * (1 + 0.5 * (1 - 1 / 13))
     assert float(out[0, 7, 12]) == pytest.approx(peak) and float(out[1, 27, 12]) == pytest.approx(peak)
     assert out[0, 7, 11] < 0 and out[0, 8, 12] < 0  # its neighbours give way

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gpa.audio import AudioLike
     from gpa.codec.timbre import Timbre
 
+BLOCKS = (4, 8, 16, 25)  # frames that a stream computes at once: first few, to sound early; the last repeats
 PROMPT_SECONDS = 3.0  # of a reference that a codec without global tokens takes as a voice (VALL-E, section 6)
 
 
@@ -127,9 +128,12 @@ class TokenCodec(ABC):
         """What `decode` takes, of a stream (L,); VocabError unless it holds whole frames of this codec."""
         return AudioTokens(self.spec.pattern.parse(codes))
 
-    def stream(self, voice: Voice | None = None) -> Stream:
-        """A decoder for codes that come bit by bit."""
-        return Stream(self, voice)
+    def stream(self, voice: Voice | None = None, lookahead: int | None = None) -> Stream:
+        """A decoder for codes that come bit by bit.
+
+        `lookahead` is after how many more frames the future is cut, None for all that a frame hears.
+        """
+        return Stream(self.spec, DecodeAgain(self, voice), lookahead)
 
     # Voices -----------------------------------------------------------------------------------------------
 
@@ -216,12 +220,68 @@ def differing(found: np.ndarray, codes: np.ndarray) -> float:
     return float(np.mean(found != codes)) if found.shape == codes.shape else math.inf
 
 
-class Stream:
-    """Codes in, sound out as soon as nothing that follows can change it.
+class Feed(Protocol):
+    """What turns blocks of codes into sound, one after another."""
 
-    All that is pushed and finished, put together, equals `decode` of the whole clip, however it is cut.
-    Frames wait for the right context of `spec.context`; without a context everything waits for `finish`.
-    Each step decodes anew from the left context, which is the start of the clip where that is unbounded.
+    def __call__(self, codes: np.ndarray, until: int | None, last: bool) -> np.ndarray:
+        """Sound (S,) that codes (K, n) add, `last` for those at the end.
+
+        With `until`, all up to this frame, drawn as if these were the last codes; else what is final.
+        """
+        ...
+
+
+class Stream:
+    """Codes in, sound out, in blocks of frames that the index of a frame decides and nothing else.
+
+    All that is pushed and finished, put together, is a function of the codes, however they are cut. Without
+    `lookahead` it equals `decode` of the whole clip: a frame waits until its block is there and what it hears
+    of the frames behind it, `spec.context`. With `lookahead` n the network draws a block as if the clip ended
+    n frames behind it; the little that its renderer hears is never cut, so that blocks join without a seam.
+    """
+
+    def __init__(self, spec: CodecSpec, feed: Feed, lookahead: int | None = None) -> None:
+        if lookahead is not None and (type(lookahead) is not int or lookahead < 0):
+            raise UsageError(f"lookahead {lookahead!r}: a number of frames from 0 on, or None for all")
+        if lookahead is not None and spec.context and lookahead >= spec.context[1]:
+            lookahead = None  # nothing is cut
+        self._spec, self._feed, self._lookahead = spec, feed, lookahead
+        self._codes = np.zeros((spec.n_codebooks, 0), np.int64)  # that wait for their block
+        self._fed = self._block = 0  # frames, blocks that are through
+        self._open = True
+
+    def push(self, tokens: AudioTokens) -> np.ndarray:
+        """Sound (S,) that is final once these frames are known; empty if none is. VocabError for no codes."""
+        if not self._open:
+            raise UsageError("nothing may be pushed into a stream that is finished: open another")
+        self._codes = np.concatenate([self._codes, checked_codes(tokens.codes, self._spec)], 1)
+        wavs, ahead = [np.zeros(0, np.float32)], self._lookahead or 0
+        while (end := block_end(self._block)) + ahead <= self._fed + self._codes.shape[1]:
+            until = None if self._lookahead is None else end
+            wavs.append(self._next(end + ahead - self._fed, until, False))
+            self._block += 1
+        return np.concatenate(wavs)
+
+    def finish(self) -> np.ndarray:
+        """The rest of the sound; nothing may be pushed afterwards."""
+        self._open = False
+        if not self._fed + self._codes.shape[1]:
+            return np.zeros(0, np.float32)
+        return self._next(self._codes.shape[1], None, True)
+
+    def run(self, tokens: AudioTokens) -> np.ndarray:
+        """The sound (S,) of a clip that is there already."""
+        return np.concatenate([self.push(tokens), self.finish()])
+
+    def _next(self, n: int, until: int | None, last: bool) -> np.ndarray:
+        codes, self._codes = self._codes[:, :n], self._codes[:, n:]
+        self._fed += n
+        return self._feed(np.ascontiguousarray(codes), until, last)
+
+
+class DecodeAgain:
+    """The feed of any codec that states its context: each block decodes again from its left context, which is
+    the start of the clip where that is unbounded. Without a context everything waits for the end.
     """
 
     def __init__(self, codec: TokenCodec, voice: Voice | None = None) -> None:
@@ -229,27 +289,36 @@ class Stream:
         self._codes = np.zeros((codec.spec.n_codebooks, 0), np.int64)
         self._first = self._done = 0  # frame that `_codes` begins with, frames whose sound is out
 
-    def push(self, tokens: AudioTokens) -> np.ndarray:
-        """Sound (S,) that is final once these frames are known; empty if none is. VocabError for no codes."""
-        self._codes = np.concatenate([self._codes, tokens.codes], 1)
-        context = self._codec.spec.context
-        return self._until(self._first + self._codes.shape[1] - context[1]) if context else self._until(0)
-
-    def finish(self) -> np.ndarray:
-        """The rest of the sound; nothing may be pushed afterwards."""
-        return self._until(self._first + self._codes.shape[1])
-
-    def _until(self, end: int) -> np.ndarray:
+    def __call__(self, codes: np.ndarray, until: int | None, last: bool) -> np.ndarray:
+        self._codes = np.concatenate([self._codes, codes], 1)
+        known, spec = self._first + self._codes.shape[1], self._codec.spec
+        left, right = spec.context or (None, known)
+        end = known if last else known - right if until is None else until
         if end <= self._done:
             return np.zeros(0, np.float32)
-        hop, begin = self._codec.spec.hop_length, self._done - self._first
         wav = self._codec.decode(AudioTokens(self._codes), self._voice)
-        wav = wav[begin * hop : (end - self._first) * hop]
+        wav = wav[(self._done - self._first) * spec.hop_length : (end - self._first) * spec.hop_length]
         self._done = end
-        left = (self._codec.spec.context or (None, 0))[0]
         if left is not None and (past := end - left - self._first) > 0:
             self._codes, self._first = self._codes[:, past:], self._first + past
         return wav
+
+
+def block_end(index: int) -> int:
+    """Frame where a block of a clip ends, all blocks before it counted."""
+    return sum(BLOCKS[: index + 1]) + BLOCKS[-1] * max(0, index + 1 - len(BLOCKS))
+
+
+def checked_codes(codes: np.ndarray, spec: CodecSpec) -> np.ndarray:
+    """Codes (K, T) int64, T >= 0; VocabError for what are no codes of this codec."""
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or codes.shape[0] != spec.n_codebooks:
+        raise VocabError(f"{spec.name}: codes of shape ({spec.n_codebooks}, T) are needed, got {codes.shape}")
+    if not codes.size:
+        return np.zeros((spec.n_codebooks, 0), np.int64)
+    if not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0 or codes.max() >= spec.codebook_size:
+        raise VocabError(f"{spec.name}: codes must be integers in 0..{spec.codebook_size - 1}")
+    return codes.astype(np.int64)
 
 
 class LinguisticTokenizer(Protocol):

@@ -24,7 +24,7 @@ from torch import Tensor
 from gpa import audio as sound
 from gpa import hub
 from gpa.codec import margins
-from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
+from gpa.codec.base import BLOCKS, AudioTokens, CodecSpec, Stream, TokenCodec
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.feature_encoder import (
@@ -37,9 +37,11 @@ from gpa.codec.feature_encoder import (
 )
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.recordings import timbre_of
+from gpa.codec.reference import normalise_loudness, reference_clip
 from gpa.codec.voice import Voice
 from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
+from gpa.nn.incremental import BlockDecoder, Each, Layer, Series
 
 if TYPE_CHECKING:
     from gpa.audio import AudioLike
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
-WINDOW = 512  # semantic ids decoded at once: 10 s of the published model, about 0.3 GB
 BATCH = 8
 ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
 Ids = Sequence[int] | np.ndarray | Tensor
@@ -85,7 +86,7 @@ class BiCodec(TokenCodec):
             n_global=s.token_num,
             global_size=int(np.prod(s.fsq_levels)),
             # Phase and noise of the harmonic renderer run on from the start of the clip.
-            context=None if self.harmonic else (reach, reach),
+            context=(None if self.harmonic else reach, model.reach()),
         )
 
     @classmethod
@@ -243,7 +244,7 @@ class BiCodec(TokenCodec):
         """What the global path reads of a 16 kHz waveform (S,): its first seconds, levelled or tiled."""
         c = self.config
         samples = int(c.ref_segment_duration * c.sample_rate) // c.latent_hop_length * c.latent_hop_length
-        return sound.reference_clip(self._leveled(wav), samples)
+        return reference_clip(self._leveled(wav), samples)
 
     def latents(self, wavs: np.ndarray) -> Tensor:
         """Encoder output (B, D, T) before quantisation, of waveforms (B, S) of one length."""
@@ -255,7 +256,7 @@ class BiCodec(TokenCodec):
             return self.model.latents(self.features(torch.from_numpy(wavs).to(self.device)))
 
     def _leveled(self, wav: np.ndarray) -> np.ndarray:
-        return sound.normalise_loudness(wav) if self.config.volume_normalize else wav
+        return normalise_loudness(wav) if self.config.volume_normalize else wav
 
     def _load(self, audio: AudioLike, rate: int | None) -> np.ndarray:
         return sound.load(audio, self.config.sample_rate, rate=rate)
@@ -272,16 +273,21 @@ class BiCodec(TokenCodec):
     # Decoding ---------------------------------------------------------------------------------------------
 
     def decode(
-        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None, *, window: int = WINDOW
+        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None, lookahead: int | None = None
     ) -> np.ndarray:
         """Waveform float32 (S,), `hop_length` samples per id, as the network gives it (mean not removed).
 
         `semantic` (T,) is a list, array or tensor, leading axes of size 1 allowed; so are the global codes
-        (G,) that may stand for a `voice`. An AudioTokens may hold both. Long input is decoded `window` ids
-        at a time with the exact context on either side, which equals decoding it whole. Raises VocabError for
-        a code out of range, UsageError for a timbre that the decoder cannot draw.
+        (G,) that may stand for a `voice`. An AudioTokens may hold both. Computed as `stream` does, equal to
+        it. Raises VocabError for a code out of range, UsageError for a timbre that the decoder cannot draw.
         """
-        return self.render(self.frames(semantic, voice, window=window))
+        codes, voice = self._asked(semantic, voice)
+        return self.stream(voice, lookahead).run(AudioTokens(codes))
+
+    def stream(self, voice: Voice | Ids | None = None, lookahead: int | None = None) -> Stream:
+        """Sound of semantic ids that come bit by bit; `voice` and errors are those of `decode`."""
+        network, render = self._layers(voice), self.model.decoder.renderer()
+        return Stream(self.spec, BlockDecoder(network, render, self.model.frames_per_id), lookahead)
 
     def render(self, frames: np.ndarray) -> np.ndarray:
         """The waveform (S,) of a whole clip's frames (C, N)."""
@@ -318,27 +324,36 @@ class BiCodec(TokenCodec):
         return tuple(codes.tolist())
 
     @torch.inference_mode()
-    def frames(
-        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None, *, window: int = WINDOW
-    ) -> np.ndarray:
-        """What the network draws of a clip, float32 (C, N): samples themselves, or envelopes and pitch.
+    def frames(self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None) -> np.ndarray:
+        """What the network draws of a clip, (C, N), for `render`; arguments and errors as of `decode`."""
+        codes, voice = self._asked(semantic, voice)
+        network, blocks = self._layers(voice), torch.from_numpy(codes)[None].split(BLOCKS[-1], -1)
+        parts = [network.push(block, i == len(blocks)) for i, block in enumerate(blocks, 1)]
+        return torch.cat([part for part in parts if part.shape[-1]], -1)[0].cpu().numpy()
 
-        Arguments and errors are those of `decode`, which renders it.
-        """
+    def _asked(
+        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None
+    ) -> tuple[np.ndarray, Voice | Ids | None]:
+        """Codes (1, T), and who speaks them."""
         if isinstance(semantic, AudioTokens):
             voice = voice or Voice(self._codes(semantic.global_), timbre=semantic.timbre)
             semantic = semantic.codes
-        codes = _flat(semantic, "semantic", self._spec.codebook_size)
+        return _flat(semantic, "semantic", self._spec.codebook_size)[None], voice
+
+    @torch.inference_mode()
+    def _layers(self, voice: Voice | Ids | None) -> Layer:
+        """Codes (1, 1, T) to frames of the voice, bit by bit."""
         voice = voice if isinstance(voice, Voice) else Voice(self._codes(voice))
         network, speaker = self._drawing(voice)
-        spans = range(0, len(codes), window)
-        parts = [self._frames(network, codes, speaker, i, min(i + window, len(codes))) for i in spans]
-        frames, learnt = torch.cat(parts, -1), voice.adaptation
-        if voice.timbre is not None:
-            frames = self._bands("timbre").retouched(frames, voice.timbre)
+        layers: list[Layer] = [Each(lambda codes: codes[:, 0]), network.streaming(speaker)]
+        timbre, learnt = voice.timbre, voice.adaptation
+        if timbre is not None:
+            bands = self._bands("timbre")
+            layers.append(Each(lambda frames: bands.retouched(frames, timbre)))
         if learnt is not None and (learnt.gain, learnt.shift) != (1.0, 0.0):
-            frames = self._bands("change of pitch").intoned(frames, learnt.gain, learnt.shift)
-        return frames[0].cpu().numpy()
+            intoned = self._bands("change of pitch").intoned
+            layers.append(Each(lambda frames: intoned(frames, learnt.gain, learnt.shift)))
+        return Series(*layers)
 
     def _bands(self, what: str) -> HarmonicDecoder:
         if self.harmonic is None:
@@ -356,15 +371,6 @@ class BiCodec(TokenCodec):
         for old in list(self._adapted)[:-ADAPTED]:
             self._adapted.pop(old, None)
         return network, vector[None].to(self.device)
-
-    def _frames(
-        self, network: BiCodecModel, semantic: np.ndarray, speaker: Tensor, begin: int, end: int
-    ) -> Tensor:
-        """Decoder frames of ids `begin` to `end` of a clip (T,), equal to that part of the whole."""
-        reach, n = network.context(), network.frames_per_id
-        left, right = max(0, begin - reach), min(len(semantic), end + reach)
-        frames = network.drawn(torch.from_numpy(semantic[left:right])[None].to(self.device), speaker)
-        return frames[..., (begin - left) * n : (end - left) * n]
 
 
 def _by_length(wavs: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor]) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.speaker import SpeakerEncoder
 from gpa.codec.waveform import ISTFTDecoder, WaveGenerator
 from gpa.nn.convnext import VocosBackbone, sampling_stages
+from gpa.nn.incremental import Each, Layer, Series, backbone, upsampling
 from gpa.nn.mel import mel_filters
 from gpa.nn.quantize import FactorizedVQ
 
@@ -54,7 +55,16 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         x = self.downsample(self.linear_pre(x.transpose(1, 2)).transpose(1, 2))
-        x = self.linear(self.vocos_backbone(x, cond).transpose(1, 2)).transpose(1, 2)
+        return self._out(self.vocos_backbone(x, cond))
+
+    def streaming(self, cond: Tensor | None = None) -> Layer:
+        """`forward`, bit by bit."""
+        first = Each(lambda x: self.linear_pre(x.transpose(1, 2)).transpose(1, 2))
+        stages = upsampling(self.downsample)
+        return Series(first, stages, backbone(self.vocos_backbone, cond), Each(self._out))
+
+    def _out(self, x: Tensor) -> Tensor:
+        x = self.linear(x.transpose(1, 2)).transpose(1, 2)
         return torch.tanh(x) if self.tanh else x
 
 
@@ -156,6 +166,15 @@ class BiCodecModel(nn.Module):
         """The same for a speaker vector."""
         return self.decoder(self.condition(self.quantizer.decode(semantic), speaker))
 
+    def streaming(self, speaker: Tensor) -> Layer:  # (1, T), (1, D) -> (1, C, T * n)
+        """`drawn`, bit by bit."""
+        return Series(
+            Each(lambda codes: self.quantizer.decode(codes.to(speaker.device))),
+            self.prenet.streaming(speaker),
+            Each(lambda x: x + speaker[..., None]),
+            self.decoder.streaming(),
+        )
+
     @property
     def frames_per_id(self) -> int:
         """n of `frames`."""
@@ -168,6 +187,10 @@ class BiCodecModel(nn.Module):
     def decode(self, semantic: Tensor, global_: Tensor) -> Tensor:  # (B, T), (B, G) -> (B, S)
         """Waveform of a whole clip."""
         return self.render(self.frames(semantic, global_))
+
+    def reach(self) -> int:
+        """Ids behind one that its sound hears, those that `render` needs too."""
+        return self.context() - (-self.decoder.render_reach() // self.config.latent_hop_length)
 
     def context(self) -> int:
         """Ids of context, on either side, with which a window's `frames` equal those of the clip."""

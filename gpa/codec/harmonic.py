@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpa.codec.source_filter import REACH, source_filter
 from gpa.errors import UsageError
 from gpa.nn.convnext import VocosBackbone
+from gpa.nn.incremental import Each, Layer, Series, Windows, backbone
 from gpa.nn.mel import mel_filters
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class HarmonicDecoder(nn.Module):
         share = torch.sigmoid((voiced_to - _centres(bands, sample_rate)) / SLOPE)
         share = share.clamp_max(1 - LEFT) if voiced_to else torch.zeros(bands)
         self.register_buffer("share", share[:, None], persistent=False)
-        self.n_fft, self.step = 2 * hop, hop // 2
+        self.n_fft = 2 * hop
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.register_buffer(
             "spread", mel_interpolation(bands, self.n_fft // 2 + 1, sample_rate), persistent=False
@@ -88,6 +90,10 @@ class HarmonicDecoder(nn.Module):
         """Samples, on either side of its own hop, whose frames one latent frame touches."""
         return (3 + 3 * self.layers) * self.hop
 
+    def render_reach(self) -> int:
+        """Samples behind its hop that the sound of one latent frame hears of the frames."""
+        return (REACH + 2 * bool(self.sharpen[0])) * self.hop
+
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.backbone(x).transpose(1, 2)).transpose(1, 2)
 
@@ -98,16 +104,29 @@ class HarmonicDecoder(nn.Module):
     def render(self, frames: Tensor, f0: Tensor | None = None, voiced: Tensor | None = None) -> Tensor:
         """Waveform (B, T * hop); f0 (B, T) in Hz and voiced (B, T) replace the predictions (training)."""
         if f0 is None or voiced is None:
-            log_f0, logit = self.pitch(frames)
-            # float64: what is rounded off a pitch adds up over the clip, otherwise on every processor.
-            f0, voiced = torch.exp(log_f0.double().clamp(*HEIGHT) + CENTRE), (logit > 0).float()
-            frames = self._sharpened(frames)
-        harmonic, noise = self._sources(frames, voiced)
-        samples = frames.shape[-1] * self.hop
-        pulses = self._pulses(f0.detach(), voiced.detach(), samples)
-        hiss = self.noise.repeat(-(-samples // len(self.noise)))[:samples].expand_as(pulses)
-        spectrum = self._stft(pulses) * self._envelope(harmonic) + self._stft(hiss) * self._envelope(noise)
-        return self._istft(spectrum, samples)
+            return self.renderer().push(frames, True)[:, 0]
+        return self._sound().push(self._described(frames, f0.detach().double(), voiced.detach()), True)[:, 0]
+
+    def streaming(self) -> Layer:
+        """`forward`, bit by bit."""
+        return Series(backbone(self.backbone), Each(lambda x: self.out(x.transpose(1, 2)).transpose(1, 2)))
+
+    def renderer(self) -> Layer:
+        """`render` of the predictions, bit by bit."""
+        return Series(self.sharpener(), Each(self._predicted), self._sound())
+
+    def _predicted(self, frames: Tensor) -> Tensor:
+        log_f0, logit = self.pitch(frames)
+        # float64: what is rounded off a pitch adds up over the clip, otherwise on every processor.
+        f0 = torch.exp(log_f0.double().clamp(*HEIGHT) + CENTRE)
+        return self._described(frames, f0, (logit > 0).float())
+
+    def _described(self, frames: Tensor, f0: Tensor, voiced: Tensor) -> Tensor:  # (B, 2K + 2, T) float64
+        """What `source_filter` reads."""
+        return torch.cat([*self._sources(frames, voiced), f0[:, None], voiced[:, None]], 1)
+
+    def _sound(self) -> Layer:
+        return source_filter(self._gain, self.noise, self.window, self.hop, self.sample_rate)
 
     def _sources(self, frames: Tensor, voiced: Tensor) -> tuple[Tensor, Tensor]:
         """Envelopes of pulses and noise, (B, K, T) each. No loss on power tells a network which it is.
@@ -121,21 +140,28 @@ class HarmonicDecoder(nn.Module):
         moved = 2 * noise + math.log(2) + share.clamp_min(1e-9).log()  # pulses of gain 1 have power 1/2
         return torch.logaddexp(2 * harmonic, moved) / 2, noise + torch.log1p(-share) / 2
 
-    def _sharpened(self, frames: Tensor) -> Tensor:
+    def sharpener(self) -> Layer:
         """Frames whose envelopes stand out more against their neighbours, in time and over bands.
 
         A network trained on distances draws the mean of all that could be: onsets and formants are flat (see
         the global variance of Toda and Tokuda 2007). What a moving average removes is added again.
         """
         time, across = self.sharpen
-        bands, rest = frames[:, : 2 * self.bands], frames[:, 2 * self.bands :]
-        if time:
-            bands = bands + time * (bands - _smooth(bands, 5))
-        if across:
+
+        def in_time(frames: Tensor) -> Tensor:
+            here, bands = frames[..., 2:-2], frames[:, : 2 * self.bands]
+            lifted = here[:, : 2 * self.bands]
+            lifted = lifted + time * (lifted - F.avg_pool1d(bands, 5, 1))
+            return torch.cat([lifted, here[:, 2 * self.bands :]], 1)
+
+        def over_bands(frames: Tensor) -> Tensor:
+            bands, rest = frames[:, : 2 * self.bands], frames[:, 2 * self.bands :]
             x = bands.unflatten(1, (2, -1)).movedim(-1, 1).flatten(0, 1)  # (B T, 2, K)
             x = x + across * (x - _smooth(x, 13))
-            bands = x.unflatten(0, (len(frames), -1)).movedim(1, -1).flatten(1, 2)
-        return torch.cat([bands, rest], 1)
+            return torch.cat([x.unflatten(0, (len(frames), -1)).movedim(1, -1).flatten(1, 2), rest], 1)
+
+        layers = [Windows(in_time, 5, pad=(2, 2), mode="replicate")] if time else []
+        return Series(*layers, *([Each(over_bands)] if across else []))
 
     def envelope_distance(self, frames: Tensor, voiced: Tensor, real: Tensor) -> Tensor:
         """Mean L1 between the log-mel that frames (B, 2K + 2, T) stand for and that of real (B, T * hop).
@@ -187,28 +213,6 @@ class HarmonicDecoder(nn.Module):
 
     def _gain(self, bands: Tensor) -> Tensor:  # (B, K, T) -> (B, F, T)
         return torch.exp((self.spread @ bands - 4.0).clamp(max=3.0))
-
-    def _envelope(self, bands: Tensor) -> Tensor:  # (B, K, T) -> (B, F, frames of the STFT)
-        at = F.interpolate(bands, scale_factor=self.hop / self.step, mode="linear", align_corners=False)
-        at = torch.cat([at, at[..., -1:]], -1)  # a centred STFT has one frame more
-        return self._gain(at)
-
-    def _pulses(self, f0: Tensor, voiced: Tensor, samples: int) -> Tensor:
-        """Band-limited pulses: the sum of all cosines at multiples of the pitch, in closed form."""
-        f0 = F.interpolate(f0.double()[:, None], samples, mode="linear", align_corners=False)[:, 0]
-        gate = F.interpolate(voiced[:, None], samples, mode="linear", align_corners=False)[:, 0]
-        phase = (f0 / self.sample_rate).cumsum(-1).remainder(1.0) * 2 * math.pi
-        count = torch.floor(self.sample_rate / 2 / f0)
-        half = torch.sin(phase / 2)
-        safe = torch.where(half.abs() < 1e-6, torch.ones_like(half), half)
-        comb = torch.where(half.abs() < 1e-6, count, (torch.sin((count + 0.5) * phase) / safe - 1) / 2)
-        return (comb.float() / torch.sqrt(count.float())) * gate
-
-    def _stft(self, wav: Tensor) -> Tensor:
-        return torch.stft(wav, self.n_fft, self.step, window=self.window, return_complex=True)
-
-    def _istft(self, spectrum: Tensor, samples: int) -> Tensor:
-        return torch.istft(spectrum, self.n_fft, self.step, window=self.window, length=samples)
 
 
 def _smooth(x: Tensor, width: int) -> Tensor:  # (B, C, N)

@@ -32,9 +32,11 @@ from transformers import (
 
 from gpa import hub
 from gpa.audio import AudioLike, load
-from gpa.codec.base import AudioTokens, CodecSpec, TokenCodec
+from gpa.codec.base import AudioTokens, CodecSpec, Stream, TokenCodec, checked_codes
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
+from gpa.codec.hf_decoder import decoder
 from gpa.errors import CheckpointError, UsageError, VocabError
+from gpa.nn.incremental import BlockDecoder, Each
 
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
@@ -143,7 +145,6 @@ class HFCodec(TokenCodec):
             return self.model.encode(wav, num_quantizers=k).audio_codes
         return self.model.encode(wav, n_quantizers=k).audio_codes
 
-    @torch.inference_mode()
     def decode(self, tokens: AudioTokens, voice: Voice | None = None) -> np.ndarray:
         """Waveform (T * hop,) float32 of codes (K, T), which hold the voice too.
 
@@ -151,7 +152,23 @@ class HFCodec(TokenCodec):
 
         DAC's odd strides return a few samples less than whole frames; they are filled with zeros at the end.
         """
-        codes = _checked(tokens.codes, self.spec)
+        if not np.size(tokens.codes):
+            raise VocabError(f"{self.spec.name}: codes of shape ({self.spec.n_codebooks}, T >= 1) are needed")
+        if self.spec.context is not None:
+            return self.stream().run(tokens)
+        return self.decode_at_once(checked_codes(tokens.codes, self.spec))
+
+    def stream(self, voice: Voice | None = None, lookahead: int | None = None) -> Stream:
+        """A decoder for codes that come bit by bit; one that hears all of a clip waits for its end."""
+        if self.spec.context is None:
+            return super().stream(voice, lookahead)
+        hop = self.spec.hop_length
+        feed = BlockDecoder(decoder(self.model, hop), Each(lambda x: x), hop)
+        return Stream(self.spec, feed, lookahead)
+
+    @torch.inference_mode()
+    def decode_at_once(self, codes: np.ndarray) -> np.ndarray:
+        """The same of codes (K, T) by transformers' own `decode`: equal but for rounding."""
         batch = torch.from_numpy(codes).to(self.device)[None]  # (1, K, T)
         if self.kind == "encodec":
             wav = self.model.decode(batch[None], [None]).audio_values
@@ -266,17 +283,6 @@ def _enough_bandwidth(model: Any, n_codebooks: int) -> float:
     """Smallest target bandwidth with at least K codebooks; the first K of more are the same."""
     count = model.quantizer.get_num_quantizers_for_bandwidth
     return min(b for b in model.config.target_bandwidths if count(b) >= n_codebooks)
-
-
-def _checked(codes: np.ndarray, spec: CodecSpec) -> np.ndarray:
-    codes = np.asarray(codes)
-    if codes.ndim != 2 or codes.shape[0] != spec.n_codebooks or codes.shape[1] == 0:
-        raise VocabError(
-            f"{spec.name}: codes of shape ({spec.n_codebooks}, T >= 1) are needed, got {codes.shape}"
-        )
-    if not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0 or codes.max() >= spec.codebook_size:
-        raise VocabError(f"{spec.name}: codes must be integers in 0..{spec.codebook_size - 1}")
-    return codes.astype(np.int64)
 
 
 # Names in facebookresearch/encodec -> names in transformers, applied in this order.

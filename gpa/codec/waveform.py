@@ -1,18 +1,19 @@
 """Waveform decoders, latents (B, C, T) -> wav (B, 1, S): the published DAC-style one, a Vocos-style ISTFT.
 
-Both are deterministic and non-causal; `context` is the reach of their convolutions, which exact streaming
-needs.
+Both are deterministic and non-causal; `streaming` computes them bit by bit, waiting for the reach of their
+convolutions.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa.nn.convnext import VocosBackbone
+from gpa.nn.incremental import Each, Layer, Series, backbone, conv, inverse_stft, residual, transposed
 from gpa.nn.quantize import WeightNormConv1d
 
 
@@ -38,6 +39,11 @@ class ResidualUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.block(x)
 
+    def streaming(self) -> Layer:
+        """As `WaveGenerator.streaming`."""
+        first, wide, second, point = self.block
+        return residual(Each(first), conv(wide), Each(second), conv(point))
+
 
 class UpsampleBlock(nn.Module):
     """Snake, transposed conv, three residual units."""
@@ -49,6 +55,12 @@ class UpsampleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
+
+    def streaming(self) -> Layer:
+        """As `WaveGenerator.streaming`."""
+        snake, up, *rest = self.block
+        units: Any = rest
+        return Series(Each(snake), transposed(up), *(unit.streaming() for unit in units))
 
 
 class WaveGenerator(nn.Module):
@@ -72,6 +84,10 @@ class WaveGenerator(nn.Module):
             reach += (kernel - rate) // 2 * step + 3 * (1 + 3 + 9) * step  # transposed conv, residual units
         return reach + 3  # last conv k7
 
+    def render_reach(self) -> int:
+        """As `HarmonicDecoder.render_reach`: samples are what is drawn."""
+        return 0
+
     @property
     def rate(self) -> int:
         """Output frames, here samples, per latent frame."""
@@ -80,9 +96,20 @@ class WaveGenerator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
+    def streaming(self) -> Layer:
+        """`forward`, bit by bit."""
+        first, *rest, snake, last, tanh = self.model
+        blocks: Any = rest
+        drawn = (block.streaming() for block in blocks)
+        return Series(conv(first), *drawn, Each(snake), conv(last), Each(tanh))
+
     def render(self, frames: Tensor) -> Tensor:  # (B, 1, S) -> (B, S)
         """The samples, which `forward` has made already."""
         return frames[:, 0]
+
+    def renderer(self) -> Layer:
+        """`render`, bit by bit."""
+        return Each(self.render)
 
 
 class ISTFTDecoder(nn.Module):
@@ -101,6 +128,10 @@ class ISTFTDecoder(nn.Module):
         """As `WaveGenerator.reach`."""
         return (3 + 3 * self.layers) * self.hop + (self.n_fft - self.hop) // 2
 
+    def render_reach(self) -> int:
+        """As `WaveGenerator.render_reach`."""
+        return 0
+
     @property
     def rate(self) -> int:
         """As `WaveGenerator.rate`."""
@@ -110,17 +141,21 @@ class ISTFTDecoder(nn.Module):
         """As `WaveGenerator.render`."""
         return frames[:, 0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        magnitude, phase = self.out(self.backbone(x).transpose(1, 2)).transpose(1, 2).float().chunk(2, 1)
-        magnitude = torch.exp(magnitude.clamp(max=6.0))
-        frames = torch.fft.irfft(torch.polar(magnitude, phase), self.n_fft, dim=1) * self.window[:, None]
-        return self._overlap_add(frames)[:, None]
+    def renderer(self) -> Layer:
+        """As `WaveGenerator.renderer`."""
+        return Each(self.render)
 
-    def _overlap_add(self, frames: Tensor) -> Tensor:  # (B, N, T) -> (B, T * hop)
-        n_frames = frames.shape[-1]
-        length = (n_frames - 1) * self.hop + self.n_fft
-        fold = {"output_size": (1, length), "kernel_size": (1, self.n_fft), "stride": (1, self.hop)}
-        wav = F.fold(frames, **fold)[:, 0, 0]
-        power = F.fold((self.window**2)[None, :, None].expand(1, -1, n_frames), **fold)[:, 0, 0]
+    def forward(self, x: Tensor) -> Tensor:
+        return self._sound().push(self.backbone(x), True)
+
+    def streaming(self) -> Layer:
+        """As `WaveGenerator.streaming`."""
+        return Series(backbone(self.backbone), self._sound())
+
+    def _sound(self) -> Layer:
         side = (self.n_fft - self.hop) // 2
-        return wav[:, side : length - side] / power[:, side : length - side].clamp_min(1e-3)
+        return Series(Each(self._spectrum), inverse_stft(self.window, self.hop, (side, side), 1e-3))
+
+    def _spectrum(self, x: Tensor) -> Tensor:  # (B, D, T) -> (B, F, T), complex
+        magnitude, phase = self.out(x.transpose(1, 2)).transpose(1, 2).float().chunk(2, 1)
+        return torch.polar(torch.exp(magnitude.clamp(max=6.0)), phase)

@@ -51,9 +51,13 @@ class ConvNeXtBlock(nn.Module):
         self.gamma = nn.Parameter(scale * self.pwconv2.weight.new_ones(dim))
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:  # (B, C, T)
-        y = _apply(self.norm, self.dwconv(x).transpose(1, 2), cond)
+        return x + self.mixed(self.dwconv(x), cond)
+
+    def mixed(self, x: Tensor, cond: Tensor | None = None) -> Tensor:  # (B, C, T)
+        """What follows the convolution, each frame by itself."""
+        y = _apply(self.norm, x.transpose(1, 2), cond)
         y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
-        return x + y.transpose(1, 2)
+        return y.transpose(1, 2)
 
 
 class VocosBackbone(nn.Module):
@@ -67,9 +71,17 @@ class VocosBackbone(nn.Module):
         self.final_layer_norm = nn.LayerNorm(dim, eps=EPS)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        x = _apply(self.norm, self.embed(x).transpose(1, 2), cond).transpose(1, 2)
+        x = self.begun(self.embed(x), cond)
         for block in self.convnext:
             x = block(x, cond)
+        return self.ended(x)
+
+    def begun(self, x: Tensor, cond: Tensor | None = None) -> Tensor:  # (B, C, T)
+        """What follows the first convolution, each frame by itself."""
+        return _apply(self.norm, x.transpose(1, 2), cond).transpose(1, 2)
+
+    def ended(self, x: Tensor) -> Tensor:  # (B, C, T)
+        """What follows the last block, each frame by itself."""
         return self.final_layer_norm(x.transpose(1, 2)).transpose(1, 2)
 
 

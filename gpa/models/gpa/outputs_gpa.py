@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,16 @@ import numpy as np
 from gpa import audio as sound
 from gpa.codec.voice import Voice
 
-__all__ = ["Partial", "Segment", "Speech", "Transcript", "Voice", "VoiceLike", "Word"]
+__all__ = ["Chunk", "Failure", "Partial", "Segment", "Speech", "Transcript", "Voice", "VoiceLike", "Word"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A part of a text that was not spoken: its `text`, where in the sound it is missing, and why."""
+
+    text: str
+    seconds: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,7 @@ class Speech:
 
     `finish_reason` is "stop", or "length" (the budget ran out) or "loop" (repetition was cut) if any part
     ended so; `mode` that the language model chose the tokens ("lm"), or a conversion kept them ("codec").
+    `failures` are the parts of the text that could not be spoken and are missing in `wav`.
     """
 
     wav: np.ndarray
@@ -27,6 +38,15 @@ class Speech:
     tokens: np.ndarray
     finish_reason: str
     mode: str = "lm"
+    failures: tuple[Failure, ...] = ()
+
+    @classmethod
+    def of(cls, chunks: Iterable[Speech]) -> Speech:
+        """What the chunks of a stream are together."""
+        parts = list(chunks)
+        wav, tokens = (np.concatenate([getattr(part, name) for part in parts]) for name in ("wav", "tokens"))
+        failures = tuple(failure for part in parts for failure in part.failures)
+        return Speech(wav, parts[-1].sample_rate, tokens, parts[-1].finish_reason, failures=failures)
 
     @property
     def seconds(self) -> float:
@@ -36,6 +56,18 @@ class Speech:
     def save(self, path: str | os.PathLike) -> None:
         """Write a 16-bit WAV, or FLAC or Ogg by suffix."""
         sound.save(path, self.wav, self.sample_rate)
+
+
+@dataclass(frozen=True)
+class Chunk(Speech):
+    """A stretch of speech on its way; all of them together are the speech (`Speech.of`).
+
+    `finish_reason` is "" before the last one. `text` are the words that begin with this chunk, `done` is the
+    share of the text whose sound has come, this chunk's included.
+    """
+
+    text: str = ""
+    done: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,17 @@ requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
 
 from gpa.config import check_options
+from gpa.engine.backends import find_engine
 from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Rules
 from gpa.engine.scheduler import Engine
@@ -27,12 +28,14 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.info_gpa import describe
 from gpa.models.gpa.options_gpa import (
     ConversionOptions,
+    HubOptions,
     SamplingOptions,
     SpeechOptions,
     TranscriptOptions,
 )
 from gpa.models.gpa.processing_gpa import GPAProcessor
-from gpa.models.gpa.requests_gpa import Job, asr_job, speech, tts_job, vc_job
+from gpa.models.gpa.requests_gpa import Job, asr_job, speech, vc_job
+from gpa.models.gpa.utterance_gpa import Utterance, chunks, together
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
 from gpa.text.tokenizer import normalise_text
@@ -42,7 +45,8 @@ if TYPE_CHECKING:
 
     from gpa.audio import AudioLike
     from gpa.codec.base import LinguisticTokenizer, TokenCodec
-    from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
+    from gpa.engine.base import Completer
+    from gpa.models.gpa.outputs_gpa import Chunk, Speech, Transcript, Voice, VoiceLike
     from gpa.prompt.formats import Format
     from gpa.prompt.vocab import Vocab
 
@@ -69,6 +73,7 @@ class GPA:
         sizes = {"vocab_size": s.vocab_size, "context": s.max_position_embeddings}
         self.processor = GPAProcessor(tokenizer, codec, glm, self.config, **sizes)
         self.network = network
+        self.other_engine: Callable[[], Completer] | None = None  # makes engines in the place of ours
         self.path: Path | None = None  # of the files
         self.precision = network.dtype  # of the files, which saving keeps
         for name, voice in (voices or {}).items():
@@ -81,20 +86,23 @@ class GPA:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        revision: str | None = None,
-        offline: bool = False,
+        engine: str = "",
         threads: int | None = None,
+        **hub: Unpack[HubOptions],
     ) -> GPA:
         """Load a directory, a repository id or a shipped name.
 
         It may hold a published checkpoint (at its root or in gpa_0_3b/) or what `save_pretrained` wrote.
 
         `dtype` is that of the language model; the codec computes in float32. Nothing is downloaded for a
-        local path. `threads` of the processor hold for the whole process: None lets the model's size decide,
-        0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing, unexpected or
-        mismatched parts.
+        local path. `engine` completes prompts in the place of ours and has the same weights:
+        "llamacpp:FILE.gguf", "onnx:DIR", "vllm:http://HOST:PORT" or "sglang:http://HOST:PORT"
+        (docs/serving.md). `threads` of the processor hold for the whole process: None lets the model's size
+        decide, 0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing,
+        unexpected or mismatched parts.
         """
-        folder = files.find(path_or_repo, revision, offline)
+        check_options(hub, HubOptions)
+        folder = files.find(path_or_repo, **hub)
         config = GPAConfig.read(folder)
         chosen = pick_device(device)
         network, stored = Network.load(folder)
@@ -107,6 +115,7 @@ class GPA:
             model.add_voice(name, voice)
         network.to(chosen, pick_dtype(dtype, chosen, stored))
         model.path, model.precision = folder, stored
+        model.other_engine = find_engine(engine, network) if engine else None
         return model
 
     def save_pretrained(
@@ -230,30 +239,70 @@ class GPA:
             rules = Rules(most, rules.stop)
         return self.complete([Request(ids, rules, sampling, seed)])[0].ids
 
+    def engine(self) -> Completer:
+        """A new engine, which is cheap: what completes requests."""
+        return self.other_engine() if self.other_engine else Engine(self.network)
+
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of requests, as one batch."""
-        return Engine(self.network).generate(requests)
+        return self.engine().generate(requests)
 
     # Tasks ------------------------------------------------------------------------------------------------
 
     @overload
-    def tts(self, text: str, voice: VoiceLike = None, **options: Unpack[SpeechOptions]) -> Speech: ...
+    def tts(
+        self,
+        text: str,
+        voice: VoiceLike = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech: ...
     @overload
     def tts(
-        self, text: list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
+        self,
+        text: list[str],
+        voice: VoiceLike = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[SpeechOptions],
     ) -> list[Speech]: ...
+    @overload
     def tts(
-        self, text: str | list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
-    ) -> Speech | list[Speech]:
+        self,
+        text: str,
+        voice: VoiceLike = None,
+        *,
+        stream: Literal[True, "parts"],
+        **options: Unpack[SpeechOptions],
+    ) -> Iterator[Chunk]: ...
+    def tts(
+        self,
+        text: str | list[str],
+        voice: VoiceLike = None,
+        *,
+        stream: bool | Literal["parts"] = False,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech | list[Speech] | Iterator[Chunk]:
         """Speak a text of any length in a voice, or each text of a list; a long one is spoken in parts.
 
-        See `SpeechOptions`. PromptError for text that says nothing, GenerationError for no speech.
+        With `stream` the chunks of one text come as they are made, and closing the iterator ends the work;
+        `stream="parts"` hands out no part before it has been checked. See `SpeechOptions`. PromptError for
+        text that says nothing, GenerationError where no part of a text could be spoken.
         """
         check_options(options, SpeechOptions)
-        speaker = self.resolve_voice(voice)
-        return _as_asked(
-            text, self._results([tts_job(self.processor, one, speaker, options) for one in _list(text)])
-        )
+        if stream not in (False, True, "parts"):
+            raise UsageError(f"stream={stream!r}: expected True, False or 'parts'")
+        if stream and isinstance(text, list):
+            raise UsageError("a stream speaks one text: give a str, or leave stream out")
+        speaker, engine = self.resolve_voice(voice), self.engine()
+        utterances = [
+            Utterance(self.processor, engine, one, speaker, options, live=stream is True)
+            for one in _list(text)
+        ]
+        if stream:
+            return chunks(engine, utterances[0])
+        return _as_asked(text, together(engine, utterances))
 
     @overload
     def vc(

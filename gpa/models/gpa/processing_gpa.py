@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,14 @@ import numpy as np
 
 from gpa import audio as sound
 from gpa import hub
+from gpa.codec.reference import check_reference
 from gpa.engine.request import Beams, Rules, Sampling
 from gpa.errors import CheckpointError, PromptError, UsageError
 from gpa.models.gpa.activity_gpa import Segmenter
 from gpa.models.gpa.budgets_gpa import Budgets, budget
 from gpa.models.gpa.checkpoint_gpa import GLM, read_text_files
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
-from gpa.models.gpa.segmentation_gpa import split_audio, split_text
+from gpa.models.gpa.segmentation_gpa import Passage, passages, pause_after, split_audio, split_text
 from gpa.prompt.formats import get_format
 from gpa.prompt.tasks import ASR, SPEECH_INPUTS, TTS, VC, Parsed, Task
 from gpa.prompt.vocab import Vocab
@@ -102,7 +103,7 @@ class GPAProcessor(Budgets):
     def voice(self, reference: AudioLike, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
         """The voice of a recording; see `GPA.voice`."""
         wav = sound.load(reference, self.codec.spec.sample_rate)
-        sound.check_reference(wav, self.codec.spec.sample_rate, name=_label(reference, "the reference"))
+        check_reference(wav, self.codec.spec.sample_rate, name=_label(reference, "the reference"))
         return self.codec.voice((wav, self.codec.spec.sample_rate), name, about)
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
@@ -271,13 +272,22 @@ class GPAProcessor(Budgets):
 
     # Limits and budgets -----------------------------------------------------------------------------------
 
-    def text_parts(self, text: str, voice: Sequence[int], known: Pronunciations | None = None) -> list[str]:
-        """Text in parts that one pass can speak by a dictionary; PromptError if there is nothing to say."""
-        spoken = normalise_text(_text(text)) if self.config.format == "instruct" else _text(text)
-        if not spoken.strip():
+    def passages(
+        self, text: str, voice: Sequence[int], known: Pronunciations | None = None
+    ) -> Iterator[Passage]:
+        """Parts of a text that one pass can speak by a dictionary, made as they are asked for.
+
+        PromptError, at the first, if there is nothing to say.
+        """
+        spoken = normalise_text if self.config.format == "instruct" else str
+        empty = True
+        for passage in passages(_text(text), self.config.max_text_chars, spoken):
+            fitting = self._fit(passage.text, voice, known)
+            yield from (replace(passage, text=part, pause=pause_after(part)) for part in fitting[:-1])
+            yield replace(passage, text=fitting[-1])
+            empty = False
+        if empty:
             raise PromptError(f"there is nothing to say in {text!r}")
-        parts = split_text(spoken, self.config.max_text_chars)
-        return [piece for part in parts for piece in self._fit(part, voice, known)]
 
     def _fit(self, text: str, voice: Sequence[int], known: Pronunciations | None) -> list[str]:
         """The text in pieces whose prompt and speech fit the context."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from gpa.codec.limiter import limited
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, given
 from gpa.engine.request import Completion, Guidance, Request
 from gpa.errors import GenerationError, UsageError
@@ -22,6 +23,7 @@ from gpa.prompt.formats import Format, InstructFormat
 if TYPE_CHECKING:
     from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
     from gpa.models.gpa.processing_gpa import GPAProcessor
+    from gpa.text.pronunciations import Pronunciations
 
 logger = logging.getLogger(__name__)
 
@@ -38,29 +40,18 @@ class Job(Generic[T]):
     result: Callable[[Sequence[Completion]], T]
 
 
-def tts_job(processor: GPAProcessor, text: str, voice: Voice, options: SpeechOptions) -> Job[Speech]:
-    """Speech of a text of any length, in parts. PromptError for text that says nothing."""
+def tts_request(
+    processor: GPAProcessor, text: str, voice: Voice, known: Pronunciations, options: SpeechOptions
+) -> Request:
+    """A request to speak one part of a text by a dictionary, prompted by the voice alone."""
     sampling, seed, most = processor.sampling("tts", options)
     gamma = options.get("gamma")
     gamma = processor.config.gamma if gamma is None else gamma
-    known = processor.dictionary(options.get("pronunciations"))
-    requests = []
-    for i, part in enumerate(processor.text_parts(text, voice.codes, known)):
-        shortest, longest = processor.spoken_ids(part)
-        rules = processor.rules("tts", budget(most, longest), shortest)
-        ids = processor.build("tts", text=processor.pronounced(part, known), voice=voice.codes)
-        guidance = spoken(processor.format, ids, voice.codes, gamma)
-        requests.append(Request(ids, rules, sampling, seed + i * SEED_STEP, guidance))
-
-    def result(done: Sequence[Completion]) -> Speech:
-        silence = np.zeros(int(options.get("pause", 0.2) * processor.codec.spec.sample_rate), np.float32)
-        parts = [codes(processor, each) for each in done]
-        wavs: list[np.ndarray] = []
-        for part in parts:
-            wavs += [silence] * bool(wavs) + [processor.sound(part, voice)]
-        return speech(processor, np.concatenate(wavs), np.concatenate(parts), worst(done))
-
-    return Job(requests, result)
+    shortest, longest = processor.spoken_ids(text)
+    rules = processor.rules("tts", budget(most, longest), shortest)
+    ids = processor.build("tts", text=processor.pronounced(text, known), voice=voice.codes)
+    guidance = spoken(processor.format, ids, voice.codes, gamma)
+    return Request(ids, rules, sampling, seed, guidance)
 
 
 def vc_job(
@@ -135,11 +126,11 @@ def worst(done: Sequence[Completion]) -> str:
 def speech(
     processor: GPAProcessor, wav: np.ndarray, tokens: np.ndarray, reason: str = "stop", mode: str = "lm"
 ) -> Speech:
-    """What a user gets: quieter rather than clipped, and a warning where the model did not end it."""
+    """What a user gets: limited rather than clipped, and a warning where the model did not end it."""
     if reason != "stop":
         logger.warning("speech ended by %s, not by the model", reason)
-    wav = wav / float(np.abs(wav).max(initial=1.0))
-    return Speech(wav, processor.codec.spec.sample_rate, tokens, reason, mode)
+    rate = processor.codec.spec.sample_rate
+    return Speech(limited(wav, rate), rate, tokens, reason, mode)
 
 
 # Guidance ---------------------------------------------------------------------------------------------------
