@@ -22,7 +22,8 @@ FAINTEST = -90.0  # dB of full scale in one band: what is below is silence, howe
 PAST, NEXT, EVERY = 500, 50, 25  # frames: the floor of each half second
 FLOOR = 0.1  # quantile
 ACTIVE, BRIDGE = 5, 10  # frames: active ones that make a run, inactive ones that do not end it
-PAUSE, PAD = 40, 15  # frames: a pause that ends a stretch, and what is kept of it on either side
+PAUSE = 0.8  # seconds of a pause that ends a stretch
+PAD = 15  # frames of it that are kept on either side
 TAIL = 25  # frames; no stretch that is cut for its length leaves less
 EARLIEST = 0.6  # of the longest stretch: it is cut there or later
 BLOCK = 500  # frames that are looked at together
@@ -92,13 +93,14 @@ def _mel(hertz: np.ndarray) -> np.ndarray:
 class Segmenter:
     """Sound into stretches of at most `seconds`, which follow one another from the first sample to the last.
 
-    A stretch of speech ends in a pause of 0.8 s, 0.3 s after its last word, or where it is quietest before it
+    A stretch of speech ends in a pause of `pause` seconds, 0.3 s after its last word, or where it is quietest before it
     grows too long. A shorter pause is kept, so that an ordinary clip stays as it is. Stretches begin at
     multiples of `hop` samples. At most `seconds` and a few more are held, beside what is pushed at once.
     """
 
-    def __init__(self, sample_rate: int, seconds: float, hop: int = 1) -> None:
+    def __init__(self, sample_rate: int, seconds: float, hop: int = 1, pause: float = PAUSE) -> None:
         self._activity, self._hop = Activity(sample_rate), hop
+        self._pause = round(pause / FRAME)
         self._frame = self._activity.frame
         self._longest = int(seconds * sample_rate) // self._frame  # frames
         self._wav, self._first = np.zeros(0, np.float32), 0  # samples not told yet, the number of the first
@@ -145,10 +147,10 @@ class Segmenter:
             run = None
         self._run = run
         quiet_until = run[0] if run else now
-        if self._last is not None and quiet_until - self._last >= PAUSE:
+        if self._last is not None and quiet_until - self._last >= self._pause:
             yield from self._close(self._last + PAD)
         if run and run[2] >= ACTIVE:
-            if self._last is None and run[0] - self._begin >= PAUSE:
+            if self._last is None and run[0] - self._begin >= self._pause:
                 yield from self._close(run[0] - PAD)
             self._last = run[1] + 1
         if self._last is not None and now + 1 - self._begin >= self._longest + TAIL:

@@ -1,30 +1,30 @@
 """What a transcript says of itself: how likely each id was, and when it was spoken.
 
-A recogniser looks at the sound that it writes down. So the attention of the text on the ids of the audio,
-averaged over all heads of all layers, tells the time of each id: the best monotonic path through it, as Whisper
-has its word times (openai/whisper, timing.py), but without a choice of heads.
+A recogniser looks at the sound that it writes down. So the attention of the text on the ids of the audio tells
+the time of each id: the best monotonic path through it, as Whisper has its word times (openai/whisper,
+timing.py), though averaged over all heads of all layers: none has to be chosen.
 
-    N text ids   L all ids   T frames of the audio   H heads
+    N text ids   L all ids   P ids of the audio   T frames   H heads   Hk key/value heads   Dh head width
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from gpa.engine.network import Network
+from gpa.engine.network import rotated
 
-_HOOKS = threading.Lock()  # a network's hooks hear every pass: one at a time
+if TYPE_CHECKING:
+    from gpa.engine.network import Attention, Network, Rotation
 
 
 class Evidence(NamedTuple):
-    """Log-probability (N,) of each id after those before it, and its attention (N, P) on chosen positions."""
+    """Log-probability (N,) of each id after those before it, and its attention (N, P) on ids of the audio."""
 
     log_probs: np.ndarray
     attention: np.ndarray
@@ -32,49 +32,31 @@ class Evidence(NamedTuple):
 
 @torch.inference_mode()
 def evidence(network: Network, prompt: Sequence[int], ids: Sequence[int], audio: Sequence[int]) -> Evidence:
-    """What one pass over a prompt and its continuation shows; `audio` are the positions of P audio ids."""
-    seen: list[Tensor] = []
-
-    def keep(_module: object, _inputs: object, heads: Tensor) -> None:
-        seen.append(heads)  # (1, L, H, Dh)
-
-    attentions = [layer.self_attn for layer in network.model.layers]
-    with _HOOKS:
-        hooks = [norm.register_forward_hook(keep) for a in attentions for norm in (a.q_norm, a.k_norm)]
-        try:
-            logits = network.logits([*prompt, *ids])[len(prompt) - 1 : -1]
-        finally:
-            for hook in hooks:
-                hook.remove()
-    log_probs = logits.log_softmax(-1).gather(-1, torch.tensor(ids, device=logits.device)[:, None])[:, 0]
-    rows = slice(len(prompt) - 1, len(prompt) + len(ids) - 1)  # an id is chosen where the one before it stands
-    rotation = _rotation(network, len(prompt) + len(ids))
-    maps = [_attention(q, k, rotation, rows)[:, audio] for q, k in zip(seen[::2], seen[1::2], strict=True)]
+    """What one pass over a prompt and its continuation shows; `audio` are the positions of P ids of audio."""
+    sequence = torch.tensor([[*prompt, *ids]], device=network.device)
+    rows = slice(len(prompt) - 1, sequence.shape[1] - 1)  # an id is chosen where the one before it stands
+    angles = torch.arange(sequence.shape[1], device=network.device)[:, None] * network.speeds.to(network.device)
+    angles = torch.cat((angles, angles), -1)  # (L, Dh)
+    rotation = angles.cos().to(network.dtype), angles.sin().to(network.dtype)
+    x, maps = network.model.embed_tokens(sequence), []
+    for layer in network.model.layers:
+        maps.append(_attention(layer.self_attn, layer.input_layernorm(x), rotation, rows)[:, list(audio)])
+        x = layer(x, rotation)
+    tied = network.sizes.tie_word_embeddings
+    head = network.model.embed_tokens.weight if tied else network.lm_head.weight
+    logits = F.linear(network.model.norm(x)[0, rows], head).float()
+    log_probs = logits.log_softmax(-1).gather(-1, sequence[0, len(prompt) :, None])[:, 0]
     return Evidence(log_probs.cpu().numpy(), torch.stack(maps).mean(0).cpu().numpy())
 
 
-def _attention(q: Tensor, k: Tensor, rotation: Tensor, rows: slice) -> Tensor:
-    """Attention (N, L) of some rows, the mean over heads, by normalised queries and keys (1, L, H, Dh)."""
-    n, m = q.shape[2], k.shape[2]
-    turned, keys = _turned(q[0].float(), rotation)[rows], _turned(k[0].float(), rotation)
-    scores = torch.einsum("nhd,lhd->hnl", turned, keys.repeat_interleave(n // m, 1)) / q.shape[3] ** 0.5
-    later = torch.arange(scores.shape[2], device=q.device) > torch.arange(
-        rows.start, rows.stop, device=q.device
-    ).unsqueeze(1)
-    return scores.masked_fill(later, -torch.inf).softmax(-1).mean(0)
-
-
-def _rotation(network: Network, length: int) -> Tensor:
-    """Angles (L, 1, Dh / 2) of rotary positions (Su et al. 2021)."""
-    s, device = network.sizes, network.device
-    speeds = s.rope_theta ** -(torch.arange(0, s.head_dim, 2, device=device).float() / s.head_dim)
-    return torch.arange(length, device=device)[:, None, None] * speeds
-
-
-def _turned(x: Tensor, angles: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+def _attention(attention: Attention, x: Tensor, rotation: Rotation, rows: slice) -> Tensor:
+    """Attention (N, L) of some rows of normalised states (1, L, D), the mean over heads."""
+    split = (*x.shape[:2], -1, attention.q_norm.weight.shape[0])
+    q = rotated(attention.q_norm(attention.q_proj(x).view(split)).transpose(1, 2), rotation)[0, :, rows]
+    k = rotated(attention.k_norm(attention.k_proj(x).view(split)).transpose(1, 2), rotation)[0]
+    scores = q.unflatten(0, (len(k), -1)).float() @ k[:, None].float().mT / q.shape[2] ** 0.5  # (Hk, H / Hk, N, L)
+    place = torch.arange(x.shape[1], device=x.device)
+    return scores.masked_fill(place > place[rows, None], -torch.inf).softmax(-1).mean((0, 1))
 
 
 def first_frames(attention: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from gpa import hub
 from gpa.codec.reference import check_reference
 from gpa.engine.request import Beams, Rules, Sampling
 from gpa.errors import CheckpointError, PromptError, UsageError
-from gpa.models.gpa.activity_gpa import Segmenter
+from gpa.models.gpa.activity_gpa import PAUSE, Segmenter
 from gpa.models.gpa.budgets_gpa import Budgets, budget
 from gpa.models.gpa.checkpoint_gpa import GLM, read_text_files
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
@@ -103,7 +103,7 @@ class GPAProcessor(Budgets):
     def voice(self, reference: AudioLike, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
         """The voice of a recording; see `GPA.voice`."""
         wav = sound.load(reference, self.codec.spec.sample_rate)
-        check_reference(wav, self.codec.spec.sample_rate, name=_label(reference, "the reference"))
+        check_reference(wav, self.codec.spec.sample_rate, name=label(reference, "the reference"))
         return self.codec.voice((wav, self.codec.spec.sample_rate), name, about)
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
@@ -260,7 +260,7 @@ class GPAProcessor(Budgets):
     def hear(self, audio: AudioLike, name: str) -> np.ndarray:
         """A waveform (S,) to transcribe or convert; AudioWarning if it is silent or clipped."""
         wav = sound.load(audio, self.codec.spec.sample_rate)
-        sound.check_speech(wav, self.codec.spec.sample_rate, name=_label(audio, name), stacklevel=4)
+        sound.check_speech(wav, self.codec.spec.sample_rate, name=label(audio, name), stacklevel=4)
         return wav
 
     def sampling(self, task: str, options: SamplingOptions) -> tuple[Sampling, int, int | None]:
@@ -306,10 +306,10 @@ class GPAProcessor(Budgets):
         """A waveform in parts that one pass can take."""
         return split_audio(wav, self.codec.spec.sample_rate, self.longest_audio(task))
 
-    def segmenter(self, task: str) -> Segmenter:
-        """What cuts sound of any length into such parts."""
+    def segmenter(self, task: str, pause: float = PAUSE) -> Segmenter:
+        """What cuts sound of any length into such parts, in pauses if there are any."""
         spec = self.codec.spec
-        return Segmenter(spec.sample_rate, self.longest_audio(task), spec.hop_length)
+        return Segmenter(spec.sample_rate, self.longest_audio(task), spec.hop_length, pause)
 
     def longest_audio(self, task: str) -> float:
         """Seconds that one pass can take: the model's limit, or less if the context is short."""
@@ -363,5 +363,6 @@ def _text(given: str) -> str:
     return given
 
 
-def _label(audio: AudioLike, otherwise: str) -> str:
+def label(audio: AudioLike, otherwise: str) -> str:
+    """How messages name audio."""
     return str(audio) if isinstance(audio, (str, os.PathLike)) else otherwise

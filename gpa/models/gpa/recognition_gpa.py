@@ -25,7 +25,8 @@ from gpa.prompt.tasks import ASR
 
 if TYPE_CHECKING:
     from gpa.engine.request import Completion, Request
-    from gpa.engine.scheduler import Engine, Progress
+    from gpa.engine.base import Completer
+    from gpa.engine.scheduler import Progress
     from gpa.models.gpa.activity_gpa import Stretch
     from gpa.models.gpa.options_gpa import TranscriptOptions
     from gpa.models.gpa.processing_gpa import GPAProcessor
@@ -57,7 +58,7 @@ class Recognition:
     """
 
     def __init__(
-        self, processor: GPAProcessor, engine: Engine, read: Read, options: TranscriptOptions, name: str = "the audio"
+        self, processor: GPAProcessor, engine: Completer, read: Read, options: TranscriptOptions, name: str = "the audio"
     ) -> None:
         """UsageError for unfit options."""
         self._processor, self._engine, self._read, self._name = processor, engine, read, name
@@ -261,7 +262,7 @@ def settled(ids: Sequence[int]) -> int:
     return len(ids) - max(repeats, few - FEW, 0)
 
 
-def partials(engine: Engine, recognition: Recognition, blocks: Iterable[np.ndarray]) -> Iterator[Partial]:
+def partials(engine: Completer, recognition: Recognition, blocks: Iterable[np.ndarray]) -> Iterator[Partial]:
     """What is handed out of one recording; closing the iterator cancels what is on its way."""
     try:
         for block in blocks:
@@ -275,13 +276,13 @@ def partials(engine: Engine, recognition: Recognition, blocks: Iterable[np.ndarr
         recognition.cancel()
 
 
-def _step(engine: Engine, recognition: Recognition) -> Iterator[Partial]:
+def _step(engine: Completer, recognition: Recognition) -> Iterator[Partial]:
     for progress in engine.step():
         yield from recognition.take(progress)
 
 
 def together(
-    engine: Engine, recognitions: Sequence[Recognition], sources: Sequence[Iterable[np.ndarray]]
+    engine: Completer, recognitions: Sequence[Recognition], sources: Sequence[Iterable[np.ndarray]]
 ) -> list[Transcript]:
     """The transcripts of recordings that share an engine, in their order."""
     open_ends = list(zip(recognitions, map(iter, sources), strict=True))
@@ -309,7 +310,7 @@ class Recogniser:
     the same sound recognised at once.
     """
 
-    def __init__(self, engine: Engine, recognition: Recognition) -> None:
+    def __init__(self, engine: Completer, recognition: Recognition) -> None:
         self._engine, self._recognition = engine, recognition
 
     def push(self, wav: np.ndarray) -> list[Partial]:
