@@ -56,7 +56,7 @@ class Search:
         """Ids that will not be taken back: those on which all hypotheses agree."""
         if self.done:
             return self.completion.ids
-        return commonprefix([h.ids for h in (*self._live, *self._ended)])
+        return list(commonprefix([h.ids for h in (*self._live, *self._ended)]))
 
     def advance(self, logits: np.ndarray) -> None:
         """Replace the live hypotheses by their best continuations, by logits (R, N)."""
