@@ -29,10 +29,7 @@ EXTRAS = {  # extra -> what it brings, by import name
     "flash": ("flash_attn",),
 }
 SMALL, LARGE = 5_900_000, 312_600_000  # weights of gpa-mini's language model and of the published one
-LAYERS = {  # (outputs, inputs) of a layer's products, by model
-    "gpa-mini": ((512, 256), (256, 256), (768, 256), (256, 768)),
-    "published": ((4096, 512), (512, 2048), (3072, 512), (512, 3072)),
-}
+LAYERS = ((512, 256), (256, 256), (768, 256), (256, 768), (4096, 512), (512, 2048), (3072, 512), (512, 3072))
 _MIN_DISK, _MIN_MEMORY = 2.0, 2.0  # GiB: the shipped model, its activations and a few results
 
 
@@ -204,16 +201,12 @@ def _batching() -> Iterator[Check]:
     from gpa.engine.decode_attention import exact_grouping
     from gpa.engine.linear import ROW_BY_ROW, exact_kernel
 
-    own, found, slow = torch.get_num_threads(), [], False
-    for model, shapes in LAYERS.items():
-        kernels = {exact_kernel(*shape, "none", own) for shape in shapes}
-        slow |= ROW_BY_ROW in kernels
-        found.append(f"{model} by {' or '.join(sorted(map(str, kernels)))}")
-    grouping = exact_grouping(2, 2, 64, own)
-    found.append("attention of rows " + ("together" if grouping.together else "one by one"))
-    remedy = "slow here; another version of torch may have better kernels"
-    ok = None if slow or not grouping.together else True
-    yield Check("batching", ok, f"float32 is exact: {'; '.join(found)}", remedy)
+    own = torch.get_num_threads()
+    kernels, grouping = {exact_kernel(*shape, "none", own) for shape in LAYERS}, exact_grouping(2, 2, 64, own)
+    rows = "together" if grouping.together else "one by one"
+    detail = f"float32 is exact by {' or '.join(sorted(map(str, kernels)))}; attention of rows {rows}"
+    ok = None if ROW_BY_ROW in kernels or not grouping.together else True
+    yield Check("batching", ok, detail, "slow here; another version of torch may have better kernels")
 
 
 def _flash() -> Iterator[Check]:
