@@ -198,14 +198,15 @@ def _batching() -> Iterator[Check]:
     """What makes a request's ids the same in every batch, on a CPU in float32 (docs/serving.md)."""
     import torch
 
-    from gpa.engine.decode_attention import exact_grouping
-    from gpa.engine.linear import ROW_BY_ROW, exact_kernel
+    from gpa.engine import decode_attention, linear
 
     own = torch.get_num_threads()
-    kernels, grouping = {exact_kernel(*shape, "none", own) for shape in LAYERS}, exact_grouping(2, 2, 64, own)
-    rows = "together" if grouping.together else "one by one"
-    detail = f"float32 is exact by {' or '.join(sorted(map(str, kernels)))}; attention of rows {rows}"
-    ok = None if ROW_BY_ROW in kernels or not grouping.together else True
+    kernels, grouping = (
+        {linear.exact_kernel(*shape, "none", own) for shape in LAYERS},
+        decode_attention.exact_grouping(2, 2, 64, own),
+    )
+    detail = f"float32 is exact by {' or '.join(sorted(map(str, kernels)))}"
+    ok = None if linear.ROW_BY_ROW in kernels or not grouping.together else True
     yield Check("batching", ok, detail, "slow here; another version of torch may have better kernels")
 
 
@@ -398,5 +399,5 @@ def _memory() -> float | None:
     available = int(stated[0]) / 2**20
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():  # a container's own limit
-        available = min(available, (int(limit.read_text()) - int(used.read_text())) / 2**30)
+        return min(available, (int(limit.read_text()) - int(used.read_text())) / 2**30)
     return available
