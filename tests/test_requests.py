@@ -18,7 +18,7 @@ from gpa.errors import GenerationError, UsageError
 from gpa.models.gpa import GPA
 from gpa.models.gpa.checkpoint_gpa import SHIPPED
 from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
-from gpa.models.gpa.requests_gpa import SEED_STEP, asr_job, tts_job, vc_job
+from gpa.models.gpa.requests_gpa import SEED_STEP, asr_job, speech, tts_job, vc_job
 
 TEXTS = ["hello there", "how are you? " * 25, "the fox"]
 CLIPS = [(speechlike(seconds, seed=n), 16_000) for n, seconds in enumerate((1.2, 0.8))]
@@ -84,6 +84,15 @@ def test_an_empty_result_is_an_error_of_the_second_half(model: GPA) -> None:
     ):
         with pytest.raises(GenerationError):
             job.result(nothing)
+
+
+def test_a_peak_is_limited_and_the_rest_as_loud_as_it_was(model: GPA) -> None:
+    wav = speechlike(1.0)
+    wav[8000] = 3.0
+    made = speech(model.processor, wav, np.array([1])).wav
+    assert np.abs(made).max() <= 1.0 and made[8000] > 0.9
+    np.testing.assert_array_equal(made[:7000], wav[:7000])
+    np.testing.assert_array_equal(made[9000:], wav[9000:])
 
 
 def test_words_may_be_any_iterable(model: GPA, monkeypatch: pytest.MonkeyPatch) -> None:
