@@ -66,8 +66,8 @@ def test_a_list_gives_a_list_of_what_each_gives(model: GPA) -> None:
     written = model.asr(CLIPS, max_new_tokens=8)
     converted = model.vc(CLIPS, "ben", seed=2, max_new_tokens=8)
     swapped = model.vc(CLIPS, "ben", mode="codec")
-    for text, speech in zip(TEXTS, spoken, strict=True):
-        assert (model.tts(text, "anna", seed=2, max_new_tokens=8).wav == speech.wav).all()
+    for text, said in zip(TEXTS, spoken, strict=True):
+        assert (model.tts(text, "anna", seed=2, max_new_tokens=8).wav == said.wav).all()
     for clip, transcript, lm, codec in zip(CLIPS, written, converted, swapped, strict=True):
         assert model.asr(clip, max_new_tokens=8).text == transcript.text
         assert (model.vc(clip, "ben", seed=2, max_new_tokens=8).wav == lm.wav).all()
