@@ -198,15 +198,11 @@ def _batching() -> Iterator[Check]:
     """What makes a request's ids the same in every batch, on a CPU in float32 (docs/serving.md)."""
     import torch
 
-    from gpa.engine import decode_attention, linear
+    from gpa.engine.linear import ROW_BY_ROW, exact_kernel
 
-    own = torch.get_num_threads()
-    kernels, grouping = (
-        {linear.exact_kernel(*shape, "none", own) for shape in LAYERS},
-        decode_attention.exact_grouping(2, 2, 64, own),
-    )
+    kernels = {exact_kernel(*shape, "none", torch.get_num_threads()) for shape in LAYERS}
+    ok = None if ROW_BY_ROW in kernels else True
     detail = f"float32 is exact by {' or '.join(sorted(map(str, kernels)))}"
-    ok = None if linear.ROW_BY_ROW in kernels or not grouping.together else True
     yield Check("batching", ok, detail, "slow here; another version of torch may have better kernels")
 
 
