@@ -112,7 +112,8 @@ def take_streams(asked: Asked, streams: int) -> Turn:
     voice, engine = model.resolve_voice(None), Engine(model.network)
 
     def begin(text: str, seed: int) -> _Stream:
-        began, options = time.perf_counter(), {"seed": seed, **asked.options}
+        began = time.perf_counter()
+        options: Any = {"seed": seed, **asked.options}
         return _Stream(Utterance(model.processor, engine, text, voice, options, live=True), began)
 
     _run(engine, [lambda: begin(asked.texts[0], 0)], 1, model.sample_rate)
