@@ -20,6 +20,7 @@ from gpa.models.gpa import GPA
 from gpa.prompt.tasks import TTS
 
 if TYPE_CHECKING:
+    from gpa.models.gpa.options_gpa import SpeechOptions
     from gpa.models.gpa.utterance_gpa import Utterance
 
 WHISPER_RATE = 16_000
@@ -105,15 +106,18 @@ class _Stream:
 
 def take_streams(asked: Asked, streams: int) -> Turn:
     """Speak all texts on one engine, so many at a time: when one is done, the next begins."""
-    from gpa.engine.scheduler import Engine
     from gpa.models.gpa.utterance_gpa import Utterance
 
     model = asked.load()
-    voice, engine = model.resolve_voice(None), Engine(model.network)
+    voice, engine = model.resolve_voice(None), model.engine()
 
     def begin(text: str, seed: int) -> _Stream:
         began = time.perf_counter()
+<<<<<<< HEAD
         options: Any = {"seed": seed, **asked.options}
+=======
+        options: SpeechOptions = {**asked.options, "seed": seed}  # type: ignore[typeddict-item]
+>>>>>>> main
         return _Stream(Utterance(model.processor, engine, text, voice, options, live=True), began)
 
     _run(engine, [lambda: begin(asked.texts[0], 0)], 1, model.sample_rate)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gpa.engine.backends.export_onnx import FILE, cache_names
 from gpa.engine.base import Completer
@@ -76,9 +75,8 @@ class OnnxEngine(Completer):
 
     def step(self) -> list[Progress]:
         """One more id for every running request."""
-        with torch.inference_mode():
-            self._continue()
-            self._start()
+        self._continue()
+        self._start()
         found = []
         for job in self._running:
             made, done = job.decoder.completion, job.decoder.done
@@ -99,9 +97,9 @@ class OnnxEngine(Completer):
             ids += [token_id for token_id, _ in following]
             parents += [begin + parent for _, parent in following]
         self._rows.keep(parents)
-        logits = self._rows.read(ids).split([job.size for job in self._running])
+        logits = np.split(self._rows.read(ids), np.cumsum([job.size for job in self._running])[:-1])
         for job, own in zip(self._running, logits, strict=True):
-            job.decoder.advance(own)
+            job.decoder.advance(own[:, job.decoder.choices.ids])
 
     def _start(self) -> None:
         """The prompts of waiting requests in their order, while there are rows for the next one."""
@@ -111,7 +109,7 @@ class OnnxEngine(Completer):
             logits = [self._rows.prefill(prompt) for prompt in job.decoder.prompts]
             job.size, used = len(logits), used + job.decoder.rows
             self._running.append(job)
-            job.decoder.advance(torch.cat(logits))
+            job.decoder.advance(np.concatenate(logits)[:, job.decoder.choices.ids])
 
     def _drop(self, jobs: Sequence[_Job]) -> None:
         if jobs and jobs[0] in self._waiting:
@@ -164,18 +162,18 @@ class _Rows:
                 cache[: len(rows)] = cache[list(rows)]
         self.lengths = [self.lengths[row] for row in rows]
 
-    def prefill(self, prompt: Sequence[int]) -> Tensor:
+    def prefill(self, prompt: Sequence[int]) -> np.ndarray:
         """Logits (1, V) after a prompt, which a new row then holds."""
         self.lengths.append(0)
         self._reserve(len(self.lengths), max(len(prompt), *self.lengths))
         return self._run(slice(len(self.lengths) - 1, None), np.array([list(prompt)], np.int64))
 
-    def read(self, ids: Sequence[int]) -> Tensor:
+    def read(self, ids: Sequence[int]) -> np.ndarray:
         """Logits (R, V) after one more id of each row."""
         self._reserve(len(ids), max(self.lengths) + 1)
         return self._run(slice(0, None), np.array(ids, np.int64)[:, None])
 
-    def _run(self, rows: slice, ids: np.ndarray) -> Tensor:
+    def _run(self, rows: slice, ids: np.ndarray) -> np.ndarray:
         rows = slice(rows.start, len(self.lengths))
         self.lengths[rows] = [length + ids.shape[1] for length in self.lengths[rows]]
         lengths = np.array(self.lengths[rows], np.int32)
@@ -189,7 +187,8 @@ class _Rows:
             binding.bind_output(f"new_{name}", *here)
         binding.bind_output("logits")
         self._graph.session.run_with_iobinding(binding)
-        return torch.from_numpy(binding.get_outputs()[-1].numpy())
+        logits: np.ndarray = binding.get_outputs()[-1].numpy()
+        return logits
 
     def _reserve(self, rows: int, positions: int) -> None:
         """Room for so many rows, and for so many positions of each."""

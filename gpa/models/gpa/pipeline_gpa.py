@@ -7,8 +7,7 @@ requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import repeat
 from operator import index
 from pathlib import Path
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
 
 ASR = "asr"  # in the place of a transcript: what the model itself recognises
 T = TypeVar("T")
+Streamed = Literal[True, "parts"]
 
 
 class GPA:
@@ -74,7 +74,7 @@ class GPA:
         sizes = {"vocab_size": s.vocab_size, "context": s.max_position_embeddings}
         self.processor = GPAProcessor(tokenizer, codec, glm, self.config, **sizes)
         self.network = network
-        self.engine: Callable[[], Engine | Completer] = partial(Engine, network)  # a new one, cheap
+        self.other_engine: Callable[[], Completer] | None = None  # makes engines in the place of ours
         self.path: Path | None = None  # of the files
         self.precision = network.dtype  # of the files, which saving keeps
         for name, voice in (voices or {}).items():
@@ -116,7 +116,7 @@ class GPA:
             model.add_voice(name, voice)
         network.to(chosen, pick_dtype(dtype, chosen, stored))
         model.path, model.precision = folder, stored
-        model.engine = find_engine(engine, network) if engine else model.engine
+        model.other_engine = find_engine(engine, network) if engine else None
         return model
 
     def save_pretrained(
@@ -240,6 +240,10 @@ class GPA:
             rules = Rules(most, rules.stop)
         return self.complete([Request(ids, rules, sampling, seed)])[0].ids
 
+    def engine(self) -> Completer:
+        """A new engine, which is cheap: what completes requests."""
+        return self.other_engine() if self.other_engine else Engine(self.network)
+
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of requests, as one batch."""
         return self.engine().generate(requests)
@@ -247,40 +251,23 @@ class GPA:
     # Tasks ------------------------------------------------------------------------------------------------
 
     @overload
-    def tts(
-        self,
-        text: str,
-        voice: VoiceLike = None,
-        *,
-        stream: Literal[False] = False,
-        **options: Unpack[SpeechOptions],
-    ) -> Speech: ...
+    def tts(self, text: str, voice: VoiceLike = None, **options: Unpack[SpeechOptions]) -> Speech: ...
     @overload
     def tts(
-        self,
-        text: list[str],
-        voice: VoiceLike = None,
-        *,
-        stream: Literal[False] = False,
-        **options: Unpack[SpeechOptions],
+        self, text: list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
     ) -> list[Speech]: ...
     @overload
     def tts(
-        self,
-        text: str,
-        voice: VoiceLike = None,
-        *,
-        stream: Literal[True, "parts"],
-        **options: Unpack[SpeechOptions],
-    ) -> Iterator[Chunk]: ...
+        self, text: str, voice: VoiceLike = None, *, stream: Streamed, **options: Unpack[SpeechOptions]
+    ) -> Generator[Chunk, None, None]: ...
     def tts(
         self,
         text: str | list[str],
         voice: VoiceLike = None,
         *,
-        stream: bool | Literal["parts"] = False,
+        stream: Streamed | Literal[False] = False,
         **options: Unpack[SpeechOptions],
-    ) -> Speech | list[Speech] | Iterator[Chunk]:
+    ) -> Speech | list[Speech] | Generator[Chunk, None, None]:
         """Speak a text of any length in a voice, or each text of a list; a long one is spoken in parts.
 
         With `stream` the chunks of one text come as they are made, and closing the iterator ends the work;
