@@ -113,11 +113,7 @@ def take_streams(asked: Asked, streams: int) -> Turn:
 
     def begin(text: str, seed: int) -> _Stream:
         began = time.perf_counter()
-<<<<<<< HEAD
-        options: Any = {"seed": seed, **asked.options}
-=======
         options: SpeechOptions = {**asked.options, "seed": seed}  # type: ignore[typeddict-item]
->>>>>>> main
         return _Stream(Utterance(model.processor, engine, text, voice, options, live=True), began)
 
     _run(engine, [lambda: begin(asked.texts[0], 0)], 1, model.sample_rate)
