@@ -200,7 +200,7 @@ def _batching() -> Iterator[Check]:
 
     from gpa.engine.linear import ROW_BY_ROW, exact_kernel
 
-    kernels = {exact_kernel(*shape, "none", torch.get_num_threads()) for shape in LAYERS}
+    kernels = {exact_kernel(*shape, "none", torch.float32, torch.get_num_threads()) for shape in LAYERS}
     ok = None if ROW_BY_ROW in kernels else True
     detail = f"float32 is exact by {' or '.join(sorted(map(str, kernels)))}"
     yield Check("batching", ok, detail, "slow here; another version of torch may have better kernels")
