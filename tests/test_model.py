@@ -362,7 +362,7 @@ def test_long_audio_is_split_and_nothing_is_lost(ours: GPA, monkeypatch: pytest.
 
 def test_long_text_is_spoken_in_parts(ours: GPA) -> None:
     text = "Hello there, how are you? " * 12
-    assert len(ours.processor.text_parts(text, ours.voices["anna"].codes)) >= 2
+    assert len(list(ours.processor.passages(text, ours.voices["anna"].codes))) >= 2
     speech = ours.tts(text, voice="anna", max_new_tokens=3, pause=0.5)
     assert len(speech.wav) > len(speech.tokens) * 640 + RATE // 4
 
@@ -420,15 +420,15 @@ def test_an_empty_result_is_an_error(
 ) -> None:
     monkeypatch.setattr(ours, "complete", lambda asked: [Completion([ours.vocab.stop], "stop", 1)])
     with pytest.raises(GenerationError, match="no speech"):
-        ours.tts("hello", voice="anna")
+        ours.vc(clip, voice="anna")
     with pytest.raises(GenerationError, match="no words"):
         ours.asr(clip)
 
 
-def test_a_loop_is_cut(ours: GPA, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_is_cut(ours: GPA, clip: tuple[np.ndarray, int], monkeypatch: pytest.MonkeyPatch) -> None:
     ids = ours.vocab.semantic.ids([1, 2, 3, 3, 3, 3])
     monkeypatch.setattr(ours, "complete", lambda asked: [Completion(ids, "loop", 3)])
-    speech = ours.tts("hello", voice="anna")
+    speech = ours.vc(clip, voice="anna")
     assert (speech.tokens.tolist(), speech.finish_reason) == ([1, 2, 3], "loop")
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 from golden import draw_weights
 from gpa.engine.cache import GRAIN, Cache
 from gpa.engine.network import Network
+from gpa.engine.packed import Past
 from gpa.errors import CheckpointError
 from gpa.models.gpa.checkpoint_gpa import SHIPPED, save_network
 from networks import CONTEXT, SIZE, network, reference
@@ -77,38 +79,81 @@ def test_the_shipped_network_is_transformers() -> None:
     torch.testing.assert_close(half.logits(ids), theirs(lm, ids), atol=1e-2, rtol=1e-2)
 
 
+def logits(ours: Network, ids: list[int], past: Past) -> torch.Tensor:
+    """Of all ids, after those given, by the network that is made ready to decode."""
+    return ours.packed.head(np.arange(SIZE))(ours.packed(torch.tensor(ids), past))
+
+
 def test_a_cached_pass_is_a_pass_over_everything() -> None:
     """Prompts of three lengths in three rows, one id each at a time, a row copied on the way."""
     ours = network()
-    cache, sequences = Cache(ours), [IDS[:5], IDS[3:4], IDS[10:22]]
+    cache, sequences = Cache(ours.packed), [IDS[:5], IDS[3:4], IDS[10:22]]
     rows = cache.take(3)
     with torch.inference_mode():
         for row, ids in zip(rows, sequences, strict=True):
-            first = ours(torch.tensor([ids]), cache.extended([row], len(ids)))
-            torch.testing.assert_close(first[0], ours.logits(ids)[-1], atol=1e-5, rtol=1e-5)
+            for part in (ids[:3], ids[3:]):  # a prompt may be read bit by bit
+                if part:
+                    last = logits(ours, part, cache.prompted(row, len(part)))
+            torch.testing.assert_close(last[-1], ours.logits(ids)[-1], atol=1e-5, rtol=1e-5)
         cache.copy([rows[2], rows[0]], [rows[0], rows[1]])  # at once: row 1 gets what row 0 had before
         sequences = [sequences[2], sequences[0], sequences[2]]
         for new in ([1, 2, 3], [4, 5, 6], [7, 8, 9]):
             sequences = [[*ids, i] for ids, i in zip(sequences, new, strict=True)]
-            found = ours(torch.tensor(new)[:, None], cache.extended(rows, 1))
-            for row, ids in zip(found, sequences, strict=True):
+            for row, ids in zip(logits(ours, new, cache.extended(rows)), sequences, strict=True):
                 torch.testing.assert_close(row, ours.logits(ids)[-1], atol=1e-5, rtol=1e-5)
-        part = [rows[0], rows[2]]  # no neighbours
-        found = ours(torch.tensor([[11], [12]]), cache.extended(part, 1))
+        found = logits(ours, [11, 12], cache.extended([rows[0], rows[2]]))  # no neighbours
         torch.testing.assert_close(found[1], ours.logits([*sequences[2], 12])[-1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tie_word_embeddings": True, "rms_norm_eps": 0.1},
+        {"attention_bias": True, "num_attention_heads": 4, "num_key_value_heads": 4},
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_packed_network_is_the_network(changes: dict[str, Any], dtype: torch.dtype) -> None:
+    lm = reference(**changes)
+    with torch.no_grad():
+        for name, weight in lm.named_parameters():  # so that norms and biases matter
+            if weight.ndim == 1:
+                weight.add_(torch.linspace(-0.5, 0.5, len(weight)), alpha=1 + len(name) % 3)
+    ours = Network.of(lm.config.to_dict(), lm.state_dict()).to("cpu", dtype)
+    cache = Cache(ours.packed)
+    with torch.inference_mode():
+        found = logits(ours, IDS, cache.prompted(cache.take(1)[0], len(IDS)))
+        one = logits(ours, [9], cache.extended([0]))
+    expected = ours.logits([*IDS, 9])
+    error = (torch.cat([found, one]).float() - expected).norm() / expected.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_the_packed_network_follows_the_weights() -> None:
+    ours = network()
+    packed = ours.packed
+    assert ours.packed is packed
+    with torch.no_grad():
+        ours.model.norm.weight.mul_(2)
+    assert ours.packed is not packed
+    cache = Cache(ours.packed)
+    with torch.inference_mode():
+        found = logits(ours, IDS, cache.prompted(cache.take(1)[0], len(IDS)))
+    torch.testing.assert_close(found, ours.logits(IDS), atol=1e-4, rtol=1e-4)
 
 
 def test_rows_of_the_cache_are_used_again() -> None:
     ours = network()
-    cache = Cache(ours)
+    cache = Cache(ours.packed)
     with torch.inference_mode():
         for n in (3, 40, 7):
             rows = cache.take(2)
             assert rows == [0, 1] and cache.used == 2
-            found = ours(torch.tensor([IDS[:n]]), cache.extended([rows[1]], n))
-            torch.testing.assert_close(found[0], ours.logits(IDS[:n])[-1], atol=1e-5, rtol=1e-5)
+            found = logits(ours, IDS[:n], cache.prompted(rows[1], n))
+            torch.testing.assert_close(found, ours.logits(IDS[:n]), atol=1e-5, rtol=1e-5)
             cache.release(rows)
-    assert cache.keys.shape == (2, 2, 1, GRAIN, 8) and cache.used == 0
+    assert [k.shape for k in cache.keys] == [(2, 1, GRAIN, 8)] * 2 and cache.used == 0
 
 
 @pytest.mark.parametrize(

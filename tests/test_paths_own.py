@@ -14,8 +14,8 @@ import torch
 
 from gpa import GPA, audio
 from gpa.data import token_folder
-from gpa.data.edit_distance import edits, words
 from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.text.edit_distance import edits, words
 from own_corpus import write_corpus
 
 ROOT = Path(__file__).resolve().parent.parent

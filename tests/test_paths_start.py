@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gpa.data.edit_distance import edits, words
 from gpa.errors import CheckpointError, DataError
+from gpa.text.edit_distance import edits, words
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

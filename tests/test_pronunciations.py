@@ -149,8 +149,8 @@ def test_long_sounds_are_parts_too(model: GPA) -> None:
     voice, long = model.resolve_voice("anna").codes, {"cat": " ".join(["K AE1 T"] * 25)}
     text = " ".join(["cat"] * 12)
     known = model.processor.dictionary(long)
-    parts = model.processor.text_parts(text, voice, known)
-    assert len(parts) > len(model.processor.text_parts(text, voice)) and " ".join(parts) == text
+    parts = [passage.text for passage in model.processor.passages(text, voice, known)]
+    assert len(parts) > len(list(model.processor.passages(text, voice))) and " ".join(parts) == text
     for part in parts:
         said = model.processor.pronounced(part, known)
         ids = model.prompt("tts", text=said, voice="anna")

@@ -18,7 +18,9 @@ from gpa.errors import GenerationError, UsageError
 from gpa.models.gpa import GPA
 from gpa.models.gpa.checkpoint_gpa import SHIPPED
 from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
-from gpa.models.gpa.requests_gpa import SEED_STEP, asr_job, speech, tts_job, vc_job
+from gpa.models.gpa.outputs_gpa import Speech
+from gpa.models.gpa.requests_gpa import asr_job, speech, vc_job
+from gpa.models.gpa.utterance_gpa import Utterance
 
 TEXTS = ["hello there", "how are you? " * 25, "the fox"]
 CLIPS = [(speechlike(seconds, seed=n), 16_000) for n, seconds in enumerate((1.2, 0.8))]
@@ -29,32 +31,39 @@ def model(tiny: Path) -> GPA:
     return GPA.from_pretrained(tiny, device="cpu")
 
 
-def test_one_engine_runs_jobs_of_every_task_side_by_side(model: GPA) -> None:
-    """What the methods give, by requests of all tasks that join a running engine one after another."""
+def test_one_engine_runs_every_task_side_by_side(model: GPA) -> None:
+    """What the methods give, by utterances and jobs that join a running engine one after another."""
     processor, anna = model.processor, model.voices["anna"]
     wavs = [processor.hear(clip, "it") for clip in CLIPS]
     jobs = [
-        tts_job(processor, TEXTS[1], anna, {"seed": 3, "max_new_tokens": 9}),
         asr_job(processor, wavs[0], {"max_new_tokens": 12, "seed": 3}),
         vc_job(processor, wavs[:1], anna, ["hello there"], {"seed": 3, "gamma": 2.0}),
-        tts_job(processor, TEXTS[0], anna, {"seed": 3, "gamma": 2.0}),
     ]
-    assert len(jobs[0].requests) > 1 and jobs[2].requests[0].guidance and jobs[3].requests[0].guidance
-    seeds = [request.seed for request in jobs[0].requests]
-    assert seeds == [3 + n * SEED_STEP for n in range(len(seeds))]
-    engine = Engine(model.network)
-    done: dict[int, Completion] = {}
+    assert jobs[1].requests[0].guidance
+    engine, done, said = Engine(model.network), {}, []
+
+    def step() -> None:
+        for each in engine.step():
+            done[each.handle] = each.completion
+            said.extend((utterance, chunk) for utterance in utterances for chunk in utterance.take(each))
+
+    utterances = [
+        Utterance(processor, engine, TEXTS[1], anna, {"seed": 3, "max_new_tokens": 9}),
+        Utterance(processor, engine, TEXTS[0], anna, {"seed": 3, "gamma": 2.0, "max_new_tokens": 30}),
+    ]
     handles = []
     for job in jobs:
+        step()
         handles.append([engine.add(request) for request in job.requests])
-        done |= {each.handle: each.completion for each in engine.step() if each.completion}
-    done |= {each.handle: each.completion for each in engine.run() if each.completion}
-    made = [job.result([done[h] for h in mine]) for job, mine in zip(jobs, handles, strict=True)]
+    while engine.busy:
+        step()
+    made = [Speech.of(chunk for owner, chunk in said if owner is each) for each in utterances]
+    made += [job.result([done[h] for h in mine]) for job, mine in zip(jobs, handles, strict=True)]  # type: ignore[attr-defined,misc]
     expected = [
         model.tts(TEXTS[1], "anna", seed=3, max_new_tokens=9),
+        model.tts(TEXTS[0], "anna", seed=3, gamma=2.0, max_new_tokens=30),
         model.asr(CLIPS[0], seed=3, max_new_tokens=12),
         model.vc(CLIPS[0], "anna", seed=3, transcript="hello there", gamma=2.0),
-        model.tts(TEXTS[0], "anna", seed=3, gamma=2.0),
     ]
     for one, other in zip(made, expected, strict=True):
         assert one.tokens.tolist() == other.tokens.tolist() and one.finish_reason == other.finish_reason
@@ -78,9 +87,10 @@ def test_a_list_gives_a_list_of_what_each_gives(model: GPA) -> None:
 
 def test_an_empty_result_is_an_error_of_the_second_half(model: GPA) -> None:
     nothing = [Completion([model.vocab.stop], "stop", 1)]
+    wav = CLIPS[0][0]
     for job in (
-        tts_job(model.processor, "hello", model.voices["anna"], {}),
-        asr_job(model.processor, CLIPS[0][0], {}),
+        vc_job(model.processor, [wav], model.voices["anna"], [""], {}),
+        asr_job(model.processor, wav, {}),
     ):
         with pytest.raises(GenerationError):
             job.result(nothing)
@@ -121,7 +131,7 @@ def test_a_feature_encoder_is_told_from_its_file_without_being_built() -> None:
 def test_the_command_line_has_the_options_of_the_typed_groups() -> None:
     for command, group in (("tts", SpeechOptions), ("vc", ConversionOptions), ("asr", TranscriptOptions)):
         args = vars(_parser().parse_args([command, "x"]))
-        assert set(group.__annotations__) - set(args) <= {"pause"}, command
+        assert set(group.__annotations__) <= set(args), command
 
 
 LIGHT = """

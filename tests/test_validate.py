@@ -11,7 +11,6 @@ import torch
 
 from gpa import config
 from gpa.data import sequences
-from gpa.data.edit_distance import edits, words
 from gpa.data.rows import Row, collate
 from gpa.engine.request import Completion, Request, Rules, Sampling
 from gpa.engine.scheduler import Engine
@@ -21,6 +20,7 @@ from gpa.models.gpa.budgets_gpa import Budgets
 from gpa.models.gpa.modeling_gpa import Backbone, inference_network, new_backbone
 from gpa.prompt.formats import get_format
 from gpa.prompt.vocab import Vocab
+from gpa.text.edit_distance import edits, words
 from gpa.text.tokenizer import TextTokenizer
 from gpa.train import checkpoint, metrics
 from gpa.train.arguments import TrainArgs

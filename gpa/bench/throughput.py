@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gpa.bench.figures import Ratio, shown, table
+
 LIVE, PADDED, PACKED, SORTED, TRAINER = "live", "padded", "packed", "sorted", "trainer"
 TITLES = {
     LIVE: "(a) live codec, padded",
@@ -39,15 +41,6 @@ class Result:
     skipped: Mapping[str, str]
     flops_per_token: float
     peak: float | None = None
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Speed over a peer's: of all turns together, and the least and the most of a single one."""
-
-    ratio: float
-    low: float
-    high: float
 
 
 def speed(counts: Sequence[Count]) -> float:
@@ -103,27 +96,20 @@ def lines(result: Result) -> Iterator[str]:
         f"packed into {about['pack_ids']} ids, {about['batch_ids']} a batch"
     )
     yield ""
-    heads = ("tokens/s", "padding", "s/step", "TFLOP/s", "MFU", "times (a)", "times Trainer")
-    widths = (9, 8, 8, 8, 6, 18, 18)
-    width = max(map(len, TITLES.values()))
-    yield " ".join([" " * width, *(f"{head:>{n}}" for head, n in zip(heads, widths, strict=True))])
-    for row in found["variants"]:
-        cells = (
+    heads = ("", "tokens/s", "padding", "s/step", "TFLOP/s", "MFU", "times (a)", "times Trainer")
+    rows = [
+        (
+            row["title"],
             f"{row['tokens_per_s']:.0f}",
             f"{100 * row['padding']:.1f} %",
             f"{row['seconds_per_step']:.3f}",
             f"{row['flops_per_s'] / 1e12:.3g}",
             "-" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %",
-            _shown(row["over_live"]),
-            _shown(row["over_trainer"]),
+            shown(row["over_live"]),
+            shown(row["over_trainer"]),
         )
-        shown = (f"{cell:>{n}}" for cell, n in zip(cells, widths, strict=True))
-        yield " ".join([f"{row['title']:<{width}}", *shown])
+        for row in found["variants"]
+    ]
+    yield from table(heads, rows)
     for name, reason in result.skipped.items():
-        yield f"{TITLES[name]:<{width}}  left out: {reason}"
-
-
-def _shown(found: Mapping[str, float] | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found['ratio']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+        yield f"{TITLES[name]}: left out: {reason}"

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpa.cli import bench_restoration, commands, options
+from gpa.cli import bench_restoration, bench_serving, commands, options
 from gpa.errors import UsageError
 
 RECIPE = "recipes/gpa/mini.yaml"
@@ -22,6 +22,7 @@ def add(sub: Any) -> None:
     """Add `bench` and its measurements to the commands of `gpa`."""
     p = options.command(
         sub, "bench", None, "measure speed, or restoration, against named peers", """\
+  gpa bench decode
   gpa bench train --tokens runs/tokens
   gpa bench speechop runs/speechop/export --data DATA
   gpa bench train --help
@@ -31,6 +32,7 @@ docs/bench.md says what each number means.
     )  # fmt: skip
     what = p.add_subparsers(dest="bench", metavar="WHAT", required=True)
     _train(what)
+    bench_serving.add(what)
     bench_restoration.add(what)
 
 

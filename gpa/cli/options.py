@@ -79,6 +79,17 @@ def model(p: argparse.ArgumentParser) -> None:
     device(p)
 
 
+def engine(p: argparse.ArgumentParser) -> None:
+    """Who computes the next id."""
+    p.add_argument(
+        "--engine",
+        default="",
+        metavar="E",
+        help="instead of gpa's own: llamacpp:FILE.gguf, onnx:DIR, vllm:http://HOST:PORT or sglang:... "
+        "with the same weights (`gpa export`, docs/serving.md)",
+    )
+
+
 def which(p: argparse.ArgumentParser) -> None:
     """Which checkpoint, as the argument."""
     p.add_argument("model", nargs="?", **_CHECKPOINT)

@@ -15,9 +15,9 @@ import numpy as np
 
 from gpa import audio
 from gpa.data.checks import CHECKS, Case, Limits, Sound, letters, measure
-from gpa.data.edit_distance import edits
 from gpa.data.sequences import longest, stored_text
 from gpa.errors import AudioError, PromptError
+from gpa.text.edit_distance import edits
 from gpa.text.tokenizer import normalise_text
 
 if TYPE_CHECKING:

@@ -1,43 +1,55 @@
 """The keys and values of everything that was read: the one owner of a cache outside training.
 
 A row holds one sequence from its first id on. Rows are taken, extended, copied onto each other (hypotheses
-of a search) and released; buffers grow with what is asked of them.
+of a search) and released; buffers grow with what is asked of them, up to a bound that the scheduler keeps.
 
-    R rows   L new positions   P positions so far   Hk key/value heads   Dh head width
+    R rows   L new positions   P positions so far, padded   H heads   Hk key/value heads   Dh head width
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from gpa.engine.network import Network
+from gpa.engine.decode_attention import attend, groups
 
-GRAIN = 256  # positions by which the buffers grow
+if TYPE_CHECKING:
+    from gpa.engine.packed import PackedNetwork
+
+GRAIN = 256  # positions by which the buffers grow, a multiple of attention's bucket
 
 
 class Cache:
     """Rows of keys and values of one network, on its device and in its precision."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: PackedNetwork) -> None:
         s = network.sizes
-        shape = (s.num_hidden_layers, 0, s.num_key_value_heads, 0, s.head_dim)  # layers, R, Hk, P, Dh
-        self.keys, self.values = (network.model.norm.weight.new_empty(shape) for _ in range(2))
+        self._shape = (s.num_key_value_heads, s.head_dim)
+        empty = torch.empty(
+            (0, s.num_key_value_heads, 0, s.head_dim), dtype=network.dtype, device=network.device
+        )
+        self.keys, self.values = ([empty] * s.num_hidden_layers for _ in range(2))  # each (R, Hk, P, Dh)
         self.lengths: list[int] = []  # positions that each row holds
         self._free: list[int] = []
+        self.grouped = groups(s, network.device, network.dtype)
 
     @property
     def used(self) -> int:
         """How many rows are taken."""
         return len(self.lengths) - len(self._free)
 
+    @staticmethod
+    def bytes_per_position(network: PackedNetwork) -> int:
+        """Memory of one position of one row."""
+        s = network.sizes
+        return 2 * s.num_hidden_layers * s.num_key_value_heads * s.head_dim * network.dtype.itemsize
+
     def take(self, count: int) -> list[int]:
-        """Empty rows, the lowest ones: neighbours are read without a copy."""
+        """Empty rows, the lowest ones: neighbours are read together."""
         fresh = range(len(self.lengths), len(self.lengths) + max(0, count - len(self._free)))
         self.lengths += [0] * len(fresh)
         free = sorted([*self._free, *fresh])
@@ -50,69 +62,105 @@ class Cache:
         for row in rows:
             self.lengths[row] = 0
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Let each target row hold what its source row held, all at once."""
+    def copy(self, sources: Sequence[int], targets: Sequence[int], start: int = 0) -> None:
+        """Let each target row hold what its source row held, all at once; before `start` it does already."""
         moved = [pair for pair in zip(sources, targets, strict=True) if pair[0] != pair[1]]
         if not moved:
             return
         old, new = (list(rows) for rows in zip(*moved, strict=True))
         lengths = [self.lengths[row] for row in old]
-        for buffer in (self.keys, self.values):
-            buffer[:, new, :, : max(lengths)] = buffer[:, old, :, : max(lengths)]
+        for buffer in (*self.keys, *self.values):
+            buffer[new, :, start : max(lengths)] = buffer[old, :, start : max(lengths)]
         for row, length in zip(new, lengths, strict=True):
             self.lengths[row] = length
 
-    def extended(self, rows: Sequence[int], count: int) -> Reading:
-        """The rows with `count` more positions each: a prompt of one row, or one id of several."""
-        starts = [self.lengths[row] for row in rows]
+    def prompted(self, row: int, count: int) -> PromptPast:
+        """A row that reads `count` positions of its prompt."""
+        self._reserve(self.lengths[row] + count)
+        self.lengths[row] += count
+        return PromptPast(self, row, self.lengths[row] - count, count)
+
+    def extended(self, rows: Sequence[int]) -> StepPast:
+        """Rows that read one id each."""
+        self._reserve(1 + max(self.lengths[row] for row in rows))
         for row in rows:
-            self.lengths[row] += count
-        longest = max(starts) + count
-        self._reserve(longest)
-        device = self.keys.device
-        first = torch.tensor(starts, device=device)[:, None]
-        positions = first + torch.arange(count, device=device)  # (R, L)
-        mask = None
-        if min(starts) < max(starts):
-            mask = (torch.arange(longest, device=device) <= first)[:, None, None]  # (R, 1, 1, P)
-        return Reading(self, torch.tensor(rows, device=device)[:, None], positions, longest, mask, list(rows))
+            self.lengths[row] += 1
+        return StepPast(self, rows)
 
     def _reserve(self, positions: int) -> None:
         """Room for all rows that there are, and for so many positions of each."""
-        layers, rows, heads, length, width = self.keys.shape
+        rows, heads, length, width = self.keys[0].shape
         if len(self.lengths) <= rows and positions <= length:
             return
-        shape = (
-            layers,
-            max(rows, len(self.lengths)),
-            heads,
-            max(length, -(-positions // GRAIN) * GRAIN),
-            width,
+        shape = (max(rows, len(self.lengths)), heads, max(length, -(-positions // GRAIN) * GRAIN), width)
+        for buffers in (self.keys, self.values):
+            for n, old in enumerate(buffers):
+                buffers[n] = old.new_zeros(shape)  # masked positions are read, too: they have to be numbers
+                buffers[n][:rows, :, :length] = old
+
+
+class PromptPast:
+    """One row of a cache while it reads a part of its prompt: see `gpa.engine.packed.Past`.
+
+    What it computes depends on this row alone, so torch's own attention may choose its kernels.
+    """
+
+    def __init__(self, cache: Cache, row: int, start: int, count: int) -> None:
+        self._cache, self._row, self._start = cache, row, start
+        device = cache.keys[0].device
+        self.longest = start + count
+        self.positions = torch.arange(start, self.longest, device=device)
+        self._mask = self.positions[:, None] >= torch.arange(self.longest, device=device)  # (L, P)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Scaled queries (L, H, Dh) on this row's positions up to each of theirs: (L, H Dh)."""
+        keys, values = self._cache.keys[layer][self._row], self._cache.values[layer][self._row]
+        keys[:, self._start : self.longest] = k.transpose(0, 1)
+        values[:, self._start : self.longest] = v.transpose(0, 1)
+        found = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys[None, :, : self.longest],
+            values[None, :, : self.longest],
+            attn_mask=self._mask,
+            scale=1.0,
+            enable_gqa=True,
         )
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_zeros(shape)  # masked positions are read, too: they have to be numbers
-            new[:, :rows, :, :length] = old
-            setattr(self, name, new)
+        return found[0].transpose(0, 1).reshape(len(q), -1)
 
 
-@dataclass
-class Reading:
-    """Rows of a cache while a network reads: see `gpa.engine.network.Past`."""
+class StepPast:
+    """Rows of a cache that read one id each, neighbours of like length together."""
 
-    cache: Cache
-    index: Tensor  # (R, 1)
-    positions: Tensor  # (R, L)
-    longest: int  # P
-    mask: Tensor | None
-    rows: list[int]
+    def __init__(self, cache: Cache, rows: Sequence[int]) -> None:
+        self._cache = cache
+        device, lengths = cache.keys[0].device, [cache.lengths[row] for row in rows]
+        self.longest = max(lengths)
+        self.positions = torch.tensor(lengths, device=device) - 1
+        self._rows = torch.tensor(rows, device=device)
+        self._runs = [
+            (begin, end, rows[begin], size, self.positions[begin:end])
+            for begin, end, size in cache.grouped.runs(rows, lengths)
+        ]
+        self._masks = [
+            (torch.arange(size, device=device) > last[:, None])[:, None, None]  # (R, 1, 1, P)
+            for _, _, _, size, last in self._runs
+        ]
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values (R, Hk, L, Dh) are written; all of them (R, Hk, P, Dh) are returned."""
-        return self._extend(self.cache.keys[layer], k), self._extend(self.cache.values[layer], v)
-
-    def _extend(self, buffer: Tensor, new: Tensor) -> Tensor:
-        buffer[self.index, :, self.positions] = new.transpose(1, 2)  # (R, L, Hk, Dh)
-        begin, end = self.rows[0], self.rows[-1] + 1
-        neighbours = self.rows == list(range(begin, end))
-        return (buffer[begin:end] if neighbours else buffer[self.index[:, 0]])[:, :, : self.longest]
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Scaled queries (R, H, Dh) on all positions of their rows: (R, H Dh)."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[self._rows, :, self.positions] = k
+        values[self._rows, :, self.positions] = v
+        made = []
+        for (begin, end, row, size, _), mask in zip(self._runs, self._masks, strict=True):
+            held = slice(row, row + end - begin)
+            made.append(
+                attend(
+                    q[begin:end],
+                    keys[held, :, :size],
+                    values[held, :, :size],
+                    mask,
+                    self._cache.grouped.queries,
+                )
+            )
+        return made[0] if len(made) == 1 else torch.cat(made)

@@ -3,19 +3,18 @@
 Speech that follows its text is speech plus what the text makes likelier than no text does (classifier-free
 guidance): `gpa.compose` over the next id.
 
-    R rows, one a prompt   V vocabulary   N ids that are legal
+    R rows, one a prompt   N ids that may be generated
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from gpa.compose import compose_logits
 from gpa.engine.request import Completion, Guidance, Request, Rules
-from gpa.engine.sampler import LoopDetector, Masks, choose, masked
+from gpa.engine.sampler import Choices, LoopDetector, choose, noise
 from gpa.errors import PromptError
 
 if TYPE_CHECKING:
@@ -29,14 +28,13 @@ class Draw:
 
     def __init__(self, request: Request, network: Network) -> None:
         """PromptError for a prompt without room in the context, and for legal ids that there are not."""
-        self.rules, self.sampling = request.rules, request.sampling
+        self.rules, self.sampling, self._seed = request.rules, request.sampling, request.seed
         self.most = min(self.rules.max_new, network.room(request.prompt))
-        self.masks = Masks.build(self.rules, network.sizes.vocab_size, network.device)
+        self.choices = Choices.build(self.rules, network.sizes.vocab_size)
         self.composition = request.guidance and Composition(request.guidance, self.rules, network)
         self.prompts = self.composition.prompts if self.composition else [request.prompt]
         self.rows = len(self.prompts)
         self.completion, self.done = Completion(), False
-        self._generator = torch.Generator().manual_seed(request.seed)
         self._loops = LoopDetector(self.rules.loop)
 
     @property
@@ -44,11 +42,21 @@ class Draw:
         """For each row the id it reads next, and the row that it continues: itself."""
         return [(self.completion.ids[-1], row) for row in range(self.rows)]
 
-    def advance(self, logits: Tensor) -> None:
-        """Choose the next id by logits (R, V)."""
+    @property
+    def made(self) -> list[int]:
+        """Ids that will not be taken back."""
+        return self.completion.ids
+
+    def advance(self, logits: np.ndarray) -> None:
+        """Choose the next id by logits (R, N) of the ids that may be generated."""
         done, ids = self.completion, self.completion.ids
-        row = self.composition(logits, len(ids)) if self.composition else logits[0]
-        token_id = choose(masked(row, ids, self.rules, self.masks), ids, self.sampling, self._generator)
+        allowed = self.choices.allowed(ids, self.rules)
+        legal = self.choices.legal[len(ids) % len(self.choices.legal)]
+        row = logits[0]
+        if self.composition:
+            row = self.composition(logits, legal | self.choices.stop, self.choices.stop)
+        row = row if allowed.all() else np.where(allowed, row, -np.inf)
+        token_id = choose(row, self.choices, ids, self.sampling, noise(self._seed, len(ids)))
         ids.append(token_id)
         done.kept = len(ids)
         if token_id in self.rules.stop:
@@ -69,18 +77,22 @@ class Composition:
         self.plan = guidance.plan
         self.branches = self.plan.logit_branches()
         self.prompts = [list(guidance.prompts[branch]) for branch in self.branches]
-        (self.stop,) = rules.stop
-        rounds = rules.cycle or (rules.legal or (range(network.sizes.vocab_size),),)
-        legal = [sorted({self.stop, *(i for run in runs for i in run)}) for runs in rounds]
-        self.legal = [torch.tensor(ids, device=network.device) for ids in legal]
         left = network.sizes.max_position_embeddings - max(map(len, self.prompts))
         if left < rules.max_new:
             raise PromptError(f"the transcript leaves room for {left} ids, {rules.max_new} may be needed")
 
-    def __call__(self, logits: Tensor, step: int) -> Tensor:
-        """Composed logits (V,) of rows (R, V), one a branch; ids that are not legal at minus infinity."""
-        legal = self.legal[step % len(self.legal)]
-        parts = {branch: row[legal] for branch, row in zip(self.branches, logits, strict=True)}
-        stop = int(torch.searchsorted(legal, self.stop))
-        found = compose_logits(self.plan, parts, eos=stop, plausibility=PLAUSIBLE)
-        return torch.full_like(logits[0], -torch.inf).index_copy(0, legal, found)
+    def __call__(self, logits: np.ndarray, among: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Composed logits (N,) of rows (R, N), one a branch, over the ids `among` (N,), the rest at -inf.
+
+        `stop` (N,) marks the one that ends.
+        """
+        if among.all():
+            return self._composed(logits, int(stop.argmax()))
+        made = np.full_like(logits[0], -np.inf)
+        made[among] = self._composed(logits[:, among], int(stop[among].argmax()))
+        return made
+
+    def _composed(self, logits: np.ndarray, stop: int) -> np.ndarray:
+        parts = dict(zip(self.branches, logits, strict=True))
+        found: np.ndarray = compose_logits(self.plan, parts, eos=stop, plausibility=PLAUSIBLE)
+        return found

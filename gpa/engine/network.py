@@ -1,10 +1,10 @@
-"""The language model's forward pass over plain Hugging Face weights of Qwen3, for inference alone.
+"""The language model over plain Hugging Face weights of Qwen3: its files, its maths without a cache.
 
-Tensor names and the order of operations are those of transformers' Qwen3ForCausalLM, so files and drawn ids
-stay the same. What has been read of a sequence is the cache's affair. Training: gpa.models.gpa.modeling_gpa.
+Tensor names and the order of operations are those of transformers' Qwen3ForCausalLM. The engine decodes by
+`gpa.engine.packed`, made from these weights; what stands here is its slow twin. Training:
+gpa.models.gpa.modeling_gpa.
 
-    B rows   L positions   P positions so far   D width   H heads   Hk key/value heads   Dh head width
-    V vocabulary
+    B rows   L positions   D width   H heads   Hk key/value heads   Dh head width   V vocabulary
 """
 
 from __future__ import annotations
@@ -12,26 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import hub
+from gpa.engine.packed import PackedNetwork
 from gpa.errors import CheckpointError, PromptError
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines (B, 1, L, Dh)
-
-
-class Past(Protocol):
-    """Rows of a cache that one pass of the network reads and extends."""
-
-    positions: Tensor  # (B, L) of the new ids
-    mask: Tensor | None  # (B, 1, 1, P) what single ids may look at; None: everything before them
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take new keys and values (B, Hk, L, Dh), return all of them (B, Hk, P, Dh)."""
+Rotation = tuple[Tensor, Tensor]  # cosines and sines (L, Dh)
 
 
 @dataclass(frozen=True)
@@ -98,14 +89,12 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads, s.hidden_size, bias=s.attention_bias)
         self.q_norm, self.k_norm = Norm(s.head_dim, s.rms_norm_eps), Norm(s.head_dim, s.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: Rotation, past: Past | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         split = (*x.shape[:2], -1, self.q_norm.weight.shape[0])  # (B, L, heads, Dh)
         q = rotated(self.q_norm(self.q_proj(x).view(split)).transpose(1, 2), rotation)  # (B, H, L, Dh)
         k = rotated(self.k_norm(self.k_proj(x).view(split)).transpose(1, 2), rotation)  # (B, Hk, L, Dh)
         v = self.v_proj(x).view(split).transpose(1, 2)
-        if past is not None:
-            k, v = past.extend(layer, k, v)  # (B, Hk, P, Dh)
-        out = attend(q, k, v, past.mask if past else None)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -114,18 +103,6 @@ def rotated(x: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = rotation
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat((-second, first), -1) * sin
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Queries (B, H, L, Dh) on keys and values (B, Hk, P, Dh) -> (B, H, L, Dh).
-
-    Without a mask L is P, which is causal, or 1. With one L is 1, and the queries of a key/value head stand
-    where positions do: kernels that take masks know no groups.
-    """
-    if mask is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
-    grouped = q.view(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, Hk, H / Hk, Dh)
-    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).view_as(q)
 
 
 class MLP(nn.Module):
@@ -150,8 +127,8 @@ class Layer(nn.Module):
         self.input_layernorm = Norm(s.hidden_size, s.rms_norm_eps)
         self.post_attention_layernorm = Norm(s.hidden_size, s.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: Rotation, past: Past | None, layer: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, past, layer)
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -163,13 +140,13 @@ class Decoder(nn.Module):
         # A weight of its own: drawing one on the meta device would import torch._dynamo, a second and more.
         empty = torch.empty(s.vocab_size, s.hidden_size)
         self.embed_tokens = nn.Embedding(s.vocab_size, s.hidden_size, _weight=empty)
-        self.layers = nn.ModuleList(Layer(s) for _ in range(s.num_hidden_layers))
+        self.layers: list[Layer] = nn.ModuleList(Layer(s) for _ in range(s.num_hidden_layers))  # type: ignore[assignment]
         self.norm = Norm(s.hidden_size, s.rms_norm_eps)
 
-    def forward(self, ids: Tensor, rotation: Rotation, past: Past | None) -> Tensor:  # (B, L) -> (B, L, D)
+    def forward(self, ids: Tensor, rotation: Rotation) -> Tensor:  # (B, L) -> (B, L, D)
         x = self.embed_tokens(ids)
-        for n, layer in enumerate(self.layers):
-            x = layer(x, rotation, past, n)
+        for layer in self.layers:
+            x = layer(x, rotation)
         return self.norm(x)
 
 
@@ -184,7 +161,8 @@ class Network(nn.Module):
         if not s.tie_word_embeddings:
             self.lm_head = nn.Linear(s.hidden_size, s.vocab_size, bias=False)
         even = torch.arange(0, s.head_dim, 2, dtype=torch.float, device="cpu")
-        self._speeds = 1.0 / (s.rope_theta ** (even / s.head_dim))  # (Dh / 2,) radians a position
+        self.speeds = 1.0 / (s.rope_theta ** (even / s.head_dim))  # (Dh / 2,) radians a position
+        self._packed: tuple[object, PackedNetwork] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Network, torch.dtype]:
@@ -221,9 +199,15 @@ class Network(nn.Module):
         """The precision of the weights."""
         return self.model.norm.weight.dtype
 
-    def forward(self, ids: Tensor, past: Past | None = None) -> Tensor:
-        """Logits (B, V), in float32, of what follows ids (B, L)."""
-        return self._head(self._hidden(ids, past)[:, -1]).float()
+    @property
+    def packed(self) -> PackedNetwork:
+        """What decodes: made once, and anew if the weights have changed since."""
+        state = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+        if self._packed is None or self._packed[0] != state:
+            self._packed = None  # its memory is free before the next is made
+            with torch.no_grad():
+                self._packed = state, PackedNetwork(self)
+        return self._packed[1]
 
     def room(self, prompt: Sequence[int]) -> int:
         """How many ids fit into the context after a prompt; PromptError, with the numbers, if there is
@@ -243,15 +227,9 @@ class Network(nn.Module):
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits (L, V) at every position of one sequence, without a cache: the slow twin of the engine."""
-        return self._head(self._hidden(torch.tensor([list(ids)], device=self.device), None)[0]).float()
-
-    def _hidden(self, ids: Tensor, past: Past | None) -> Tensor:
-        positions = torch.arange(ids.shape[1], device=ids.device)[None] if past is None else past.positions
-        angles = positions[:, None, :, None].float() * self._speeds.to(ids.device)  # (B, 1, L, Dh / 2)
-        angles = torch.cat((angles, angles), -1)
+        angles = torch.arange(len(ids), device=self.device)[:, None].float() * self.speeds.to(self.device)
+        angles = torch.cat((angles, angles), -1)  # (L, Dh)
         rotation = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
-        return self.model(ids, rotation, past)
-
-    def _head(self, x: Tensor) -> Tensor:
+        x = self.model(torch.tensor([list(ids)], device=self.device), rotation)[0]
         tied = self.sizes.tie_word_embeddings
-        return F.linear(x, self.model.embed_tokens.weight if tied else self.lm_head.weight)
+        return F.linear(x, self.model.embed_tokens.weight if tied else self.lm_head.weight).float()

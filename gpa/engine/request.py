@@ -118,6 +118,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.beams and (self.guidance or not self.sampling.plain):
             raise UsageError("beams are searched: no temperature, no penalty and no guidance go with them")
+        if self.guidance and len(self.rules.stop) != 1:
+            raise UsageError("guidance leaves the end to the base: it needs one stop id, no more and no less")
 
 
 @dataclass

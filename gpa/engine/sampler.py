@@ -1,17 +1,18 @@
 """From logits to one id: legal ids, penalty, temperature, top-k, top-p; and what is a loop.
 
-V vocabulary   N ids that are legal
+One row at a time, in numpy: nothing a request draws depends on what stands in the rows beside its own. The
+noise is a function of seed and step, so there is no generator to share or to restore.
+
+    N ids that may be generated
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from gpa.errors import PromptError
 
@@ -20,31 +21,40 @@ if TYPE_CHECKING:
 
 PERIODS = 16  # the longest cycle that counts as a loop
 FEW = 3  # distinct ids, in any order, that count as one
+_WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
-class Masks:
-    """Boolean masks over the vocabulary, made once per request, by step of a round; None lets all pass."""
+class Choices:
+    """The ids that a request may ever generate, and which of them may come, by step of a round."""
 
-    legal: tuple[Tensor | None, ...]  # (V,) each
-    unstopped: tuple[Tensor, ...]  # (V,) each, legal without the stop ids
-    stop: Tensor  # (V,)
+    ids: np.ndarray  # (N,) int64, ascending
+    legal: tuple[np.ndarray, ...]  # (N,) bool each
+    unstopped: tuple[np.ndarray, ...]  # (N,) bool each, legal without the stop ids
+    stop: np.ndarray  # (N,) bool
 
     @classmethod
-    def build(cls, rules: Rules, size: int, device: torch.device) -> Masks:
+    def build(cls, rules: Rules, size: int) -> Choices:
         """Of rules, for a vocabulary of `size` ids; PromptError for legal ids beyond it."""
-        stop = torch.zeros(size, dtype=torch.bool, device=device)
-        stop[sorted(rules.stop)] = True
-        if rules.legal is None:
-            return cls((None,), (~stop,), stop)
-        legal = [_mask(runs, size, device) for runs in rules.cycle or (rules.legal,)]
+        rounds = [_mask(runs, size) for runs in rules.cycle or (rules.legal or (range(size),),)]
+        stop = _mask([range(i, i + 1) for i in rules.stop], size)
+        ids = np.logical_or.reduce([*rounds, stop]).nonzero()[0]
+        legal, stop = [mask[ids] for mask in rounds], stop[ids]
+        first = legal[0] | stop if rules.cycle else legal[0]
         unstopped = tuple(mask & ~stop for mask in legal)
-        first = unstopped[0] | stop if rules.cycle else legal[0]
-        return cls((first, *unstopped[1:]), unstopped, stop)
+        return cls(ids, (first, *(unstopped[1:] if rules.cycle else ())), unstopped, stop)
+
+    def allowed(self, made: Sequence[int], rules: Rules) -> np.ndarray:
+        """Which of the ids (N,) may follow those that were made."""
+        last = len(made) + 1 == rules.max_new
+        if (made and made[-1] in rules.closers) or (rules.closed and last):
+            return self.stop
+        masks = self.unstopped if len(made) < rules.min_new else self.legal
+        return masks[len(made) % len(masks)]
 
 
-def _mask(runs: Sequence[range], size: int, device: torch.device) -> Tensor:
-    mask = torch.zeros(size, dtype=torch.bool, device=device)
+def _mask(runs: Sequence[range], size: int) -> np.ndarray:
+    mask = np.zeros(size, bool)
     for run in runs:
         if run.start < 0 or run.stop > size:
             raise PromptError(f"legal ids {run.start} .. {run.stop - 1} are beyond the model's {size} ids")
@@ -52,50 +62,62 @@ def _mask(runs: Sequence[range], size: int, device: torch.device) -> Tensor:
     return mask
 
 
-def masked(logits: Tensor, ids: Sequence[int], rules: Rules, masks: Masks) -> Tensor:
-    """Logits (V,) with every id that may not follow `ids` at -inf."""
-    last = len(ids) + 1 == rules.max_new
-    if (ids and ids[-1] in rules.closers) or (rules.closed and last):
-        mask: Tensor | None = masks.stop
-    else:
-        masks_by_step = masks.unstopped if len(ids) < rules.min_new else masks.legal
-        mask = masks_by_step[len(ids) % len(masks_by_step)]
-    return logits if mask is None else logits.masked_fill(~mask, -math.inf)
-
-
-def choose(logits: Tensor, ids: Sequence[int], sampling: Sampling, generator: torch.Generator) -> int:
-    """One id from logits (V,), `ids` being those generated so far."""
-    logits = penalised(logits, ids, sampling)
+def choose(
+    logits: np.ndarray, choices: Choices, made: Sequence[int], sampling: Sampling, noise: float
+) -> int:
+    """One id by logits (N,), -inf where it is not allowed; `noise` in [0, 1) decides among what is kept."""
+    logits = penalised(logits, choices.ids, made, sampling)
     if sampling.temperature == 0:
-        return int(logits.argmax())
-    # Drawn on the CPU: the same seed gives the same ids on every device that gives the same logits.
-    logits, order = filtered(logits.cpu(), sampling)
-    picked = torch.multinomial(torch.softmax(logits, -1), 1, generator=generator)
-    return int(order[picked])
+        return int(choices.ids[logits.argmax()])
+    values, places = filtered(logits, sampling)
+    mass = np.exp(values - values[0]).cumsum()
+    picked = min(int(mass.searchsorted(noise * mass[-1], "right")), len(places) - 1)
+    return int(choices.ids[places[picked]])
 
 
-def penalised(logits: Tensor, ids: Sequence[int], sampling: Sampling) -> Tensor:
-    """Logits with the recently generated ids made less likely."""
-    recent = list(ids[-sampling.penalty_window :]) if sampling.penalty_window else []
+def penalised(logits: np.ndarray, ids: np.ndarray, made: Sequence[int], sampling: Sampling) -> np.ndarray:
+    """Logits (N,) of ids (N,) with those that were made recently less likely."""
+    recent = made[-sampling.penalty_window :] if sampling.penalty_window else []
     if sampling.repetition_penalty == 1.0 or not recent:
         return logits
-    seen = torch.tensor(sorted(set(recent)), device=logits.device)
-    value, penalty = logits[seen], sampling.repetition_penalty
-    return logits.index_copy(0, seen, torch.where(value > 0, value / penalty, value * penalty))
+    places, penalty = ids.searchsorted(sorted(set(recent))), sampling.repetition_penalty
+    value, logits = logits[places], logits.copy()
+    logits[places] = np.where(value > 0, value / penalty, value * penalty)
+    return logits
 
 
-def filtered(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Tempered logits (N,) of the ids that top-k and top-p keep, highest first, and those ids."""
-    finite = logits.isfinite().nonzero()[:, 0]
-    values, order = (logits[finite] / sampling.temperature).sort(descending=True, stable=True)
-    ids = finite[order]
-    if sampling.top_k:
-        values, ids = values[: sampling.top_k], ids[: sampling.top_k]
+def filtered(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Tempered logits, float64, that top-k and top-p keep of (N,), highest first, and their places in it."""
+    places = highest(logits, sampling.top_k or len(logits))
+    values = logits[places].astype(np.float64) / sampling.temperature
     if sampling.top_p < 1:
-        probability = torch.softmax(values, -1)
-        kept = int((probability.cumsum(-1) - probability < sampling.top_p).sum())  # the first one always is
-        values, ids = values[:kept], ids[:kept]
-    return values, ids
+        probability = np.exp(values - values[0])
+        before = probability.cumsum() - probability
+        kept = int((before < sampling.top_p * probability.sum()).sum())  # the first one always is
+        values, places = values[:kept], places[:kept]
+    return values, places
+
+
+def highest(values: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` highest of (N,), highest first and of equals the first first; -inf is never."""
+    if count < len(values):
+        floor = np.partition(values, len(values) - count)[len(values) - count]
+        places = (values >= max(floor, np.finfo(values.dtype).min)).nonzero()[0]
+    else:
+        places = (values > -np.inf).nonzero()[0]
+    return places[(-values[places]).argsort(kind="stable")][:count]
+
+
+def noise(seed: int, step: int) -> float:
+    """A number in [0, 1) of a seed and a step, by the mixing function of splitmix64 (Steele et al. 2014)."""
+    return (_mixed(_mixed(seed) + step) >> 11) * 2.0**-53
+
+
+def _mixed(word: int) -> int:
+    word = (word + 0x9E3779B97F4A7C15) & _WORD
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
+    return word ^ (word >> 31)
 
 
 class LoopDetector:

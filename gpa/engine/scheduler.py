@@ -1,39 +1,45 @@
 """The engine: requests of every kind share one batch, and join and leave it at any step.
 
 Guidance and beams are several rows of one request. Nothing here knows which id means what, and nothing here
-computes: the network runs, the cache remembers, a request's `Draw` or `Search` chooses.
+computes: the network runs, the cache remembers, a request's `Draw` or `Search` chooses. What a request gets
+depends on nothing but the request (docs/serving.md).
 
-    R rows   V vocabulary
+    R rows   D width   N ids that may be generated
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gpa.engine.base import Completer
 from gpa.engine.cache import Cache
 from gpa.engine.drawing import Draw
 from gpa.engine.search import Search
 from gpa.errors import UsageError
 
 if TYPE_CHECKING:
+    from gpa.engine.linear import Linear
     from gpa.engine.network import Network
     from gpa.engine.request import Completion, Request
 
 ROWS = 32  # of one batch, unless a single request needs more
+MEMORY = 4 << 30  # bytes of keys and values, unless a single request needs more
+BLOCK = 64  # positions of a prompt that are read at once; blocks begin at multiples of it
+READ = 4  # blocks that are read between two ids of those who already generate
 
 
 @dataclass(frozen=True)
 class Progress:
     """What a step did for one request: its new ids, and its completion if that was the last of them.
 
-    A search has no ids before its end: until then any hypothesis may win.
+    Ids are never taken back: a search tells those on which all its hypotheses agree.
     """
 
     handle: int
@@ -43,24 +49,37 @@ class Progress:
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way: how it decides, its rows of the cache, how many of its ids were told."""
+    """A request on its way: how it decides, its rows of the cache, what is read of its prompts, what told."""
 
     handle: int
     decoder: Draw | Search
+    priority: int
+    head: Linear
+    longest: int  # positions that a row of it may need
     rows: list[int] = field(default_factory=list)
+    ends: list[Tensor] = field(default_factory=list)  # hidden states (1, D) after its prompts
     started: bool = False
     told: int = 0
 
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who is served first: by priority, then by arrival."""
+        return -self.priority, self.handle
 
-class Engine:
+
+class Engine(Completer):
     """Completions of requests by one network. One thread at a time; a second engine is cheap."""
 
-    def __init__(self, network: Network, rows: int = ROWS) -> None:
-        """`rows` are decoded together at most."""
-        self.network, self.rows = network, rows
-        self.cache = Cache(network)
+    def __init__(self, network: Network, rows: int = ROWS, memory: int = MEMORY, read: int = READ) -> None:
+        """At most `rows` are decoded together, their keys and values take `memory` bytes at most, and `read`
+        blocks of prompts are read a step. Who does not fit waits.
+        """
+        self.network, self.rows, self.read = network, rows, read
+        self._packed = network.packed
+        self.cache = Cache(self._packed)
+        self._positions = memory // Cache.bytes_per_position(self._packed)
         self._handles = count()
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
         self._running: list[Job] = []
 
     @property
@@ -68,12 +87,17 @@ class Engine:
         """Whether any request is not complete."""
         return bool(self._waiting or self._running)
 
-    def add(self, request: Request) -> int:
-        """Take a request; `step` speaks of it by the number returned.
+    @property
+    def waiting(self) -> int:
+        """How many requests have no rows yet."""
+        return len(self._waiting)
+
+    def add(self, request: Request, priority: int = 0) -> int:
+        """Take a request; `step` speaks of it by the number returned. Higher priorities begin first.
 
         PromptError for one that cannot be met: its prompt leaves no room in the context, say.
         """
-        return self._enqueue(self._decoder(request))
+        return self._enqueue(self._decoder(request), priority)
 
     def cancel(self, handle: int) -> None:
         """Forget a request; its rows are free for the next step. UsageError if it is not on its way."""
@@ -83,72 +107,74 @@ class Engine:
         self._drop(found[0])
 
     def step(self) -> list[Progress]:
-        """One more id for every running request: schedule, run, sample, finish."""
+        """One more id for every running request whose prompts are read: schedule, run, choose, finish."""
         self._schedule()
         with torch.inference_mode():
             for job, logits in self._run():
                 job.decoder.advance(logits)
         return self._finish()
 
-    def run(self) -> Iterator[Progress]:
-        """Step until every request is complete."""
-        while self.busy:
-            yield from self.step()
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """The completions of requests as one batch, in their order. The engine must have no others."""
-        if self.busy:
-            raise UsageError("this engine has requests on their way: use add and step")
-        decoders = [self._decoder(request) for request in requests]  # all are possible, or none is begun
-        handles = [self._enqueue(decoder) for decoder in decoders]
-        found = {each.handle: each.completion for each in self.run() if each.completion}
-        return [found[handle] for handle in handles]
-
     def _decoder(self, request: Request) -> Draw | Search:
         if request.beams:
             return Search(request, request.beams, self.network)
         return Draw(request, self.network)
 
-    def _enqueue(self, decoder: Draw | Search) -> int:
-        job = Job(next(self._handles), decoder)
+    def _enqueue(self, decoder: Draw | Search, priority: int = 0) -> int:
+        longest = max(map(len, decoder.prompts)) + decoder.most
+        job = Job(next(self._handles), decoder, priority, self._packed.head(decoder.choices.ids), longest)
         self._waiting.append(job)
         return job.handle
 
     def _schedule(self) -> None:
-        """Start waiting requests in their order, while there are rows for the next one."""
-        while self._waiting:
-            need = self._waiting[0].decoder.rows
-            if self._running and self.cache.used + need > self.rows:
-                return
-            job = self._waiting.popleft()
-            job.rows = self.cache.take(need)
+        """Start waiting requests in their order, while there is room for the next one."""
+        self._waiting.sort(key=lambda job: job.order)
+        while self._waiting and self._fits(self._waiting[0]):
+            job = self._waiting.pop(0)
+            job.rows = self.cache.take(job.decoder.rows)
             self._running.append(job)
 
-    def _run(self) -> Iterator[tuple[Job, Tensor]]:
-        """Logits (R, V) of every running request: of its prompts at first, then of its newest ids."""
-        old = [job for job in self._running if job.started]
-        for job in self._running:
-            if not job.started:
-                yield job, self._prefill(job)
-                job.started = True
-        if old:
-            sizes = [self._continue(job) for job in old]
-            rows = [row for job, size in zip(old, sizes, strict=True) for row in job.rows[:size]]
-            ids = [token_id for job in old for token_id, _ in job.decoder.following]
-            yield from zip(old, self._read(ids, rows).split(sizes), strict=True)
+    def _fits(self, job: Job) -> bool:
+        """Whether a request has room beside those that run; alone it always has."""
+        rows = self.cache.used + job.decoder.rows
+        longest = max(each.longest for each in (*self._running, job))
+        return not self._running or (rows <= self.rows and rows * longest <= self._positions)
 
-    def _prefill(self, job: Job) -> Tensor:
-        """Each prompt by itself: what a row holds does not depend on its neighbours."""
-        prompts = job.decoder.prompts
-        return torch.cat(
-            [
-                self.network(
-                    torch.tensor([list(prompt)], device=self.network.device),
-                    self.cache.extended([row], len(prompt)),
-                )
-                for row, prompt in zip(job.rows, prompts, strict=False)
-            ]
-        )
+    def _run(self) -> Iterator[tuple[Job, np.ndarray]]:
+        """Logits (R, N) of every request that generates: after its prompts at first, then after its newest
+        ids.
+        """
+        old = [job for job in self._running if job.started]
+        yield from self._prefill()
+        if not old:
+            return
+        sizes = [self._continue(job) for job in old]
+        rows = [row for job, size in zip(old, sizes, strict=True) for row in job.rows[:size]]
+        ids = [token_id for job in old for token_id, _ in job.decoder.following]
+        hidden = self._packed(self._tensor(ids), self.cache.extended(rows))
+        yield from self._logits(old, list(hidden.split(sizes)))
+
+    def _prefill(self) -> Iterator[tuple[Job, np.ndarray]]:
+        """Read blocks of prompts, in the requests' order; logits of those whose last one is read."""
+        left = self.read
+        for job in sorted((job for job in self._running if not job.started), key=lambda job: job.order):
+            while left and not job.started:
+                self._read(job)
+                left -= 1
+            if job.started:
+                yield from self._logits([job], [torch.cat(job.ends)])
+
+    def _read(self, job: Job) -> None:
+        """One more block of a request's prompts. A block is read alone, and where it ends is fixed, so what
+        a row holds depends on its prompt only.
+        """
+        n = len(job.ends)
+        row, prompt = job.rows[n], job.decoder.prompts[n]
+        begin = self.cache.lengths[row]
+        ids = prompt[begin : begin + BLOCK]
+        hidden = self._packed(self._tensor(ids), self.cache.prompted(row, len(ids)))
+        if begin + len(ids) == len(prompt):
+            job.ends.append(hidden[-1:])
+            job.started = len(job.ends) == len(job.decoder.prompts)
 
     def _continue(self, job: Job) -> int:
         """Let the rows of a request hold what its next ids continue; how many rows those are."""
@@ -156,21 +182,27 @@ class Engine:
         self.cache.copy(parents, job.rows[: len(parents)])
         return len(parents)
 
-    def _read(self, ids: Sequence[int], rows: Sequence[int]) -> Tensor:
-        """Logits (R, V) after one more id of each row."""
-        new = torch.tensor(ids, device=self.network.device)[:, None]
-        return self.network(new, self.cache.extended(rows, 1))
+    def _logits(self, jobs: Sequence[Job], hidden: Sequence[Tensor]) -> Iterator[tuple[Job, np.ndarray]]:
+        """Logits (R, N) by hidden states (R, D); requests that choose among the same ids share a product."""
+        for head in {id(job.head): job.head for job in jobs}.values():
+            who = [n for n, job in enumerate(jobs) if job.head is head]
+            logits = (
+                head(torch.cat([hidden[n] for n in who])).float().cpu().split([len(hidden[n]) for n in who])
+            )
+            yield from ((jobs[n], rows.numpy()) for n, rows in zip(who, logits, strict=True))
+
+    def _tensor(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor(ids, device=self._packed.device)
 
     def _finish(self) -> list[Progress]:
         """Tell what is new, and drop what is complete."""
         found = []
-        for job in list(self._running):
-            made = job.decoder.completion.ids
-            found.append(
-                Progress(job.handle, made[job.told :], job.decoder.completion if job.decoder.done else None)
-            )
+        for job in [job for job in self._running if job.started]:
+            made = job.decoder.made
+            done = job.decoder.completion if job.decoder.done else None
+            found.append(Progress(job.handle, made[job.told :], done))
             job.told = len(made)
-            if job.decoder.done:
+            if done:
                 self._drop(job)
         return found
 

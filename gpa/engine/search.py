@@ -3,19 +3,20 @@
 A network that has heard a few hours spells by ear. So several spellings are kept side by side, and each is
 scored by the network and by a prior. Ids only; what they spell is the prior's business.
 
-    R live hypotheses   V vocabulary
+    R live hypotheses   N ids that may be generated
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+import numpy as np
 
 from gpa.engine.request import Beams, Completion, Request, Rules
-from gpa.engine.sampler import LoopDetector, Masks, masked
+from gpa.engine.sampler import Choices, LoopDetector, highest
 
 if TYPE_CHECKING:
     from gpa.engine.network import Network
@@ -39,7 +40,7 @@ class Search:
         """PromptError for a prompt without room in the context, and for legal ids that there are not."""
         self.rules, self.beams = request.rules, beams
         self.most = min(self.rules.max_new, network.room(request.prompt))
-        self.masks = Masks.build(self.rules, network.sizes.vocab_size, network.device)
+        self.choices = Choices.build(self.rules, network.sizes.vocab_size)
         self.prompts, self.rows = [request.prompt], beams.width
         self.completion, self.done = Completion(), False
         self._live, self._ended = [Hypothesis(0.0, [], "")], list[Hypothesis]()
@@ -50,8 +51,15 @@ class Search:
         """For each live hypothesis the id it reads next, and the row that it continues."""
         return [(h.ids[-1], parent) for h, parent in zip(self._live, self._parents, strict=True)]
 
-    def advance(self, logits: Tensor) -> None:
-        """Replace the live hypotheses by their best continuations, by logits (R, V)."""
+    @property
+    def made(self) -> list[int]:
+        """Ids that will not be taken back: those on which all hypotheses agree."""
+        if self.done:
+            return self.completion.ids
+        return list(commonprefix([h.ids for h in (*self._live, *self._ended)]))
+
+    def advance(self, logits: np.ndarray) -> None:
+        """Replace the live hypotheses by their best continuations, by logits (R, N)."""
         found, width, stop = self._continued(logits), self.beams.width, self.rules.stop
         self._ended += [h for h, _ in found[:width] if h.ids[-1] in stop]
         kept = [(h, parent) for h, parent in found if h.ids[-1] not in stop][:width]
@@ -65,15 +73,16 @@ class Search:
             best_of = self._ended or self._live
             self.completion = _completion(max(best_of, key=lambda h: h.score).ids, self.rules)
 
-    def _continued(self, logits: Tensor) -> list[tuple[Hypothesis, int]]:
+    def _continued(self, logits: np.ndarray) -> list[tuple[Hypothesis, int]]:
         """Every live hypothesis with each of its likeliest next ids, and its row; the best first."""
         found, prior = [], self.beams.prior
         for parent, (h, row) in enumerate(zip(self._live, logits, strict=True)):
-            values, ids = masked(row, h.ids, self.rules, self.masks).log_softmax(-1).topk(PROPOSED)
-            for value, token_id in zip(values.tolist(), ids.tolist(), strict=True):
-                if value > -math.inf:
-                    more, state = prior(h.state, token_id) if prior else (0.0, h.state)
-                    found.append((Hypothesis(h.score + value + more, [*h.ids, token_id], state), parent))
+            row = np.where(self.choices.allowed(h.ids, self.rules), row, -np.inf).astype(np.float64)
+            row -= row.max() + np.log(np.exp(row - row.max()).sum())
+            places = highest(row, PROPOSED)
+            for value, token_id in zip(row[places].tolist(), self.choices.ids[places].tolist(), strict=True):
+                more, state = prior(h.state, token_id) if prior else (0.0, h.state)
+                found.append((Hypothesis(h.score + value + more, [*h.ids, token_id], state), parent))
         return sorted(found, key=lambda each: -each[0].score)
 
 

@@ -6,6 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
 
+class HubOptions(TypedDict, total=False):
+    """Of `from_pretrained`: which `revision` of a repository; `offline` (False) downloads nothing."""
+
+    revision: str | None
+    offline: bool
+
+
 class SamplingOptions(TypedDict, total=False):
     """How ids are drawn. What is left out, or None, is the checkpoint's own default for the task.
 
@@ -23,13 +30,23 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class SpeechOptions(SamplingOptions, total=False):
-    """Of `tts`. `pause` (0.2) are the seconds between the parts of a long text.
+    """Of `tts`. `pause` (0.2) are the seconds between two sentences that are spoken apart; a comma has half
+    of it, a paragraph two and a half times as much.
 
     The text guides with strength `gamma`; 0 is off, and faster. `pronunciations` say how words sound,
     `{"tomato": "T AH0 M AA1 T OW0"}`, in the phones of the CMU Pronouncing Dictionary.
+
+    `best_of` takes of each part are made, and the one is kept in which the model's own recognition finds the
+    fewest wrong words; `verify` has a single take read back too. A part with more than half of its words
+    wrong is spoken once more, then fails. `lookahead` is how many frames of codes the decoder waits for
+    before it draws a frame: less than the codec's own right context (None) begins sooner, and sounds
+    slightly different.
     """
 
     pause: float
+    best_of: int
+    verify: bool
+    lookahead: int | None
     gamma: float | None
     pronunciations: Mapping[str, str] | None
 

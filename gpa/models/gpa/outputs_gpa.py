@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,16 @@ import numpy as np
 from gpa import audio as sound
 from gpa.codec.voice import Voice
 
-__all__ = ["Speech", "Transcript", "Voice", "VoiceLike"]
+__all__ = ["Chunk", "Failure", "Partial", "Segment", "Speech", "Transcript", "Voice", "VoiceLike", "Word"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A part of a text that was not spoken: its `text`, where in the sound it is missing, and why."""
+
+    text: str
+    seconds: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,7 @@ class Speech:
 
     `finish_reason` is "stop", or "length" (the budget ran out) or "loop" (repetition was cut) if any part
     ended so; `mode` that the language model chose the tokens ("lm"), or a conversion kept them ("codec").
+    `failures` are the parts of the text that could not be spoken and are missing in `wav`.
     """
 
     wav: np.ndarray
@@ -27,6 +38,15 @@ class Speech:
     tokens: np.ndarray
     finish_reason: str
     mode: str = "lm"
+    failures: tuple[Failure, ...] = ()
+
+    @classmethod
+    def of(cls, chunks: Iterable[Speech]) -> Speech:
+        """What the chunks of a stream are together."""
+        parts = list(chunks)
+        wav, tokens = (np.concatenate([getattr(part, name) for part in parts]) for name in ("wav", "tokens"))
+        failures = tuple(failure for part in parts for failure in part.failures)
+        return Speech(wav, parts[-1].sample_rate, tokens, parts[-1].finish_reason, failures=failures)
 
     @property
     def seconds(self) -> float:
@@ -39,15 +59,84 @@ class Speech:
 
 
 @dataclass(frozen=True)
+class Chunk(Speech):
+    """A stretch of speech on its way; all of them together are the speech (`Speech.of`).
+
+    `finish_reason` is "" before the last one. `text` are the words that begin with this chunk, `done` is the
+    share of the text whose sound has come, this chunk's included.
+    """
+
+    text: str = ""
+    done: float = 0.0
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and its seconds on the clock of the audio."""
+
+    word: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is said between two pauses, and its seconds on the clock of the audio.
+
+    `tokens` are its text ids, `temperature` is how they were drawn. `avg_logprob` is the mean of the logarithms of
+    their probabilities, `compression_ratio` that of its UTF-8 bytes to the zlib-compressed ones,
+    `no_speech_prob` how likely it is no speech at all, 0 where the checkpoint cannot tell. `seek` is where the
+    sound begins that was read, in 10 ms.
+    """
+
+    id: int
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    words: tuple[Word, ...]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    seek: int
+
+
+@dataclass(frozen=True)
 class Transcript:
-    """Recognised text; `tokens` (N,) int64 are its text ids, `finish_reason` as for `Speech`."""
+    """Recognised text; `tokens` (N,) int64 are its text ids, `finish_reason` as for `Speech`.
+
+    Where nobody speaks the text is empty, and `finish_reason` says "silence". `segments` have the times,
+    `duration` are the seconds of the audio, `skipped` those of them without speech, `language` as the checkpoint
+    states it, "" if it does not.
+    """
 
     text: str
     tokens: np.ndarray
     finish_reason: str
+    segments: tuple[Segment, ...] = ()
+    duration: float = 0.0
+    skipped: float = 0.0
+    language: str = ""
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def words(self) -> list[Word]:
+        """The words of all segments."""
+        return [word for segment in self.segments for word in segment.words]
+
+
+@dataclass(frozen=True)
+class Partial:
+    """More of a transcript, which stays as it is: all `text` put together is the transcript's.
+
+    `segment` is the one that this text completes, if it does.
+    """
+
+    text: str
+    segment: Segment | None = None
 
 
 VoiceLike = (

@@ -7,32 +7,40 @@ requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
 
+from gpa.audio import blocks
 from gpa.config import check_options
+from gpa.engine.backends import find_engine
 from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Rules
 from gpa.engine.scheduler import Engine
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
+from gpa.models.gpa.alignment_gpa import evidence
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.info_gpa import describe
 from gpa.models.gpa.options_gpa import (
     ConversionOptions,
+    HubOptions,
     SamplingOptions,
     SpeechOptions,
     TranscriptOptions,
 )
-from gpa.models.gpa.processing_gpa import GPAProcessor
-from gpa.models.gpa.requests_gpa import Job, asr_job, speech, tts_job, vc_job
+from gpa.models.gpa.processing_gpa import GPAProcessor, label
+from gpa.models.gpa.recognition_gpa import Recogniser, Recognition, partials
+from gpa.models.gpa.recognition_gpa import together as recognised
+from gpa.models.gpa.requests_gpa import Job, asr_job, speech, vc_job
+from gpa.models.gpa.utterance_gpa import Utterance, chunks, together
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
 from gpa.text.tokenizer import normalise_text
@@ -42,12 +50,14 @@ if TYPE_CHECKING:
 
     from gpa.audio import AudioLike
     from gpa.codec.base import LinguisticTokenizer, TokenCodec
-    from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice, VoiceLike
+    from gpa.engine.base import Completer
+    from gpa.models.gpa.outputs_gpa import Chunk, Partial, Speech, Transcript, Voice, VoiceLike
     from gpa.prompt.formats import Format
     from gpa.prompt.vocab import Vocab
 
 ASR = "asr"  # in the place of a transcript: what the model itself recognises
 T = TypeVar("T")
+Streamed = Literal[True, "parts"]
 
 
 class GPA:
@@ -69,6 +79,7 @@ class GPA:
         sizes = {"vocab_size": s.vocab_size, "context": s.max_position_embeddings}
         self.processor = GPAProcessor(tokenizer, codec, glm, self.config, **sizes)
         self.network = network
+        self.other_engine: Callable[[], Completer] | None = None  # makes engines in the place of ours
         self.path: Path | None = None  # of the files
         self.precision = network.dtype  # of the files, which saving keeps
         for name, voice in (voices or {}).items():
@@ -81,20 +92,23 @@ class GPA:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        revision: str | None = None,
-        offline: bool = False,
+        engine: str = "",
         threads: int | None = None,
+        **hub: Unpack[HubOptions],
     ) -> GPA:
         """Load a directory, a repository id or a shipped name.
 
         It may hold a published checkpoint (at its root or in gpa_0_3b/) or what `save_pretrained` wrote.
 
         `dtype` is that of the language model; the codec computes in float32. Nothing is downloaded for a
-        local path. `threads` of the processor hold for the whole process: None lets the model's size decide,
-        0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing, unexpected or
-        mismatched parts.
+        local path. `engine` completes prompts in the place of ours and has the same weights:
+        "llamacpp:FILE.gguf", "onnx:DIR", "vllm:http://HOST:PORT" or "sglang:http://HOST:PORT"
+        (docs/serving.md). `threads` of the processor hold for the whole process: None lets the model's size
+        decide, 0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing,
+        unexpected or mismatched parts.
         """
-        folder = files.find(path_or_repo, revision, offline)
+        check_options(hub, HubOptions)
+        folder = files.find(path_or_repo, **hub)
         config = GPAConfig.read(folder)
         chosen = pick_device(device)
         network, stored = Network.load(folder)
@@ -107,6 +121,7 @@ class GPA:
             model.add_voice(name, voice)
         network.to(chosen, pick_dtype(dtype, chosen, stored))
         model.path, model.precision = folder, stored
+        model.other_engine = find_engine(engine, network) if engine else None
         return model
 
     def save_pretrained(
@@ -230,9 +245,13 @@ class GPA:
             rules = Rules(most, rules.stop)
         return self.complete([Request(ids, rules, sampling, seed)])[0].ids
 
+    def engine(self) -> Completer:
+        """A new engine, which is cheap: what completes requests."""
+        return self.other_engine() if self.other_engine else Engine(self.network)
+
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of requests, as one batch."""
-        return Engine(self.network).generate(requests)
+        return self.engine().generate(requests)
 
     # Tasks ------------------------------------------------------------------------------------------------
 
@@ -242,18 +261,37 @@ class GPA:
     def tts(
         self, text: list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
     ) -> list[Speech]: ...
+    @overload
     def tts(
-        self, text: str | list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
-    ) -> Speech | list[Speech]:
+        self, text: str, voice: VoiceLike = None, *, stream: Streamed, **options: Unpack[SpeechOptions]
+    ) -> Generator[Chunk, None, None]: ...
+    def tts(
+        self,
+        text: str | list[str],
+        voice: VoiceLike = None,
+        *,
+        stream: Streamed | Literal[False] = False,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech | list[Speech] | Generator[Chunk, None, None]:
         """Speak a text of any length in a voice, or each text of a list; a long one is spoken in parts.
 
-        See `SpeechOptions`. PromptError for text that says nothing, GenerationError for no speech.
+        With `stream` the chunks of one text come as they are made, and closing the iterator ends the work;
+        `stream="parts"` hands out no part before it has been checked. See `SpeechOptions`. PromptError for
+        text that says nothing, GenerationError where no part of a text could be spoken.
         """
         check_options(options, SpeechOptions)
-        speaker = self.resolve_voice(voice)
-        return _as_asked(
-            text, self._results([tts_job(self.processor, one, speaker, options) for one in _list(text)])
-        )
+        if stream not in (False, True, "parts"):
+            raise UsageError(f"stream={stream!r}: expected True, False or 'parts'")
+        if stream and isinstance(text, list):
+            raise UsageError("a stream speaks one text: give a str, or leave stream out")
+        speaker, engine = self.resolve_voice(voice), self.engine()
+        utterances = [
+            Utterance(self.processor, engine, one, speaker, options, live=stream is True)
+            for one in _list(text)
+        ]
+        if stream:
+            return chunks(engine, utterances[0])
+        return _as_asked(text, together(engine, utterances))
 
     @overload
     def vc(
@@ -305,21 +343,48 @@ class GPA:
         return [[transcript or ""] * len(parts) for parts in sources]
 
     @overload
-    def asr(self, audio: AudioLike, **options: Unpack[TranscriptOptions]) -> Transcript: ...
-    @overload
-    def asr(self, audio: list[AudioLike], **options: Unpack[TranscriptOptions]) -> list[Transcript]: ...
     def asr(
-        self, audio: AudioLike | list[AudioLike], **options: Unpack[TranscriptOptions]
-    ) -> Transcript | list[Transcript]:
-        """Write down what is said in audio of any length, or in each of a list.
+        self, audio: AudioLike, *, stream: Literal[False] = False, **options: Unpack[TranscriptOptions]
+    ) -> Transcript: ...
+    @overload
+    def asr(
+        self, audio: list[AudioLike], *, stream: Literal[False] = False, **options: Unpack[TranscriptOptions]
+    ) -> list[Transcript]: ...
+    @overload
+    def asr(
+        self, audio: AudioLike, *, stream: Literal[True], **options: Unpack[TranscriptOptions]
+    ) -> Iterator[Partial]: ...
+    def asr(
+        self,
+        audio: AudioLike | list[AudioLike],
+        *,
+        stream: bool = False,
+        **options: Unpack[TranscriptOptions],
+    ) -> Transcript | list[Transcript] | Iterator[Partial]:
+        """Write down what is said in audio of any length, or in each of a list, with the times of words.
 
-        See `TranscriptOptions`. GenerationError if nothing was recognised.
+        Sound without speech is skipped, and where there is no other the transcript is empty. With `stream` the
+        text of one recording comes as it is written, and is never taken back; closing the iterator ends the
+        work. See `TranscriptOptions`.
         """
+        if stream and isinstance(audio, list):
+            raise UsageError("a stream writes down one recording: give one, or leave stream out")
+        engine, sources = self.engine(), [blocks(one, self.sample_rate) for one in _list(audio)]
+        recognitions = [self._recognition(engine, options, label(one, "the audio")) for one in _list(audio)]
+        if stream:
+            return partials(engine, recognitions[0], sources[0])
+        return _as_asked(audio, recognised(engine, recognitions, sources))
+
+    def recogniser(self, **options: Unpack[TranscriptOptions]) -> Recogniser:
+        """What writes down live sound, as it is recorded. See `TranscriptOptions`."""
+        engine = self.engine()
+        return Recogniser(engine, self._recognition(engine, options, "the sound"))
+
+    def _recognition(self, engine: Completer, options: TranscriptOptions, name: str) -> Recognition:
         check_options(options, TranscriptOptions)
         words = options.get("words", ())
         options["words"] = [words] if isinstance(words, str) else list(words)
-        wavs = list(map(self.processor.hear, _list(audio), repeat("the audio")))
-        return _as_asked(audio, self._results([asr_job(self.processor, wav, options) for wav in wavs]))
+        return Recognition(self.processor, engine, partial(evidence, self.network), options, name)
 
     def _results(self, jobs: Sequence[Job[T]]) -> list[T]:
         return [job.result(done) for job, done in zip(jobs, self._completed(jobs), strict=True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,14 @@ import numpy as np
 
 from gpa import audio as sound
 from gpa import hub
+from gpa.codec.reference import check_reference
 from gpa.engine.request import Beams, Rules, Sampling
 from gpa.errors import CheckpointError, PromptError, UsageError
+from gpa.models.gpa.activity_gpa import PAUSE, Segmenter
 from gpa.models.gpa.budgets_gpa import Budgets, budget
 from gpa.models.gpa.checkpoint_gpa import GLM, read_text_files
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
-from gpa.models.gpa.segmentation_gpa import split_audio, split_text
+from gpa.models.gpa.segmentation_gpa import Passage, passages, pause_after, split_audio, split_text
 from gpa.prompt.formats import get_format
 from gpa.prompt.tasks import ASR, SPEECH_INPUTS, TTS, VC, Parsed, Task
 from gpa.prompt.vocab import Vocab
@@ -101,7 +103,7 @@ class GPAProcessor(Budgets):
     def voice(self, reference: AudioLike, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
         """The voice of a recording; see `GPA.voice`."""
         wav = sound.load(reference, self.codec.spec.sample_rate)
-        sound.check_reference(wav, self.codec.spec.sample_rate, name=_label(reference, "the reference"))
+        check_reference(wav, self.codec.spec.sample_rate, name=label(reference, "the reference"))
         return self.codec.voice((wav, self.codec.spec.sample_rate), name, about)
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
@@ -258,7 +260,7 @@ class GPAProcessor(Budgets):
     def hear(self, audio: AudioLike, name: str) -> np.ndarray:
         """A waveform (S,) to transcribe or convert; AudioWarning if it is silent or clipped."""
         wav = sound.load(audio, self.codec.spec.sample_rate)
-        sound.check_speech(wav, self.codec.spec.sample_rate, name=_label(audio, name), stacklevel=4)
+        sound.check_speech(wav, self.codec.spec.sample_rate, name=label(audio, name), stacklevel=4)
         return wav
 
     def sampling(self, task: str, options: SamplingOptions) -> tuple[Sampling, int, int | None]:
@@ -270,13 +272,22 @@ class GPAProcessor(Budgets):
 
     # Limits and budgets -----------------------------------------------------------------------------------
 
-    def text_parts(self, text: str, voice: Sequence[int], known: Pronunciations | None = None) -> list[str]:
-        """Text in parts that one pass can speak by a dictionary; PromptError if there is nothing to say."""
-        spoken = normalise_text(_text(text)) if self.config.format == "instruct" else _text(text)
-        if not spoken.strip():
+    def passages(
+        self, text: str, voice: Sequence[int], known: Pronunciations | None = None
+    ) -> Iterator[Passage]:
+        """Parts of a text that one pass can speak by a dictionary, made as they are asked for.
+
+        PromptError, at the first, if there is nothing to say.
+        """
+        spoken = normalise_text if self.config.format == "instruct" else str
+        empty = True
+        for passage in passages(_text(text), self.config.max_text_chars, spoken):
+            fitting = self._fit(passage.text, voice, known)
+            yield from (replace(passage, text=part, pause=pause_after(part)) for part in fitting[:-1])
+            yield replace(passage, text=fitting[-1])
+            empty = False
+        if empty:
             raise PromptError(f"there is nothing to say in {text!r}")
-        parts = split_text(spoken, self.config.max_text_chars)
-        return [piece for part in parts for piece in self._fit(part, voice, known)]
 
     def _fit(self, text: str, voice: Sequence[int], known: Pronunciations | None) -> list[str]:
         """The text in pieces whose prompt and speech fit the context."""
@@ -292,7 +303,16 @@ class GPAProcessor(Budgets):
         return [piece for half in halves for piece in self._fit(half, voice, known)]
 
     def audio_parts(self, wav: np.ndarray, task: str) -> list[np.ndarray]:
-        """A waveform in parts that one pass can take: the model's limit, or less if the context is short."""
+        """A waveform in parts that one pass can take."""
+        return split_audio(wav, self.codec.spec.sample_rate, self.longest_audio(task))
+
+    def segmenter(self, task: str, pause: float = PAUSE) -> Segmenter:
+        """What cuts sound of any length into such parts, in pauses if there are any."""
+        spec = self.codec.spec
+        return Segmenter(spec.sample_rate, self.longest_audio(task), spec.hop_length, pause)
+
+    def longest_audio(self, task: str) -> float:
+        """Seconds that one pass can take: the model's limit, or less if the context is short."""
         rate = self.codec.spec.code_rate
         rates = {"semantic": rate, "glm": self.glm.spec.frame_rate if self.glm else 0.0}
         asked = self.format.task(task)
@@ -303,7 +323,7 @@ class GPAProcessor(Budgets):
         seconds = min(self.config.max_audio_seconds, (self.context - fixed) / per_second)
         if seconds < 1:
             raise PromptError(f"the model's context of {self.context} ids does not hold one second of audio")
-        return split_audio(wav, self.codec.spec.sample_rate, seconds)
+        return seconds
 
     def conversion_rules(self, ids: Sequence[int], max_new_tokens: int | None = None) -> Rules:
         """What a conversion may look like: as long as its source where the model keeps timing."""
@@ -343,5 +363,6 @@ def _text(given: str) -> str:
     return given
 
 
-def _label(audio: AudioLike, otherwise: str) -> str:
+def label(audio: AudioLike, otherwise: str) -> str:
+    """How messages name audio."""
     return str(audio) if isinstance(audio, (str, os.PathLike)) else otherwise

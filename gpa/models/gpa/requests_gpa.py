@@ -23,6 +23,7 @@ from gpa.prompt.formats import Format, InstructFormat
 if TYPE_CHECKING:
     from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
     from gpa.models.gpa.processing_gpa import GPAProcessor
+    from gpa.text.pronunciations import Pronunciations
 
 logger = logging.getLogger(__name__)
 
@@ -39,29 +40,18 @@ class Job(Generic[T]):
     result: Callable[[Sequence[Completion]], T]
 
 
-def tts_job(processor: GPAProcessor, text: str, voice: Voice, options: SpeechOptions) -> Job[Speech]:
-    """Speech of a text of any length, in parts. PromptError for text that says nothing."""
+def tts_request(
+    processor: GPAProcessor, text: str, voice: Voice, known: Pronunciations, options: SpeechOptions
+) -> Request:
+    """A request to speak one part of a text by a dictionary, prompted by the voice alone."""
     sampling, seed, most = processor.sampling("tts", options)
     gamma = options.get("gamma")
     gamma = processor.config.gamma if gamma is None else gamma
-    known = processor.dictionary(options.get("pronunciations"))
-    requests = []
-    for i, part in enumerate(processor.text_parts(text, voice.codes, known)):
-        shortest, longest = processor.spoken_ids(part)
-        rules = processor.rules("tts", budget(most, longest), shortest)
-        ids = processor.build("tts", text=processor.pronounced(part, known), voice=voice.codes)
-        guidance = spoken(processor.format, ids, voice.codes, gamma)
-        requests.append(Request(ids, rules, sampling, seed + i * SEED_STEP, guidance))
-
-    def result(done: Sequence[Completion]) -> Speech:
-        silence = np.zeros(int(options.get("pause", 0.2) * processor.codec.spec.sample_rate), np.float32)
-        parts = [codes(processor, each) for each in done]
-        wavs: list[np.ndarray] = []
-        for part in parts:
-            wavs += [silence] * bool(wavs) + [processor.sound(part, voice)]
-        return speech(processor, np.concatenate(wavs), np.concatenate(parts), worst(done))
-
-    return Job(requests, result)
+    shortest, longest = processor.spoken_ids(text)
+    rules = processor.rules("tts", budget(most, longest), shortest)
+    ids = processor.build("tts", text=processor.pronounced(text, known), voice=voice.codes)
+    guidance = spoken(processor.format, ids, voice.codes, gamma)
+    return Request(ids, rules, sampling, seed, guidance)
 
 
 def vc_job(
@@ -87,17 +77,25 @@ def vc_job(
     return Job(requests, result)
 
 
-def asr_job(processor: GPAProcessor, wav: np.ndarray, options: TranscriptOptions) -> Job[Transcript]:
-    """The transcript of a waveform (S,) of any length, cut at its quietest points."""
+def asr_requests(processor: GPAProcessor, options: TranscriptOptions) -> Callable[[np.ndarray, int], Request]:
+    """What makes the request of a part (S,) of a recording, by its number."""
     sampling, seed, most = processor.sampling("asr", options)
     beams = processor.search(options.get("beams"), options.get("words", ()))
     searched = beams if sampling.plain and beams.width > 1 else None
-    requests = []
-    for i, part in enumerate(processor.audio_parts(wav, "asr")):
+
+    def request(part: np.ndarray, number: int) -> Request:
         longest = processor.transcript_ids(len(part) / processor.codec.spec.sample_rate)
         rules = processor.rules("asr", budget(most, longest))
         ids = processor.build("asr", wav=part)
-        requests.append(Request(ids, rules, sampling, seed + i * SEED_STEP, beams=searched))
+        return Request(ids, rules, sampling, seed + number * SEED_STEP, beams=searched)
+
+    return request
+
+
+def asr_job(processor: GPAProcessor, wav: np.ndarray, options: TranscriptOptions) -> Job[Transcript]:
+    """What is said in a waveform (S,) that holds speech, without times; GenerationError for no words."""
+    request = asr_requests(processor, options)
+    requests = [request(part, n) for n, part in enumerate(processor.audio_parts(wav, "asr"))]
 
     def result(done: Sequence[Completion]) -> Transcript:
         tokens = [processor.text_ids(each) for each in done]

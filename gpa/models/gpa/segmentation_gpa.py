@@ -6,16 +6,79 @@ Knows characters, samples and seconds; no ids, no model.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 _SENTENCE = re.compile(r"(?<=[.!?;])[\"')\]]*\s+|(?<=[。！？；…])\s*")
 _CLAUSE = re.compile(r"(?<=[,:])\s+|(?<=[、，：—])\s*")
 _WORD = re.compile(r"\s+")
+_PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
+# What follows a part that ends so, as a share of the pause after a sentence.
+PAUSES = {**dict.fromkeys(".!?…。！？", 1.0), **dict.fromkeys(",;:-、，；：—", 0.5)}
+PARAGRAPH_PAUSE = 2.5
+JOINED = 0.5  # short sentences are spoken together up to this share of what one pass can say
 _FRAME = 0.02  # seconds; energy is looked at in frames of this length
 _TAIL = 0.5  # seconds; no piece is shorter
 SECONDS_PER_CHAR, SECONDS_PER_GLYPH = 0.2, 0.6  # slow speech: Latin letters; ideographs and digits
 FASTEST = 60.0  # characters per second that nobody reaches
+SILENCE, QUIET = 1e-3, 0.03  # root mean square: of full scale; of the loudest frame
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a text that is spoken in one go; `pause` follows it, 1 being that after a sentence.
+
+    `done` is the share of the text that ends with it.
+    """
+
+    text: str
+    pause: float
+    done: float
+
+
+def passages(text: str, limit: int, spoken: Callable[[str], str] = str) -> Iterator[Passage]:
+    """Parts of at most `limit` characters, one after another, made as they are asked for.
+
+    `spoken` gives a paragraph the form in which it is said. A text that fits is one part. A longer one has a
+    part for each sentence, short ones together, and no part reaches into the next paragraph (a blank line).
+    """
+    begin = 0
+    for end, after in _paragraphs(text):
+        said = spoken(text[begin:end])
+        parts = [part for part in _sentences(said, limit) if part.strip()]
+        total, told = sum(map(len, parts)), 0
+        for part in parts:
+            told += len(part)
+            pause = pause_after(part) if told < total else PARAGRAPH_PAUSE
+            yield Passage(part, pause, (begin + (after - begin) * told / total) / len(text))
+        begin = after
+
+
+def pause_after(text: str) -> float:
+    """How long a reader rests after a text, by its last mark; 0 where it was cut between words."""
+    return PAUSES.get(text.rstrip(" \"')]")[-1:], 0.0)
+
+
+def _paragraphs(text: str) -> Iterator[tuple[int, int]]:
+    """Where each paragraph ends, and where the next one begins."""
+    yield from (match.span() for match in _PARAGRAPH.finditer(text))
+    yield len(text), len(text)
+
+
+def _sentences(text: str, limit: int) -> list[str]:
+    """The text as it is if it fits, else its sentences: the short ones joined, the long ones cut."""
+    if len(text) <= limit:
+        return [text]
+    ends = [match.end() for match in _SENTENCE.finditer(text)]
+    joined: list[str] = []
+    for begin, end in zip([0, *ends], [*ends, len(text)], strict=True):
+        if joined and len(joined[-1]) + end - begin <= limit * JOINED:
+            joined[-1] += text[begin:end]
+        else:
+            joined.append(text[begin:end])
+    return [part for each in joined for part in _pack(each, limit, [_CLAUSE, _WORD])]
 
 
 def split_text(text: str, limit: int) -> list[str]:
@@ -70,6 +133,19 @@ def _quietest(wav: np.ndarray, sample_rate: int, low: int, high: int) -> int:
     smooth = np.convolve(energy, np.ones(5) / 5, mode="same")
     smooth[:2] = smooth[-2:] = np.inf  # half-filled windows look quiet
     return low + int(smooth.argmin()) * frame + frame // 2
+
+
+def audible_seconds(wav: np.ndarray, sample_rate: int) -> float:
+    """How much of a waveform (S,) is neither silent nor far below its loudest parts."""
+    frame = int(_FRAME * sample_rate)
+    power = np.square(wav[: len(wav) // frame * frame]).reshape(-1, frame).mean(1)
+    floor = max(SILENCE**2, QUIET**2 * float(power.max(initial=0.0)))
+    return float((power > floor).sum()) * _FRAME
+
+
+def least_seconds(text: str) -> float:
+    """The least seconds of sound in which anybody says a text."""
+    return sum(not c.isspace() for c in text) / FASTEST
 
 
 def speech_seconds(text: str) -> tuple[float, float]:

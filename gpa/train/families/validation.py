@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from gpa.data import token_folder
-from gpa.data.edit_distance import edits, words
 from gpa.engine.request import Completion, Request, Sampling
 from gpa.engine.scheduler import Engine
 from gpa.errors import UsageError
 from gpa.models.gpa.budgets_gpa import Budgets
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.prompt.tasks import ASR, TTS
+from gpa.text.edit_distance import edits, words
 
 if TYPE_CHECKING:
     from gpa.data.rows import RowBuilder

@@ -1,0 +1,344 @@
+"""Speech on its way: the parts of a text side by side in one engine, their sound handed out in order.
+
+Every part is prompted by the voice alone, never by what was said before, so a voice does not drift. A part
+is checked when it is complete, spoken once more with another seed if it failed, and left out if it fails
+again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpa.codec.limiter import Limiter
+from gpa.errors import GenerationError, PromptError, UsageError
+from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech, Transcript
+from gpa.models.gpa.requests_gpa import SEED_STEP, Job, asr_job, tts_request
+from gpa.models.gpa.segmentation_gpa import Passage, audible_seconds, least_seconds
+from gpa.prompt.tasks import TTS
+from gpa.text.edit_distance import edits, words
+
+if TYPE_CHECKING:
+    from gpa.codec.base import Stream
+    from gpa.codec.voice import Voice
+    from gpa.engine.base import Completer
+    from gpa.engine.request import Completion
+    from gpa.engine.scheduler import Progress
+    from gpa.models.gpa.options_gpa import SpeechOptions
+    from gpa.models.gpa.processing_gpa import GPAProcessor
+
+logger = logging.getLogger(__name__)
+
+PARTS = 8  # of one text at a time
+PAUSE = 0.2  # seconds after a sentence
+TRIES = 2
+TAKE_STEP = 15_485_863  # between the seeds of the takes of one part
+WRONG = 0.5  # share of wrong words with which a take that was read back has failed
+
+
+class Take:
+    """One attempt at a part: its codes become sound as they come."""
+
+    def __init__(self, processor: GPAProcessor, stream: Stream) -> None:
+        self._processor, self._stream = processor, stream
+        self.codes: list[int] = []
+        self.wavs: list[np.ndarray] = []
+        self.completion: Completion | None = None
+        self._decoded = self._told = 0  # codes, wavs
+
+    def add(self, ids: Sequence[int], completion: Completion | None) -> None:
+        """Take new ids, and the completion if they were the last."""
+        vocab = self._processor.vocab
+        self.codes += vocab.semantic.codes(i for i in ids if i in vocab.semantic)
+        end = len(self.codes) - len(self.codes) % vocab.n_codebooks
+        if end > self._decoded:
+            self._keep(self._stream.push(self._processor.codec.tokens(self.codes[self._decoded : end])))
+            self._decoded = end
+        if completion:
+            self._keep(self._stream.finish())
+            self.completion = completion
+
+    def _keep(self, wav: np.ndarray) -> None:
+        if len(wav):
+            self.wavs.append(wav)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The codes (T,) of whole frames."""
+        return np.array(self.codes[: self._decoded], np.int64)
+
+    @property
+    def wav(self) -> np.ndarray:
+        """All sound (S,) so far."""
+        return np.concatenate([np.zeros(0, np.float32), *self.wavs])
+
+    def news(self) -> np.ndarray:
+        """The sound (S,) since it was last asked for."""
+        new, self._told = self.wavs[self._told :], len(self.wavs)
+        return np.concatenate([np.zeros(0, np.float32), *new])
+
+
+@dataclass(eq=False)
+class Reading:
+    """What the model's own recognition makes of a take."""
+
+    take: Take
+    job: Job[Transcript]
+    done: dict[int, Completion] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the take was read."""
+        return len(self.done) == len(self.job.requests)
+
+    @property
+    def text(self) -> str:
+        """What was read, "" where no words are found."""
+        try:
+            return self.job.result([self.done[n] for n in range(len(self.job.requests))]).text
+        except GenerationError:
+            return ""
+
+
+@dataclass(eq=False)
+class Part:
+    """A part of the text: its takes, what recognition makes of them, and how it came out."""
+
+    number: int
+    passage: Passage
+    takes: list[Take] = field(default_factory=list)
+    reread: list[Reading] = field(default_factory=list)
+    tries: int = 0
+    told: int = 0  # of its codes, how many were handed out
+    chosen: Take | None = None
+    error: PromptError | GenerationError | None = None
+
+
+class Utterance:
+    """One text on its way through an engine that may have others: `take` turns progress into chunks.
+
+    Where `live`, the first part is handed out as it is made; all others, once they are complete and good. The
+    sound is the same either way, unless the first part fails: what was handed out cannot be taken back, so
+    that part is not spoken again.
+    """
+
+    def __init__(
+        self,
+        processor: GPAProcessor,
+        engine: Completer,
+        text: str,
+        voice: Voice,
+        options: SpeechOptions,
+        live: bool = False,
+    ) -> None:
+        """PromptError for text that says nothing or does not fit, UsageError for unfit options."""
+        self._processor, self._engine, self._voice, self._options = processor, engine, voice, options
+        self._known = processor.dictionary(options.get("pronunciations"))
+        self._drawn = processor.sampling(TTS.name, options)[0].temperature > 0
+        self._takes = options.get("best_of", 1)
+        if self._takes < 1 or (self._takes > 1 and not self._drawn):
+            raise UsageError(f"best_of={self._takes}: at least 1, and takes differ above temperature 0 only")
+        self._reads = bool(options.get("verify")) or self._takes > 1
+        self._live = live and not self._reads
+        self._plan = enumerate(processor.passages(text, voice.codes, self._known))
+        self._parts: deque[Part] = deque()  # on their way, in the order of the text
+        self._waiting: dict[int, Callable[[Progress], None]] = {}  # by handle
+        self._limiter = Limiter(processor.codec.spec.sample_rate)
+        self._samples, self._pause, self._reason = 0, 0.0, "stop"
+        self._good = False  # whether any part came out
+        self._errors: list[PromptError | GenerationError] = []
+        self.done = False
+        self._fill()
+
+    @property
+    def parts(self) -> int:
+        """How many parts are on their way: never more than PARTS, however long the text."""
+        return len(self._parts)
+
+    def take(self, progress: Progress) -> list[Chunk]:
+        """What can be handed out after a step of the engine; none for another's progress.
+
+        GenerationError at the end if no part could be spoken.
+        """
+        handler = self._waiting.get(progress.handle)
+        if handler is None:
+            return []
+        if progress.completion:
+            del self._waiting[progress.handle]
+        handler(progress)
+        return list(self._out())
+
+    def cancel(self) -> None:
+        """Forget what is not complete."""
+        for handle in self._waiting:
+            with contextlib.suppress(UsageError):  # one that failed is forgotten already
+                self._engine.cancel(handle)
+        self._waiting.clear()
+        self._parts.clear()
+        self.done = True
+
+    # Parts ------------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Begin as many parts as there is room for: one, until a live one is heard."""
+        room = 1 if self._live and not self._samples else max(1, PARTS // self._takes)
+        while len(self._parts) < room and (planned := next(self._plan, None)):
+            part = Part(*planned)
+            self._parts.append(part)
+            try:
+                self._begin(part)
+            except PromptError as error:
+                if not part.number:
+                    raise
+                part.error = error
+
+    def _begin(self, part: Part) -> None:
+        """Ask for takes of a part, each with a seed of its own."""
+        request = tts_request(self._processor, part.passage.text, self._voice, self._known, self._options)
+        part.takes = []
+        for n in range(part.tries * self._takes, (part.tries + 1) * self._takes):
+            seed = request.seed + part.number * SEED_STEP + n * TAKE_STEP
+            take = Take(self._processor, self._stream())
+            self._waiting[self._engine.add(replace(request, seed=seed))] = partial(self._made, part, take)
+            part.takes.append(take)
+        part.tries += 1
+
+    def _stream(self) -> Stream:
+        return self._processor.codec.stream(self._voice, self._options.get("lookahead"))
+
+    def _made(self, part: Part, take: Take, progress: Progress) -> None:
+        take.add(progress.ids, progress.completion)
+        if all(take.completion for take in part.takes):
+            self._judge(part)
+
+    def _judge(self, part: Part) -> None:
+        """Choose a take, or have the good ones read back, or try again."""
+        faults = [self._fault(part, take) for take in part.takes]
+        good = [take for take, fault in zip(part.takes, faults, strict=True) if not fault]
+        if not good:
+            self._retry(part, faults[0])
+        elif not self._reads:
+            part.chosen = good[0]
+        else:
+            part.reread = [Reading(take, asr_job(self._processor, take.wav, {})) for take in good]
+            for reading in part.reread:
+                for n, request in enumerate(reading.job.requests):
+                    self._waiting[self._engine.add(request)] = partial(self._read, part, reading, n)
+
+    def _fault(self, part: Part, take: Take) -> str:
+        """Why a complete take is no speech of its text, "" if it may be."""
+        reason = take.completion and take.completion.finish_reason
+        if not len(take.tokens):
+            return "nothing was said"
+        if reason == "loop":
+            return "it repeats itself without end"
+        if self._options.get("max_new_tokens"):  # as long as it was asked for
+            return ""
+        if reason == "length":
+            return "it does not come to an end"
+        sound = audible_seconds(take.wav, self._processor.codec.spec.sample_rate)
+        least = least_seconds(part.passage.text)
+        return "" if sound >= least else f"{sound:.1f} s of sound, at least {least:.1f} are needed"
+
+    def _read(self, part: Part, reading: Reading, number: int, progress: Progress) -> None:
+        """Choose the take that reads best, the first of equals, once all are read."""
+        if progress.completion:
+            reading.done[number] = progress.completion
+        if not all(each.complete for each in part.reread):
+            return
+        said = words(part.passage.text)
+        errors = [edits(said, words(reading.text)) for reading in part.reread]
+        best = part.reread[errors.index(min(errors))]
+        if min(errors) <= WRONG * len(said):
+            part.chosen = best.take
+        else:
+            self._retry(part, f"{min(errors)} of {len(said)} words are wrong: it reads {best.text!r}")
+
+    def _retry(self, part: Part, why: str) -> None:
+        """Speak a part once more where that may help, else give it up."""
+        if part.tries < TRIES and self._drawn and not part.told:
+            self._begin(part)
+            return
+        remedy = "try another seed" if self._drawn else "temperature 0 says it no other way, a higher one may"
+        part.error = GenerationError(f"no speech for {part.passage.text!r}: {why}; {remedy}")
+
+    # Sound ------------------------------------------------------------------------------------------------
+
+    def _out(self) -> Iterator[Chunk]:
+        """Hand out what may be heard now."""
+        while self._parts:
+            part = self._parts[0]
+            if part.error:
+                yield self._missing(part, part.error)
+            elif part.chosen:
+                self._good = True
+                yield from self._sound(part, part.chosen)
+            else:
+                if self._live and not part.number:
+                    yield from self._sound(part, part.takes[0])
+                break
+            self._pause = max(self._pause, part.passage.pause)
+            self._parts.popleft()
+            self._fill()
+        if not self._parts:
+            yield self._last()
+
+    def _sound(self, part: Part, take: Take) -> Iterator[Chunk]:
+        """What there is of a part's sound."""
+        rate, wav, tokens = self._processor.codec.spec.sample_rate, take.news(), take.tokens
+        if not len(wav):
+            return
+        if self._samples and not part.told:
+            rest = int(self._pause * self._options.get("pause", PAUSE) * rate)
+            wav = np.concatenate([np.zeros(rest, np.float32), wav])
+        self._pause = 0.0
+        self._samples += len(wav)
+        if take.completion and take.completion.finish_reason != "stop":
+            self._reason = take.completion.finish_reason
+        text, done = part.passage.text if not part.told else "", part.passage.done if part.chosen else 0.0
+        new, part.told = tokens[part.told :], len(tokens)
+        yield Chunk(self._limiter.push(wav), rate, new, "", text=text, done=done)
+        self._fill()
+
+    def _missing(self, part: Part, error: PromptError | GenerationError) -> Chunk:
+        rate = self._processor.codec.spec.sample_rate
+        self._errors.append(error)
+        failure = Failure(part.passage.text, self._samples / rate, str(error))
+        nothing = np.zeros(0, np.float32), rate, np.zeros(0, np.int64), ""
+        return Chunk(*nothing, failures=(failure,), done=part.passage.done)
+
+    def _last(self) -> Chunk:
+        """The end. GenerationError if nothing was spoken."""
+        self.done = True
+        if not self._good:
+            raise self._errors[0]
+        if self._reason != "stop":
+            logger.warning("speech ended by %s, not by the model", self._reason)
+        rate, none = self._processor.codec.spec.sample_rate, np.zeros(0, np.int64)
+        return Chunk(self._limiter.finish(), rate, none, self._reason, done=1.0)
+
+
+def chunks(engine: Completer, utterance: Utterance) -> Generator[Chunk, None, None]:
+    """Chunks of one utterance; closing the iterator cancels what is on its way."""
+    try:
+        while not utterance.done:
+            yield from [chunk for progress in engine.step() for chunk in utterance.take(progress)]
+    finally:
+        utterance.cancel()
+
+
+def together(engine: Completer, utterances: Sequence[Utterance]) -> list[Speech]:
+    """What utterances that share an engine say, in their order."""
+    found: list[list[Chunk]] = [[] for _ in utterances]
+    while engine.busy:
+        for progress in engine.step():
+            for utterance, made in zip(utterances, found, strict=True):
+                made += utterance.take(progress)
+    return [Speech.of(made) for made in found]
