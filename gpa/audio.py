@@ -25,7 +25,6 @@ AudioLike = str | os.PathLike[str] | bytes | BinaryIO | tuple[np.ndarray, int] |
 
 SAMPLE_RATE = 16000  # Hz, of every published tokenizer
 MIN_SECONDS = 0.04  # two 20 ms frames: less gives no token at all
-REFERENCE_SECONDS = 3.0  # shorter references are tiled and carry little of a voice
 MAX_CHANNELS = 8  # a longer axis of a 2-D array is taken for time
 END_SLACK = 0.1  # seconds; manifests round their segment ends
 
@@ -68,6 +67,44 @@ def load(
     if true_rate != target:
         mono = soxr.resample(mono, true_rate, target, quality="VHQ")
     return mono.astype(np.float32)
+
+
+def blocks(
+    source: AudioLike, sample_rate: int = SAMPLE_RATE, *, length: float = 10.0
+) -> Iterator[np.ndarray]:
+    """Yield the samples of `load` bit by bit, as float32 (S_i,) of `length` seconds of the source each.
+
+    A file of many hours takes no more memory than one of minutes. AudioError as for `load`, at the first
+    block; for a file that turns out shorter than it says, after the last.
+    """
+    target = _checked_rate(sample_rate, "sample_rate")
+    resampler = None
+    for samples, true_rate, last in _raw_blocks(source, length):
+        if true_rate != target and resampler is None:
+            resampler = soxr.ResampleStream(true_rate, target, 1, dtype="float64", quality="VHQ")
+        mono = samples.mean(axis=1)  # (S, C) -> (S,)
+        yield (resampler.resample_chunk(mono, last=last) if resampler else mono).astype(np.float32)
+
+
+def _raw_blocks(source: AudioLike, length: float) -> Iterator[tuple[np.ndarray, int, bool]]:
+    """Yield float64 (S_i, C), the rate, and whether that was the last."""
+    if isinstance(source, tuple) or hasattr(source, "__array__"):
+        samples, rate, name = load_raw(source)
+        size = max(1, round(length * rate))
+        for start in range(0, len(samples), size):
+            yield samples[start : start + size], rate, start + size >= len(samples)
+        return
+    data, name = _open(source)
+    with _reading(data, name) as file:
+        _, stop = _span(file.frames, file.samplerate, 0.0, None, name)
+        done = 0
+        while done < stop:
+            block = file.read(round(length * file.samplerate), "float64", always_2d=True)
+            done += len(block) or stop  # an MP3 may end early
+            if not np.isfinite(block).all():
+                raise AudioError(f"{name} contains NaN or infinite samples: export it again")
+            yield block, file.samplerate, done >= stop
+        _check_length(file, file.tell(), stop, name)
 
 
 def seconds(path: str | os.PathLike[str]) -> float:
@@ -186,26 +223,35 @@ def _refuse_foreign(head: bytes, name: str) -> None:
 
 def _decode(data: Any, name: str, begin: float, end: float | None) -> tuple[np.ndarray, int]:
     """Return the wanted span as float64 (S, C), and its rate; a file cut short is refused, not shortened."""
+    with _reading(data, name) as file:
+        start, stop = _span(file.frames, file.samplerate, begin, end, name)
+        exact = file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE")
+        skip = 0 if exact else start  # lossy streams seek only nearly: they are decoded from the beginning
+        file.seek(start - skip)
+        samples = file.read(stop - start + skip, dtype="float64", always_2d=True)[skip:]
+        _check_length(file, len(samples), stop - start, name)
+        return samples, file.samplerate
+
+
+@contextlib.contextmanager
+def _reading(data: Any, name: str) -> Iterator[soundfile.SoundFile]:
+    """Open what `_open` returned; AudioError for what cannot be read, then or later."""
     try:
         with soundfile.SoundFile(data) as file:
             if _cut_short(file.extra_info):
                 raise AudioError(f"{name} is truncated: copy or download it again")
-            start, stop = _span(file.frames, file.samplerate, begin, end, name)
-            exact = file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE")
-            skip = (
-                0 if exact else start
-            )  # lossy streams seek only nearly, so they are decoded from the beginning
-            file.seek(start - skip)
-            samples = file.read(stop - start + skip, dtype="float64", always_2d=True)[skip:]
-            # An MP3 states its length in whole frames or as an estimate, all other formats exactly.
-            if len(samples) < (stop - start) * (0.95 if file.format == "MPEG" else 1.0):
-                raise AudioError(f"{name} is truncated: copy or download it again")
-            return samples, file.samplerate
+            yield file
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(
             f"{name} is not readable audio, or is truncated ({str(error).strip()}): "
             "fetch it again, or convert it:  ffmpeg -i IN -ac 1 OUT.wav"
         ) from error
+
+
+def _check_length(file: soundfile.SoundFile, found: int, stated: int, name: str) -> None:
+    # An MP3 states its length in whole frames or as an estimate, all other formats exactly.
+    if found < stated * (0.95 if file.format == "MPEG" else 1.0):
+        raise AudioError(f"{name} is truncated: copy or download it again")
 
 
 def _cut_short(info: str) -> bool:
@@ -243,7 +289,7 @@ def _checked_rate(rate: Any, what: str) -> int:
     return int(rate)
 
 
-def _as_wave(wav: np.ndarray, what: str) -> np.ndarray:
+def as_wave(wav: np.ndarray, what: str) -> np.ndarray:
     """Return `wav` as float64 (S,) or raise: the functions below take what `load` returns, nothing looser."""
     array = np.asarray(wav)
     if array.ndim != 1 or array.size == 0 or array.dtype.kind != "f":
@@ -257,7 +303,7 @@ def _as_wave(wav: np.ndarray, what: str) -> np.ndarray:
 
 def check_speech(wav: np.ndarray, sample_rate: int, *, name: str = "the audio", stacklevel: int = 2) -> None:
     """Warn (AudioWarning) when float32 (S,) is silent, or clipped in more than one sample of a thousand."""
-    x = _as_wave(wav, "check_speech")
+    x = as_wave(wav, "check_speech")
     frame = max(1, min(len(x), round(0.02 * sample_rate)))
     power = np.square(x[: len(x) // frame * frame]).reshape(-1, frame).mean(axis=1)  # (S,) -> (frames,)
     if power.max() < _SILENCE**2:
@@ -271,52 +317,12 @@ def check_speech(wav: np.ndarray, sample_rate: int, *, name: str = "the audio", 
         warnings.warn(message, AudioWarning, stacklevel=stacklevel)
 
 
-def check_reference(wav: np.ndarray, sample_rate: int, *, name: str = "the reference") -> None:
-    """Warn (AudioWarning) when a voice reference, float32 (S,), is silent, clipped, or under 3 s."""
-    check_speech(wav, sample_rate, name=name, stacklevel=3)
-    seconds = len(wav) / sample_rate
-    if seconds < REFERENCE_SECONDS:
-        message = (
-            f"{name} is only {seconds:.1f} s long: a voice needs {REFERENCE_SECONDS:.0f} to 6 s of speech"
-        )
-        warnings.warn(message, AudioWarning, stacklevel=2)
-
-
-def normalise_loudness(wav: np.ndarray) -> np.ndarray:
-    """Return float32 (S,) at the loudness from which global (speaker) tokens are taken.
-
-    The level is the mean of the 90th to 99th percentile of the samples above 0.01; it is moved to 0.2 by a
-    gain within 0.1..10, and the peak kept within 1. Quiet clips are first raised to a peak of 0.1. Computed
-    in float64, since another rounding moves tokens. Source: the published BiCodec's loader.
-    """
-    x = _as_wave(wav, "normalise_loudness")
-    levels = np.sort(np.abs(x))
-    if levels[-1] < 0.1:
-        x = x / max(levels[-1], 1e-3) * 0.1
-    levels = levels[levels > 0.01]  # of the clip as it came: the trained models saw quiet clips so
-    n = len(levels)
-    if n <= 10:
-        return x.astype(np.float32)
-    level = levels[int(0.9 * n) : int(0.99 * n)].mean()
-    x = x * np.clip(0.2 / level, 0.1, 10.0)
-    return (x / max(1.0, np.abs(x).max())).astype(np.float32)
-
-
-def reference_clip(wav: np.ndarray, n_samples: int) -> np.ndarray:
-    """Return the first `n_samples` of float (S,), first tiled where shorter."""
-    if n_samples <= 0 or wav.ndim != 1 or len(wav) == 0:
-        raise AudioError(
-            f"reference_clip needs a waveform (S,) and a length, got {wav.shape} and {n_samples}"
-        )
-    return np.tile(wav, -(-n_samples // len(wav)))[:n_samples]
-
-
 def save(path: str | os.PathLike[str], wav: np.ndarray, sample_rate: int) -> None:
     """Write float (S,) as 16-bit WAV or, by suffix, FLAC or Ogg Vorbis; values beyond +-1 are clipped.
 
     See `writing`, which takes the sound bit by bit.
     """
-    wav = _as_wave(wav, "save")
+    wav = as_wave(wav, "save")
     with writing(path, sample_rate) as write:
         write(wav)
 

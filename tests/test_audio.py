@@ -14,6 +14,7 @@ import soundfile
 import soxr
 
 from gpa import audio
+from gpa.codec.reference import check_reference, normalise_loudness, reference_clip
 from gpa.errors import AudioError, AudioWarning, GPAError
 
 RATE = 16000
@@ -260,7 +261,7 @@ def test_silence_clipping_and_short_references_warn(second: np.ndarray) -> None:
         with pytest.warns(AudioWarning, match=message):
             audio.check_speech(np.asarray(wav, np.float32), RATE, name="clip.wav")
     with pytest.warns(AudioWarning, match="only 1.0 s") as seen:
-        audio.check_reference(second, RATE, name="clip.wav")
+        check_reference(second, RATE, name="clip.wav")
     assert seen[0].filename == __file__
 
 
@@ -269,7 +270,7 @@ def test_good_speech_does_not_warn(second: np.ndarray) -> None:
         warnings.simplefilter("error")
         audio.check_speech(second, RATE)
         audio.check_speech(0.01 * second, RATE)
-        audio.check_reference(np.tile(second / np.abs(second).max(), 4), RATE)
+        check_reference(np.tile(second / np.abs(second).max(), 4), RATE)
 
 
 # Loudness and reference -------------------------------------------------------------------------------------
@@ -298,14 +299,14 @@ def slow_loudness(wav: np.ndarray) -> np.ndarray:
 def test_loudness_equals_its_slow_twin(gain: float, samples: int) -> None:
     random = np.random.default_rng(samples)
     wav = (gain * random.standard_normal(samples) * random.random(samples)).astype(np.float32)
-    fast = audio.normalise_loudness(wav)
+    fast = normalise_loudness(wav)
     assert fast.dtype == np.float32
     np.testing.assert_allclose(fast, slow_loudness(wav), rtol=2e-7, atol=0)
 
 
 def test_loudness_leaves_its_input_alone_and_refuses_what_load_does_not_return(second: np.ndarray) -> None:
     before = second.copy()
-    audio.normalise_loudness(second)
+    normalise_loudness(second)
     np.testing.assert_array_equal(second, before)
     for bad in (
         np.zeros(0, np.float32),
@@ -314,18 +315,18 @@ def test_loudness_leaves_its_input_alone_and_refuses_what_load_does_not_return(s
         np.array([np.nan] * 9),
     ):
         with pytest.raises(AudioError):
-            audio.normalise_loudness(bad)
+            normalise_loudness(bad)
 
 
 @pytest.mark.parametrize("samples", [1, 7, 99, 100, 101, 250])
 def test_reference_is_tiled_then_cut(samples: int) -> None:
     wav = np.arange(samples, dtype=np.float32)
-    clip = audio.reference_clip(wav, 100)
+    clip = reference_clip(wav, 100)
     assert clip.dtype == np.float32
     np.testing.assert_array_equal(clip, [i % samples for i in range(100)])
     for bad, length in ((wav[:0], 100), (wav, 0), (wav[None], 100)):
         with pytest.raises(AudioError, match="reference_clip"):
-            audio.reference_clip(bad, length)
+            reference_clip(bad, length)
 
 
 # Saving -----------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from gpa.codec.feature_encoder import (
 )
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.recordings import timbre_of
+from gpa.codec.reference import normalise_loudness, reference_clip
 from gpa.codec.voice import Voice
 from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
@@ -243,7 +244,7 @@ class BiCodec(TokenCodec):
         """What the global path reads of a 16 kHz waveform (S,): its first seconds, levelled or tiled."""
         c = self.config
         samples = int(c.ref_segment_duration * c.sample_rate) // c.latent_hop_length * c.latent_hop_length
-        return sound.reference_clip(self._leveled(wav), samples)
+        return reference_clip(self._leveled(wav), samples)
 
     def latents(self, wavs: np.ndarray) -> Tensor:
         """Encoder output (B, D, T) before quantisation, of waveforms (B, S) of one length."""
@@ -255,7 +256,7 @@ class BiCodec(TokenCodec):
             return self.model.latents(self.features(torch.from_numpy(wavs).to(self.device)))
 
     def _leveled(self, wav: np.ndarray) -> np.ndarray:
-        return sound.normalise_loudness(wav) if self.config.volume_normalize else wav
+        return normalise_loudness(wav) if self.config.volume_normalize else wav
 
     def _load(self, audio: AudioLike, rate: int | None) -> np.ndarray:
         return sound.load(audio, self.config.sample_rate, rate=rate)

@@ -35,7 +35,8 @@ class GPAConfig:
     `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
     `beams` are how recognition searches, with the checkpoint's words and bigrams; `gamma` is how strongly a
     text guides its speech, for models that have learnt speech without text too (`data.drop_text` of a
-    recipe). `conversion` is how a voice is converted unless asked otherwise: by the language model, or by the
+    recipe). What recognition writes with less than `logprob_threshold`, a mean over the ids, is taken for no
+    speech; None believes everything. `conversion` is how a voice is converted unless asked otherwise: by the language model, or by the
     codec, which exchanges the voice and keeps all else; whichever measures better. `about` is free text for
     people: licence, training data, command.
     """
@@ -49,6 +50,7 @@ class GPAConfig:
     sampling: Mapping[str, Sampling] = field(default_factory=dict)
     beams: SpellingSearch = SpellingSearch()
     gamma: float = 0.0
+    logprob_threshold: float | None = None
     conversion: str = "lm"
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)

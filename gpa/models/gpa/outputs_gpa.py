@@ -12,7 +12,7 @@ import numpy as np
 from gpa import audio as sound
 from gpa.codec.voice import Voice
 
-__all__ = ["Chunk", "Failure", "Speech", "Transcript", "Voice", "VoiceLike"]
+__all__ = ["Chunk", "Failure", "Partial", "Segment", "Speech", "Transcript", "Voice", "VoiceLike", "Word"]
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,72 @@ class Chunk(Speech):
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word and its seconds on the clock of the audio."""
+
+    word: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is said between two pauses, and its seconds on the clock of the audio.
+
+    `tokens` are its text ids, `temperature` is how they were drawn. `avg_logprob` is the mean of the logarithms of
+    their probabilities, `compression_ratio` that of its UTF-8 bytes to the zlib-compressed ones,
+    `no_speech_prob` how likely it is no speech at all, 0 where the checkpoint cannot tell. `seek` is where the
+    sound begins that was read, in 10 ms.
+    """
+
+    id: int
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    words: tuple[Word, ...]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    seek: int
+
+
+@dataclass(frozen=True)
 class Transcript:
-    """Recognised text; `tokens` (N,) int64 are its text ids, `finish_reason` as for `Speech`."""
+    """Recognised text; `tokens` (N,) int64 are its text ids, `finish_reason` as for `Speech`.
+
+    Where nobody speaks the text is empty, and `finish_reason` says "silence". `segments` have the times,
+    `duration` are the seconds of the audio, `skipped` those of them without speech, `language` as the checkpoint
+    states it, "" if it does not.
+    """
 
     text: str
     tokens: np.ndarray
     finish_reason: str
+    segments: tuple[Segment, ...] = ()
+    duration: float = 0.0
+    skipped: float = 0.0
+    language: str = ""
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def words(self) -> list[Word]:
+        """The words of all segments."""
+        return [word for segment in self.segments for word in segment.words]
+
+
+@dataclass(frozen=True)
+class Partial:
+    """More of a transcript, which stays as it is: all `text` put together is the transcript's.
+
+    `segment` is the one that this text completes, if it does.
+    """
+
+    text: str
+    segment: Segment | None = None
 
 
 VoiceLike = (

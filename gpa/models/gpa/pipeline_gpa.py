@@ -7,7 +7,8 @@ requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from operator import index
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 import torch
 
+from gpa.audio import blocks
 from gpa.config import check_options
 from gpa.engine.backends import find_engine
 from gpa.engine.network import Network
@@ -23,6 +25,7 @@ from gpa.engine.request import Completion, Request, Rules
 from gpa.engine.scheduler import Engine
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
+from gpa.models.gpa.alignment_gpa import evidence
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.info_gpa import describe
@@ -33,7 +36,9 @@ from gpa.models.gpa.options_gpa import (
     SpeechOptions,
     TranscriptOptions,
 )
-from gpa.models.gpa.processing_gpa import GPAProcessor
+from gpa.models.gpa.processing_gpa import GPAProcessor, label
+from gpa.models.gpa.recognition_gpa import Recogniser, Recognition, partials
+from gpa.models.gpa.recognition_gpa import together as recognised
 from gpa.models.gpa.requests_gpa import Job, asr_job, speech, vc_job
 from gpa.models.gpa.utterance_gpa import Utterance, chunks, together
 from gpa.nn import threads as processor
@@ -46,12 +51,13 @@ if TYPE_CHECKING:
     from gpa.audio import AudioLike
     from gpa.codec.base import LinguisticTokenizer, TokenCodec
     from gpa.engine.base import Completer
-    from gpa.models.gpa.outputs_gpa import Chunk, Speech, Transcript, Voice, VoiceLike
+    from gpa.models.gpa.outputs_gpa import Chunk, Partial, Speech, Transcript, Voice, VoiceLike
     from gpa.prompt.formats import Format
     from gpa.prompt.vocab import Vocab
 
 ASR = "asr"  # in the place of a transcript: what the model itself recognises
 T = TypeVar("T")
+Streamed = Literal[True, "parts"]
 
 
 class GPA:
@@ -250,40 +256,23 @@ class GPA:
     # Tasks ------------------------------------------------------------------------------------------------
 
     @overload
-    def tts(
-        self,
-        text: str,
-        voice: VoiceLike = None,
-        *,
-        stream: Literal[False] = False,
-        **options: Unpack[SpeechOptions],
-    ) -> Speech: ...
+    def tts(self, text: str, voice: VoiceLike = None, **options: Unpack[SpeechOptions]) -> Speech: ...
     @overload
     def tts(
-        self,
-        text: list[str],
-        voice: VoiceLike = None,
-        *,
-        stream: Literal[False] = False,
-        **options: Unpack[SpeechOptions],
+        self, text: list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
     ) -> list[Speech]: ...
     @overload
     def tts(
-        self,
-        text: str,
-        voice: VoiceLike = None,
-        *,
-        stream: Literal[True, "parts"],
-        **options: Unpack[SpeechOptions],
-    ) -> Iterator[Chunk]: ...
+        self, text: str, voice: VoiceLike = None, *, stream: Streamed, **options: Unpack[SpeechOptions]
+    ) -> Generator[Chunk, None, None]: ...
     def tts(
         self,
         text: str | list[str],
         voice: VoiceLike = None,
         *,
-        stream: bool | Literal["parts"] = False,
+        stream: Streamed | Literal[False] = False,
         **options: Unpack[SpeechOptions],
-    ) -> Speech | list[Speech] | Iterator[Chunk]:
+    ) -> Speech | list[Speech] | Generator[Chunk, None, None]:
         """Speak a text of any length in a voice, or each text of a list; a long one is spoken in parts.
 
         With `stream` the chunks of one text come as they are made, and closing the iterator ends the work;
@@ -354,21 +343,48 @@ class GPA:
         return [[transcript or ""] * len(parts) for parts in sources]
 
     @overload
-    def asr(self, audio: AudioLike, **options: Unpack[TranscriptOptions]) -> Transcript: ...
-    @overload
-    def asr(self, audio: list[AudioLike], **options: Unpack[TranscriptOptions]) -> list[Transcript]: ...
     def asr(
-        self, audio: AudioLike | list[AudioLike], **options: Unpack[TranscriptOptions]
-    ) -> Transcript | list[Transcript]:
-        """Write down what is said in audio of any length, or in each of a list.
+        self, audio: AudioLike, *, stream: Literal[False] = False, **options: Unpack[TranscriptOptions]
+    ) -> Transcript: ...
+    @overload
+    def asr(
+        self, audio: list[AudioLike], *, stream: Literal[False] = False, **options: Unpack[TranscriptOptions]
+    ) -> list[Transcript]: ...
+    @overload
+    def asr(
+        self, audio: AudioLike, *, stream: Literal[True], **options: Unpack[TranscriptOptions]
+    ) -> Iterator[Partial]: ...
+    def asr(
+        self,
+        audio: AudioLike | list[AudioLike],
+        *,
+        stream: bool = False,
+        **options: Unpack[TranscriptOptions],
+    ) -> Transcript | list[Transcript] | Iterator[Partial]:
+        """Write down what is said in audio of any length, or in each of a list, with the times of words.
 
-        See `TranscriptOptions`. GenerationError if nothing was recognised.
+        Sound without speech is skipped, and where there is no other the transcript is empty. With `stream` the
+        text of one recording comes as it is written, and is never taken back; closing the iterator ends the
+        work. See `TranscriptOptions`.
         """
+        if stream and isinstance(audio, list):
+            raise UsageError("a stream writes down one recording: give one, or leave stream out")
+        engine, sources = self.engine(), [blocks(one, self.sample_rate) for one in _list(audio)]
+        recognitions = [self._recognition(engine, options, label(one, "the audio")) for one in _list(audio)]
+        if stream:
+            return partials(engine, recognitions[0], sources[0])
+        return _as_asked(audio, recognised(engine, recognitions, sources))
+
+    def recogniser(self, **options: Unpack[TranscriptOptions]) -> Recogniser:
+        """What writes down live sound, as it is recorded. See `TranscriptOptions`."""
+        engine = self.engine()
+        return Recogniser(engine, self._recognition(engine, options, "the sound"))
+
+    def _recognition(self, engine: Completer, options: TranscriptOptions, name: str) -> Recognition:
         check_options(options, TranscriptOptions)
         words = options.get("words", ())
         options["words"] = [words] if isinstance(words, str) else list(words)
-        wavs = list(map(self.processor.hear, _list(audio), repeat("the audio")))
-        return _as_asked(audio, self._results([asr_job(self.processor, wav, options) for wav in wavs]))
+        return Recognition(self.processor, engine, partial(evidence, self.network), options, name)
 
     def _results(self, jobs: Sequence[Job[T]]) -> list[T]:
         return [job.result(done) for job, done in zip(jobs, self._completed(jobs), strict=True)]

@@ -18,8 +18,10 @@ import numpy as np
 
 from gpa import audio as sound
 from gpa import hub
+from gpa.codec.reference import check_reference
 from gpa.engine.request import Beams, Rules, Sampling
 from gpa.errors import CheckpointError, PromptError, UsageError
+from gpa.models.gpa.activity_gpa import PAUSE, Segmenter
 from gpa.models.gpa.budgets_gpa import Budgets, budget
 from gpa.models.gpa.checkpoint_gpa import GLM, read_text_files
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
@@ -101,7 +103,7 @@ class GPAProcessor(Budgets):
     def voice(self, reference: AudioLike, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
         """The voice of a recording; see `GPA.voice`."""
         wav = sound.load(reference, self.codec.spec.sample_rate)
-        sound.check_reference(wav, self.codec.spec.sample_rate, name=_label(reference, "the reference"))
+        check_reference(wav, self.codec.spec.sample_rate, name=label(reference, "the reference"))
         return self.codec.voice((wav, self.codec.spec.sample_rate), name, about)
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
@@ -258,7 +260,7 @@ class GPAProcessor(Budgets):
     def hear(self, audio: AudioLike, name: str) -> np.ndarray:
         """A waveform (S,) to transcribe or convert; AudioWarning if it is silent or clipped."""
         wav = sound.load(audio, self.codec.spec.sample_rate)
-        sound.check_speech(wav, self.codec.spec.sample_rate, name=_label(audio, name), stacklevel=4)
+        sound.check_speech(wav, self.codec.spec.sample_rate, name=label(audio, name), stacklevel=4)
         return wav
 
     def sampling(self, task: str, options: SamplingOptions) -> tuple[Sampling, int, int | None]:
@@ -301,7 +303,16 @@ class GPAProcessor(Budgets):
         return [piece for half in halves for piece in self._fit(half, voice, known)]
 
     def audio_parts(self, wav: np.ndarray, task: str) -> list[np.ndarray]:
-        """A waveform in parts that one pass can take: the model's limit, or less if the context is short."""
+        """A waveform in parts that one pass can take."""
+        return split_audio(wav, self.codec.spec.sample_rate, self.longest_audio(task))
+
+    def segmenter(self, task: str, pause: float = PAUSE) -> Segmenter:
+        """What cuts sound of any length into such parts, in pauses if there are any."""
+        spec = self.codec.spec
+        return Segmenter(spec.sample_rate, self.longest_audio(task), spec.hop_length, pause)
+
+    def longest_audio(self, task: str) -> float:
+        """Seconds that one pass can take: the model's limit, or less if the context is short."""
         rate = self.codec.spec.code_rate
         rates = {"semantic": rate, "glm": self.glm.spec.frame_rate if self.glm else 0.0}
         asked = self.format.task(task)
@@ -312,7 +323,7 @@ class GPAProcessor(Budgets):
         seconds = min(self.config.max_audio_seconds, (self.context - fixed) / per_second)
         if seconds < 1:
             raise PromptError(f"the model's context of {self.context} ids does not hold one second of audio")
-        return split_audio(wav, self.codec.spec.sample_rate, seconds)
+        return seconds
 
     def conversion_rules(self, ids: Sequence[int], max_new_tokens: int | None = None) -> Rules:
         """What a conversion may look like: as long as its source where the model keeps timing."""
@@ -352,5 +363,6 @@ def _text(given: str) -> str:
     return given
 
 
-def _label(audio: AudioLike, otherwise: str) -> str:
+def label(audio: AudioLike, otherwise: str) -> str:
+    """How messages name audio."""
     return str(audio) if isinstance(audio, (str, os.PathLike)) else otherwise

@@ -77,17 +77,25 @@ def vc_job(
     return Job(requests, result)
 
 
-def asr_job(processor: GPAProcessor, wav: np.ndarray, options: TranscriptOptions) -> Job[Transcript]:
-    """The transcript of a waveform (S,) of any length, cut at its quietest points."""
+def asr_requests(processor: GPAProcessor, options: TranscriptOptions) -> Callable[[np.ndarray, int], Request]:
+    """What makes the request of a part (S,) of a recording, by its number."""
     sampling, seed, most = processor.sampling("asr", options)
     beams = processor.search(options.get("beams"), options.get("words", ()))
     searched = beams if sampling.plain and beams.width > 1 else None
-    requests = []
-    for i, part in enumerate(processor.audio_parts(wav, "asr")):
+
+    def request(part: np.ndarray, number: int) -> Request:
         longest = processor.transcript_ids(len(part) / processor.codec.spec.sample_rate)
         rules = processor.rules("asr", budget(most, longest))
         ids = processor.build("asr", wav=part)
-        requests.append(Request(ids, rules, sampling, seed + i * SEED_STEP, beams=searched))
+        return Request(ids, rules, sampling, seed + number * SEED_STEP, beams=searched)
+
+    return request
+
+
+def asr_job(processor: GPAProcessor, wav: np.ndarray, options: TranscriptOptions) -> Job[Transcript]:
+    """What is said in a waveform (S,) that holds speech, without times; GenerationError for no words."""
+    request = asr_requests(processor, options)
+    requests = [request(part, n) for n, part in enumerate(processor.audio_parts(wav, "asr"))]
 
     def result(done: Sequence[Completion]) -> Transcript:
         tokens = [processor.text_ids(each) for each in done]
