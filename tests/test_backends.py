@@ -374,6 +374,9 @@ def test_sglang_is_asked_in_its_own_words() -> None:
     every = {"output_ids": [4, 5, 6], "meta_info": {"completion_tokens": 3}}
     newest = {"output_ids": [6], "meta_info": {"completion_tokens": 3}}
     assert list(SGLang().ids(every, 2)) == list(SGLang().ids(newest, 2)) == [6]
+    for last, ids in (([6, STOP], [6, STOP]), ([6], [6, STOP])):  # trimmed or not
+        meta = {"completion_tokens": 9, "finish_reason": {"type": "stop", "matched": STOP}}
+        assert list(SGLang().ids({"output_ids": last, "meta_info": meta}, 7)) == ids
 
 
 def test_the_ends_are_those_of_our_engine(net: Network) -> None:
