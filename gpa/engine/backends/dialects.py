@@ -29,7 +29,7 @@ class Asked:
     @property
     def free(self) -> bool:
         """Whether any id may come."""
-        return len(self.ids) == self.size
+        return any(len(run) == self.size for run in self.legal)
 
 
 class Dialect(Protocol):
