@@ -69,7 +69,9 @@ def load(
     return mono.astype(np.float32)
 
 
-def blocks(source: AudioLike, sample_rate: int = SAMPLE_RATE, *, length: float = 10.0) -> Iterator[np.ndarray]:
+def blocks(
+    source: AudioLike, sample_rate: int = SAMPLE_RATE, *, length: float = 10.0
+) -> Iterator[np.ndarray]:
     """Yield the samples of `load` bit by bit, as float32 (S_i,) of `length` seconds of the source each.
 
     A file of many hours takes no more memory than one of minutes. AudioError as for `load`, at the first

@@ -11,6 +11,7 @@ from gpa.errors import AudioError, AudioWarning
 
 REFERENCE_SECONDS = 3.0  # shorter references are tiled and carry little of a voice
 
+
 def normalise_loudness(wav: np.ndarray) -> np.ndarray:
     """Return float32 (S,) at the loudness from which global (speaker) tokens are taken.
 

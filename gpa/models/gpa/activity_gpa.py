@@ -113,7 +113,9 @@ class Segmenter:
         """More samples (S,); the stretches that are decided now."""
         found = []
         for begin in range(0, len(wav), BLOCK * self._frame):
-            self._wav = np.concatenate([self._wav, wav[begin : begin + BLOCK * self._frame]], dtype=np.float32)
+            self._wav = np.concatenate(
+                [self._wav, wav[begin : begin + BLOCK * self._frame]], dtype=np.float32
+            )
             end = (self._first + len(self._wav)) // self._frame
             frames = self._samples(self._heard * self._frame, end * self._frame).reshape(-1, self._frame)
             self._heard = end

@@ -35,7 +35,9 @@ def evidence(network: Network, prompt: Sequence[int], ids: Sequence[int], audio:
     """What one pass over a prompt and its continuation shows; `audio` are the positions of P ids of audio."""
     sequence = torch.tensor([[*prompt, *ids]], device=network.device)
     rows = slice(len(prompt) - 1, sequence.shape[1] - 1)  # an id is chosen where the one before it stands
-    angles = torch.arange(sequence.shape[1], device=network.device)[:, None] * network.speeds.to(network.device)
+    angles = torch.arange(sequence.shape[1], device=network.device)[:, None] * network.speeds.to(
+        network.device
+    )
     angles = torch.cat((angles, angles), -1)  # (L, Dh)
     rotation = angles.cos().to(network.dtype), angles.sin().to(network.dtype)
     x, maps = network.model.embed_tokens(sequence), []
@@ -54,7 +56,9 @@ def _attention(attention: Attention, x: Tensor, rotation: Rotation, rows: slice)
     split = (*x.shape[:2], -1, attention.q_norm.weight.shape[0])
     q = rotated(attention.q_norm(attention.q_proj(x).view(split)).transpose(1, 2), rotation)[0, :, rows]
     k = rotated(attention.k_norm(attention.k_proj(x).view(split)).transpose(1, 2), rotation)[0]
-    scores = q.unflatten(0, (len(k), -1)).float() @ k[:, None].float().mT / q.shape[2] ** 0.5  # (Hk, H / Hk, N, L)
+    scores = (
+        q.unflatten(0, (len(k), -1)).float() @ k[:, None].float().mT / q.shape[2] ** 0.5
+    )  # (Hk, H / Hk, N, L)
     place = torch.arange(x.shape[1], device=x.device)
     return scores.masked_fill(place > place[rows, None], -torch.inf).softmax(-1).mean((0, 1))
 

@@ -371,7 +371,11 @@ class GPA:
         self, audio: AudioLike, *, stream: Literal[True], **options: Unpack[TranscriptOptions]
     ) -> Iterator[Partial]: ...
     def asr(
-        self, audio: AudioLike | list[AudioLike], *, stream: bool = False, **options: Unpack[TranscriptOptions]
+        self,
+        audio: AudioLike | list[AudioLike],
+        *,
+        stream: bool = False,
+        **options: Unpack[TranscriptOptions],
     ) -> Transcript | list[Transcript] | Iterator[Partial]:
         """Write down what is said in audio of any length, or in each of a list, with the times of words.
 

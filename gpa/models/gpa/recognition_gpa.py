@@ -24,8 +24,8 @@ from gpa.models.gpa.requests_gpa import asr_requests, worst
 from gpa.prompt.tasks import ASR
 
 if TYPE_CHECKING:
-    from gpa.engine.request import Completion, Request
     from gpa.engine.base import Completer
+    from gpa.engine.request import Completion, Request
     from gpa.engine.scheduler import Progress
     from gpa.models.gpa.activity_gpa import Stretch
     from gpa.models.gpa.options_gpa import TranscriptOptions
@@ -58,7 +58,12 @@ class Recognition:
     """
 
     def __init__(
-        self, processor: GPAProcessor, engine: Completer, read: Read, options: TranscriptOptions, name: str = "the audio"
+        self,
+        processor: GPAProcessor,
+        engine: Completer,
+        read: Read,
+        options: TranscriptOptions,
+        name: str = "the audio",
     ) -> None:
         """UsageError for unfit options."""
         self._processor, self._engine, self._read, self._name = processor, engine, read, name
@@ -140,7 +145,10 @@ class Recognition:
     def _add(self, stretches: Iterable[Stretch]) -> None:
         for stretch in stretches:
             self._samples += len(stretch.wav)
-            if stretch.speech and len(stretch.wav) >= sound.MIN_SECONDS * self._processor.codec.spec.sample_rate:
+            if (
+                stretch.speech
+                and len(stretch.wav) >= sound.MIN_SECONDS * self._processor.codec.spec.sample_rate
+            ):
                 self._waiting.append(stretch)
             else:
                 self._skipped += len(stretch.wav)
@@ -150,7 +158,9 @@ class Recognition:
         while self._waiting and len(self._parts) < PARTS:
             stretch = self._waiting.popleft()
             if not self._begun:
-                sound.check_speech(stretch.wav, self._processor.codec.spec.sample_rate, name=self._name, stacklevel=5)
+                sound.check_speech(
+                    stretch.wav, self._processor.codec.spec.sample_rate, name=self._name, stacklevel=5
+                )
             part = Part(stretch, self._request(stretch.wav, self._begun))
             self._begun += 1
             self._parts.append(part)

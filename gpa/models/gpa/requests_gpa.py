@@ -77,9 +77,7 @@ def vc_job(
     return Job(requests, result)
 
 
-def asr_requests(
-    processor: GPAProcessor, options: TranscriptOptions
-) -> Callable[[np.ndarray, int], Request]:
+def asr_requests(processor: GPAProcessor, options: TranscriptOptions) -> Callable[[np.ndarray, int], Request]:
     """What makes the request of a part (S,) of a recording, by its number."""
     sampling, seed, most = processor.sampling("asr", options)
     beams = processor.search(options.get("beams"), options.get("words", ()))
