@@ -1,4 +1,4 @@
-"""Transcripts as people's tools take them: text, JSON, OpenAI's verbose JSON, SubRip and WebVTT. Strings only."""
+"""Transcripts as other tools take them: text, JSON, OpenAI's verbose JSON, SubRip, WebVTT; all strings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cues(transcript: Transcript) -> list[Cue]:
     """
     groups = [group for segment in transcript.segments for group in _groups(segment)]
     starts = [group[0].start for group in groups[1:]] + [float("inf")]
-    found = []
+    found: list[Cue] = []
     for group, following in zip(groups, starts, strict=True):
         start = max(group[0].start, found[-1].end if found else 0.0)
         end = min(max(group[-1].end, start + SHORTEST), max(following, start))
