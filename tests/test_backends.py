@@ -89,8 +89,8 @@ def differences(net: Network, requests: Sequence[Request], made: Sequence[Comple
         if theirs == ours:
             continue
         n = next(i for i, pair in enumerate(zip(ours.ids, theirs.ids, strict=False)) if pair[0] != pair[1])
-        logits = net.logits([*request.prompt, *ours.ids[:n]])[-1]
-        found.append(float(logits[ours.ids[n]] - logits[theirs.ids[n]]))
+        logits = net.logits([*request.prompt, *ours.ids[:n]])[-1]  # below 0 by an id that is not legal
+        found.append(abs(float(logits[ours.ids[n]] - logits[theirs.ids[n]])))
     return found
 
 
@@ -109,6 +109,14 @@ def test_ids_in_rounds_are_a_grammar(net: Network, llama: Completer) -> None:
     requests = [Request([n, 3], replace(ROUNDS, min_new=4)) for n in range(4)]
     found = differences(net, requests, llama.generate(requests))
     assert all(margin < MARGIN for margin in found), found
+
+
+def test_a_stop_that_the_file_does_not_know_comes_when_it_may(net: Network, llama: Completer) -> None:
+    """The likeliest first id is made a stop: not before 6 ids, then with and without the file's own."""
+    likeliest = int(net.logits([5, 6])[-1].argmax())
+    for stop in ({likeliest}, {likeliest, STOP}):
+        request = Request([5, 6], Rules(20, frozenset(stop), min_new=6))
+        assert all(margin < MARGIN for margin in differences(net, [request], llama.generate([request])))
 
 
 def test_llama_cpp_draws_by_the_seed_what_is_legal(llama: Completer) -> None:
@@ -188,7 +196,7 @@ def test_a_gguf_file_holds_the_weights(tmp_path: Path, precision: str, bound: fl
     assert reader.get_field("tokenizer.ggml.tokens").contents()[STOP] == character(STOP)
 
 
-def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
+def test_what_a_gguf_file_cannot_hold_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="needs the extra llamacpp")
     net = network()
     with torch.no_grad():
@@ -197,6 +205,8 @@ def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
         export_gguf(net, tmp_path / "net.gguf", "f16")
     with pytest.raises(UsageError, match="q8_0"):
         export_gguf(net, tmp_path / "net.gguf", "q5")
+    with pytest.raises(CheckpointError, match="biases"):
+        export_gguf(network(attention_bias=True), tmp_path / "net.gguf")
 
 
 # onnxruntime ------------------------------------------------------------------------------------------------
@@ -246,6 +256,10 @@ def test_a_head_and_biases_of_their_own_are_in_the_graph(tmp_path: Path) -> None
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     pytest.importorskip("onnx", reason="needs the extra onnx")
     net = network(hidden_size=64, head_dim=32, attention_bias=True)
+    with torch.no_grad():
+        for layer in net.model.layers:
+            layer.self_attn.k_proj.bias.fill_(1.0)
+            layer.self_attn.v_proj.bias.copy_(torch.linspace(-1, 1, 32))
     export_onnx(net, tmp_path)
     requests = PLAIN[:4]
     assert find_engine(f"onnx:{tmp_path}", net)().generate(requests) == Engine(net).generate(requests)
@@ -281,12 +295,15 @@ def test_a_server_that_draws_what_is_not_legal_is_found_out(mini: GPA, exchange:
     """An old server ignores the fields that it does not know."""
     request = asked(mini)["cut"]
     turn = next(turn for turn in exchange["turns"] if turn[1]["max_tokens"] == 12)
-    turn[2] = turn[2].replace('"token_ids":[', '"token_ids":[5,', 1)
-    with served(exchange) as (url, _):
-        engine = Remote(Server.found(VLLM(), url), mini.network)
-        with pytest.raises(GenerationError, match="drew id 5"):
-            engine.generate([request])
-        assert not engine.busy
+    for said, heard in (('"token_ids":[5,', "drew id 5"), ('"token_ids":7,"x":[', "another form")):
+        answer = turn[2]
+        turn[2] = answer.replace('"token_ids":[', said, 1)
+        with served(exchange) as (url, _):
+            engine = Remote(Server.found(VLLM(), url), mini.network)
+            with pytest.raises(GenerationError, match=heard):
+                engine.generate([request])
+            assert not engine.busy
+        turn[2] = answer
 
 
 def test_one_that_fails_stops_no_other(mini: GPA, exchange: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,6 @@ def test_everyone_makes_as_many_ids(tiny: Path, here: None) -> None:
 def test_legal_ids_only(tiny: Path, here: None) -> None:
     """Ours makes ids of the task; `same` would tell if another did not make the argmax's."""
     settings = short(tiny, only=(GPA,), rounds=1)
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         work, weights = decode._work(settings, stack, lambda _: None)
         turns = decode.take_turn(GPA, work)
@@ -86,8 +85,8 @@ def test_a_decoder_that_does_less_has_no_speed(
     """Whoever makes less would be the fastest: its row is gone, its reason is told, and the command fails."""
     real = DECODERS[GPA].open
 
-    def opened(work: Any) -> Any:
-        honest = real(work)
+    def opened(work: Any, closing: ExitStack) -> Any:
+        honest = real(work, closing)
 
         def lazy(prompts: Any, ids: int) -> Any:
             if fault == "an exception":

@@ -407,6 +407,19 @@ def test_wide_beams_find_the_best(net: Network) -> None:
     assert found.ids == list(max(every, key=score)) and found.finish_reason == "stop"
 
 
+def test_a_search_tells_early_what_it_will_not_take_back(net: Network) -> None:
+    engine, told, early = Engine(net), {}, 0
+    for width in (1, 2, 5):
+        engine.add(Request(PROMPT, OPEN, beams=Beams(width)))
+    for progress in engine.run():
+        known = told.setdefault(progress.handle, [])
+        known += progress.ids
+        early += bool(progress.ids and not progress.completion)
+        if progress.completion:
+            assert known == progress.completion.ids
+    assert early > 10
+
+
 def test_a_prior_decides(net: Network) -> None:
     """A strong one makes its ids win, by a state that goes with each hypothesis."""
     fixed = Rules(4, frozenset({STOP}), SHORT.legal, min_new=3)

@@ -113,16 +113,18 @@ def take_turn(name: str, work: Work) -> dict[int, Turn]:
 
     threads.settle(None, work.threads)
     decoder, device = DECODERS[name], torch.device(work.device)
-    decode, turns = decoder.open(work), {}
-    for batch in work.batches:
-        prompts = work.prompts[:batch]
-        decode(prompts, WARM)
-        began, used = finished(device), time.process_time()
-        ids = decode(prompts, work.ids)
-        seconds, used = finished(device) - began, time.process_time() - used
-        checked(decoder.title, ids, batch, work.ids)
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else machine.peak_memory()
-        turns[batch] = Turn(ids, seconds, used, peak)
+    turns = {}
+    with ExitStack() as closing:
+        decode = decoder.open(work, closing)
+        for batch in work.batches:
+            prompts = work.prompts[:batch]
+            decode(prompts, WARM)
+            began, used = finished(device), time.process_time()
+            ids = decode(prompts, work.ids)
+            seconds, used = finished(device) - began, time.process_time() - used
+            checked(decoder.title, ids, batch, work.ids)
+            peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else machine.peak_memory()
+            turns[batch] = Turn(ids, seconds, used, peak)
     return turns
 
 

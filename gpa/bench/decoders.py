@@ -10,6 +10,7 @@ import json
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import util
 from itertools import repeat
@@ -48,6 +49,9 @@ class Work:
     dtype: str = "float32"
 
 
+Open = Callable[[Work, ExitStack], Decode]  # what has to be closed in the end goes to the stack
+
+
 @dataclass(frozen=True)
 class Decoder:
     """One of them: its title, how it opens, and why it cannot, "" if it can.
@@ -58,7 +62,7 @@ class Decoder:
     """
 
     title: str
-    open: Callable[[Work], Decode]
+    open: Open
     missing: Callable[[Work], str] = lambda _: ""
     weight_bytes: float | None = None
     slice: bool = False
@@ -75,8 +79,8 @@ def checked(title: str, found: Sequence[Sequence[int]], rows: int, ids: int) -> 
 # Ours -------------------------------------------------------------------------------------------------------
 
 
-def _engine(sampling: Sampling, every: bool) -> Callable[[Work], Decode]:
-    def opened(work: Work) -> Decode:
+def _engine(sampling: Sampling, every: bool) -> Open:
+    def opened(work: Work, closing: ExitStack) -> Decode:
         from gpa.engine.network import Network
         from gpa.engine.scheduler import Engine
 
@@ -116,7 +120,7 @@ def _model(work: Work) -> Any:
     return model.to(work.device).eval()
 
 
-def _generate(work: Work) -> Decode:
+def _generate(work: Work, closing: ExitStack) -> Decode:
     import torch
 
     model = _model(work)
@@ -133,25 +137,33 @@ def _generate(work: Work) -> Decode:
     return decode
 
 
-def _generate_batch(work: Work) -> Decode:
-    """Continuous batching. Its cache is as large as the work needs: by itself it takes most of the memory."""
+def _generate_batch(work: Work, closing: ExitStack) -> Decode:
+    """Continuous batching by the manager behind `generate_batch`, which by itself starts one at every call.
+
+    Its cache is as large as the work needs: by default it takes most of the memory.
+    """
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
-    model = _model(work)
     page = 32  # positions
-    pages = -(-(len(work.prompts[0]) + work.ids) // page) + 1
+    pages = work.batches[-1] * (-(-(len(work.prompts[0]) + work.ids) // page) + 1)
+    config = GenerationConfig(
+        max_new_tokens=work.ids, do_sample=False, eos_token_id=-1, pad_token_id=work.stop
+    )
+    room = ContinuousBatchingConfig(
+        page_size=page, num_blocks=pages, max_batch_tokens=512, allow_block_sharing=False
+    )
+    manager = _model(work).init_continuous_batching(config, continuous_batching_config=room)
+    manager.start()
+    closing.callback(manager.stop, block=True)
 
     def decode(prompts: Prompts, ids: int) -> list[list[int]]:
-        config = GenerationConfig(
-            max_new_tokens=ids, do_sample=False, eos_token_id=-1, pad_token_id=work.stop
-        )
-        room = ContinuousBatchingConfig(
-            page_size=page, num_blocks=pages * len(prompts), max_batch_tokens=512, allow_block_sharing=False
-        )
-        found = model.generate_batch(
-            [list(prompt) for prompt in prompts], config, continuous_batching_config=room, warmup=False
-        )
-        return [each.generated_tokens for each in found.values()]
+        names = manager.add_requests([list(prompt) for prompt in prompts], max_new_tokens=ids)
+        found: dict[str, list[int]] = {}
+        while len(found) < len(names) and manager.is_running():
+            result = manager.get_result(timeout=1)
+            if result is not None and result.is_finished():
+                found[result.request_id] = result.generated_tokens
+        return [found.get(name, []) for name in names]
 
     return decode
 
@@ -159,10 +171,10 @@ def _generate_batch(work: Work) -> Decode:
 # llama.cpp and onnxruntime ---------------------------------------------------------------------------------
 
 
-def _llamacpp(precision: str) -> Callable[[Work], Decode]:
+def _llamacpp(precision: str) -> Open:
     """llama.cpp's server in this process, a slot a row; any id may come, as a grammar of legal ones costs."""
 
-    def opened(work: Work) -> Decode:
+    def opened(work: Work, closing: ExitStack) -> Decode:
         import xllamacpp
 
         file = work.scratch / f"{precision}.gguf"
@@ -207,7 +219,7 @@ def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
         return json.load(answer)
 
 
-def _onnxruntime(work: Work) -> Decode:
+def _onnxruntime(work: Work, closing: ExitStack) -> Decode:
     """Our rules over onnxruntime's logits; the network is there for its sizes, its weights for nothing."""
     from gpa.engine.backends import find_engine
     from gpa.engine.network import Network

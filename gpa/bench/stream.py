@@ -49,7 +49,7 @@ class Found:
     """Everything by name, in the order of rounds; why others have nothing."""
 
     streams: dict[str, list[Turn]] = field(default_factory=dict)
-    readings: dict[str, list[Reading]] = field(default_factory=dict)
+    recognised: dict[str, list[Reading]] = field(default_factory=dict)
     programs: dict[str, list[tuple[machine.Spent, float]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -118,7 +118,7 @@ def _turns(
             found.skipped[WHISPER_TITLE] = why
             del listeners[WHISPER_TITLE]
         for title, name in listeners.items():
-            turns[title] = found.readings, partial(machine.alone, speakers.take_reading, name, asked, files)
+            turns[title] = found.recognised, partial(machine.alone, speakers.take_reading, name, asked, files)
     if "programs" in parts:
         for program in speakers.programs(asked, settings.kokoro).values():
             if program.missing:
@@ -152,7 +152,7 @@ def _tree(settings: Settings, asked: Asked, found: Found) -> dict[str, Any]:
         "machine": machine.about(),
         **machine.versions("torch", "transformers"),
         "streams": [_stream_row(name, turns, found) for name, turns in found.streams.items()],
-        "recognition": [_reading_row(name, turns, found) for name, turns in found.readings.items()],
+        "recognition": [_reading_row(name, turns, found) for name, turns in found.recognised.items()],
         "programs": [_program_row(name, turns, found) for name, turns in found.programs.items()],
         "skipped": found.skipped,
         "failed": found.failed,
@@ -187,7 +187,7 @@ def _stream_row(name: str, turns: Sequence[Turn], found: Found) -> dict[str, Any
 
 
 def _reading_row(name: str, turns: Sequence[Reading], found: Found) -> dict[str, Any]:
-    ours = [turn.rtf for turn in found.readings.get(ASR_TITLE, ())]
+    ours = [turn.rtf for turn in found.recognised.get(ASR_TITLE, ())]
     return {
         "name": name,
         "clips": len(turns[0].seconds),

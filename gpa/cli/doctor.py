@@ -29,6 +29,7 @@ EXTRAS = {  # extra -> what it brings, by import name
     "flash": ("flash_attn",),
 }
 SMALL, LARGE = 5_900_000, 312_600_000  # weights of gpa-mini's language model and of the published one
+LAYERS = ((512, 256), (256, 256), (768, 256), (256, 768), (4096, 512), (512, 2048), (3072, 512), (512, 3072))
 _MIN_DISK, _MIN_MEMORY = 2.0, 2.0  # GiB: the shipped model, its activations and a few results
 
 
@@ -49,6 +50,7 @@ def diagnose() -> list[Check]:
         ("packages", _packages),
         ("devices", _devices),
         ("attention", _attention),
+        ("batching", _batching),
         ("flash-attn", _flash),
         ("audio files", _audio_files),
         ("resampling", _resampling),
@@ -190,6 +192,18 @@ def _attention() -> Iterator[Check]:
     slow = ((q @ k.transpose(-1, -2)) / 4.0).masked_fill(future, -torch.inf).softmax(-1) @ v
     error = float((fast - slow).abs().max())
     yield Check("sdpa", error < 1e-2, f"runs on {device}, error {error:.0e}", "update torch")
+
+
+def _batching() -> Iterator[Check]:
+    """What makes a request's ids the same in every batch, on a CPU in float32 (docs/serving.md)."""
+    import torch
+
+    from gpa.engine.linear import ROW_BY_ROW, exact_kernel
+
+    kernels = {exact_kernel(*shape, "none", torch.get_num_threads()) for shape in LAYERS}
+    ok = None if ROW_BY_ROW in kernels else True
+    detail = f"float32 is exact by {' or '.join(sorted(map(str, kernels)))}"
+    yield Check("batching", ok, detail, "slow here; another version of torch may have better kernels")
 
 
 def _flash() -> Iterator[Check]:
@@ -381,5 +395,5 @@ def _memory() -> float | None:
     available = int(stated[0]) / 2**20
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():  # a container's own limit
-        available = min(available, (int(limit.read_text()) - int(used.read_text())) / 2**30)
+        return min(available, (int(limit.read_text()) - int(used.read_text())) / 2**30)
     return available

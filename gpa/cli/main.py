@@ -17,17 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa.cli import (
-    bench,
-    codec_import,
-    commands,
-    evaluation,
-    exporting,
-    options,
-    preparation,
-    transcribing,
-)
+from gpa.cli import bench, codec_import, commands, evaluation, exporting, options, preparation
 from gpa.cli import restoration as speechop
+from gpa.cli.transcribing import asr
 from gpa.errors import AudioWarning, GPAError, reader_gone
 from gpa.models.gpa.subtitles_gpa import FORMATS
 
@@ -180,7 +172,7 @@ says what is missing, and the exit code is 6. where nothing could be spoken ther
 
 def _asr(sub: Any) -> None:
     p = options.command(
-        sub, "asr", transcribing.asr, "write down what is said", """\
+        sub, "asr", asr, "write down what is said", """\
   gpa asr note.wav
   gpa asr film.flac -o film.srt
   gpa asr lecture.mp3 --format verbose_json -o lecture.json

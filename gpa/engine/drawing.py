@@ -42,6 +42,11 @@ class Draw:
         """For each row the id it reads next, and the row that it continues: itself."""
         return [(self.completion.ids[-1], row) for row in range(self.rows)]
 
+    @property
+    def made(self) -> list[int]:
+        """Ids that will not be taken back."""
+        return self.completion.ids
+
     def advance(self, logits: np.ndarray) -> None:
         """Choose the next id by logits (R, N) of the ids that may be generated."""
         done, ids = self.completion, self.completion.ids

@@ -39,7 +39,7 @@ READ = 4  # blocks that are read between two ids of those who already generate
 class Progress:
     """What a step did for one request: its new ids, and its completion if that was the last of them.
 
-    A search has no ids before its end: until then any hypothesis may win.
+    Ids are never taken back: a search tells those on which all its hypotheses agree.
     """
 
     handle: int
@@ -198,7 +198,7 @@ class Engine(Completer):
         """Tell what is new, and drop what is complete."""
         found = []
         for job in [job for job in self._running if job.started]:
-            made = job.decoder.completion.ids
+            made = job.decoder.made
             done = job.decoder.completion if job.decoder.done else None
             found.append(Progress(job.handle, made[job.told :], done))
             job.told = len(made)

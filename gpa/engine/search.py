@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -49,6 +50,13 @@ class Search:
     def following(self) -> list[tuple[int, int]]:
         """For each live hypothesis the id it reads next, and the row that it continues."""
         return [(h.ids[-1], parent) for h, parent in zip(self._live, self._parents, strict=True)]
+
+    @property
+    def made(self) -> list[int]:
+        """Ids that will not be taken back: those on which all hypotheses agree."""
+        if self.done:
+            return self.completion.ids
+        return list(commonprefix([h.ids for h in (*self._live, *self._ended)]))
 
     def advance(self, logits: np.ndarray) -> None:
         """Replace the live hypotheses by their best continuations, by logits (R, N)."""

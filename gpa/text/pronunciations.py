@@ -72,9 +72,18 @@ class Pronunciations:
         """Content of a dictionary's file; CheckpointError, naming `where`, for anything else."""
         lines, notice = wordlist.unpack(content, where)
         found = {word: phones for word, _, phones in (line.partition(" ") for line in lines)}
-        wrong = next((f"{w} {p}" for w, p in found.items() if not _WORD.fullmatch(w) or not _known(p)), None)
-        if wrong is not None:
-            raise CheckpointError(f"{where}: {wrong!r:.60}: a word and its phones are needed")
+        phones = set(" ".join(found.values()).split())  # all at once: there are many words
+        if not (
+            all(found)
+            and _WORD.fullmatch("a".join(found))
+            and phones <= _PHONES.keys()
+            and all(found.values())
+        ):
+            wrong = next(
+                (f"{w} {p}" for w, p in found.items() if not _WORD.fullmatch(w) or not _known(p)), None
+            )
+            if wrong is not None:
+                raise CheckpointError(f"{where}: {wrong!r:.60}: a word and its phones are needed")
         return cls(found, notice)
 
     @classmethod

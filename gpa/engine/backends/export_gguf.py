@@ -32,6 +32,8 @@ def export_gguf(network: Network, path: Path, precision: str = "f16") -> None:
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if network.sizes.attention_bias:
+        raise CheckpointError("attention_bias: llama.cpp's Qwen3 has no biases; onnxruntime's graph can")
     try:
         import gguf
     except ImportError as error:

@@ -174,6 +174,7 @@ class Remote(Completer):
     def _read(self, stream: _Stream) -> None:
         """In a thread of its own: put what comes into the queue."""
         before = 0
+        end: Exception | None = GenerationError("its answer has another form: update gpa or the server")
         connection, dialect = self.server.connection(), self.server.dialect
         try:
             for event in stream.events(connection, self.server.path(dialect.path)):
@@ -181,11 +182,14 @@ class Remote(Completer):
                 before += len(ids)
                 if ids:
                     self._events.put((stream, ids))
-            self._events.put((stream, None))
-        except (OSError, http.client.HTTPException, ValueError, KeyError, GenerationError) as error:
-            self._events.put((stream, error))
+            end = None
+        except (OSError, http.client.HTTPException, ValueError, GenerationError) as error:
+            end = error
+        except (LookupError, TypeError, AttributeError):
+            pass
         finally:
             connection.close()
+            self._events.put((stream, end))
 
 
 class _Stream:

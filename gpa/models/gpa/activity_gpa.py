@@ -94,8 +94,8 @@ class Segmenter:
     """Sound into stretches of at most `seconds`, which follow one another from the first sample to the last.
 
     A stretch of speech ends in a pause of `pause` seconds, 0.3 s after its last word, or where it is quietest
-    before it grows too long. A shorter pause is kept, so that an ordinary clip stays as it is. Stretches begin
-    at multiples of `hop` samples. At most `seconds` and a few more are held, beside what is pushed at once.
+    before it grows too long. A shorter pause is kept, so that an ordinary clip stays as it is. Stretches
+    begin at multiples of `hop` samples. At most `seconds` and a few more are held, beside what is pushed.
     """
 
     def __init__(self, sample_rate: int, seconds: float, hop: int = 1, pause: float = PAUSE) -> None:

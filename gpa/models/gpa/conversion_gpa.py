@@ -7,7 +7,7 @@ that of all codes decoded at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -158,7 +158,9 @@ class Conversion(LongForm[Part, Chunk]):
         return part.codes is not None
 
 
-def exchanged(processor: GPAProcessor, voice: Voice, blocks: Iterable[np.ndarray]) -> Iterator[Chunk]:
+def exchanged(
+    processor: GPAProcessor, voice: Voice, blocks: Iterable[np.ndarray]
+) -> Generator[Chunk, None, None]:
     """A recording whose codes are kept, in another voice.
 
     Codes are made in windows of 20 s that hear 2 s more on either side. UsageError where the codes hold the

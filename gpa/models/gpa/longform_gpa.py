@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def step(engine: Completer, work: LongForm[P, T]) -> Iterator[T]:
         yield from work.take(progress)
 
 
-def stream(engine: Completer, work: LongForm[P, T], blocks: Iterable[np.ndarray]) -> Iterator[T]:
+def stream(engine: Completer, work: LongForm[P, T], blocks: Iterable[np.ndarray]) -> Generator[T, None, None]:
     """All that is made of one recording, as it is made; closing the iterator cancels the rest."""
     try:
         for block in blocks:

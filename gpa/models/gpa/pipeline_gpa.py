@@ -8,7 +8,7 @@ sound's.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -53,12 +53,9 @@ if TYPE_CHECKING:
     from gpa.prompt.formats import Format
     from gpa.prompt.vocab import Vocab
 
-    Several = list[AudioLike]
-    Yes = Literal[True]
-    No = Literal[False]
-    Parts = Literal["parts"]
-
 T = TypeVar("T")
+Live = Literal[True]
+Streamed = Literal[True, "parts"]
 
 
 class GPA:
@@ -257,25 +254,23 @@ class GPA:
     # Tasks ------------------------------------------------------------------------------------------------
 
     @overload
-    def tts(
-        self, text: str, voice: VoiceLike = ..., *, stream: No = ..., **options: Unpack[SpeechOptions]
-    ) -> Speech: ...
+    def tts(self, text: str, voice: VoiceLike = None, **options: Unpack[SpeechOptions]) -> Speech: ...
     @overload
     def tts(
-        self, text: list[str], voice: VoiceLike = ..., *, stream: No = ..., **options: Unpack[SpeechOptions]
+        self, text: list[str], voice: VoiceLike = None, **options: Unpack[SpeechOptions]
     ) -> list[Speech]: ...
     @overload
     def tts(
-        self, text: str, voice: VoiceLike = ..., *, stream: Yes | Parts, **options: Unpack[SpeechOptions]
-    ) -> Iterator[Chunk]: ...
+        self, text: str, voice: VoiceLike = None, *, stream: Streamed, **options: Unpack[SpeechOptions]
+    ) -> Generator[Chunk, None, None]: ...
     def tts(
         self,
         text: str | list[str],
         voice: VoiceLike = None,
         *,
-        stream: bool | Parts = False,
+        stream: Streamed | Literal[False] = False,
         **options: Unpack[SpeechOptions],
-    ) -> Speech | list[Speech] | Iterator[Chunk]:
+    ) -> Speech | list[Speech] | Generator[Chunk, None, None]:
         """Speak a text of any length in a voice, or each text of a list; a long one is spoken in parts.
 
         With `stream` the chunks of one text come as they are made, and closing the iterator ends the work;
@@ -298,24 +293,24 @@ class GPA:
 
     @overload
     def vc(
-        self, source: AudioLike, voice: VoiceLike = ..., *, stream: No = ..., **o: Unpack[ConversionOptions]
+        self, source: AudioLike, voice: VoiceLike = None, **options: Unpack[ConversionOptions]
     ) -> Speech: ...
     @overload
     def vc(
-        self, source: Several, voice: VoiceLike = ..., *, stream: No = ..., **o: Unpack[ConversionOptions]
+        self, source: list[AudioLike], voice: VoiceLike = None, **options: Unpack[ConversionOptions]
     ) -> list[Speech]: ...
     @overload
     def vc(
-        self, source: AudioLike, voice: VoiceLike = ..., *, stream: Yes, **o: Unpack[ConversionOptions]
-    ) -> Iterator[Chunk]: ...
+        self, source: AudioLike, voice: VoiceLike = None, *, stream: Live, **o: Unpack[ConversionOptions]
+    ) -> Generator[Chunk, None, None]: ...
     def vc(
         self,
-        source: AudioLike | Several,
+        source: AudioLike | list[AudioLike],
         voice: VoiceLike = None,
         *,
         stream: bool = False,
         **options: Unpack[ConversionOptions],
-    ) -> Speech | list[Speech] | Iterator[Chunk]:
+    ) -> Speech | list[Speech] | Generator[Chunk, None, None]:
         """Say what `source` says, of any length, in another voice; a list of sources gives a list.
 
         With `stream` the chunks of one source come as they are made, and closing the iterator ends the work.
@@ -341,25 +336,25 @@ class GPA:
         return _as_asked(source, [Speech.of(each) for each in longform.together(engine, works, sources)])
 
     @overload
-    def asr(self, audio: AudioLike, *, stream: No = ..., **o: Unpack[TranscriptOptions]) -> Transcript: ...
+    def asr(self, audio: AudioLike, **options: Unpack[TranscriptOptions]) -> Transcript: ...
+    @overload
+    def asr(self, audio: list[AudioLike], **options: Unpack[TranscriptOptions]) -> list[Transcript]: ...
     @overload
     def asr(
-        self, audio: Several, *, stream: No = ..., **o: Unpack[TranscriptOptions]
-    ) -> list[Transcript]: ...
-    @overload
-    def asr(self, audio: AudioLike, *, stream: Yes, **o: Unpack[TranscriptOptions]) -> Iterator[Partial]: ...
+        self, audio: AudioLike, *, stream: Live, **options: Unpack[TranscriptOptions]
+    ) -> Generator[Partial, None, None]: ...
     def asr(
         self,
-        audio: AudioLike | Several,
+        audio: AudioLike | list[AudioLike],
         *,
         stream: bool = False,
         **options: Unpack[TranscriptOptions],
-    ) -> Transcript | list[Transcript] | Iterator[Partial]:
+    ) -> Transcript | list[Transcript] | Generator[Partial, None, None]:
         """Write down what is said in audio of any length, or in each of a list, with the times of words.
 
-        Sound without speech is skipped, and where there is no other the transcript is empty. With `stream` the
-        text of one recording comes as it is written, and is never taken back; closing the iterator ends the
-        work. See `TranscriptOptions`.
+        Sound without speech is skipped, and where there is no other the transcript is empty. With `stream`
+        the text of one recording comes as it is written, and is never taken back; closing the iterator ends
+        the work. See `TranscriptOptions`.
         """
         if stream and isinstance(audio, list):
             raise UsageError("a stream writes down one recording: give one, or leave stream out")

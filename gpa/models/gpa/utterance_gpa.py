@@ -7,9 +7,10 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -39,44 +40,39 @@ PARTS = 8  # of one text at a time
 PAUSE = 0.2  # seconds after a sentence
 TRIES = 2
 TAKE_STEP = 15_485_863  # between the seeds of the takes of one part
-FIRST, MOST = 4, 64  # frames that are decoded together: at first, and at most
 WRONG = 0.5  # share of wrong words with which a take that was read back has failed
 
 
 class Take:
-    """One attempt at a part: its codes become sound as they come, at borders that depend on their number."""
+    """One attempt at a part: its codes become sound as they come."""
 
     def __init__(self, processor: GPAProcessor, stream: Stream) -> None:
         self._processor, self._stream = processor, stream
         self.codes: list[int] = []
         self.wavs: list[np.ndarray] = []
         self.completion: Completion | None = None
-        self._decoded, self._border, self._taken = 0, FIRST, 0  # frames, frames, wavs
+        self._decoded = self._told = 0  # codes, wavs
 
     def add(self, ids: Sequence[int], completion: Completion | None) -> None:
         """Take new ids, and the completion if they were the last."""
         vocab = self._processor.vocab
         self.codes += vocab.semantic.codes(i for i in ids if i in vocab.semantic)
-        while len(self.codes) >= self._border * vocab.n_codebooks:
-            self._decode(self._border)
-            self._border += min(self._border + FIRST, MOST)
+        end = len(self.codes) - len(self.codes) % vocab.n_codebooks
+        if end > self._decoded:
+            self._keep(self._stream.push(self._processor.codec.tokens(self.codes[self._decoded : end])))
+            self._decoded = end
         if completion:
-            self._decode(len(self.codes) // vocab.n_codebooks)
-            self.wavs.append(self._stream.finish())
+            self._keep(self._stream.finish())
             self.completion = completion
 
-    def _decode(self, end: int) -> None:
-        """Decode up to a frame."""
-        if end > self._decoded:
-            width = self._processor.vocab.n_codebooks
-            codes = self.codes[self._decoded * width : end * width]
-            self.wavs.append(self._stream.push(self._processor.codec.tokens(codes)))
-            self._decoded = end
+    def _keep(self, wav: np.ndarray) -> None:
+        if len(wav):
+            self.wavs.append(wav)
 
     @property
     def tokens(self) -> np.ndarray:
-        """The codes (T,) that were decoded."""
-        return np.array(self.codes[: self._decoded * self._processor.vocab.n_codebooks], np.int64)
+        """The codes (T,) of whole frames."""
+        return np.array(self.codes[: self._decoded], np.int64)
 
     @property
     def wav(self) -> np.ndarray:
@@ -85,7 +81,7 @@ class Take:
 
     def news(self) -> np.ndarray:
         """The sound (S,) since it was last asked for."""
-        new, self._taken = self.wavs[self._taken :], len(self.wavs)
+        new, self._told = self.wavs[self._told :], len(self.wavs)
         return np.concatenate([np.zeros(0, np.float32), *new])
 
 
@@ -156,6 +152,7 @@ class Utterance:
         self._waiting: dict[int, Callable[[Progress], None]] = {}  # by handle
         self._limiter = Limiter(processor.codec.spec.sample_rate)
         self._samples, self._pause, self._reason = 0, 0.0, "stop"
+        self._good = False  # whether any part came out
         self._errors: list[PromptError | GenerationError] = []
         self.done = False
         self._fill()
@@ -181,7 +178,8 @@ class Utterance:
     def cancel(self) -> None:
         """Forget what is not complete."""
         for handle in self._waiting:
-            self._engine.cancel(handle)
+            with contextlib.suppress(UsageError):  # one that failed is forgotten already
+                self._engine.cancel(handle)
         self._waiting.clear()
         self._parts.clear()
         self.done = True
@@ -213,9 +211,7 @@ class Utterance:
         part.tries += 1
 
     def _stream(self) -> Stream:
-        lookahead = self._options.get("lookahead")
-        codec = self._processor.codec
-        return codec.stream(self._voice) if lookahead is None else codec.stream(self._voice, lookahead)
+        return self._processor.codec.stream(self._voice, self._options.get("lookahead"))
 
     def _made(self, part: Part, take: Take, progress: Progress) -> None:
         take.add(progress.ids, progress.completion)
@@ -282,6 +278,7 @@ class Utterance:
             if part.error:
                 yield self._missing(part, part.error)
             elif part.chosen:
+                self._good = True
                 yield from self._sound(part, part.chosen)
             else:
                 if self._live and not part.number:
@@ -320,7 +317,7 @@ class Utterance:
     def _last(self) -> Chunk:
         """The end. GenerationError if nothing was spoken."""
         self.done = True
-        if not self._samples:
+        if not self._good:
             raise self._errors[0]
         if self._reason != "stop":
             logger.warning("speech ended by %s, not by the model", self._reason)
@@ -328,7 +325,7 @@ class Utterance:
         return Chunk(self._limiter.finish(), rate, none, self._reason, done=1.0)
 
 
-def chunks(engine: Completer, utterance: Utterance) -> Iterator[Chunk]:
+def chunks(engine: Completer, utterance: Utterance) -> Generator[Chunk, None, None]:
     """Chunks of one utterance; closing the iterator cancels what is on its way."""
     try:
         while not utterance.done:
