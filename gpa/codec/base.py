@@ -175,18 +175,13 @@ class TokenCodec(ABC):
         except VocabError as error:
             raise CheckpointError(f"{what} is another codec's: {error}") from error
 
-    def exchanged(self, audio: AudioLike, voice: Voice) -> tuple[np.ndarray, np.ndarray]:
-        """Sound (S,) and codes (L,) of a recording in another voice, its codes kept.
-
-        UsageError where the codes hold the voice as well.
-        """
+    def check_exchange(self) -> None:
+        """UsageError where the codes hold the voice as well, so that it cannot be exchanged."""
         if not self.spec.n_global:
             raise UsageError(
                 f"mode codec: the codes of {self.spec.name} hold the voice, so it cannot be exchanged; "
                 "use mode lm"
             )
-        codes = self.codes(audio)
-        return self.decode(self.tokens(codes), voice), codes
 
     # Training and verification ----------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gpa import audio as sound
 from gpa import hub
-from gpa.codec import margins
+from gpa.codec import margins, reference
 from gpa.codec.base import BLOCKS, AudioTokens, CodecSpec, Stream, TokenCodec
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
@@ -37,7 +37,6 @@ from gpa.codec.feature_encoder import (
 )
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.recordings import timbre_of
-from gpa.codec.reference import normalise_loudness, reference_clip
 from gpa.codec.voice import Voice
 from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
@@ -245,7 +244,7 @@ class BiCodec(TokenCodec):
         """What the global path reads of a 16 kHz waveform (S,): its first seconds, levelled or tiled."""
         c = self.config
         samples = int(c.ref_segment_duration * c.sample_rate) // c.latent_hop_length * c.latent_hop_length
-        return reference_clip(self._leveled(wav), samples)
+        return reference.reference_clip(self._leveled(wav), samples)
 
     def latents(self, wavs: np.ndarray) -> Tensor:
         """Encoder output (B, D, T) before quantisation, of waveforms (B, S) of one length."""
@@ -257,7 +256,7 @@ class BiCodec(TokenCodec):
             return self.model.latents(self.features(torch.from_numpy(wavs).to(self.device)))
 
     def _leveled(self, wav: np.ndarray) -> np.ndarray:
-        return normalise_loudness(wav) if self.config.volume_normalize else wav
+        return reference.normalise_loudness(wav) if self.config.volume_normalize else wav
 
     def _load(self, audio: AudioLike, rate: int | None) -> np.ndarray:
         return sound.load(audio, self.config.sample_rate, rate=rate)
