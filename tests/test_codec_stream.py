@@ -305,23 +305,27 @@ def test_a_look_ahead_depends_on_the_index_alone(
 
 
 @pytest.mark.parametrize("lookahead", [0, 3])
-@pytest.mark.parametrize("name", ["published", "tiny", "gpa-mini"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_look_ahead_cuts_the_future_of_a_block(
     codecs: dict[str, TokenCodec], name: str, lookahead: int
 ) -> None:
-    """Frames of a block are those of a clip that ends so much later; the renderer runs on over them."""
+    """A block is that of a clip which ends so much later; pulses and noise run on from block to block."""
     codec: Any = codecs[name]
     tokens, voice = clip(codec, 80)
-    rate, frames, begin = codec.model.frames_per_id, [], 0
+    render = codec.render if name == "gpa-mini" else lambda frames: frames[0]
+    blocks, begin = [], 0
     for end in (*(e for e in map(block_end, range(9)) if e + lookahead <= 80), 80):
-        cut = codec.frames(tokens.codes[:, : end + lookahead], voice)
-        frames.append(cut[:, begin * rate : end * rate])
+        cut = codec.frames(AudioTokens(tokens.codes[:, : end + lookahead]), voice)
+        rate = cut.shape[1] // min(80, end + lookahead)
+        blocks.append(cut[:, begin * rate : end * rate])
         begin = end
-    expected = codec.render(np.concatenate(frames, 1))
+    expected = render(np.concatenate(blocks, 1))
     found = codec.stream(voice, lookahead).run(tokens)
     # What is rounded off a pitch adds up in the phase of gpa-mini's pulses.
-    assert np.abs(found - expected).max() < (1e-3 if codec.harmonic else 1e-5) * np.abs(expected).max()
-    assert np.abs(found - codec.decode(tokens, voice)).max() > 1e-3 * np.abs(expected).max()
+    assert np.abs(found - expected).max() < (1e-3 if name == "gpa-mini" else 1e-5) * np.abs(expected).max()
+    if lookahead == 0:
+        exact = codec.spec.context is not None and codec.spec.context[1] == 0
+        assert exact == (np.abs(found - codec.decode(tokens, voice)).max() < 1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", BLOCKWISE)
@@ -333,18 +337,6 @@ def test_enough_look_ahead_is_exact_and_little_is_early(codecs: dict[str, TokenC
     np.testing.assert_array_equal(enough, codec.decode(tokens, voice))
     first = len(codec.stream(voice, lookahead=1).push(AudioTokens(tokens.codes[:, :5])))
     assert first >= 2 * codec.spec.hop_length
-
-
-def test_a_codec_that_hears_the_whole_clip_can_be_cut(codecs: dict[str, TokenCodec]) -> None:
-    codec = codecs["encodec-normed"]
-    tokens, _ = clip(codec)
-    found = streamed(codec.stream(lookahead=2), tokens, CUTS["by 1"])
-    assert sum(map(len, found[:-1])) > 0
-    np.testing.assert_array_equal(np.concatenate(found), codec.stream(lookahead=2).run(tokens))
-    np.testing.assert_array_equal(
-        np.concatenate(found)[: 4 * codec.spec.hop_length],
-        codec.decode(AudioTokens(tokens.codes[:, :6]))[: 4 * codec.spec.hop_length],
-    )
 
 
 def test_the_error_of_a_look_ahead_is_the_stated_one(mini_codec: BiCodec, repo: Path) -> None:

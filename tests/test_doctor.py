@@ -23,7 +23,19 @@ def named(checks: list[Check], name: str) -> Check:
 
 
 def test_everything_needed_works_on_this_machine(checks: list[Check]) -> None:
-    needed = ["python", *doctor.CORE, "cpu", "sdpa", "batching", "wav", "flac", "ogg", "resampling", "threads", "disk"]
+    needed = [
+        "python",
+        *doctor.CORE,
+        "cpu",
+        "sdpa",
+        "batching",
+        "wav",
+        "flac",
+        "ogg",
+        "resampling",
+        "threads",
+        "disk",
+    ]
     for name in needed:
         assert named(checks, name).ok is True, named(checks, name)
     assert "float32" in named(checks, "cpu").detail

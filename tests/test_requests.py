@@ -19,7 +19,7 @@ from gpa.models.gpa import GPA
 from gpa.models.gpa.checkpoint_gpa import SHIPPED
 from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
 from gpa.models.gpa.outputs_gpa import Speech
-from gpa.models.gpa.requests_gpa import asr_job, vc_job
+from gpa.models.gpa.requests_gpa import asr_job, speech, vc_job
 from gpa.models.gpa.utterance_gpa import Utterance
 
 TEXTS = ["hello there", "how are you? " * 25, "the fox"]
@@ -75,8 +75,8 @@ def test_a_list_gives_a_list_of_what_each_gives(model: GPA) -> None:
     written = model.asr(CLIPS, max_new_tokens=8)
     converted = model.vc(CLIPS, "ben", seed=2, max_new_tokens=8)
     swapped = model.vc(CLIPS, "ben", mode="codec")
-    for text, speech in zip(TEXTS, spoken, strict=True):
-        assert (model.tts(text, "anna", seed=2, max_new_tokens=8).wav == speech.wav).all()
+    for text, said in zip(TEXTS, spoken, strict=True):
+        assert (model.tts(text, "anna", seed=2, max_new_tokens=8).wav == said.wav).all()
     for clip, transcript, lm, codec in zip(CLIPS, written, converted, swapped, strict=True):
         assert model.asr(clip, max_new_tokens=8).text == transcript.text
         assert (model.vc(clip, "ben", seed=2, max_new_tokens=8).wav == lm.wav).all()
@@ -94,6 +94,15 @@ def test_an_empty_result_is_an_error_of_the_second_half(model: GPA) -> None:
     ):
         with pytest.raises(GenerationError):
             job.result(nothing)
+
+
+def test_a_peak_is_limited_and_the_rest_as_loud_as_it_was(model: GPA) -> None:
+    wav = speechlike(1.0)
+    wav[8000] = 3.0
+    made = speech(model.processor, wav, np.array([1])).wav
+    assert np.abs(made).max() <= 1.0 and made[8000] > 0.9
+    np.testing.assert_array_equal(made[:7000], wav[:7000])
+    np.testing.assert_array_equal(made[9000:], wav[9000:])
 
 
 def test_words_may_be_any_iterable(model: GPA, monkeypatch: pytest.MonkeyPatch) -> None:

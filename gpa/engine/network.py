@@ -202,7 +202,7 @@ class Network(nn.Module):
     @property
     def packed(self) -> PackedNetwork:
         """What decodes: made once, and anew if the weights have changed since."""
-        state = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+        state = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.parameters())
         if self._packed is None or self._packed[0] != state:
             self._packed = None  # its memory is free before the next is made
             with torch.no_grad():
