@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpa.codec.limiter import Limiter
+from gpa.engine.request import Request
 from gpa.errors import GenerationError, UsageError
 from gpa.models.gpa.longform_gpa import LongForm
 from gpa.models.gpa.outputs_gpa import Chunk
@@ -25,7 +26,7 @@ from gpa.text.tokenizer import normalise_text
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
     from gpa.engine.base import Completer
-    from gpa.engine.request import Completion, Request
+    from gpa.engine.request import Completion
     from gpa.engine.scheduler import Progress
     from gpa.models.gpa.activity_gpa import Stretch
     from gpa.models.gpa.options_gpa import ConversionOptions
@@ -71,7 +72,6 @@ class Part:
     stretch: Stretch
     number: int
     codes: np.ndarray | None = None
-    told: bool = False
     said: dict[int, str] = field(default_factory=dict)  # by the parts that recognition takes it in
 
 
