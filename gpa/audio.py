@@ -69,40 +69,34 @@ def load(
     return mono.astype(np.float32)
 
 
-def blocks(
-    source: AudioLike, sample_rate: int = SAMPLE_RATE, *, length: float = 10.0
-) -> Iterator[np.ndarray]:
-    """Yield the samples of `load` bit by bit, as float32 (S_i,) of `length` seconds of the source each.
+def blocks(source: AudioLike, sample_rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
+    """Yield the samples of `load` bit by bit, float32 (S_i,), so that hours of a file take little memory.
 
-    A file of many hours takes no more memory than one of minutes. AudioError as for `load`, at the first
-    block; for a file that turns out shorter than it says, after the last.
+    AudioError as for `load`; for a file that turns out shorter than it says, after the last block.
     """
     target = _checked_rate(sample_rate, "sample_rate")
     resampler = None
-    for samples, true_rate, last in _raw_blocks(source, length):
+    for samples, true_rate, last in _raw_blocks(source):
         if true_rate != target and resampler is None:
             resampler = soxr.ResampleStream(true_rate, target, 1, dtype="float64", quality="VHQ")
         mono = samples.mean(axis=1)  # (S, C) -> (S,)
         yield (resampler.resample_chunk(mono, last=last) if resampler else mono).astype(np.float32)
 
 
-def _raw_blocks(source: AudioLike, length: float) -> Iterator[tuple[np.ndarray, int, bool]]:
-    """Yield float64 (S_i, C), the rate, and whether that was the last."""
+def _raw_blocks(source: AudioLike) -> Iterator[tuple[np.ndarray, int, bool]]:
+    """Yield ten seconds of float64 (S_i, C), the rate, and whether they are the last."""
     if isinstance(source, tuple) or hasattr(source, "__array__"):
         samples, rate, name = load_raw(source)
-        size = max(1, round(length * rate))
-        for start in range(0, len(samples), size):
-            yield samples[start : start + size], rate, start + size >= len(samples)
+        for start in range(0, len(samples), 10 * rate):
+            yield samples[start : start + 10 * rate], rate, start + 10 * rate >= len(samples)
         return
     data, name = _open(source)
     with _reading(data, name) as file:
         _, stop = _span(file.frames, file.samplerate, 0.0, None, name)
         done = 0
         while done < stop:
-            block = file.read(round(length * file.samplerate), "float64", always_2d=True)
+            block = _finite(file.read(10 * file.samplerate, "float64", always_2d=True), name)
             done += len(block) or stop  # an MP3 may end early
-            if not np.isfinite(block).all():
-                raise AudioError(f"{name} contains NaN or infinite samples: export it again")
             yield block, file.samplerate, done >= stop
         _check_length(file, file.tell(), stop, name)
 
@@ -125,15 +119,17 @@ def load_raw(
         start, stop = _span(len(samples), true_rate, begin, end, name)
         samples = samples[start:stop]
     elif rate is not None:
-        raise AudioError(
-            "rate= is for bare arrays; files, bytes and streams carry their own rate: leave it out"
-        )
+        raise AudioError("rate= is for bare arrays; files, bytes and streams have their own: leave it out")
     else:
         data, name = _open(source)
         samples, true_rate = _decode(data, name, begin, end)
+    return _finite(samples, name), true_rate, name
+
+
+def _finite(samples: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise AudioError(f"{name} contains NaN or infinite samples: export it again")
-    return samples, true_rate, name
+    return samples
 
 
 def _from_array(source: Any, rate: int | None) -> tuple[np.ndarray, int, str]:
@@ -242,10 +238,9 @@ def _reading(data: Any, name: str) -> Iterator[soundfile.SoundFile]:
                 raise AudioError(f"{name} is truncated: copy or download it again")
             yield file
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise AudioError(
-            f"{name} is not readable audio, or is truncated ({str(error).strip()}): "
-            "fetch it again, or convert it:  ffmpeg -i IN -ac 1 OUT.wav"
-        ) from error
+        what = f"{name} is not readable audio, or is truncated ({str(error).strip()})"
+        remedy = "fetch it again, or convert it:  ffmpeg -i IN -ac 1 OUT.wav"
+        raise AudioError(f"{what}: {remedy}") from error
 
 
 def _check_length(file: soundfile.SoundFile, found: int, stated: int, name: str) -> None:
@@ -276,9 +271,8 @@ def _span(frames: int, rate: int, begin: float, end: float | None, name: str) ->
     start, stop = round(begin * rate), min(round(last * rate), frames)
     if stop - start < MIN_SECONDS * rate:
         seconds = max(stop - start, 0) / rate
-        raise AudioError(
-            f"{name} is {1000 * seconds:.0f} ms long: at least {1000 * MIN_SECONDS:.0f} ms are needed"
-        )
+        least = 1000 * MIN_SECONDS
+        raise AudioError(f"{name} is {1000 * seconds:.0f} ms long: at least {least:.0f} ms are needed")
     return start, stop
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,17 @@ import torch
 from conftest import speechlike
 from gpa.cli.main import _parser
 from gpa.codec.feature_encoder import StoredFeatures
-from gpa.engine.request import Beams, Completion
+from gpa.engine.request import Beams
 from gpa.engine.scheduler import Engine
-from gpa.errors import GenerationError, UsageError
+from gpa.errors import UsageError
 from gpa.models.gpa import GPA
+from gpa.models.gpa.alignment_gpa import evidence
 from gpa.models.gpa.checkpoint_gpa import SHIPPED
+from gpa.models.gpa.conversion_gpa import Conversion
+from gpa.models.gpa.longform_gpa import LongForm
 from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
-from gpa.models.gpa.outputs_gpa import Speech
-from gpa.models.gpa.requests_gpa import asr_job, speech, vc_job
+from gpa.models.gpa.outputs_gpa import Chunk, Speech
+from gpa.models.gpa.recognition_gpa import Recognition
 from gpa.models.gpa.utterance_gpa import Utterance
 
 TEXTS = ["hello there", "how are you? " * 25, "the fox"]
@@ -32,42 +36,40 @@ def model(tiny: Path) -> GPA:
 
 
 def test_one_engine_runs_every_task_side_by_side(model: GPA) -> None:
-    """What the methods give, by utterances and jobs that join a running engine one after another."""
+    """What the methods give, by works of all kinds that join a running engine one after another."""
     processor, anna = model.processor, model.voices["anna"]
-    wavs = [processor.hear(clip, "it") for clip in CLIPS]
-    jobs = [
-        asr_job(processor, wavs[0], {"max_new_tokens": 12, "seed": 3}),
-        vc_job(processor, wavs[:1], anna, ["hello there"], {"seed": 3, "gamma": 2.0}),
-    ]
-    assert jobs[1].requests[0].guidance
-    engine, done, said = Engine(model.network), {}, []
-
-    def step() -> None:
-        for each in engine.step():
-            done[each.handle] = each.completion
-            said.extend((utterance, chunk) for utterance in utterances for chunk in utterance.take(each))
-
-    utterances = [
+    engine = Engine(model.network)
+    said: dict[object, list[Chunk]] = {}
+    works: list[Utterance | Recognition | Conversion] = [
         Utterance(processor, engine, TEXTS[1], anna, {"seed": 3, "max_new_tokens": 9}),
         Utterance(processor, engine, TEXTS[0], anna, {"seed": 3, "gamma": 2.0, "max_new_tokens": 30}),
+        Recognition(processor, engine, partial(evidence, model.network), {"max_new_tokens": 12, "seed": 3}),
+        Conversion(processor, engine, anna, {"transcript": "hello there", "seed": 3, "gamma": 2.0}),
     ]
-    handles = []
-    for job in jobs:
+
+    def step() -> None:
+        for progress in engine.step():
+            for work in works:
+                said.setdefault(work, []).extend(work.take(progress))  # type: ignore[arg-type]
+
+    for work in works[2:]:
         step()
-        handles.append([engine.add(request) for request in job.requests])
+        assert isinstance(work, LongForm)
+        work.feed(processor.hear(CLIPS[0], "it"))
+        work.close()
     while engine.busy:
         step()
-    made = [Speech.of(chunk for owner, chunk in said if owner is each) for each in utterances]
-    made += [job.result([done[h] for h in mine]) for job, mine in zip(jobs, handles, strict=True)]  # type: ignore[attr-defined,misc]
+    made = [Speech.of(said[work]) for work in (works[0], works[1], works[3])]
     expected = [
         model.tts(TEXTS[1], "anna", seed=3, max_new_tokens=9),
         model.tts(TEXTS[0], "anna", seed=3, gamma=2.0, max_new_tokens=30),
-        model.asr(CLIPS[0], seed=3, max_new_tokens=12),
         model.vc(CLIPS[0], "anna", seed=3, transcript="hello there", gamma=2.0),
     ]
     for one, other in zip(made, expected, strict=True):
         assert one.tokens.tolist() == other.tokens.tolist() and one.finish_reason == other.finish_reason
-    np.testing.assert_array_equal(made[0].wav, expected[0].wav)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(made[0].wav, expected[0].wav)
+    assert isinstance(works[2], Recognition)
+    assert works[2].transcript.text == model.asr(CLIPS[0], seed=3, max_new_tokens=12).text != ""
 
 
 def test_a_list_gives_a_list_of_what_each_gives(model: GPA) -> None:
@@ -83,26 +85,6 @@ def test_a_list_gives_a_list_of_what_each_gives(model: GPA) -> None:
         assert (model.vc(clip, "ben", mode="codec").wav == codec.wav).all()
         assert (lm.mode, codec.mode) == ("lm", "codec")
     assert model.tts([], "anna") == [] and model.asr([]) == []
-
-
-def test_an_empty_result_is_an_error_of_the_second_half(model: GPA) -> None:
-    nothing = [Completion([model.vocab.stop], "stop", 1)]
-    wav = CLIPS[0][0]
-    for job in (
-        vc_job(model.processor, [wav], model.voices["anna"], [""], {}),
-        asr_job(model.processor, wav, {}),
-    ):
-        with pytest.raises(GenerationError):
-            job.result(nothing)
-
-
-def test_a_peak_is_limited_and_the_rest_as_loud_as_it_was(model: GPA) -> None:
-    wav = speechlike(1.0)
-    wav[8000] = 3.0
-    made = speech(model.processor, wav, np.array([1])).wav
-    assert np.abs(made).max() <= 1.0 and made[8000] > 0.9
-    np.testing.assert_array_equal(made[:7000], wav[:7000])
-    np.testing.assert_array_equal(made[9000:], wav[9000:])
 
 
 def test_words_may_be_any_iterable(model: GPA, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gpa import audio
-from gpa.errors import CheckpointError, GenerationError, GPAError, UsageError
+from gpa.errors import CheckpointError, GenerationError, UsageError
 from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.text.wordlist import read_text
 
@@ -53,15 +53,15 @@ def tts(args: argparse.Namespace) -> int:
     check_output(args)
     text = _stdin_text() if args.text == "-" else args.text
     said = _pronunciations(args.pronunciations) if args.pronunciations else None
-    model = _load(args)
+    model = load(args)
     given = {name: getattr(args, name) for name in ("pause", "best_of", "verify", "lookahead", "gamma")}
     options = {name: value for name, value in given.items() if value is not None}
     began = time.perf_counter()
     how = True if args.stream else "parts"
-    chunks = model.tts(text, voice=args.voice, stream=how, pronunciations=said, **options, **_sampling(args))
+    chunks = model.tts(text, voice=args.voice, stream=how, pronunciations=said, **options, **sampling(args))
     speech, seconds = _spoken(args, chunks, model.sample_rate, bar=len(text) > LONG)
     took = time.perf_counter() - began
-    _report(args, model.sample_rate, seconds, took, _fields(speech))
+    _report(args, model.sample_rate, seconds, took, fields(speech))
     for failure in speech.failures:
         say(f"error: missing at {failure.seconds:.1f} s: {failure.reason}")
     return GenerationError.exit_code if speech.failures else 0
@@ -98,39 +98,13 @@ def vc(args: argparse.Namespace) -> None:
     if args.gamma is not None and words is None:
         raise UsageError("--gamma is the strength of a transcript: give --transcript or --itc")
     source = sound_of(args.audio)
-    model = _load(args)
+    model = load(args)
     guided = {"transcript": words, "gamma": args.gamma}
     began = time.perf_counter()
-    speech = model.vc(source, voice=args.voice, mode=args.mode, **guided, **_sampling(args))
+    speech = model.vc(source, voice=args.voice, mode=args.mode, **guided, **sampling(args))
     took = time.perf_counter() - began
     say(CONVERTED[speech.mode])
-    deliver(args, speech, took, {"mode": speech.mode, **_fields(speech)})
-
-
-def asr(args: argparse.Namespace) -> int:
-    """Print transcripts; a bad file is reported, the others are done, and its exit code is returned."""
-    words = read_text(args.words).split("\n") if args.words else []
-    model = _load(args)
-    failed = 0
-    for path in _progress(args.audio):
-        try:
-            began = time.perf_counter()
-            transcript = model.asr(sound_of(path), beams=args.beams, words=words, **_sampling(args))
-        except GPAError as error:
-            if len(args.audio) == 1:
-                raise
-            failed = failed or error.exit_code
-            say(f"error: {error}")
-            if args.json:
-                print_json({"path": path, "error": str(error)})
-            continue
-        took = time.perf_counter() - began
-        if args.json:
-            print_json({"path": path, **_fields(transcript, "text"), "took": round(took, 3)})
-        else:
-            line = " ".join(transcript.text.split())
-            print(line if len(args.audio) == 1 else f"{path}\t{line}", flush=True)
-    return failed
+    deliver(args, speech, took, {"mode": speech.mode, **fields(speech)})
 
 
 def voice(args: argparse.Namespace) -> None:
@@ -138,13 +112,13 @@ def voice(args: argparse.Namespace) -> None:
     if args.output.suffix != ".json":
         raise UsageError(f"{args.output}: a voice is a JSON file, give it the suffix .json")
     reference = sound_of(args.audio)
-    _load(args).voice(reference).save(args.output)
+    load(args).voice(reference).save(args.output)
     print(args.output)
 
 
 def info(args: argparse.Namespace) -> None:
     """Describe a model."""
-    found = _load(args).info()
+    found = load(args).info()
     stated = {found["name"]: found["about"].get("licence", "not stated")}
     # Published files say nothing about their licences.
     found["licences"] = PUBLISHED_LICENCES if found["format"] == "published" else stated
@@ -153,7 +127,7 @@ def info(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> int:
     """Compare a checkpoint with its recorded outputs; 1 if a stage is beyond its tolerance."""
-    model = _load(args)
+    model = load(args)
     from gpa.models.gpa import verify_gpa
 
     stages = verify_gpa.verify(model)
@@ -188,7 +162,7 @@ def demo(args: argparse.Namespace) -> None:
     """Show all three tasks."""
     from gpa.cli.demo import run
 
-    run(_load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
+    run(load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -258,7 +232,8 @@ def plan(args: argparse.Namespace) -> None:
         print(line)
 
 
-def _load(args: argparse.Namespace) -> Any:
+def load(args: argparse.Namespace) -> Any:
+    """The model that the options name."""
     if args.model == DEFAULT_MODEL and not Path(args.model).exists():
         check_shipped()
     from gpa.models.gpa import GPA
@@ -286,7 +261,7 @@ def _pronunciations(path: Path) -> dict[str, str]:
     return {word: " ".join(phones) for word, *phones in pairs}
 
 
-def _sampling(args: argparse.Namespace) -> SamplingOptions:
+def sampling(args: argparse.Namespace) -> SamplingOptions:
     """The generation options that were given; the model decides about the others."""
     given = {name: getattr(args, name) for name in SamplingOptions.__annotations__}
     return cast(SamplingOptions, {name: value for name, value in given.items() if value is not None})
@@ -332,7 +307,8 @@ def _report(args: argparse.Namespace, rate: int, seconds: float, took: float, ab
         print(args.output)
 
 
-def _fields(result: Any, *more: str) -> dict[str, Any]:
+def fields(result: Any, *more: str) -> dict[str, Any]:
+    """Attributes of a result for --json, `more` beside the usual ones."""
     names = (*more, "tokens", "finish_reason")
     found = {name: getattr(result, name) for name in names}
     failures = [dataclasses.asdict(failure) for failure in getattr(result, "failures", ())]
@@ -355,12 +331,3 @@ def _lines(tree: dict[str, Any], indent: str = "") -> list[str]:
             shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
             lines.append(f"{indent}{key:<{width}}  {shown}")
     return lines
-
-
-def _progress(items: list[str]) -> Any:
-    """A bar on stderr for many items on a terminal, nothing otherwise."""
-    if len(items) < 3 or not sys.stderr.isatty():
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, unit="file", dynamic_ncols=True)

@@ -141,7 +141,7 @@ def _load(args: argparse.Namespace, bench: Any, needs: set[str]) -> dict[str, An
         found["name"] = Path(args.codec).name or "codec"
         found["hashes"]["codec_sha256"] = report_file.folder_hash(args.codec)
     if "model" in needs or ("codec" in needs and not args.codec):
-        bench.model = commands._load(args)
+        bench.model = commands.load(args)
         bench.voices = bench.voices or sorted(bench.model.voices)
         found["name"] = Path(str(args.model)).name
         found["hashes"]["model_sha256"] = report_file.folder_hash(bench.model.path)

@@ -19,7 +19,9 @@ from typing import Any
 import gpa
 from gpa.cli import bench, codec_import, commands, evaluation, exporting, options, preparation
 from gpa.cli import restoration as speechop
+from gpa.cli.transcribing import asr
 from gpa.errors import AudioWarning, GPAError, reader_gone
+from gpa.models.gpa.subtitles_gpa import FORMATS
 
 INTERRUPTED, FAILED = 130, 1  # the first as a shell reports signal 2
 
@@ -170,23 +172,40 @@ says what is missing, and the exit code is 6. where nothing could be spoken ther
 
 def _asr(sub: Any) -> None:
     p = options.command(
-        sub, "asr", commands.asr, "write down what is said", """\
+        sub, "asr", asr, "write down what is said", """\
   gpa asr note.wav
+  gpa asr film.flac -o film.srt
+  gpa asr lecture.mp3 --format verbose_json -o lecture.json
+  gpa asr talks/*.flac --format vtt -o subtitles
   gpa asr talks/*.flac > transcripts.tsv
+  gpa asr interview.wav --stream
   gpa asr note.wav --words names.txt
   gpa tts "Hello there." -o - | gpa asr -
 
 prints the transcript; of several files one line each, PATH<tab>TRANSCRIPT. a file that cannot be read
-is reported, the others are still transcribed, and the exit code says so.
+is reported, the others are still transcribed, and the exit code says so. recordings may be hours long.
+silence and steady noise are skipped, and stderr says how much; times are those of the recording. subtitles
+have two lines of 42 characters at most. verbose_json has segments and words with their times, as OpenAI's
+servers answer.
 """
     )  # fmt: skip
     p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, Opus or MP3; any rate; - reads standard input")
+    p.add_argument(
+        "--format", choices=FORMATS, help="default: that of the suffix of -o, else text; json: the text alone"
+    )
+    p.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="file, or folder for one file a recording (default: standard output)",
+    )
+    p.add_argument("--stream", action="store_true", help="print words as soon as they are certain")
     p.add_argument("--words", type=Path, metavar="FILE", help="names and terms that may be said, one a line")
     p.add_argument("--beams", type=int, metavar="N", help="spellings kept side by side (1: none, fastest)")
     options.sampling(p)
     options.model(p)
     options.engine(p)
-    options.json(p, "print one JSON object a file: path, text, tokens, finish_reason, timing, or error")
+    options.json(p, "print one JSON object a file: path, text, segments, words, tokens, timing, or error")
 
 
 def _vc(sub: Any) -> None:

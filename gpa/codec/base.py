@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gpa.audio import AudioLike
     from gpa.codec.timbre import Timbre
 
-BLOCKS = (4, 8, 16, 25)  # frames that a stream computes at once: first few, to sound early; the last repeats
+BLOCKS = (4, 8, 16, 25, 50)  # frames computed at once: few first, to sound early; the last size repeats
 PROMPT_SECONDS = 3.0  # of a reference that a codec without global tokens takes as a voice (VALL-E, section 6)
 
 
@@ -175,18 +175,13 @@ class TokenCodec(ABC):
         except VocabError as error:
             raise CheckpointError(f"{what} is another codec's: {error}") from error
 
-    def exchanged(self, audio: AudioLike, voice: Voice) -> tuple[np.ndarray, np.ndarray]:
-        """Sound (S,) and codes (L,) of a recording in another voice, its codes kept.
-
-        UsageError where the codes hold the voice as well.
-        """
+    def check_exchange(self) -> None:
+        """UsageError where the codes hold the voice as well, so that it cannot be exchanged."""
         if not self.spec.n_global:
             raise UsageError(
                 f"mode codec: the codes of {self.spec.name} hold the voice, so it cannot be exchanged; "
                 "use mode lm"
             )
-        codes = self.codes(audio)
-        return self.decode(self.tokens(codes), voice), codes
 
     # Training and verification ----------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gpa import audio as sound
 from gpa import hub
-from gpa.codec import margins
+from gpa.codec import margins, reference
 from gpa.codec.base import BLOCKS, AudioTokens, CodecSpec, Stream, TokenCodec
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
@@ -37,7 +37,6 @@ from gpa.codec.feature_encoder import (
 )
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.recordings import timbre_of
-from gpa.codec.reference import normalise_loudness, reference_clip
 from gpa.codec.voice import Voice
 from gpa.config import stated
 from gpa.errors import CheckpointError, UsageError, VocabError
@@ -53,6 +52,7 @@ WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
 BATCH = 8
 ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
 Ids = Sequence[int] | np.ndarray | Tensor
+Speaker = Voice | Ids | None
 # Constants of the mel that some files carry and others do not; ours are computed.
 _RECOMPUTED = ("mel_transformer.*",)
 
@@ -244,7 +244,7 @@ class BiCodec(TokenCodec):
         """What the global path reads of a 16 kHz waveform (S,): its first seconds, levelled or tiled."""
         c = self.config
         samples = int(c.ref_segment_duration * c.sample_rate) // c.latent_hop_length * c.latent_hop_length
-        return reference_clip(self._leveled(wav), samples)
+        return reference.reference_clip(self._leveled(wav), samples)
 
     def latents(self, wavs: np.ndarray) -> Tensor:
         """Encoder output (B, D, T) before quantisation, of waveforms (B, S) of one length."""
@@ -256,7 +256,7 @@ class BiCodec(TokenCodec):
             return self.model.latents(self.features(torch.from_numpy(wavs).to(self.device)))
 
     def _leveled(self, wav: np.ndarray) -> np.ndarray:
-        return normalise_loudness(wav) if self.config.volume_normalize else wav
+        return reference.normalise_loudness(wav) if self.config.volume_normalize else wav
 
     def _load(self, audio: AudioLike, rate: int | None) -> np.ndarray:
         return sound.load(audio, self.config.sample_rate, rate=rate)
@@ -273,7 +273,7 @@ class BiCodec(TokenCodec):
     # Decoding ---------------------------------------------------------------------------------------------
 
     def decode(
-        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None, lookahead: int | None = None
+        self, semantic: Ids | AudioTokens, voice: Speaker = None, lookahead: int | None = None
     ) -> np.ndarray:
         """Waveform float32 (S,), `hop_length` samples per id, as the network gives it (mean not removed).
 
@@ -284,7 +284,7 @@ class BiCodec(TokenCodec):
         codes, voice = self._asked(semantic, voice)
         return self.stream(voice, lookahead).run(AudioTokens(codes))
 
-    def stream(self, voice: Voice | Ids | None = None, lookahead: int | None = None) -> Stream:
+    def stream(self, voice: Speaker = None, lookahead: int | None = None) -> Stream:
         """Sound of semantic ids that come bit by bit; `voice` and errors are those of `decode`."""
         network, render = self._layers(voice), self.model.decoder.renderer()
         return Stream(self.spec, BlockDecoder(network, render, self.model.frames_per_id), lookahead)
@@ -324,16 +324,14 @@ class BiCodec(TokenCodec):
         return tuple(codes.tolist())
 
     @torch.inference_mode()
-    def frames(self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None) -> np.ndarray:
+    def frames(self, semantic: Ids | AudioTokens, voice: Speaker = None) -> np.ndarray:
         """What the network draws of a clip, (C, N), for `render`; arguments and errors as of `decode`."""
         codes, voice = self._asked(semantic, voice)
         network, blocks = self._layers(voice), torch.from_numpy(codes)[None].split(BLOCKS[-1], -1)
         parts = [network.push(block, i == len(blocks)) for i, block in enumerate(blocks, 1)]
         return torch.cat([part for part in parts if part.shape[-1]], -1)[0].cpu().numpy()
 
-    def _asked(
-        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None
-    ) -> tuple[np.ndarray, Voice | Ids | None]:
+    def _asked(self, semantic: Ids | AudioTokens, voice: Speaker) -> tuple[np.ndarray, Speaker]:
         """Codes (1, T), and who speaks them."""
         if isinstance(semantic, AudioTokens):
             voice = voice or Voice(self._codes(semantic.global_), timbre=semantic.timbre)
@@ -341,7 +339,7 @@ class BiCodec(TokenCodec):
         return _flat(semantic, "semantic", self._spec.codebook_size)[None], voice
 
     @torch.inference_mode()
-    def _layers(self, voice: Voice | Ids | None) -> Layer:
+    def _layers(self, voice: Speaker) -> Layer:
         """Codes (1, 1, T) to frames of the voice, bit by bit."""
         voice = voice if isinstance(voice, Voice) else Voice(self._codes(voice))
         network, speaker = self._drawing(voice)

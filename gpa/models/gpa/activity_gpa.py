@@ -1,9 +1,9 @@
 """Where speech is: sound of any length in stretches of at most some seconds, decided as it comes.
 
-A frame of 20 ms is active where it stands out of the noise floor: by MARGIN dB on average over 16 bands of the
-speech range, each with a floor of its own, the 10th percentile of the last 10 s and the next one. So steady
-noise of any colour or level has no active frames, and a quiet talker in a quiet room has. Clicks are too
-short. Everything is counted from the first sample: pushes of any size give the same stretches.
+A frame of 20 ms is active where it stands out of the noise floor: by MARGIN dB on average over 16 bands of
+the speech range, each with a floor of its own, the 10th percentile of the last 10 s and the next one. So
+steady noise of any colour or level has no active frames, and a quiet talker in a quiet room has. Clicks are
+too short. Everything is counted from the first sample: pushes of any size give the same stretches.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Activity:
         self.frame = round(FRAME * sample_rate)
         self._window = np.hanning(self.frame + 1)[:-1].astype(np.float32)
         self._window /= np.sqrt(np.square(self._window).sum() * self.frame)
-        edges = _mel(np.array([LOWEST, min(HIGHEST, sample_rate / 2)]))
-        hertz = 700 * (10 ** (np.linspace(*edges, BANDS + 1) / 2595) - 1)
+        mels = np.linspace(_mel(LOWEST), _mel(min(HIGHEST, sample_rate / 2)), BANDS + 1)
+        hertz = 700 * (10 ** (mels / 2595) - 1)
         bins = np.round(hertz * FRAME).astype(int)
         self._bins = np.maximum.accumulate(np.maximum(bins, bins[0] + np.arange(BANDS + 1)))
         self._decibels = np.zeros((0, BANDS), np.float32)  # of the last PAST frames and all undecided ones
@@ -86,16 +86,16 @@ class Activity:
         return np.maximum(10 * np.log10(2 * bands + 1e-12), FAINTEST).astype(np.float32)
 
 
-def _mel(hertz: np.ndarray) -> np.ndarray:
-    return 2595 * np.log10(1 + hertz / 700)
+def _mel(hertz: float) -> float:
+    return float(2595 * np.log10(1 + hertz / 700))
 
 
 class Segmenter:
     """Sound into stretches of at most `seconds`, which follow one another from the first sample to the last.
 
-    A stretch of speech ends in a pause of `pause` seconds, 0.3 s after its last word, or where it is quietest before it
-    grows too long. A shorter pause is kept, so that an ordinary clip stays as it is. Stretches begin at
-    multiples of `hop` samples. At most `seconds` and a few more are held, beside what is pushed at once.
+    A stretch of speech ends in a pause of `pause` seconds, 0.3 s after its last word, or where it is quietest
+    before it grows too long. A shorter pause is kept, so that an ordinary clip stays as it is. Stretches
+    begin at multiples of `hop` samples. At most `seconds` and a few more are held, beside what is pushed.
     """
 
     def __init__(self, sample_rate: int, seconds: float, hop: int = 1, pause: float = PAUSE) -> None:
@@ -111,7 +111,7 @@ class Segmenter:
 
     def push(self, wav: np.ndarray) -> list[Stretch]:
         """More samples (S,); the stretches that are decided now."""
-        found = []
+        found: list[Stretch] = []
         for begin in range(0, len(wav), BLOCK * self._frame):
             self._wav = np.concatenate(
                 [self._wav, wav[begin : begin + BLOCK * self._frame]], dtype=np.float32

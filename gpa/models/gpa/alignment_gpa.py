@@ -1,8 +1,8 @@
 """What a transcript says of itself: how likely each id was, and when it was spoken.
 
-A recogniser looks at the sound that it writes down. So the attention of the text on the ids of the audio tells
-the time of each id: the best monotonic path through it, as Whisper has its word times (openai/whisper,
-timing.py), though averaged over all heads of all layers: none has to be chosen.
+A recogniser looks at the sound that it writes down. So the attention of the text on the ids of the audio
+tells the time of each id: the best monotonic path through it, as Whisper has its word times (openai/whisper,
+timing.py), though averaged over all heads of all layers, so that none has to be chosen.
 
     N text ids   L all ids   P ids of the audio   T frames   H heads   Hk key/value heads   Dh head width
 """

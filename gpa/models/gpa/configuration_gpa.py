@@ -33,12 +33,12 @@ class GPAConfig:
     control tokens and no others. `sampling` is by task, and what it leaves out is the table's.
     `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. A model that
     `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
-    `beams` are how recognition searches, with the checkpoint's words and bigrams; `gamma` is how strongly a
-    text guides its speech, for models that have learnt speech without text too (`data.drop_text` of a
-    recipe). What recognition writes with less than `logprob_threshold`, a mean over the ids, is taken for no
-    speech; None believes everything. `conversion` is how a voice is converted unless asked otherwise: by the language model, or by the
-    codec, which exchanges the voice and keeps all else; whichever measures better. `about` is free text for
-    people: licence, training data, command.
+    `beams` are how recognition searches, with the checkpoint's words and bigrams; what it writes with less
+    than `logprob_threshold`, a mean over ids, is taken for no speech (None believes everything). `gamma` is
+    how strongly a text guides its speech, for models that have learnt speech without text too
+    (`data.drop_text` of a recipe). `conversion` is how a voice is converted unless asked otherwise: by the
+    language model, or by the codec, which exchanges the voice and keeps all else; whichever measures better.
+    `about` is free text for people: licence, training data, command, language.
     """
 
     name: str = "gpa"

@@ -46,7 +46,8 @@ class Speech:
         parts = list(chunks)
         wav, tokens = (np.concatenate([getattr(part, name) for part in parts]) for name in ("wav", "tokens"))
         failures = tuple(failure for part in parts for failure in part.failures)
-        return Speech(wav, parts[-1].sample_rate, tokens, parts[-1].finish_reason, failures=failures)
+        last = parts[-1]
+        return Speech(wav, last.sample_rate, tokens, last.finish_reason, last.mode, failures)
 
     @property
     def seconds(self) -> float:
@@ -83,10 +84,10 @@ class Word:
 class Segment:
     """What is said between two pauses, and its seconds on the clock of the audio.
 
-    `tokens` are its text ids, `temperature` is how they were drawn. `avg_logprob` is the mean of the logarithms of
-    their probabilities, `compression_ratio` that of its UTF-8 bytes to the zlib-compressed ones,
-    `no_speech_prob` how likely it is no speech at all, 0 where the checkpoint cannot tell. `seek` is where the
-    sound begins that was read, in 10 ms.
+    `tokens` are its text ids, `temperature` is how they were drawn. `avg_logprob` is the mean logarithm of
+    their probabilities, `compression_ratio` is that of its UTF-8 bytes to their zlib-compressed form,
+    `no_speech_prob` how likely it is no speech at all, 0 where the checkpoint cannot tell. `seek` is where
+    the sound that was read begins, in 10 ms.
     """
 
     id: int
@@ -107,8 +108,8 @@ class Transcript:
     """Recognised text; `tokens` (N,) int64 are its text ids, `finish_reason` as for `Speech`.
 
     Where nobody speaks the text is empty, and `finish_reason` says "silence". `segments` have the times,
-    `duration` are the seconds of the audio, `skipped` those of them without speech, `language` as the checkpoint
-    states it, "" if it does not.
+    `duration` are the seconds of the audio, `skipped` those of them without speech. `language` is what the
+    checkpoint states, "" if nothing.
     """
 
     text: str

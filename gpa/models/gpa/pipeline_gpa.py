@@ -1,33 +1,33 @@
 """GPA: one decoder-only transformer over audio and text ids that recognises, speaks and converts voices.
 
 The public class that joins three parts: inputs become requests and completions become results in
-requests_gpa.py, `gpa.engine` completes requests, the codec is sound's.
+utterance_gpa.py, recognition_gpa.py and conversion_gpa.py, `gpa.engine` completes requests, the codec is
+sound's.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
-from itertools import repeat
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-import numpy as np
 import torch
 
-from gpa.audio import blocks
 from gpa.config import check_options
 from gpa.engine.backends import find_engine
 from gpa.engine.network import Network
 from gpa.engine.request import Completion, Request, Rules
 from gpa.engine.scheduler import Engine
-from gpa.errors import GenerationError, PromptError, UsageError
+from gpa.errors import PromptError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
+from gpa.models.gpa import longform_gpa as longform
 from gpa.models.gpa.alignment_gpa import evidence
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
+from gpa.models.gpa.conversion_gpa import Conversion, exchanged
 from gpa.models.gpa.info_gpa import describe
 from gpa.models.gpa.options_gpa import (
     ConversionOptions,
@@ -36,14 +36,12 @@ from gpa.models.gpa.options_gpa import (
     SpeechOptions,
     TranscriptOptions,
 )
-from gpa.models.gpa.processing_gpa import GPAProcessor, label
-from gpa.models.gpa.recognition_gpa import Recogniser, Recognition, partials
-from gpa.models.gpa.recognition_gpa import together as recognised
-from gpa.models.gpa.requests_gpa import Job, asr_job, speech, vc_job
+from gpa.models.gpa.outputs_gpa import Speech
+from gpa.models.gpa.processing_gpa import GPAProcessor
+from gpa.models.gpa.recognition_gpa import Recogniser, Recognition
 from gpa.models.gpa.utterance_gpa import Utterance, chunks, together
 from gpa.nn import threads as processor
 from gpa.nn.device import pick_device, pick_dtype
-from gpa.text.tokenizer import normalise_text
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -51,12 +49,12 @@ if TYPE_CHECKING:
     from gpa.audio import AudioLike
     from gpa.codec.base import LinguisticTokenizer, TokenCodec
     from gpa.engine.base import Completer
-    from gpa.models.gpa.outputs_gpa import Chunk, Partial, Speech, Transcript, Voice, VoiceLike
+    from gpa.models.gpa.outputs_gpa import Chunk, Partial, Transcript, Voice, VoiceLike
     from gpa.prompt.formats import Format
     from gpa.prompt.vocab import Vocab
 
-ASR = "asr"  # in the place of a transcript: what the model itself recognises
 T = TypeVar("T")
+Live = Literal[True]
 Streamed = Literal[True, "parts"]
 
 
@@ -300,106 +298,82 @@ class GPA:
     def vc(
         self, source: list[AudioLike], voice: VoiceLike = None, **options: Unpack[ConversionOptions]
     ) -> list[Speech]: ...
+    @overload
+    def vc(
+        self, source: AudioLike, voice: VoiceLike = None, *, stream: Live, **o: Unpack[ConversionOptions]
+    ) -> Generator[Chunk, None, None]: ...
     def vc(
         self,
         source: AudioLike | list[AudioLike],
         voice: VoiceLike = None,
+        *,
+        stream: bool = False,
         **options: Unpack[ConversionOptions],
-    ) -> Speech | list[Speech]:
-        """Say what `source` says in another voice; a list of sources gives a list.
+    ) -> Speech | list[Speech] | Generator[Chunk, None, None]:
+        """Say what `source` says, of any length, in another voice; a list of sources gives a list.
 
+        With `stream` the chunks of one source come as they are made, and closing the iterator ends the work.
         See `ConversionOptions`. UsageError for an option that the mode has no use for.
         """
         check_options(options, ConversionOptions)
         transcript = options.get("transcript")
         if transcript is not None and not transcript.strip():
             raise PromptError("the transcript is empty: leave it out")
+        if stream and isinstance(source, list):
+            raise UsageError("a stream converts one source: give one, or leave stream out")
         speaker = self.resolve_voice(voice)
         given = {name: value for name, value in options.items() if name not in ("mode", "seed")}
         mode = self.config.conversion_mode(options.get("mode"), given)
-        wavs = list(map(self.processor.hear, _list(source), repeat("the source")))
+        sources = [self.processor.listened(one, "the source") for one in _list(source)]
         if mode == "codec":
-            return _as_asked(source, [self._exchanged(wav, speaker) for wav in wavs])
-        parts = [self.processor.audio_parts(wav, "vc") for wav in wavs]
-        texts = self._transcripts(parts, transcript)
-        pairs = zip(parts, texts, strict=True)
-        jobs = [vc_job(self.processor, these, speaker, said, options) for these, said in pairs]
-        return _as_asked(source, self._results(jobs))
-
-    def _exchanged(self, wav: np.ndarray, voice: Voice) -> Speech:
-        """A waveform (S,) with its semantic codes kept, in another voice."""
-        made, codes = self.codec.exchanged((wav, self.sample_rate), voice)
-        return speech(self.processor, made, codes, mode="codec")
-
-    def _transcripts(self, sources: Sequence[list[np.ndarray]], transcript: str | None) -> list[list[str]]:
-        """What is said in each part of each source, "" where nothing is known: then nothing guides."""
-        if transcript == ASR:
-            jobs = [asr_job(self.processor, part, {}) for parts in sources for part in parts]
-            heard = map(_heard, jobs, self._completed(jobs))
-            return [[next(heard) for _ in parts] for parts in sources]
-        if transcript and (many := [len(parts) for parts in sources if len(parts) > 1]):
-            raise UsageError(f"the source takes {many[0]} parts: cut it, or let transcript={ASR!r} hear each")
-        return [[transcript or ""] * len(parts) for parts in sources]
+            made = [exchanged(self.processor, speaker, wavs) for wavs in sources]
+            return made[0] if stream else _as_asked(source, [Speech.of(each) for each in made])
+        engine = self.engine()
+        works = [Conversion(self.processor, engine, speaker, options) for _ in sources]
+        if stream:
+            return longform.stream(engine, works[0], sources[0])
+        return _as_asked(source, [Speech.of(each) for each in longform.together(engine, works, sources)])
 
     @overload
-    def asr(
-        self, audio: AudioLike, *, stream: Literal[False] = False, **options: Unpack[TranscriptOptions]
-    ) -> Transcript: ...
+    def asr(self, audio: AudioLike, **options: Unpack[TranscriptOptions]) -> Transcript: ...
+    @overload
+    def asr(self, audio: list[AudioLike], **options: Unpack[TranscriptOptions]) -> list[Transcript]: ...
     @overload
     def asr(
-        self, audio: list[AudioLike], *, stream: Literal[False] = False, **options: Unpack[TranscriptOptions]
-    ) -> list[Transcript]: ...
-    @overload
-    def asr(
-        self, audio: AudioLike, *, stream: Literal[True], **options: Unpack[TranscriptOptions]
-    ) -> Iterator[Partial]: ...
+        self, audio: AudioLike, *, stream: Live, **options: Unpack[TranscriptOptions]
+    ) -> Generator[Partial, None, None]: ...
     def asr(
         self,
         audio: AudioLike | list[AudioLike],
         *,
         stream: bool = False,
         **options: Unpack[TranscriptOptions],
-    ) -> Transcript | list[Transcript] | Iterator[Partial]:
+    ) -> Transcript | list[Transcript] | Generator[Partial, None, None]:
         """Write down what is said in audio of any length, or in each of a list, with the times of words.
 
-        Sound without speech is skipped, and where there is no other the transcript is empty. With `stream` the
-        text of one recording comes as it is written, and is never taken back; closing the iterator ends the
-        work. See `TranscriptOptions`.
+        Sound without speech is skipped, and where there is no other the transcript is empty. With `stream`
+        the text of one recording comes as it is written, and is never taken back; closing the iterator ends
+        the work. See `TranscriptOptions`.
         """
         if stream and isinstance(audio, list):
             raise UsageError("a stream writes down one recording: give one, or leave stream out")
-        engine, sources = self.engine(), [blocks(one, self.sample_rate) for one in _list(audio)]
-        recognitions = [self._recognition(engine, options, label(one, "the audio")) for one in _list(audio)]
+        engine, sources = self.engine(), [self.processor.listened(one, "the audio") for one in _list(audio)]
+        recognitions = [self._recognition(engine, options) for _ in sources]
         if stream:
-            return partials(engine, recognitions[0], sources[0])
-        return _as_asked(audio, recognised(engine, recognitions, sources))
+            return longform.stream(engine, recognitions[0], sources[0])
+        longform.together(engine, recognitions, sources)
+        return _as_asked(audio, [recognition.transcript for recognition in recognitions])
 
     def recogniser(self, **options: Unpack[TranscriptOptions]) -> Recogniser:
         """What writes down live sound, as it is recorded. See `TranscriptOptions`."""
         engine = self.engine()
-        return Recogniser(engine, self._recognition(engine, options, "the sound"))
+        return Recogniser(engine, self._recognition(engine, options))
 
-    def _recognition(self, engine: Completer, options: TranscriptOptions, name: str) -> Recognition:
+    def _recognition(self, engine: Completer, options: TranscriptOptions) -> Recognition:
         check_options(options, TranscriptOptions)
         words = options.get("words", ())
         options["words"] = [words] if isinstance(words, str) else list(words)
-        return Recognition(self.processor, engine, partial(evidence, self.network), options, name)
-
-    def _results(self, jobs: Sequence[Job[T]]) -> list[T]:
-        return [job.result(done) for job, done in zip(jobs, self._completed(jobs), strict=True)]
-
-    def _completed(self, jobs: Sequence[Job[Any]]) -> list[list[Completion]]:
-        """The completions of each job's requests; all of them are one batch."""
-        done = iter(self.complete([request for job in jobs for request in job.requests]))
-        return [[next(done) for _ in job.requests] for job in jobs]
-
-
-def _heard(job: Job[Transcript], done: Sequence[Completion]) -> str:
-    """The transcript by which sound may guide itself, "" where no words are found."""
-    try:
-        return normalise_text(job.result(done).text)
-    except GenerationError:
-        return ""
+        return Recognition(self.processor, engine, partial(evidence, self.network), options)
 
 
 def _ids(given: Any) -> list[int]:

@@ -103,7 +103,7 @@ class GPAProcessor(Budgets):
     def voice(self, reference: AudioLike, name: str = "", about: Mapping[str, str] | None = None) -> Voice:
         """The voice of a recording; see `GPA.voice`."""
         wav = sound.load(reference, self.codec.spec.sample_rate)
-        check_reference(wav, self.codec.spec.sample_rate, name=label(reference, "the reference"))
+        check_reference(wav, self.codec.spec.sample_rate, name=_label(reference, "the reference"))
         return self.codec.voice((wav, self.codec.spec.sample_rate), name, about)
 
     def resolve_voice(self, voice: VoiceLike) -> Voice:
@@ -259,9 +259,17 @@ class GPAProcessor(Budgets):
 
     def hear(self, audio: AudioLike, name: str) -> np.ndarray:
         """A waveform (S,) to transcribe or convert; AudioWarning if it is silent or clipped."""
-        wav = sound.load(audio, self.codec.spec.sample_rate)
-        sound.check_speech(wav, self.codec.spec.sample_rate, name=label(audio, name), stacklevel=4)
-        return wav
+        return np.concatenate(list(self.listened(audio, name)))
+
+    def listened(self, audio: AudioLike, name: str) -> Iterator[np.ndarray]:
+        """The same bit by bit, for sound of any length; the warning comes at the end, of the loudest 10 s."""
+        loudest, peak = None, -1.0
+        for block in sound.blocks(audio, self.codec.spec.sample_rate):
+            if (level := float(np.abs(block).max(initial=0))) > peak:
+                loudest, peak = block, level
+            yield block
+        if loudest is not None and len(loudest):
+            sound.check_speech(loudest, self.codec.spec.sample_rate, name=_label(audio, name), stacklevel=4)
 
     def sampling(self, task: str, options: SamplingOptions) -> tuple[Sampling, int, int | None]:
         """How a task's ids are drawn, the seed, and the most ids if that was asked for."""
@@ -363,6 +371,5 @@ def _text(given: str) -> str:
     return given
 
 
-def label(audio: AudioLike, otherwise: str) -> str:
-    """How messages name audio."""
+def _label(audio: AudioLike, otherwise: str) -> str:
     return str(audio) if isinstance(audio, (str, os.PathLike)) else otherwise

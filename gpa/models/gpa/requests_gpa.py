@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from gpa.codec.limiter import limited
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, given
 from gpa.engine.request import Completion, Guidance, Request
 from gpa.errors import GenerationError, UsageError
 from gpa.models.gpa.budgets_gpa import budget
-from gpa.models.gpa.outputs_gpa import Speech, Transcript, Voice
+from gpa.models.gpa.outputs_gpa import Transcript, Voice
 from gpa.prompt.formats import Format, InstructFormat
 
 if TYPE_CHECKING:
-    from gpa.models.gpa.options_gpa import ConversionOptions, SpeechOptions, TranscriptOptions
+    from gpa.models.gpa.options_gpa import SpeechOptions, TranscriptOptions
     from gpa.models.gpa.processing_gpa import GPAProcessor
     from gpa.text.pronunciations import Pronunciations
 
@@ -52,29 +51,6 @@ def tts_request(
     ids = processor.build("tts", text=processor.pronounced(text, known), voice=voice.codes)
     guidance = spoken(processor.format, ids, voice.codes, gamma)
     return Request(ids, rules, sampling, seed, guidance)
-
-
-def vc_job(
-    processor: GPAProcessor,
-    parts: Sequence[np.ndarray],
-    voice: Voice,
-    transcripts: Sequence[str],
-    options: ConversionOptions,
-) -> Job[Speech]:
-    """Speech of a source, given as the waveforms (S,) of its parts, each guided by its transcript if any."""
-    sampling, seed, most = processor.sampling("vc", options)
-    requests = []
-    for i, (part, text) in enumerate(zip(parts, transcripts, strict=True)):
-        ids = processor.build("vc", wav=part, voice=voice.codes)
-        rules, said = processor.conversion_rules(ids, most), processor.pronounced(text)
-        guidance = anchored(processor.format, ids, said, voice.codes, options.get("gamma")) if text else None
-        requests.append(Request(ids, rules, sampling, seed + i * SEED_STEP, guidance))
-
-    def result(done: Sequence[Completion]) -> Speech:
-        tokens = np.concatenate([codes(processor, each) for each in done])
-        return speech(processor, processor.sound(tokens, voice), tokens, worst(done))
-
-    return Job(requests, result)
 
 
 def asr_requests(processor: GPAProcessor, options: TranscriptOptions) -> Callable[[np.ndarray, int], Request]:
@@ -108,27 +84,14 @@ def asr_job(processor: GPAProcessor, wav: np.ndarray, options: TranscriptOptions
     return Job(requests, result)
 
 
-def codes(processor: GPAProcessor, done: Completion) -> np.ndarray:
-    """Semantic codes (T,) of a completion, a loop's repetitions cut off; GenerationError for none."""
-    found = processor.codes(done)
-    if not found:
-        raise GenerationError("the model produced no speech: try another seed, or a longer text")
-    return np.array(found, np.int64)
+def heard(processor: GPAProcessor, done: Completion) -> str:
+    """What a completion of recognition says, "" for no words."""
+    return processor.text_tokenizer.decode(processor.text_ids(done)).strip()
 
 
 def worst(done: Sequence[Completion]) -> str:
     """Why the parts ended, all together."""
     return max((each.finish_reason for each in done), key=_WORST.index)
-
-
-def speech(
-    processor: GPAProcessor, wav: np.ndarray, tokens: np.ndarray, reason: str = "stop", mode: str = "lm"
-) -> Speech:
-    """What a user gets: limited rather than clipped, and a warning where the model did not end it."""
-    if reason != "stop":
-        logger.warning("speech ended by %s, not by the model", reason)
-    rate = processor.codec.spec.sample_rate
-    return Speech(limited(wav, rate), rate, tokens, reason, mode)
 
 
 # Guidance ---------------------------------------------------------------------------------------------------
