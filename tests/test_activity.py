@@ -11,7 +11,9 @@ from gpa.models.gpa.activity_gpa import Segmenter, Stretch
 RATE = 16_000
 
 
-def stretches(wav: np.ndarray, push: int = 1 << 30, seconds: float = 8.0, pause: float = 0.8) -> list[Stretch]:
+def stretches(
+    wav: np.ndarray, push: int = 1 << 30, seconds: float = 8.0, pause: float = 0.8
+) -> list[Stretch]:
     segmenter = Segmenter(RATE, seconds, hop=320, pause=pause)
     found = [each for i in range(0, len(wav), push) for each in segmenter.push(wav[i : i + push])]
     return found + segmenter.finish()
