@@ -4,6 +4,8 @@ import json
 import random
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +121,14 @@ def test_a_stop_that_the_file_does_not_know_comes_when_it_may(net: Network, llam
         assert all(margin < MARGIN for margin in differences(net, [request], llama.generate([request])))
 
 
+def test_the_files_own_end_is_no_end_where_the_request_has_another(llama: Completer) -> None:
+    """llama.cpp lets it come wherever a grammar may end, unless it is told."""
+    requests = [
+        Request([n, 3], Rules(20, frozenset(), (range(10, 12), range(STOP, STOP + 1)))) for n in range(6)
+    ]
+    assert [len(each.ids) for each in llama.generate(requests)] == [20] * 6
+
+
 def test_llama_cpp_draws_by_the_seed_what_is_legal(llama: Completer) -> None:
     requests = [Request([1, 2, 3], replace(RULES, min_new=5), WARM, seed) for seed in (0, 1, 2, 2**32 - 1)]
     made = llama.generate(requests)
@@ -148,6 +158,32 @@ def test_a_cancelled_request_leaves_the_others_alone(llama: Completer) -> None:
     assert seen == {kept: alone}
     with pytest.raises(UsageError, match="not on its way"):
         llama.cancel(kept)
+
+
+def test_cancelling_frees_the_slot_of_the_server(tmp_path: Path) -> None:
+    """Five requests that would take minutes, one of which waits; nothing is computed once they are gone."""
+    pytest.importorskip("xllamacpp", reason="needs the extra llamacpp")
+    pytest.importorskip("gguf", reason="needs the extra llamacpp")
+    net = network(hidden_size=64, head_dim=32, intermediate_size=96, max_position_embeddings=65536)
+    export_gguf(net, tmp_path / "net.gguf", "f16")
+    engine = find_engine(f"llamacpp:{tmp_path / 'net.gguf'}", net)()
+    assert isinstance(engine, Remote)
+
+    def slots() -> list[bool]:
+        with urllib.request.urlopen(f"{engine.server.url}/slots") as answer:
+            return [slot["is_processing"] for slot in json.load(answer)]
+
+    handles = [engine.add(Request([2, 3], Rules(60000, frozenset()), seed=seed)) for seed in range(5)]
+    told: set[int] = set()
+    while len(told) < 4:
+        told |= {each.handle for each in engine.step()}
+    assert slots() == [True] * 4 and told == set(handles[:4])
+    for handle in handles:
+        engine.cancel(handle)
+    end = time.monotonic() + 20
+    while any(slots()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert slots() == [False] * 4 and not engine.busy
 
 
 REFUSED = [
@@ -338,6 +374,9 @@ def test_sglang_is_asked_in_its_own_words() -> None:
     every = {"output_ids": [4, 5, 6], "meta_info": {"completion_tokens": 3}}
     newest = {"output_ids": [6], "meta_info": {"completion_tokens": 3}}
     assert list(SGLang().ids(every, 2)) == list(SGLang().ids(newest, 2)) == [6]
+    for last, ids in (([6, STOP], [6, STOP]), ([6], [6, STOP])):  # trimmed or not
+        meta = {"completion_tokens": 9, "finish_reason": {"type": "stop", "matched": STOP}}
+        assert list(SGLang().ids({"output_ids": last, "meta_info": meta}, 7)) == ids
 
 
 def test_the_ends_are_those_of_our_engine(net: Network) -> None:

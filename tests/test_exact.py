@@ -48,7 +48,8 @@ def test_every_kernel_computes_the_same(kernel: Kernel | None, then: Then) -> No
 def test_rows_do_not_depend_on_each_other(n: int, k: int, then: Then) -> None:
     """Any number of rows, at any place among others, other numbers than those that the probe tried."""
     torch.manual_seed(1)
-    layer, x, other = Linear(torch.randn(n, k), torch.randn(n), then), torch.randn(90, k), torch.randn(90, n)
+    weight, bias, x, other = (torch.randn(*shape) for shape in ((n, k), (n,), (90, k), (90, n)))
+    layer = Linear(weight, bias, then)
     also = other if then in ("mul", "add") else None
     alone = torch.cat([layer(x[i : i + 1], None if also is None else also[i : i + 1]) for i in range(90)])
     for begin, end in ((0, 90), (3, 9), (40, 46), (10, 21), (50, 79), (89, 90), (1, 34)):
@@ -65,19 +66,20 @@ def test_the_probe_refuses_a_kernel_whose_rows_depend_on_their_number(
     monkeypatch.setattr(linear, "KERNELS", (PLAIN,))
     exact_kernel.cache_clear()
     try:
-        assert exact_kernel(512, 256, "none", 1) == ROW_BY_ROW
+        assert exact_kernel(512, 256, "none", torch.float32, 1) == ROW_BY_ROW
         assert str(ROW_BY_ROW) == "torch, row by row"
     finally:
         exact_kernel.cache_clear()
 
 
 @pytest.mark.parametrize(("heads", "group", "width"), [(2, 2, 64), (1, 2, 8), (2, 3, 16), (8, 2, 128)])
-def test_attention_of_a_row_is_its_own(heads: int, group: int, width: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_a_row_is_its_own(heads: int, group: int, width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(2)
-    chosen = exact_grouping(heads, group, width, torch.get_num_threads())
+    chosen = exact_grouping(heads, group, width, dtype, torch.get_num_threads())
     lengths = [1, 64, 65, 100, 128, 129, 190, 400, 401, 402]
-    q = torch.randn(10, heads * group, width)
-    k, v = (torch.randn(10, heads, 512, width) for _ in range(2))
+    q = torch.randn(10, heads * group, width).to(dtype) * width**-0.5
+    k, v = (torch.randn(10, heads, 512, width).to(dtype) for _ in range(2))
 
     def run(rows: list[int]) -> list[torch.Tensor]:
         found = []
@@ -91,7 +93,8 @@ def test_attention_of_a_row_is_its_own(heads: int, group: int, width: int) -> No
     for row, one in enumerate(alone):
         keys, values = (x[row, :, : lengths[row]].double().repeat_interleave(group, 0) for x in (k, v))
         weights = (q[row].double()[:, None] @ keys.mT).softmax(-1)
-        torch.testing.assert_close(one, (weights @ values).flatten().float(), atol=1e-4, rtol=1e-4)
+        accuracy = 1e-5 if dtype == torch.float32 else 0.03
+        torch.testing.assert_close(one.double(), (weights @ values).flatten(), atol=accuracy, rtol=accuracy)
     for rows in (list(range(10)), [2, 3, 4], [7, 8, 9], [0, 2, 4, 6], [5, 6, 9]):
         assert all(torch.equal(a, alone[row]) for a, row in zip(run(rows), rows, strict=True))
 

@@ -57,8 +57,8 @@ class Decoder:
     """One of them: its title, how it opens, and why it cannot, "" if it can.
 
     `weight_bytes` are those of one weight as it is read at every step, None for those of `Work.dtype`;
-    `slice` decoders compute the logits of legal ids only; `same` ones make the ids that greedy float32
-    decoding over the whole vocabulary makes.
+    `slice` decoders compute the logits of legal ids only; `same` ones take the likeliest id of all, so their
+    ids can be compared.
     """
 
     title: str
@@ -269,7 +269,11 @@ DECODERS = {
     "transformers-batch": Decoder("transformers generate_batch", _generate_batch, same=True),
     **{
         f"llamacpp-{precision}": Decoder(
-            f"llama.cpp {precision}", _llamacpp(precision), _needs("xllamacpp", "llamacpp"), size
+            f"llama.cpp {precision}",
+            _llamacpp(precision),
+            _needs("xllamacpp", "llamacpp"),
+            size,
+            same=True,
         )
         for precision, size in (("f16", 2.0), ("q8_0", 34 / 32))
     },

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gpa.cli import options
+from gpa.engine.backends.export_gguf import PRECISIONS, export_gguf
+from gpa.engine.backends.export_onnx import export_onnx
 from gpa.errors import UsageError
 
-GGUF, ONNX = ("f32", "f16", "q8_0", "q4_k"), ("float32",)
+ONNX = ("float32",)
 
 
 def add(sub: Any) -> None:
@@ -30,7 +32,7 @@ the model's own folder. docs/serving.md says which engine to take when. prints t
     how = p.add_mutually_exclusive_group(required=True)
     how.add_argument(
         "--gguf",
-        choices=GGUF,
+        choices=PRECISIONS,
         help="for llama.cpp; q8_0 takes 8.5 bits a weight, q4_k 4.5",
     )
     how.add_argument("--onnx", choices=ONNX, help="for onnxruntime")
@@ -42,8 +44,6 @@ def run(args: argparse.Namespace) -> None:
     if args.gguf and args.out.exists():
         raise UsageError(f"{args.out} exists: remove it, or choose another name")
     from gpa import hub
-    from gpa.engine.backends.export_gguf import export_gguf
-    from gpa.engine.backends.export_onnx import export_onnx
     from gpa.engine.network import Network
     from gpa.models.gpa.checkpoint_gpa import find
 

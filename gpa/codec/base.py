@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gpa.audio import AudioLike
     from gpa.codec.timbre import Timbre
 
-BLOCKS = (4, 8, 16, 25)  # frames that a stream computes at once: first few, to sound early; the last repeats
+BLOCKS = (4, 8, 16, 25, 50)  # frames computed at once: few first, to sound early; the last size repeats
 PROMPT_SECONDS = 3.0  # of a reference that a codec without global tokens takes as a voice (VALL-E, section 6)
 
 

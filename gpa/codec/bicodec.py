@@ -52,6 +52,7 @@ WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
 BATCH = 8
 ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
 Ids = Sequence[int] | np.ndarray | Tensor
+Speaker = Voice | Ids | None
 # Constants of the mel that some files carry and others do not; ours are computed.
 _RECOMPUTED = ("mel_transformer.*",)
 
@@ -272,7 +273,7 @@ class BiCodec(TokenCodec):
     # Decoding ---------------------------------------------------------------------------------------------
 
     def decode(
-        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None, lookahead: int | None = None
+        self, semantic: Ids | AudioTokens, voice: Speaker = None, lookahead: int | None = None
     ) -> np.ndarray:
         """Waveform float32 (S,), `hop_length` samples per id, as the network gives it (mean not removed).
 
@@ -283,7 +284,7 @@ class BiCodec(TokenCodec):
         codes, voice = self._asked(semantic, voice)
         return self.stream(voice, lookahead).run(AudioTokens(codes))
 
-    def stream(self, voice: Voice | Ids | None = None, lookahead: int | None = None) -> Stream:
+    def stream(self, voice: Speaker = None, lookahead: int | None = None) -> Stream:
         """Sound of semantic ids that come bit by bit; `voice` and errors are those of `decode`."""
         network, render = self._layers(voice), self.model.decoder.renderer()
         return Stream(self.spec, BlockDecoder(network, render, self.model.frames_per_id), lookahead)
@@ -323,16 +324,14 @@ class BiCodec(TokenCodec):
         return tuple(codes.tolist())
 
     @torch.inference_mode()
-    def frames(self, semantic: Ids | AudioTokens, voice: Voice | Ids | None = None) -> np.ndarray:
+    def frames(self, semantic: Ids | AudioTokens, voice: Speaker = None) -> np.ndarray:
         """What the network draws of a clip, (C, N), for `render`; arguments and errors as of `decode`."""
         codes, voice = self._asked(semantic, voice)
         network, blocks = self._layers(voice), torch.from_numpy(codes)[None].split(BLOCKS[-1], -1)
         parts = [network.push(block, i == len(blocks)) for i, block in enumerate(blocks, 1)]
         return torch.cat([part for part in parts if part.shape[-1]], -1)[0].cpu().numpy()
 
-    def _asked(
-        self, semantic: Ids | AudioTokens, voice: Voice | Ids | None
-    ) -> tuple[np.ndarray, Voice | Ids | None]:
+    def _asked(self, semantic: Ids | AudioTokens, voice: Speaker) -> tuple[np.ndarray, Speaker]:
         """Codes (1, T), and who speaks them."""
         if isinstance(semantic, AudioTokens):
             voice = voice or Voice(self._codes(semantic.global_), timbre=semantic.timbre)
@@ -340,7 +339,7 @@ class BiCodec(TokenCodec):
         return _flat(semantic, "semantic", self._spec.codebook_size)[None], voice
 
     @torch.inference_mode()
-    def _layers(self, voice: Voice | Ids | None) -> Layer:
+    def _layers(self, voice: Speaker) -> Layer:
         """Codes (1, 1, T) to frames of the voice, bit by bit."""
         voice = voice if isinstance(voice, Voice) else Voice(self._codes(voice))
         network, speaker = self._drawing(voice)

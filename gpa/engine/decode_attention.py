@@ -67,22 +67,22 @@ class Grouping(NamedTuple):
 
 
 def groups(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Grouping:
-    """The grouping of a network; without a promise for devices other than a CPU and other precisions."""
+    """The grouping of a network; without a promise for devices other than the CPU."""
     group = sizes.num_attention_heads // sizes.num_key_value_heads
-    if device.type != "cpu" or dtype != torch.float32:
+    if device.type != "cpu":
         return Grouping(group, longer=True)
-    return exact_grouping(sizes.num_key_value_heads, group, sizes.head_dim, torch.get_num_threads())
+    return exact_grouping(sizes.num_key_value_heads, group, sizes.head_dim, dtype, torch.get_num_threads())
 
 
 @lru_cache(None)
-def exact_grouping(heads: int, group: int, width: int, threads: int) -> Grouping:
+def exact_grouping(heads: int, group: int, width: int, dtype: torch.dtype, threads: int) -> Grouping:
     """The widest grouping that gives a row the same bits in every batch, by a probe on random numbers.
 
     `threads` are those that torch computes with now: the choice is one of them as well.
     """
     generator = torch.Generator().manual_seed(0)
-    q = torch.randn(PROBED, heads * group, width, generator=generator) * width**-0.5
-    k, v = (torch.randn(PROBED, heads, 6 * BUCKET, width, generator=generator) for _ in range(2))
+    q = torch.randn(PROBED, heads * group, width, generator=generator).to(dtype) * width**-0.5
+    k, v = (torch.randn(PROBED, heads, 6 * BUCKET, width, generator=generator).to(dtype) for _ in range(2))
     shifts = torch.arange(PROBED)[:, None, None, None]
 
     def found(begin: int, end: int, length: int, size: int, queries: int) -> Tensor:

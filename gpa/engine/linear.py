@@ -45,12 +45,13 @@ class Linear:
         self, weight: Tensor, bias: Tensor | None = None, then: Then = "none", kernel: Kernel | None = None
     ) -> None:
         """Of a weight (N, K) and a bias (N,). Without a kernel it is the probe's choice, and torch's own for
-        devices and precisions about which nothing is promised.
+        devices other than the CPU, about which nothing is promised.
         """
         self.bias, self.then = bias, then
-        exact = weight.device.type == "cpu" and weight.dtype == torch.float32
+        exact = weight.device.type == "cpu"
         if kernel is None:
-            kernel = exact_kernel(*weight.shape, then, torch.get_num_threads()) if exact else Kernel(False, 1)
+            here = then, weight.dtype, torch.get_num_threads()
+            kernel = exact_kernel(*weight.shape, *here) if exact else Kernel(False, 1)
         self.kernel = kernel
         self._rows, self._most = kernel.rows or 1, min(MOST, MOST * kernel.rows or 1) if exact else 0
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if kernel.packed else weight
@@ -78,13 +79,14 @@ class Linear:
 
 
 @lru_cache(None)
-def exact_kernel(n: int, k: int, then: Then, threads: int) -> Kernel:
-    """The first kernel that gives rows of a float32 product (N, K) the same bits in every batch.
+def exact_kernel(n: int, k: int, then: Then, dtype: torch.dtype, threads: int) -> Kernel:
+    """The first kernel that gives rows of a product (N, K) the same bits in every batch.
 
     `threads` are those that torch computes with now: the choice is one of them as well.
     """
     generator = torch.Generator().manual_seed(0)
-    weight, x, other = (torch.randn(shape, generator=generator) for shape in ((n, k), (MOST, k), (MOST, n)))
+    shapes = (n, k), (MOST, k), (MOST, n)
+    weight, x, other = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
     also = other if then in ("mul", "add") else None
     return next((kernel for kernel in KERNELS if _is_exact(weight, then, kernel, x, also)), ROW_BY_ROW)
 

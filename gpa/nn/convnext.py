@@ -6,11 +6,14 @@ published BiCodec.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import init
 
 EPS = 1e-6
+Map = Callable[[Tensor], Tensor]
 
 
 class AdaLayerNorm(nn.Module):
@@ -26,17 +29,21 @@ class AdaLayerNorm(nn.Module):
         init.normal_(self.shift.weight, std=1e-3)
         init.zeros_(self.shift.bias)
 
+    def given(self, cond: Tensor) -> Map:
+        """The norm (B, T, C) of one speaker vector (B, D)."""
+        scale, shift = self.scale(cond)[:, None], self.shift(cond)[:, None]
+        return lambda x: F.layer_norm(x, (self.dim,), eps=EPS) * scale + shift
+
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:  # (B, T, C), (B, D)
-        x = F.layer_norm(x, (self.dim,), eps=EPS)
-        return x * self.scale(cond)[:, None] + self.shift(cond)[:, None]
+        return self.given(cond)(x)
 
 
 def _norm(dim: int, cond_dim: int | None) -> nn.Module:
     return nn.LayerNorm(dim, eps=EPS) if cond_dim is None else AdaLayerNorm(dim, cond_dim)
 
 
-def _apply(norm: nn.Module, x: Tensor, cond: Tensor | None) -> Tensor:
-    return norm(x) if cond is None else norm(x, cond)
+def _given(norm: nn.Module, cond: Tensor | None) -> Map:
+    return norm.given(cond) if isinstance(norm, AdaLayerNorm) and cond is not None else norm
 
 
 class ConvNeXtBlock(nn.Module):
@@ -51,13 +58,18 @@ class ConvNeXtBlock(nn.Module):
         self.gamma = nn.Parameter(scale * self.pwconv2.weight.new_ones(dim))
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:  # (B, C, T)
-        return x + self.mixed(self.dwconv(x), cond)
+        return x + self.mixing(cond)(self.dwconv(x))
 
-    def mixed(self, x: Tensor, cond: Tensor | None = None) -> Tensor:  # (B, C, T)
+    def mixing(self, cond: Tensor | None = None) -> Map:  # (B, C, T) -> (B, C, T)
         """What follows the convolution, each frame by itself."""
-        y = _apply(self.norm, x.transpose(1, 2), cond)
-        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
-        return y.transpose(1, 2)
+        norm = _given(self.norm, cond)
+
+        def mixed(x: Tensor) -> Tensor:
+            y = norm(x.transpose(1, 2))
+            y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+            return y.transpose(1, 2)
+
+        return mixed
 
 
 class VocosBackbone(nn.Module):
@@ -71,14 +83,15 @@ class VocosBackbone(nn.Module):
         self.final_layer_norm = nn.LayerNorm(dim, eps=EPS)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        x = self.begun(self.embed(x), cond)
+        x = self.beginning(cond)(self.embed(x))
         for block in self.convnext:
             x = block(x, cond)
         return self.ended(x)
 
-    def begun(self, x: Tensor, cond: Tensor | None = None) -> Tensor:  # (B, C, T)
+    def beginning(self, cond: Tensor | None = None) -> Map:  # (B, C, T) -> (B, C, T)
         """What follows the first convolution, each frame by itself."""
-        return _apply(self.norm, x.transpose(1, 2), cond).transpose(1, 2)
+        norm = _given(self.norm, cond)
+        return lambda x: norm(x.transpose(1, 2)).transpose(1, 2)
 
     def ended(self, x: Tensor) -> Tensor:  # (B, C, T)
         """What follows the last block, each frame by itself."""

@@ -190,11 +190,8 @@ def transposed(m: Any, trim: tuple[int, int] | None = None) -> Layer:
 
 def backbone(m: Any, cond: Tensor | None = None) -> Layer:
     """A `VocosBackbone`, conditioned on a speaker vector (B, D) where it is made for one."""
-
-    def block(b: Any) -> Layer:
-        return residual(conv(b.dwconv), Each(lambda x: b.mixed(x, cond)))
-
-    return Series(conv(m.embed), Each(lambda x: m.begun(x, cond)), *map(block, m.convnext), Each(m.ended))
+    blocks = (residual(conv(block.dwconv), Each(block.mixing(cond))) for block in m.convnext)
+    return Series(conv(m.embed), Each(m.beginning(cond)), *blocks, Each(m.ended))
 
 
 def upsampling(stages: Any) -> Layer:

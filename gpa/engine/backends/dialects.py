@@ -29,7 +29,7 @@ class Asked:
     @property
     def free(self) -> bool:
         """Whether any id may come."""
-        return len(self.ids) == self.size
+        return any(len(run) == self.size for run in self.legal)
 
 
 class Dialect(Protocol):
@@ -88,6 +88,7 @@ class SGLang:
             "min_new_tokens": r.rules.min_new,
             "stop_token_ids": sorted(r.rules.stop),
             "ignore_eos": True,
+            "no_stop_trim": True,
             "logit_bias": bias or None,
             "sampling_seed": r.seed,
             **_drawn(r.sampling),
@@ -95,9 +96,14 @@ class SGLang:
         return {"input_ids": list(r.prompt), "sampling_params": sampling, "stream": True}
 
     def ids(self, event: Mapping[str, Any], before: int) -> Sequence[int]:
-        """An event holds all ids so far, or with --incremental-streaming-output the new ones."""
-        found = event["output_ids"]
-        return found[before:] if len(found) == event["meta_info"]["completion_tokens"] else found
+        """An event holds all ids so far, or with --incremental-streaming-output the new ones; the stop id may
+        have been trimmed.
+        """
+        about = event["meta_info"]
+        found = list(event["output_ids"])
+        ids = found[before:] if len(found) == about["completion_tokens"] else found
+        stop = (about.get("finish_reason") or {}).get("matched")
+        return [*ids, stop] if isinstance(stop, int) and ids[-1:] != [stop] else ids
 
 
 class LlamaCpp:

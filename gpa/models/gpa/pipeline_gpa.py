@@ -283,10 +283,9 @@ class GPA:
         if stream and isinstance(text, list):
             raise UsageError("a stream speaks one text: give a str, or leave stream out")
         speaker, engine = self.resolve_voice(voice), self.engine()
-        utterances = [
-            Utterance(self.processor, engine, one, speaker, options, live=stream is True)
-            for one in _list(text)
-        ]
+        how: dict[str, Any] = {"live": stream is True, "logits": self.network.logits}
+        given = _list(text)
+        utterances = [Utterance(self.processor, engine, one, speaker, options, **how) for one in given]
         if stream:
             return chunks(engine, utterances[0])
         return _as_asked(text, together(engine, utterances))

@@ -22,10 +22,13 @@ from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech, Transcript
 from gpa.models.gpa.requests_gpa import SEED_STEP, Job, asr_job, tts_request
 from gpa.models.gpa.segmentation_gpa import Passage, audible_seconds, least_seconds
-from gpa.prompt.tasks import TTS
+from gpa.prompt.tasks import ASR, TTS
 from gpa.text.edit_distance import edits, words
+from gpa.text.normaliser import without_punctuation
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gpa.codec.base import Stream
     from gpa.codec.voice import Voice
     from gpa.engine.base import Completer
@@ -40,7 +43,7 @@ PARTS = 8  # of one text at a time
 PAUSE = 0.2  # seconds after a sentence
 TRIES = 2
 TAKE_STEP = 15_485_863  # between the seeds of the takes of one part
-WRONG = 0.5  # share of wrong words with which a take that was read back has failed
+WRONG = 0.7  # share of wrong words with which a take that was read back has failed
 
 
 class Take:
@@ -86,39 +89,20 @@ class Take:
 
 
 @dataclass(eq=False)
-class Reading:
-    """What the model's own recognition makes of a take."""
-
-    take: Take
-    job: Job[Transcript]
-    done: dict[int, Completion] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of the take was read."""
-        return len(self.done) == len(self.job.requests)
-
-    @property
-    def text(self) -> str:
-        """What was read, "" where no words are found."""
-        try:
-            return self.job.result([self.done[n] for n in range(len(self.job.requests))]).text
-        except GenerationError:
-            return ""
-
-
-@dataclass(eq=False)
 class Part:
-    """A part of the text: its takes, what recognition makes of them, and how it came out."""
+    """A part of the text: the takes that are made of it, and how it came out."""
 
     number: int
     passage: Passage
     takes: list[Take] = field(default_factory=list)
-    reread: list[Reading] = field(default_factory=list)
     tries: int = 0
     told: int = 0  # of its codes, how many were handed out
     chosen: Take | None = None
     error: PromptError | GenerationError | None = None
+
+
+def _unknown(ids: Sequence[int]) -> Tensor:
+    raise UsageError("best_of: without the network's logits no take is known to be better than another")
 
 
 class Utterance:
@@ -137,16 +121,20 @@ class Utterance:
         voice: Voice,
         options: SpeechOptions,
         live: bool = False,
+        logits: Callable[[Sequence[int]], Tensor] = _unknown,
     ) -> None:
-        """PromptError for text that says nothing or does not fit, UsageError for unfit options."""
+        """PromptError for text that says nothing or does not fit, UsageError for unfit options.
+
+        `logits` (L, V) of ids are what `best_of` chooses by: `Network.logits`.
+        """
+        self._logits = logits
         self._processor, self._engine, self._voice, self._options = processor, engine, voice, options
         self._known = processor.dictionary(options.get("pronunciations"))
         self._drawn = processor.sampling(TTS.name, options)[0].temperature > 0
         self._takes = options.get("best_of", 1)
         if self._takes < 1 or (self._takes > 1 and not self._drawn):
             raise UsageError(f"best_of={self._takes}: at least 1, and takes differ above temperature 0 only")
-        self._reads = bool(options.get("verify")) or self._takes > 1
-        self._live = live and not self._reads
+        self._live = live and self._takes == 1 and not options.get("verify")
         self._plan = enumerate(processor.passages(text, voice.codes, self._known))
         self._parts: deque[Part] = deque()  # on their way, in the order of the text
         self._waiting: dict[int, Callable[[Progress], None]] = {}  # by handle
@@ -219,18 +207,29 @@ class Utterance:
             self._judge(part)
 
     def _judge(self, part: Part) -> None:
-        """Choose a take, or have the good ones read back, or try again."""
+        """Choose a take and, if that is asked for, have it read back; or try again."""
         faults = [self._fault(part, take) for take in part.takes]
         good = [take for take, fault in zip(part.takes, faults, strict=True) if not fault]
         if not good:
-            self._retry(part, faults[0])
-        elif not self._reads:
-            part.chosen = good[0]
-        else:
-            part.reread = [Reading(take, asr_job(self._processor, take.wav, {})) for take in good]
-            for reading in part.reread:
-                for n, request in enumerate(reading.job.requests):
-                    self._waiting[self._engine.add(request)] = partial(self._read, part, reading, n)
+            return self._retry(part, faults[0])
+        best = good[0] if self._takes == 1 else max(good, key=partial(self._likelihood, part))
+        if not self._options.get("verify"):
+            part.chosen = best
+            return None
+        job = asr_job(self._processor, best.wav, {})
+        done: dict[int, Completion] = {}
+        for n, request in enumerate(job.requests):
+            self._waiting[self._engine.add(request)] = partial(self._read, part, best, job, done, n)
+        return None
+
+    def _likelihood(self, part: Part, take: Take) -> float:
+        """How likely the text is to the model's own recognition of a take, in nats."""
+        processor, text = self._processor, part.passage.text
+        prompt = processor.build(ASR.name, wav=take.wav)
+        said = processor.text_tokenizer.encode(without_punctuation(text))
+        target = [*said, processor.vocab.control["end_content"]]
+        logits = self._logits([*prompt, *target])[len(prompt) - 1 : -1]  # (N, V)
+        return float(logits.log_softmax(-1)[range(len(target)), target].sum())
 
     def _fault(self, part: Part, take: Take) -> str:
         """Why a complete take is no speech of its text, "" if it may be."""
@@ -247,19 +246,30 @@ class Utterance:
         least = least_seconds(part.passage.text)
         return "" if sound >= least else f"{sound:.1f} s of sound, at least {least:.1f} are needed"
 
-    def _read(self, part: Part, reading: Reading, number: int, progress: Progress) -> None:
-        """Choose the take that reads best, the first of equals, once all are read."""
+    def _read(
+        self,
+        part: Part,
+        take: Take,
+        job: Job[Transcript],
+        done: dict[int, Completion],
+        number: int,
+        progress: Progress,
+    ) -> None:
+        """Compare a take with its text once all of it is read back."""
         if progress.completion:
-            reading.done[number] = progress.completion
-        if not all(each.complete for each in part.reread):
+            done[number] = progress.completion
+        if len(done) < len(job.requests):
             return
+        try:
+            read = job.result([done[n] for n in range(len(done))]).text
+        except GenerationError:
+            read = ""
         said = words(part.passage.text)
-        errors = [edits(said, words(reading.text)) for reading in part.reread]
-        best = part.reread[errors.index(min(errors))]
-        if min(errors) <= WRONG * len(said):
-            part.chosen = best.take
+        wrong = edits(said, words(read))
+        if wrong <= WRONG * len(said):
+            part.chosen = take
         else:
-            self._retry(part, f"{min(errors)} of {len(said)} words are wrong: it reads {best.text!r}")
+            self._retry(part, f"{wrong} of {len(said)} words are wrong: it reads {read!r}")
 
     def _retry(self, part: Part, why: str) -> None:
         """Speak a part once more where that may help, else give it up."""
