@@ -11,8 +11,10 @@ from gpa.models.gpa.activity_gpa import Segmenter, Stretch
 RATE = 16_000
 
 
-def stretches(wav: np.ndarray, push: int = 1 << 30, seconds: float = 8.0, pause: float = 0.8) -> list[Stretch]:
-    segmenter = Segmenter(RATE, seconds, hop=320, pause=pause)
+def stretches(
+    wav: np.ndarray, push: int = 1 << 30, seconds: float = 8.0, pause: float = 0.8
+) -> list[Stretch]:
+    segmenter = Segmenter(RATE, seconds, hop=640, pause=pause)
     found = [each for i in range(0, len(wav), push) for each in segmenter.push(wav[i : i + push])]
     return found + segmenter.finish()
 
@@ -39,7 +41,7 @@ def test_stretches_depend_on_the_sound_and_not_on_how_it_is_pushed(seed: int) ->
     whole = stretches(wav)
     np.testing.assert_array_equal(np.concatenate([each.wav for each in whole]), wav)
     assert [each.begin for each in whole] == np.cumsum([0] + [len(each.wav) for each in whole])[:-1].tolist()
-    assert all(each.begin % 320 == 0 and len(each.wav) <= 8 * RATE for each in whole)
+    assert all(each.begin % 640 == 0 and len(each.wav) <= 8 * RATE for each in whole)
     assert any(each.speech for each in whole) and not all(each.speech for each in whole)
     for push in (160, 1001, 50_000):
         pushed = stretches(wav, push)

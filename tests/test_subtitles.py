@@ -52,8 +52,7 @@ def test_srt_and_vtt_to_the_letter() -> None:
         "1\n00:00:00,500 --> 00:00:01,250\nHello <b>\n\n2\n01:01:01,000 --> 01:01:01,500\nagain\n\n"
     )
     assert vtt(found) == (
-        "WEBVTT\n\n00:00:00.500 --> 00:00:01.250\nHello &lt;b&gt;\n\n"
-        "01:01:01.000 --> 01:01:01.500\nagain\n\n"
+        "WEBVTT\n\n00:00:00.500 --> 00:00:01.250\nHello &lt;b&gt;\n\n01:01:01.000 --> 01:01:01.500\nagain\n\n"
     )
     assert clock(59.9996) == "00:01:00.000"
 

@@ -102,7 +102,8 @@ class Segmenter:
         self._activity, self._hop = Activity(sample_rate), hop
         self._pause = round(pause / FRAME)
         self._frame = self._activity.frame
-        self._longest = int(seconds * sample_rate) // self._frame  # frames
+        spare = max(0, hop - self._frame)  # samples that rounding may add
+        self._longest = (int(seconds * sample_rate) - spare) // self._frame  # frames
         self._wav, self._first = np.zeros(0, np.float32), 0  # samples not told yet, the number of the first
         self._heard = self._decided = 0  # frames given to the activity, and told by it
         self._begin = 0  # frame at which the stretch now under way begins

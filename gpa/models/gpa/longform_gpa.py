@@ -125,10 +125,9 @@ class LongForm(ABC, Generic[P, T]):
                 self._parts.append(part)
 
 
-def step(engine: Completer, work: LongForm[P, T]) -> Iterator[T]:
+def step(engine: Completer, work: LongForm[P, T]) -> list[T]:
     """What one step of an engine makes ready."""
-    for progress in engine.step():
-        yield from work.take(progress)
+    return [each for progress in engine.step() for each in work.take(progress)]
 
 
 def stream(engine: Completer, work: LongForm[P, T], blocks: Iterable[np.ndarray]) -> Generator[T, None, None]:

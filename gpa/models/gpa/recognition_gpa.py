@@ -35,7 +35,7 @@ Read = Callable[[Sequence[int], Sequence[int], Sequence[int]], Evidence]  # of p
 
 DECIDED = 24  # ids by which it is decided whether this is speech
 SOFTNESS = 0.05  # nats around the threshold between which no_speech_prob goes from 0.73 to 0.27
-DRAWN = 0.3  # seconds that the last id of a word may take: what follows is a pause
+DRAWN = 0.3  # seconds that the first and the last id of a word may take: the rest is a pause
 
 
 @dataclass(eq=False)
@@ -186,8 +186,9 @@ class Recognition(LongForm[Part, Partial]):
         for word in text.split():
             begin = text.index(word, begin)
             first, last = np.searchsorted(lengths, [begin + 1, begin + len(word)]).clip(0, len(tokens) - 1)
-            end = min(times[last + 1], times[last] + DRAWN)
-            yield Word(word, round(float(times[first]), 3), round(float(max(end, times[first])), 3))
+            start = max(times[first], times[first + 1] - DRAWN)
+            end = max(start, min(times[last + 1], times[last] + DRAWN))
+            yield Word(word, round(float(start), 3), round(float(end), 3))
             begin += len(word)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ def cues(transcript: Transcript) -> list[Cue]:
     A word that is longer than a line has one to itself.
     """
     groups = [group for segment in transcript.segments for group in _groups(segment)]
-    starts = [group[0].start for group in groups[1:]] + [float("inf")]
     found: list[Cue] = []
-    for group, following in zip(groups, starts, strict=True):
+    for group, after in zip_longest(groups, groups[1:]):
+        following = after[0].start if after else float("inf")
         start = max(group[0].start, found[-1].end if found else 0.0)
         end = min(max(group[-1].end, start + SHORTEST), max(following, start))
         found.append(Cue(start, end, _wrapped([word.word for word in group])))
