@@ -48,7 +48,7 @@ def export_gguf(network: Network, path: Path, precision: str = "f16") -> None:
     for name, weight in network.state_dict().items():
         values = weight.detach().float().cpu().numpy()
         packed, kind = _packed(values, precision if values.ndim > 1 else "f32", name)
-        writer.add_tensor(names.get_name(name, (".weight", ".bias")), packed, raw_dtype=kind)
+        writer.add_tensor(str(names.get_name(name, (".weight",))), packed, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

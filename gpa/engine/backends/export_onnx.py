@@ -85,8 +85,8 @@ class _Graph:
         inputs += [("longest", TensorProto.INT32, []), *((name, TensorProto.FLOAT, shape) for name in caches)]
         outputs: list[tuple[str, int, list[Any]]] = [("logits", TensorProto.FLOAT, ["R", s.vocab_size])]
         outputs += [(f"new_{name}", TensorProto.FLOAT, shape) for name in caches]
-        ports = [[helper.make_tensor_value_info(*port) for port in side] for side in (inputs, outputs)]
-        return helper.make_graph(self.nodes, "network", *ports, self.constants)
+        begin, end = ([helper.make_tensor_value_info(*port) for port in side] for side in (inputs, outputs))
+        return helper.make_graph(self.nodes, "network", begin, end, self.constants)
 
     def _layer(self, x: str, n: int) -> str:
         s, name = self.sizes, f"model.layers.{n}"
