@@ -206,7 +206,8 @@ def test_blocks_of_bad_audio_are_errors(tmp_path: Path) -> None:
 def test_a_long_conversion_is_its_codes_decoded_at_once(model: GPA, options: dict) -> None:
     voice = model.voices["anna"]
     whole = model.vc((LONG, RATE), voice, **options)
-    assert abs(whole.seconds - len(LONG) / RATE) < 10
+    if options.get("mode") == "codec":
+        assert whole.seconds == pytest.approx(len(LONG) / RATE, abs=0.04)
     np.testing.assert_allclose(
         whole.wav, model.codec.decode(model.codec.tokens(whole.tokens), voice), atol=1e-6
     )
