@@ -20,12 +20,13 @@ from transformers import (
 
 from gpa.compose import Branch, Guided, Plan, Term, compose_logits, given
 from gpa.engine.drawing import PLAUSIBLE, Composition, Draw
+from gpa.engine.linear import Kernel
 from gpa.engine.network import Network
 from gpa.engine.request import Beams, Completion, Guidance, Request, Rules, Sampling
 from gpa.engine.sampler import Choices, LoopDetector, filtered, penalised
 from gpa.engine.scheduler import Engine
 from gpa.engine.search import Search
-from gpa.errors import PromptError, UsageError
+from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.checkpoint_gpa import SHIPPED
 from networks import SIZE, network, reference
 
@@ -334,6 +335,11 @@ def test_context_is_never_exceeded(net: Network) -> None:
         (Request([SIZE], RULES), "outside 0 .. 59"),
         (Request([-1], RULES), "outside 0 .. 59"),
         (Request(PROMPT, Rules(3, frozenset(), (range(50, SIZE + 1),))), "beyond"),
+        (Request(PROMPT, Rules(0, frozenset({STOP}))), "no id may come"),
+        (Request(PROMPT, Rules(3, frozenset(), (range(5, 5),))), "no id may come"),
+        (Request(PROMPT, Rules(3, frozenset({STOP}), (range(STOP, STOP + 1),), min_new=1)), "no id may come"),
+        (Request(PROMPT, Rules(3, frozenset(), closed=True)), "no id may come"),
+        (Request(PROMPT, Rules(0, frozenset({STOP})), beams=Beams(2)), "no id may come"),
         (
             Request(PROMPT, GUIDED, guidance=Guidance(guidance(1.0).plan, {**PROMPTS, WORDS: [3] * 60})),
             "room for 4 ids, 20 may be needed",
@@ -349,6 +355,46 @@ def test_an_impossible_request_is_refused_when_it_is_added(
     with pytest.raises(PromptError, match=said):
         engine.generate([Request(PROMPT, RULES), request_])
     assert not engine.busy  # the possible one is not left behind
+
+
+@pytest.mark.parametrize("bad", [math.nan, RuntimeError("the prior is out of its mind")])
+def test_a_request_that_fails_is_forgotten_and_no_other_notices(bad: Any) -> None:
+    """A prior that raises in the third step, and logits of one head that are no numbers."""
+    net = network()
+    requests = [Request(PROMPT, replace(NEVER, max_new=n), WARM, seed=n) for n in (3, 4, 20)]
+    expected = Engine(net).generate(requests)
+    engine, steps = Engine(net, rows=8), itertools.count()
+
+    def failing(state: str, token_id: int) -> tuple[float, str]:
+        if len(state) == 2:
+            raise bad
+        return 0.0, state + "."
+
+    if isinstance(bad, float):
+        failed = Request(PROMPT, SHORT)
+    else:
+        failed = Request(PROMPT, NEVER, beams=Beams(2, failing))
+    handles = [engine.add(each) for each in (requests[0], failed, *requests[1:])]
+    if isinstance(bad, float):
+        head = net.packed.head(Choices.build(SHORT, SIZE).ids)
+        head.weight, head.kernel = torch.full((4, 16), math.nan), Kernel(False, 1)
+    found, ids = {}, dict[int, list[int]]()
+    while engine.busy and next(steps) < 50:
+        try:
+            for each in engine.step():
+                ids.setdefault(each.handle, []).extend(each.ids)
+                if each.completion:
+                    found[each.handle] = each.completion
+        except GenerationError as error:
+            assert str(error).startswith(f"request {handles[1]} failed: the ")
+    assert engine.cache.used == 0 and handles[1] not in found
+    assert [found[handle] for handle in (handles[0], *handles[2:])] == expected
+    assert all(ids[handle] == done.ids for handle, done in found.items())
+
+
+def test_there_is_at_least_one_beam() -> None:
+    with pytest.raises(UsageError, match="0 beams"):
+        Request(PROMPT, RULES, beams=Beams(0))
 
 
 @pytest.mark.parametrize("more", [{"sampling": WARM}, {"guidance": guidance(1.0)}])

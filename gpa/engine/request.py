@@ -116,6 +116,8 @@ class Request:
     beams: Beams | None = None
 
     def __post_init__(self) -> None:
+        if self.beams and self.beams.width < 1:
+            raise UsageError(f"{self.beams.width} beams: at least 1 is needed")
         if self.beams and (self.guidance or not self.sampling.plain):
             raise UsageError("beams are searched: no temperature, no penalty and no guidance go with them")
         if self.guidance and len(self.rules.stop) != 1:

@@ -35,13 +35,18 @@ class Choices:
 
     @classmethod
     def build(cls, rules: Rules, size: int) -> Choices:
-        """Of rules, for a vocabulary of `size` ids; PromptError for legal ids beyond it."""
+        """Of rules, for a vocabulary of `size` ids; PromptError for legal ids beyond it, and for rules by which
+        no id may come.
+        """
         rounds = [_mask(runs, size) for runs in rules.cycle or (rules.legal or (range(size),),)]
         stop = _mask([range(i, i + 1) for i in rules.stop], size)
         ids = np.logical_or.reduce([*rounds, stop]).nonzero()[0]
         legal, stop = [mask[ids] for mask in rounds], stop[ids]
         first = legal[0] | stop if rules.cycle else legal[0]
         unstopped = tuple(mask & ~stop for mask in legal)
+        early = unstopped if rules.min_new > 0 else (first, *unstopped[1:])
+        if rules.max_new < 1 or not all(mask.any() for mask in early) or (rules.closed and not stop.any()):
+            raise PromptError("by the rules of this request no id may come")
         return cls(ids, (first, *(unstopped[1:] if rules.cycle else ())), unstopped, stop)
 
     def allowed(self, made: Sequence[int], rules: Rules) -> np.ndarray:

@@ -22,7 +22,7 @@ from gpa.engine.base import Completer
 from gpa.engine.cache import Cache
 from gpa.engine.drawing import Draw
 from gpa.engine.search import Search
-from gpa.errors import UsageError
+from gpa.errors import GenerationError, UsageError
 
 if TYPE_CHECKING:
     from gpa.engine.linear import Linear
@@ -81,11 +81,12 @@ class Engine(Completer):
         self._handles = count()
         self._waiting: list[Job] = []
         self._running: list[Job] = []
+        self._failures: list[GenerationError] = []  # that nobody was told of yet
 
     @property
     def busy(self) -> bool:
         """Whether any request is not complete."""
-        return bool(self._waiting or self._running)
+        return bool(self._waiting or self._running or self._failures)
 
     @property
     def waiting(self) -> int:
@@ -107,12 +108,29 @@ class Engine(Completer):
         self._drop(found[0])
 
     def step(self) -> list[Progress]:
-        """One more id for every running request whose prompts are read: schedule, run, choose, finish."""
-        self._schedule()
-        with torch.inference_mode():
-            for job, logits in self._run():
-                job.decoder.advance(logits)
+        """One more id for every running request whose prompts are read: schedule, run, choose, finish.
+
+        GenerationError for one whose choice failed. It is forgotten; the next step tells what the others got.
+        """
+        if not self._failures:
+            self._schedule()
+            with torch.inference_mode():
+                for job, logits in self._run():
+                    self._advance(job, logits)
+        if self._failures:
+            raise self._failures.pop(0)
         return self._finish()
+
+    def _advance(self, job: Job, logits: np.ndarray) -> None:
+        """Let a request choose; whatever goes wrong there is its own affair."""
+        try:
+            if np.isnan(logits).any():
+                raise GenerationError("the logits are no numbers: load the model in float32")
+            job.decoder.advance(logits)
+        except Exception as error:
+            self._failures.append(GenerationError(f"request {job.handle} failed: {error}"))
+            self._failures[-1].__cause__ = error
+            self._drop(job)
 
     def _decoder(self, request: Request) -> Draw | Search:
         if request.beams:
@@ -143,7 +161,7 @@ class Engine(Completer):
         """Logits (R, N) of every request that generates: after its prompts at first, then after its newest
         ids.
         """
-        old = [job for job in self._running if job.started]
+        old = [job for job in self._running if job.started and not job.decoder.done]
         yield from self._prefill()
         if not old:
             return
