@@ -156,6 +156,36 @@ def test_rows_of_the_cache_are_used_again() -> None:
     assert [k.shape for k in cache.keys] == [(2, 1, GRAIN, 8)] * 2 and cache.used == 0
 
 
+def test_the_cache_stays_within_its_bound_whatever_came_before() -> None:
+    """One long row, then many short ones, then a long one: three times the same memory, not its square."""
+    packed = network(max_position_embeddings=4 * GRAIN).packed
+    for most, shapes in ((4 * GRAIN, [(1, 4), (4, 1), (1, 3)]), (16 * GRAIN, [(1, 4), (4, 4), (4, 4)])):
+        cache = Cache(packed, most)
+        for (count, length), shape in zip([(1, 4 * GRAIN), (4, 5), (1, 3 * GRAIN)], shapes, strict=True):
+            rows = cache.take(count)
+            for row in rows:
+                cache.prompted(row, length)
+            assert cache.keys[0].shape == (shape[0], 1, shape[1] * GRAIN, 8)
+            cache.release(rows)
+
+
+def test_what_is_held_survives_new_buffers() -> None:
+    ours = network(max_position_embeddings=4 * GRAIN)
+    ids = (IDS * 40)[: 2 * GRAIN]
+    cache = Cache(ours.packed, 2 * GRAIN)
+    with torch.inference_mode():
+        first = cache.take(1)
+        logits(ours, ids, cache.prompted(first[0], len(ids)))
+        more = cache.take(2)
+        cache.release(first)
+        assert cache.rows_with(1) == 3  # the free one is used again
+        for row in more:
+            logits(ours, IDS[:7], cache.prompted(row, 7))
+        logits(ours, ids, cache.prompted(cache.take(1)[0], len(ids)))
+        for row in logits(ours, [3, 3], cache.extended(more)):
+            torch.testing.assert_close(row, ours.logits([*IDS[:7], 3])[-1], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -1,7 +1,8 @@
 """The keys and values of everything that was read: the one owner of a cache outside training.
 
 A row holds one sequence from its first id on. Rows are taken, extended, copied onto each other (hypotheses
-of a search) and released; buffers grow with what is asked of them, up to a bound that the scheduler keeps.
+of a search) and released; buffers grow with what is asked of them, and give up what is not needed where they
+would grow beyond a bound.
 
     R rows   L new positions   P positions so far, padded   H heads   Hk key/value heads   Dh head width
 """
@@ -26,8 +27,9 @@ GRAIN = 256  # positions by which the buffers grow, a multiple of attention's bu
 class Cache:
     """Rows of keys and values of one network, on its device and in its precision."""
 
-    def __init__(self, network: PackedNetwork) -> None:
-        s = network.sizes
+    def __init__(self, network: PackedNetwork, most: int = 0) -> None:
+        """Buffers have at most `most` positions, all rows together, unless more are needed at once."""
+        s, self._most = network.sizes, most
         self._shape = (s.num_key_value_heads, s.head_dim)
         empty = torch.empty(
             (0, s.num_key_value_heads, 0, s.head_dim), dtype=network.dtype, device=network.device
@@ -57,20 +59,28 @@ class Cache:
         return free[:count]
 
     def release(self, rows: Sequence[int]) -> None:
-        """Give rows back."""
-        self._free += rows
+        """Give rows back; the last ones are no longer there."""
+        free = {*self._free, *rows}
         for row in rows:
             self.lengths[row] = 0
+        while len(self.lengths) - 1 in free:
+            free.remove(len(self.lengths) - 1)
+            self.lengths.pop()
+        self._free = sorted(free)
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int], start: int = 0) -> None:
-        """Let each target row hold what its source row held, all at once; before `start` it does already."""
+    def rows_with(self, count: int) -> int:
+        """How many rows there are, free ones between others included, once so many more are taken."""
+        return max(len(self.lengths), self.used + count)
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Let each target row hold what its source row held, all at once."""
         moved = [pair for pair in zip(sources, targets, strict=True) if pair[0] != pair[1]]
         if not moved:
             return
         old, new = (list(rows) for rows in zip(*moved, strict=True))
         lengths = [self.lengths[row] for row in old]
         for buffer in (*self.keys, *self.values):
-            buffer[new, :, start : max(lengths)] = buffer[old, :, start : max(lengths)]
+            buffer[new, :, : max(lengths)] = buffer[old, :, : max(lengths)]
         for row, length in zip(new, lengths, strict=True):
             self.lengths[row] = length
 
@@ -92,11 +102,15 @@ class Cache:
         rows, heads, length, width = self.keys[0].shape
         if len(self.lengths) <= rows and positions <= length:
             return
-        shape = (max(rows, len(self.lengths)), heads, max(length, -(-positions // GRAIN) * GRAIN), width)
+        count, longest = len(self.lengths), -(-max(positions, *self.lengths) // GRAIN) * GRAIN
+        if max(rows, count) * max(length, longest) <= self._most:
+            count, longest = max(rows, count), max(length, longest)
+        kept, held = min(rows, count), min(length, longest)
         for buffers in (self.keys, self.values):
             for n, old in enumerate(buffers):
-                buffers[n] = old.new_zeros(shape)  # masked positions are read, too: they have to be numbers
-                buffers[n][:rows, :, :length] = old
+                # Masked positions are read, too: they have to be numbers.
+                buffers[n] = old.new_zeros((count, heads, longest, width))
+                buffers[n][:kept, :, :held] = old[:kept, :, :held]
 
 
 class PromptPast:

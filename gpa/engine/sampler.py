@@ -35,8 +35,9 @@ class Choices:
 
     @classmethod
     def build(cls, rules: Rules, size: int) -> Choices:
-        """Of rules, for a vocabulary of `size` ids; PromptError for legal ids beyond it, and for rules by which
-        no id may come.
+        """Of rules, for a vocabulary of `size` ids.
+
+        PromptError for legal ids beyond it, and for rules by which no id may come.
         """
         rounds = [_mask(runs, size) for runs in rules.cycle or (rules.legal or (range(size),),)]
         stop = _mask([range(i, i + 1) for i in rules.stop], size)

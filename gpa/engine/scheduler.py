@@ -76,8 +76,8 @@ class Engine(Completer):
         """
         self.network, self.rows, self.read = network, rows, read
         self._packed = network.packed
-        self.cache = Cache(self._packed)
         self._positions = memory // Cache.bytes_per_position(self._packed)
+        self.cache = Cache(self._packed, self._positions)
         self._handles = count()
         self._waiting: list[Job] = []
         self._running: list[Job] = []
@@ -127,7 +127,7 @@ class Engine(Completer):
             if np.isnan(logits).any():
                 raise GenerationError("the logits are no numbers: load the model in float32")
             job.decoder.advance(logits)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a prior may raise anything
             self._failures.append(GenerationError(f"request {job.handle} failed: {error}"))
             self._failures[-1].__cause__ = error
             self._drop(job)
@@ -153,7 +153,7 @@ class Engine(Completer):
 
     def _fits(self, job: Job) -> bool:
         """Whether a request has room beside those that run; alone it always has."""
-        rows = self.cache.used + job.decoder.rows
+        rows = self.cache.rows_with(job.decoder.rows)
         longest = max(each.longest for each in (*self._running, job))
         return not self._running or (rows <= self.rows and rows * longest <= self._positions)
 
