@@ -386,7 +386,8 @@ class WavStream:
 
     def _header(self, size: int) -> bytes:
         form = (b"WAVE", b"fmt ", 16, 1, 1, self._rate, 2 * self._rate, 2, 16)
-        return _HEADER.pack(b"RIFF", min(size + _HEADER.size - 8, 0xFFFFFFFF), *form, b"data", size)
+        whole, size = (min(n, 0xFFFFFFFF) for n in (size + _HEADER.size - 8, size))  # more than 4 GiB: no end
+        return _HEADER.pack(b"RIFF", whole, *form, b"data", size)
 
 
 def to_bytes(wav: np.ndarray, sample_rate: int) -> bytes:

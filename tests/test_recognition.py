@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import soundfile
 from conftest import speechlike
 from gpa import audio
 from gpa.engine.sampler import LoopDetector
-from gpa.errors import AudioError, UsageError
+from gpa.engine.scheduler import Engine, Progress
+from gpa.errors import AudioError, GenerationError, UsageError
 from gpa.models.gpa import GPA, conversion_gpa
 from gpa.models.gpa.alignment_gpa import evidence, first_frames
 from gpa.models.gpa.recognition_gpa import settled
@@ -159,6 +161,49 @@ def test_a_stream_that_is_closed_leaves_nothing_on_its_way(
     assert not engine.busy
     with pytest.raises(UsageError, match="one recording"):
         model.asr([(LONG, RATE)], stream=True)  # type: ignore[call-overload]
+
+
+class Failing(Engine):
+    """An engine whose oldest request fails in the third step, as a server's may."""
+
+    steps = 0
+
+    def step(self) -> list[Progress]:
+        self.steps += 1
+        if self.steps == 3:
+            self.cancel(min(job.handle for job in (*self._waiting, *self._running)))
+            raise GenerationError("the server is gone")
+        return super().step()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda model: list(model.asr((LONG, RATE), stream=True, **BRIEF)),
+        lambda model: model.asr([(LONG, RATE)] * 2, **BRIEF),
+        lambda model: list(model.vc((LONG, RATE), "anna", stream=True, mode="lm", **BRIEF)),
+        lambda model: model.vc((LONG, RATE), "anna", mode="lm", **BRIEF),
+        lambda model: model.tts(["one two three."] * 3, "anna", **BRIEF),
+    ],
+)
+def test_a_failure_of_the_engine_is_told_and_leaves_nothing_on_its_way(
+    model: GPA, monkeypatch: pytest.MonkeyPatch, work: Callable[[GPA], object]
+) -> None:
+    engine = Failing(model.network)
+    monkeypatch.setattr(model, "engine", lambda: engine)
+    with pytest.raises(GenerationError, match="the server is gone"):
+        work(model)
+    assert not engine.busy
+
+
+def test_live_recognition_goes_on_after_a_failure(model: GPA, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Failing(model.network)
+    monkeypatch.setattr(model, "engine", lambda: engine)
+    live = model.recogniser(**BRIEF)
+    with pytest.raises(GenerationError, match="the server is gone"):
+        live.push(LONG[: 12 * RATE])
+    assert not engine.busy and live.push(LONG[12 * RATE :]) + live.finish()
+    assert live.transcript.text and not engine.busy
 
 
 def test_few_stretches_are_on_their_way_however_long_the_sound(

@@ -85,7 +85,7 @@ def _spoken(args: argparse.Namespace, chunks: Iterable[Chunk], rate: int, bar: b
         for chunk in chunks:
             write(chunk.wav)
             seconds += chunk.seconds
-            told.append(dataclasses.replace(chunk, wav=chunk.wav[:0]))
+            told.append(dataclasses.replace(chunk, wav=chunk.wav[:0].copy()))  # a view would keep the sound
             progress.set_postfix_str(f"{seconds:.0f} s of sound", refresh=False)
             progress.update(max(0.0, 100 * chunk.done - progress.n))
     return Speech.of(told), seconds

@@ -5,10 +5,13 @@ Nothing here knows what is made of a stretch; recognition_gpa.py and conversion_
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from gpa.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +78,8 @@ class LongForm(ABC, Generic[P, T]):
     def cancel(self) -> None:
         """Forget what is not complete."""
         for handle in self._handlers:
-            self._engine.cancel(handle)
+            with contextlib.suppress(UsageError):  # one that failed is forgotten already
+                self._engine.cancel(handle)
         self._handlers.clear()
         self._parts.clear()
         self._waiting.clear()
@@ -147,17 +151,20 @@ def stream(engine: Completer, work: LongForm[P, T], blocks: Iterable[np.ndarray]
 def together(
     engine: Completer, works: Sequence[LongForm[P, T]], sources: Sequence[Iterable[np.ndarray]]
 ) -> list[list[T]]:
-    """All that is made of recordings that share an engine."""
+    """All that is made of recordings that share an engine; an error ends the work on all of them."""
     made: list[list[T]] = [[] for _ in works]
     left = [(work, out, iter(source)) for work, out, source in zip(works, made, sources, strict=True)]
-    while left:
-        for work, out, source in left:
-            while not work.full and not work.done and (block := next(source, None)) is not None:
-                out += work.feed(block)
-            if not work.full and not work.done:
-                out += work.close()
-        left = [each for each in left if not each[0].done]
-        for progress in engine.step() if left else []:
-            for work, out, _ in left:
-                out += work.take(progress)
+    with contextlib.ExitStack() as ends:
+        for work in works:
+            ends.callback(work.cancel)
+        while left:
+            for work, out, source in left:
+                while not work.full and not work.done and (block := next(source, None)) is not None:
+                    out += work.feed(block)
+                if not work.full and not work.done:
+                    out += work.close()
+            left = [each for each in left if not each[0].done]
+            for progress in engine.step() if left else []:
+                for work, out, _ in left:
+                    out += work.take(progress)
     return made

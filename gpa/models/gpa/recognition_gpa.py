@@ -218,7 +218,10 @@ class Recogniser:
         self._engine, self._recognition = engine, recognition
 
     def push(self, wav: np.ndarray) -> list[Partial]:
-        """More sound, float (S,) at the model's rate, and what it made final."""
+        """More sound, float (S,) at the model's rate, and what it made final.
+
+        After an error nothing of the sound before it is on its way.
+        """
         return [*self._recognition.feed(np.asarray(wav, np.float32)), *self._until_idle()]
 
     def finish(self) -> list[Partial]:
@@ -227,8 +230,12 @@ class Recogniser:
 
     def _until_idle(self) -> list[Partial]:
         made: list[Partial] = []
-        while self._recognition.busy:
-            made += step(self._engine, self._recognition)
+        try:
+            while self._recognition.busy:
+                made += step(self._engine, self._recognition)
+        except BaseException:
+            self._recognition.cancel()
+            raise
         return made
 
     @property

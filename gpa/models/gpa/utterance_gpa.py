@@ -345,10 +345,13 @@ def chunks(engine: Completer, utterance: Utterance) -> Generator[Chunk, None, No
 
 
 def together(engine: Completer, utterances: Sequence[Utterance]) -> list[Speech]:
-    """What utterances that share an engine say, in their order."""
+    """What utterances that share an engine say, in their order; an error ends the work on all of them."""
     found: list[list[Chunk]] = [[] for _ in utterances]
-    while engine.busy:
-        for progress in engine.step():
-            for utterance, made in zip(utterances, found, strict=True):
-                made += utterance.take(progress)
+    with contextlib.ExitStack() as ends:
+        for utterance in utterances:
+            ends.callback(utterance.cancel)
+        while engine.busy:
+            for progress in engine.step():
+                for utterance, made in zip(utterances, found, strict=True):
+                    made += utterance.take(progress)
     return [Speech.of(made) for made in found]
