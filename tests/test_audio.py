@@ -375,6 +375,15 @@ def test_save_failure_keeps_the_old_file_and_leaves_nothing_behind(
         audio.save(path, np.full(900, np.nan, np.float32), RATE)
 
 
+def test_a_wav_of_more_than_4_gib_says_that_it_goes_on() -> None:
+    file = io.BytesIO()
+    stream = audio.WavStream(file, 16_000)
+    stream.write(np.zeros(8, np.float32))
+    assert stream._header(1 << 33)[-4:] == b"\xff" * 4 == stream._header(1 << 33)[4:8]
+    stream.close()
+    assert stream._header(16) == file.getvalue()[:44] and len(file.getvalue()) == 60
+
+
 def test_bytes_of_equal_samples_are_equal_at_any_time_of_day() -> None:
     wav = np.linspace(-0.5, 0.5, 1600, dtype=np.float32)
     first = audio.to_bytes(wav, 16_000)

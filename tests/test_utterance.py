@@ -1,11 +1,13 @@
 """Speech on its way: planned sentence by sentence, streamed as it is spoken, and never silently wrong."""
 
+import argparse
 import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import soundfile
 import torch
 
 from gpa import audio
+from gpa.cli import commands
 from gpa.cli.main import main
 from gpa.engine.request import Completion, Request
 from gpa.engine.scheduler import Engine, Progress
@@ -123,6 +126,22 @@ def test_sound_depends_on_the_ids_and_not_on_how_many_come_at_once(model: GPA) -
 
     assert len(sound(1)) == 640 * 240
     assert all(np.array_equal(sound(1), sound(size)) for size in (7, 100, 240))
+
+
+def test_the_command_keeps_no_sound_that_it_has_written(tmp_path: Path) -> None:
+    heard: list[weakref.ref] = []
+
+    def chunks() -> Iterator[Chunk]:
+        for n in range(5):
+            assert not any(ref() is not None for ref in heard[:-1])
+            wav = np.full(1600, n / 10, np.float32)
+            heard.append(weakref.ref(wav))
+            yield Chunk(wav, 16_000, np.arange(n), "stop")
+            del wav
+
+    args = argparse.Namespace(output=str(tmp_path / "a.wav"), stream=True)
+    speech, seconds = commands._spoken(args, chunks(), 16_000, bar=False)
+    assert seconds == 0.5 == audio.seconds(tmp_path / "a.wav") and len(speech.tokens) == 10
 
 
 class Watched(Engine):

@@ -9,7 +9,7 @@ timing.py), though averaged over all heads of all layers, so that none has to be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,6 +28,9 @@ class Evidence(NamedTuple):
 
     log_probs: np.ndarray
     attention: np.ndarray
+
+
+Read = Callable[[Sequence[int], Sequence[int], Sequence[int]], Evidence]  # of prompt, ids, positions of audio
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from gpa.engine.request import Request
 from gpa.errors import GenerationError, UsageError
 from gpa.models.gpa.longform_gpa import LongForm
 from gpa.models.gpa.outputs_gpa import Chunk
-from gpa.models.gpa.requests_gpa import SEED_STEP, anchored, asr_requests, heard, worst
+from gpa.models.gpa.requests_gpa import SEED_STEP, anchored, reading, worst
 from gpa.prompt.tasks import ASR, VC
 from gpa.text.tokenizer import normalise_text
 
@@ -72,7 +72,6 @@ class Part:
     stretch: Stretch
     number: int
     codes: np.ndarray | None = None
-    said: dict[int, str] = field(default_factory=dict)  # by the parts that recognition takes it in
 
 
 class Conversion(LongForm[Part, Chunk]):
@@ -112,25 +111,17 @@ class Conversion(LongForm[Part, Chunk]):
         self._begun += 1
         transcript = self._options.get("transcript")
         if transcript == ASR.name:
-            parts = self._processor.audio_parts(stretch.wav, ASR.name)
-            request = asr_requests(self._processor, {})
-            for n, wav in enumerate(parts):
-                self._ask(request(wav, n), partial(self._heard, part, n, len(parts)))
+            for request, handler in reading(self._processor, stretch.wav, partial(self._convert, part)):
+                self._ask(request, handler)
         elif transcript and part.number:
             raise UsageError("the source takes several parts: cut it, or let transcript='asr' hear each")
         else:
-            self._convert(part, transcript or "")
+            self._ask(self._request(part, transcript or ""), partial(self._made, part))
         return part
 
-    def _heard(self, part: Part, number: int, count: int, progress: Progress) -> None:
-        if progress.completion:
-            part.said[number] = heard(self._processor, progress.completion)
-            if len(part.said) == count:
-                words = " ".join(filter(None, (part.said[n] for n in range(count))))
-                self._convert(part, normalise_text(words))
-
-    def _convert(self, part: Part, text: str) -> None:
-        self._ask(self._request(part, text), partial(self._made, part))
+    def _convert(self, part: Part, words: str) -> None:
+        """Now that it is known what is said."""
+        self._ask(self._request(part, normalise_text(words)), partial(self._made, part))
 
     def _request(self, part: Part, text: str) -> Request:
         processor, codes = self._processor, self._voice.codes

@@ -283,7 +283,7 @@ class GPA:
         if stream and isinstance(text, list):
             raise UsageError("a stream speaks one text: give a str, or leave stream out")
         speaker, engine = self.resolve_voice(voice), self.engine()
-        how: dict[str, Any] = {"live": stream is True, "logits": self.network.logits}
+        how: dict[str, Any] = {"live": stream is True, "evidence": partial(evidence, self.network)}
         given = _list(text)
         utterances = [Utterance(self.processor, engine, one, speaker, options, **how) for one in given]
         if stream:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpa.engine.sampler import FEW, PERIODS
-from gpa.models.gpa.alignment_gpa import Evidence, first_frames
+from gpa.models.gpa.alignment_gpa import first_frames
 from gpa.models.gpa.longform_gpa import LongForm, step
 from gpa.models.gpa.outputs_gpa import Partial, Segment, Transcript, Word
 from gpa.models.gpa.requests_gpa import asr_requests, worst
@@ -28,10 +28,9 @@ if TYPE_CHECKING:
     from gpa.engine.request import Completion, Request
     from gpa.engine.scheduler import Progress
     from gpa.models.gpa.activity_gpa import Stretch
+    from gpa.models.gpa.alignment_gpa import Read
     from gpa.models.gpa.options_gpa import TranscriptOptions
     from gpa.models.gpa.processing_gpa import GPAProcessor
-
-Read = Callable[[Sequence[int], Sequence[int], Sequence[int]], Evidence]  # of prompt, ids, positions of audio
 
 DECIDED = 24  # ids by which it is decided whether this is speech
 SOFTNESS = 0.05  # nats around the threshold between which no_speech_prob goes from 0.73 to 0.27

@@ -5,38 +5,27 @@ What runs between them, one engine or another's, is not known here.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, given
 from gpa.engine.request import Completion, Guidance, Request
-from gpa.errors import GenerationError, UsageError
+from gpa.errors import UsageError
 from gpa.models.gpa.budgets_gpa import budget
-from gpa.models.gpa.outputs_gpa import Transcript, Voice
 from gpa.prompt.formats import Format, InstructFormat
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from gpa.codec.voice import Voice
+    from gpa.engine.scheduler import Progress
     from gpa.models.gpa.options_gpa import SpeechOptions, TranscriptOptions
     from gpa.models.gpa.processing_gpa import GPAProcessor
     from gpa.text.pronunciations import Pronunciations
 
-logger = logging.getLogger(__name__)
-
 SEED_STEP = 1_000_003  # between the seeds of the parts of one input
 _WORST = ("stop", "length", "loop")
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Job(Generic[T]):
-    """One input: a request for each of its parts, and `result`, which takes their completions in order."""
-
-    requests: list[Request]
-    result: Callable[[Sequence[Completion]], T]
 
 
 def tts_request(
@@ -68,25 +57,25 @@ def asr_requests(processor: GPAProcessor, options: TranscriptOptions) -> Callabl
     return request
 
 
-def asr_job(processor: GPAProcessor, wav: np.ndarray, options: TranscriptOptions) -> Job[Transcript]:
-    """What is said in a waveform (S,) that holds speech, without times; GenerationError for no words."""
-    request = asr_requests(processor, options)
-    requests = [request(part, n) for n, part in enumerate(processor.audio_parts(wav, "asr"))]
+def reading(
+    processor: GPAProcessor, wav: np.ndarray, done: Callable[[str], None]
+) -> Iterator[tuple[Request, Callable[[Progress], None]]]:
+    """Requests to write down sound (S,) that was made, each with what takes its progress.
 
-    def result(done: Sequence[Completion]) -> Transcript:
-        tokens = [processor.text_ids(each) for each in done]
-        texts = [processor.text_tokenizer.decode(ids).strip() for ids in tokens]
-        text = " ".join(filter(None, texts))
-        if not text:
-            raise GenerationError("no words were recognised: is there speech in the audio?")
-        return Transcript(text, np.array(sum(tokens, []), np.int64), worst(done))
+    `done` gets all the words, "" for none.
+    """
+    parts = processor.audio_parts(wav, "asr")
+    request, said = asr_requests(processor, {}), dict[int, str]()
 
-    return Job(requests, result)
+    def take(number: int, progress: Progress) -> None:
+        if progress.completion:
+            ids = processor.text_ids(progress.completion)
+            said[number] = processor.text_tokenizer.decode(ids).strip()
+            if len(said) == len(parts):
+                done(" ".join(filter(None, (said[n] for n in range(len(parts))))))
 
-
-def heard(processor: GPAProcessor, done: Completion) -> str:
-    """What a completion of recognition says, "" for no words."""
-    return processor.text_tokenizer.decode(processor.text_ids(done)).strip()
+    for n, part in enumerate(parts):
+        yield request(part, n), partial(take, n)
 
 
 def worst(done: Sequence[Completion]) -> str:

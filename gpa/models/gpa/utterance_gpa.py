@@ -19,21 +19,20 @@ import numpy as np
 
 from gpa.codec.limiter import Limiter
 from gpa.errors import GenerationError, PromptError, UsageError
-from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech, Transcript
-from gpa.models.gpa.requests_gpa import SEED_STEP, Job, asr_job, tts_request
+from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech
+from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
 from gpa.models.gpa.segmentation_gpa import Passage, audible_seconds, least_seconds
 from gpa.prompt.tasks import ASR, TTS
 from gpa.text.edit_distance import edits, words
 from gpa.text.normaliser import without_punctuation
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gpa.codec.base import Stream
     from gpa.codec.voice import Voice
     from gpa.engine.base import Completer
     from gpa.engine.request import Completion
     from gpa.engine.scheduler import Progress
+    from gpa.models.gpa.alignment_gpa import Read
     from gpa.models.gpa.options_gpa import SpeechOptions
     from gpa.models.gpa.processing_gpa import GPAProcessor
 
@@ -101,10 +100,6 @@ class Part:
     error: PromptError | GenerationError | None = None
 
 
-def _unknown(ids: Sequence[int]) -> Tensor:
-    raise UsageError("best_of: without the network's logits no take is known to be better than another")
-
-
 class Utterance:
     """One text on its way through an engine that may have others: `take` turns progress into chunks.
 
@@ -121,19 +116,21 @@ class Utterance:
         voice: Voice,
         options: SpeechOptions,
         live: bool = False,
-        logits: Callable[[Sequence[int]], Tensor] = _unknown,
+        evidence: Read | None = None,
     ) -> None:
         """PromptError for text that says nothing or does not fit, UsageError for unfit options.
 
-        `logits` (L, V) of ids are what `best_of` chooses by: `Network.logits`.
+        `evidence` of the network is what `best_of` chooses by.
         """
-        self._logits = logits
+        self._evidence = evidence
         self._processor, self._engine, self._voice, self._options = processor, engine, voice, options
         self._known = processor.dictionary(options.get("pronunciations"))
         self._drawn = processor.sampling(TTS.name, options)[0].temperature > 0
         self._takes = options.get("best_of", 1)
         if self._takes < 1 or (self._takes > 1 and not self._drawn):
             raise UsageError(f"best_of={self._takes}: at least 1, and takes differ above temperature 0 only")
+        if self._takes > 1 and not evidence:
+            raise UsageError("best_of: without the network no take is known to be better than another")
         self._live = live and self._takes == 1 and not options.get("verify")
         self._plan = enumerate(processor.passages(text, voice.codes, self._known))
         self._parts: deque[Part] = deque()  # on their way, in the order of the text
@@ -212,24 +209,22 @@ class Utterance:
         good = [take for take, fault in zip(part.takes, faults, strict=True) if not fault]
         if not good:
             return self._retry(part, faults[0])
-        best = good[0] if self._takes == 1 else max(good, key=partial(self._likelihood, part))
+        evidence = self._evidence
+        best = max(good, key=partial(self._likelihood, part, evidence)) if evidence and good[1:] else good[0]
         if not self._options.get("verify"):
             part.chosen = best
             return None
-        job = asr_job(self._processor, best.wav, {})
-        done: dict[int, Completion] = {}
-        for n, request in enumerate(job.requests):
-            self._waiting[self._engine.add(request)] = partial(self._read, part, best, job, done, n)
+        for request, handler in reading(self._processor, best.wav, partial(self._read, part, best)):
+            self._waiting[self._engine.add(request)] = handler
         return None
 
-    def _likelihood(self, part: Part, take: Take) -> float:
+    def _likelihood(self, part: Part, evidence: Read, take: Take) -> float:
         """How likely the text is to the model's own recognition of a take, in nats."""
         processor, text = self._processor, part.passage.text
         prompt = processor.build(ASR.name, wav=take.wav)
         said = processor.text_tokenizer.encode(without_punctuation(text))
         target = [*said, processor.vocab.control["end_content"]]
-        logits = self._logits([*prompt, *target])[len(prompt) - 1 : -1]  # (N, V)
-        return float(logits.log_softmax(-1)[range(len(target)), target].sum())
+        return float(evidence(prompt, target, [0]).log_probs.sum())
 
     def _fault(self, part: Part, take: Take) -> str:
         """Why a complete take is no speech of its text, "" if it may be."""
@@ -246,24 +241,8 @@ class Utterance:
         least = least_seconds(part.passage.text)
         return "" if sound >= least else f"{sound:.1f} s of sound, at least {least:.1f} are needed"
 
-    def _read(
-        self,
-        part: Part,
-        take: Take,
-        job: Job[Transcript],
-        done: dict[int, Completion],
-        number: int,
-        progress: Progress,
-    ) -> None:
-        """Compare a take with its text once all of it is read back."""
-        if progress.completion:
-            done[number] = progress.completion
-        if len(done) < len(job.requests):
-            return
-        try:
-            read = job.result([done[n] for n in range(len(done))]).text
-        except GenerationError:
-            read = ""
+    def _read(self, part: Part, take: Take, read: str) -> None:
+        """Compare a take with its text, once it is known what it says."""
         said = words(part.passage.text)
         wrong = edits(said, words(read))
         if wrong <= WRONG * len(said):
