@@ -72,7 +72,7 @@ def test_text_comes_while_it_is_written(mini: GPA) -> None:
     clip = MINI.parents[2] / "docs/samples/codec-19-198-0017-6b06d9.ogg"
     for beams in (1, 4):
         *early, last = mini.asr(clip, stream=True, beams=beams)
-        assert sum(not each.segment for each in early) > 2 and last.segment
+        assert sum(not each.segment for each in early) > 1 and last.segment
         assert "".join(each.text for each in (*early, last)) == mini.asr(clip, beams=beams).text
 
 
