@@ -71,10 +71,11 @@ def test_partial_results_are_never_taken_back_and_are_the_transcript(model: GPA,
 
 def test_text_comes_while_it_is_written(mini: GPA) -> None:
     """Greedy at once, of a search that on which all hypotheses agree."""
+    clip = MINI.parents[2] / "docs/samples/codec-19-198-0017-6b06d9.ogg"
     for beams in (1, 4):
-        *early, last = mini.asr(MINI / "golden" / "audio_1.wav", stream=True, beams=beams)
-        assert len(early) > 2 and last.segment and not any(each.segment for each in early)
-        assert "".join(each.text for each in (*early, last)) == last.segment.text
+        *early, last = mini.asr(clip, stream=True, beams=beams)
+        assert sum(not each.segment for each in early) > 1 and last.segment
+        assert "".join(each.text for each in (*early, last)) == mini.asr(clip, beams=beams).text
 
 
 def test_what_may_be_a_loop_is_not_told() -> None:

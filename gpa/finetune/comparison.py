@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from gpa import audio
 from gpa.data import token_folder
 from gpa.errors import GPAError, MissingExtraError, UsageError
 from gpa.evals import report, suites
+from gpa.evals.items import REFERENCE_SECONDS
 from gpa.evals.judges.all_judges import Judges, open_judges
 from gpa.evals.judges.base import SAMPLE_RATE, FunctionJudge
 from gpa.evals.measurement import Bench, Case
@@ -158,11 +159,16 @@ def measure(model: GPA, scale: Scale, wavs: Path, *, everything: bool) -> list[L
     for suite, whose, split, voices in [*new, *old] if everything else new:
         bench = Bench(scale.data, model, judges=scale.judges, voices=voices, n=scale.items, split=split)
         bench.wavs = wavs / whose
-        rows = [row for row in bench.manifest if row["split"] == split]
-        enough = {"asr": 1, "vc-codec": 1, "vc-lm": 2}
-        if voices if suite == "tts" else len({row["speaker"] for row in rows}) >= enough[suite]:
+        if voices if suite == "tts" else _enough(bench.manifest, suite, split):
             made.append(_line(suite, whose, bench))
     return made
+
+
+def _enough(rows: Sequence[Mapping[str, Any]], suite: str, split: str) -> bool:
+    """Whether a split has clips for a suite: a conversion needs two speakers, each with a reference."""
+    rows = [row for row in rows if row["split"] == split]
+    long = {row["speaker"] for row in rows if row["duration"] >= REFERENCE_SECONDS}
+    return len(long) >= 2 if suite == "vc-lm" else bool(rows)
 
 
 def _line(suite: str, whose: str, bench: Bench) -> Line:
