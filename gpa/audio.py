@@ -385,9 +385,8 @@ class WavStream:
         return len(data)
 
     def _header(self, size: int) -> bytes:
-        form = (b"WAVE", b"fmt ", 16, 1, 1, self._rate, 2 * self._rate, 2, 16)
-        whole, size = (min(n, 0xFFFFFFFF) for n in (size + _HEADER.size - 8, size))  # more than 4 GiB: no end
-        return _HEADER.pack(b"RIFF", whole, *form, b"data", size)
+        form = (b"WAVE", b"fmt ", 16, 1, 1, self._rate, 2 * self._rate, 2, 16, b"data")
+        return _HEADER.pack(b"RIFF", min(size + _HEADER.size - 8, 0xFFFFFFFF), *form, min(size, 0xFFFFFFFF))
 
 
 def to_bytes(wav: np.ndarray, sample_rate: int) -> bytes:

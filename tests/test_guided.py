@@ -10,7 +10,7 @@ import pytest
 
 from conftest import speechlike
 from gpa.errors import PromptError, UsageError
-from gpa.models.gpa import GPA, conversion_gpa
+from gpa.models.gpa import GPA, requests_gpa
 from gpa.models.gpa.requests_gpa import anchored, spoken
 
 
@@ -62,7 +62,7 @@ def test_a_conversion_follows_what_the_model_itself_hears(
 ) -> None:
     """Where no words are found nothing guides."""
     heard = "Hello there"
-    monkeypatch.setattr(conversion_gpa, "heard", lambda *_: heard)
+    monkeypatch.setattr(requests_gpa, "heard", lambda *_: heard)
     plain, told = (model.vc(source, voice="anna", seed=3, transcript=t) for t in (None, "hello there"))
     assert (model.vc(source, voice="anna", seed=3, transcript="asr").tokens == told.tokens).all()
     for nothing in ("\ufffd", ""):

@@ -69,13 +69,17 @@ def reading(
 
     def take(number: int, progress: Progress) -> None:
         if progress.completion:
-            ids = processor.text_ids(progress.completion)
-            said[number] = processor.text_tokenizer.decode(ids).strip()
+            said[number] = heard(processor, progress.completion)
             if len(said) == len(parts):
                 done(" ".join(filter(None, (said[n] for n in range(len(parts))))))
 
     for n, part in enumerate(parts):
         yield request(part, n), partial(take, n)
+
+
+def heard(processor: GPAProcessor, done: Completion) -> str:
+    """What a completion of recognition says, "" for no words."""
+    return processor.text_tokenizer.decode(processor.text_ids(done)).strip()
 
 
 def worst(done: Sequence[Completion]) -> str:
