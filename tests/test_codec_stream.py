@@ -156,6 +156,7 @@ def test_wrong_use_is_refused(codecs: dict[str, TokenCodec]) -> None:
             codec.stream(voice, lookahead=-1)
         stream = codec.stream(voice)
         stream.run(tokens)
+        assert stream.finish().size == 0  # the rest comes once
         with pytest.raises(UsageError, match="finished"):
             stream.push(tokens)
 

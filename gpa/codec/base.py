@@ -258,9 +258,9 @@ class Stream:
         return np.concatenate(wavs)
 
     def finish(self) -> np.ndarray:
-        """The rest of the sound; nothing may be pushed afterwards."""
-        self._open = False
-        if not self._fed + self._codes.shape[1]:
+        """The rest of the sound, once; nothing may be pushed afterwards."""
+        again, self._open = not self._open, False
+        if again or not self._fed + self._codes.shape[1]:
             return np.zeros(0, np.float32)
         return self._next(self._codes.shape[1], None, True)
 

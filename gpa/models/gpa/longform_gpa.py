@@ -1,4 +1,4 @@
-"""Long-form work on sound: fed bit by bit, cut into stretches, a few of which are on their way at a time.
+"""Work that takes many requests: whoever asks for them, and sound of any length, cut into stretches.
 
 Nothing here knows what is made of a stretch; recognition_gpa.py and conversion_gpa.py do.
 """
@@ -27,17 +27,56 @@ P = TypeVar("P")  # a stretch on its way
 T = TypeVar("T")  # what is handed out
 
 
-class LongForm(ABC, Generic[P, T]):
-    """One recording on its way through an engine that may have others: `feed` sound, `take` progress.
+class Client(ABC, Generic[T]):
+    """Who has requests in an engine that may have others, and a handler for the progress of each."""
+
+    def __init__(self, engine: Completer) -> None:
+        self._engine = engine
+        self._handlers: dict[int, Callable[[Progress], None]] = {}  # of what is on its way
+
+    def take(self, progress: Progress) -> list[T]:
+        """What can be handed out after a step of the engine; nothing for another's progress."""
+        handler = self._handlers.get(progress.handle)
+        if handler is None:
+            return []
+        if progress.completion:
+            del self._handlers[progress.handle]
+        handler(progress)
+        return list(self._next())
+
+    def cancel(self) -> None:
+        """Forget what is not complete."""
+        for handle in self._handlers:
+            with contextlib.suppress(UsageError):  # one that failed is forgotten already
+                self._engine.cancel(handle)
+        self._handlers.clear()
+
+    @abstractmethod
+    def _next(self) -> Iterator[T]:
+        """What can be handed out now."""
+
+    def _ask(self, request: Request, handler: Callable[[Progress], None]) -> int:
+        """Add a request; the handler is told of its progress."""
+        handle = self._engine.add(request)
+        self._handlers[handle] = handler
+        return handle
+
+    def _forget(self, handle: int) -> None:
+        if self._handlers.pop(handle, None):
+            self._engine.cancel(handle)
+
+
+class LongForm(Client[T], Generic[P, T]):
+    """One recording on its way: `feed` sound, `take` progress.
 
     Results come in the order of the sound, and do not depend on how it was cut to be fed.
     """
 
     def __init__(self, engine: Completer, segmenter: Segmenter) -> None:
-        self._engine, self._segmenter = engine, segmenter
+        super().__init__(engine)
+        self._segmenter = segmenter
         self._waiting: deque[Stretch] = deque()
         self._parts: deque[P] = deque()  # on their way, in order
-        self._handlers: dict[int, Callable[[Progress], None]] = {}
         self._closed = False
         self.samples = 0  # that were fed and cut
 
@@ -65,22 +104,9 @@ class LongForm(ABC, Generic[P, T]):
         self._closed = True
         return self._add(self._segmenter.finish())
 
-    def take(self, progress: Progress) -> list[T]:
-        """What can be handed out after a step of the engine; nothing for another's progress."""
-        handler = self._handlers.get(progress.handle)
-        if handler is None:
-            return []
-        if progress.completion:
-            del self._handlers[progress.handle]
-        handler(progress)
-        return list(self._next())
-
     def cancel(self) -> None:
         """Forget what is not complete."""
-        for handle in self._handlers:
-            with contextlib.suppress(UsageError):  # one that failed is forgotten already
-                self._engine.cancel(handle)
-        self._handlers.clear()
+        super().cancel()
         self._parts.clear()
         self._waiting.clear()
         self._closed = True
@@ -96,16 +122,6 @@ class LongForm(ABC, Generic[P, T]):
     @abstractmethod
     def _ready(self, part: P) -> bool:
         """Whether that was all of it."""
-
-    def _ask(self, request: Request, handler: Callable[[Progress], None]) -> int:
-        """Add a request; the handler is told of its progress."""
-        handle = self._engine.add(request)
-        self._handlers[handle] = handler
-        return handle
-
-    def _forget(self, handle: int) -> None:
-        if self._handlers.pop(handle, None):
-            self._engine.cancel(handle)
 
     def _add(self, stretches: Iterable[Stretch]) -> list[T]:
         for stretch in stretches:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ import numpy as np
 
 from gpa.codec.limiter import Limiter
 from gpa.errors import GenerationError, PromptError, UsageError
+from gpa.models.gpa.longform_gpa import Client
 from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech
 from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
 from gpa.models.gpa.segmentation_gpa import Passage, audible_seconds, least_seconds
@@ -100,7 +101,7 @@ class Part:
     error: PromptError | GenerationError | None = None
 
 
-class Utterance:
+class Utterance(Client[Chunk]):
     """One text on its way through an engine that may have others: `take` turns progress into chunks.
 
     Where `live`, the first part is handed out as it is made; all others, once they are complete and good. The
@@ -122,8 +123,8 @@ class Utterance:
 
         `evidence` of the network is what `best_of` chooses by.
         """
-        self._evidence = evidence
-        self._processor, self._engine, self._voice, self._options = processor, engine, voice, options
+        super().__init__(engine)
+        self._processor, self._evidence, self._voice, self._options = processor, evidence, voice, options
         self._known = processor.dictionary(options.get("pronunciations"))
         self._drawn = processor.sampling(TTS.name, options)[0].temperature > 0
         self._takes = options.get("best_of", 1)
@@ -134,7 +135,6 @@ class Utterance:
         self._live = live and self._takes == 1 and not options.get("verify")
         self._plan = enumerate(processor.passages(text, voice.codes, self._known))
         self._parts: deque[Part] = deque()  # on their way, in the order of the text
-        self._waiting: dict[int, Callable[[Progress], None]] = {}  # by handle
         self._limiter = Limiter(processor.codec.spec.sample_rate)
         self._samples, self._pause, self._reason = 0, 0.0, "stop"
         self._good = False  # whether any part came out
@@ -147,25 +147,9 @@ class Utterance:
         """How many parts are on their way: never more than PARTS, however long the text."""
         return len(self._parts)
 
-    def take(self, progress: Progress) -> list[Chunk]:
-        """What can be handed out after a step of the engine; none for another's progress.
-
-        GenerationError at the end if no part could be spoken.
-        """
-        handler = self._waiting.get(progress.handle)
-        if handler is None:
-            return []
-        if progress.completion:
-            del self._waiting[progress.handle]
-        handler(progress)
-        return list(self._out())
-
     def cancel(self) -> None:
         """Forget what is not complete."""
-        for handle in self._waiting:
-            with contextlib.suppress(UsageError):  # one that failed is forgotten already
-                self._engine.cancel(handle)
-        self._waiting.clear()
+        super().cancel()
         self._parts.clear()
         self.done = True
 
@@ -191,7 +175,7 @@ class Utterance:
         for n in range(part.tries * self._takes, (part.tries + 1) * self._takes):
             seed = request.seed + part.number * SEED_STEP + n * TAKE_STEP
             take = Take(self._processor, self._stream())
-            self._waiting[self._engine.add(replace(request, seed=seed))] = partial(self._made, part, take)
+            self._ask(replace(request, seed=seed), partial(self._made, part, take))
             part.takes.append(take)
         part.tries += 1
 
@@ -215,7 +199,7 @@ class Utterance:
             part.chosen = best
             return None
         for request, handler in reading(self._processor, best.wav, partial(self._read, part, best)):
-            self._waiting[self._engine.add(request)] = handler
+            self._ask(request, handler)
         return None
 
     def _likelihood(self, part: Part, evidence: Read, take: Take) -> float:
@@ -260,8 +244,8 @@ class Utterance:
 
     # Sound ------------------------------------------------------------------------------------------------
 
-    def _out(self) -> Iterator[Chunk]:
-        """Hand out what may be heard now."""
+    def _next(self) -> Iterator[Chunk]:
+        """What may be heard now. GenerationError at the end if no part could be spoken."""
         while self._parts:
             part = self._parts[0]
             if part.error:
