@@ -22,8 +22,8 @@ from conftest import speechlike
 from gpa import GPA, audio
 from gpa.cli.main import main
 from gpa.codec import load_codec
-from gpa.codec.limiter import limited
 from gpa.codec.hf import HFCodec
+from gpa.codec.limiter import limited
 from gpa.data.token_folder import TokenSet
 
 ROOT = Path(__file__).resolve().parent.parent
