@@ -35,8 +35,8 @@ options = json.loads(sys.argv[2])
 if len(sys.argv) > 3:  # a program that has chosen a number of its own
     torch.set_num_threads(int(sys.argv[3]))
 model = gpa.GPA.from_pretrained(sys.argv[1], device="cpu", **options)
-watch(model.network, "forward")
-watch(model.codec, "decode")
+watch(type(model.network.packed), "__call__")
+watch(model.codec, "stream")
 brief = {"voice": "anna", "max_new_tokens": 4}
 model.tts("hello", **brief)
 def born():
@@ -57,7 +57,7 @@ def seen(model: Path, *words: str, options: dict | None = None, **variables: str
     done = subprocess.run(command, env={**free, **variables}, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found["seen"]) == {"forward", "decode", "thread", "after"}
+    assert set(found["seen"]) == {"__call__", "stream", "thread", "after"}
     return found["own"], found["seen"]
 
 

@@ -81,7 +81,9 @@ def bandwidth(threads: int) -> float:
     """Bytes per second at which torch reads memory with so many threads: the best of five sums of 512 MiB."""
     import torch
 
-    torch.set_num_threads(threads)
+    from gpa.nn.threads import settle
+
+    settle(None, threads)
     numbers = torch.ones(SWEPT)
     best = 0.0
     for _ in range(REPEATS):
