@@ -222,6 +222,9 @@ def test_seeds(net: Network) -> None:
     torch.rand(5)  # the global generator plays no part
     assert first[0] == first[1] == generate(net, PROMPT, OPEN, WARM, 1).ids
     assert first[0] != first[2]
+    assert generate(net, PROMPT, OPEN, WARM, np.int64(1)).ids == first[0]
+    with pytest.raises(UsageError, match="seed=1.5"):
+        Request(PROMPT, OPEN, WARM, 1.5)  # type: ignore[arg-type]
 
 
 def test_penalty_touches_recent_generated_ids_only(net: Network) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -370,6 +371,8 @@ def test_what_cannot_be_asked(model: GPA) -> None:
         ({"best_of": 0}, "best_of=0"),
         ({"best_of": 2, "temperature": 0}, "best_of=2"),
         ({"verify": 1}, "verify=1"),
+        ({"pause": -0.1}, "pause=-0.1"),
+        ({"pause": math.nan}, "pause=nan"),
     ):
         with pytest.raises(UsageError, match=why):
             model.tts("hello", "anna", **options)  # type: ignore[call-overload]

@@ -151,9 +151,14 @@ says what is missing, and the exit code is 6. where nothing could be spoken ther
         "--best-of",
         type=int,
         metavar="N",
-        help="takes of a sentence; the one that reads back best is kept",
+        help="takes of a sentence; the one in which its words are likeliest is kept",
     )
-    p.add_argument("--verify", action="store_true", default=None, help="read even a single take back")
+    p.add_argument(
+        "--verify",
+        action="store_true",
+        default=None,
+        help="read what is kept back; too many wrong words are a failure",
+    )
     p.add_argument(
         "--gamma", type=float, metavar="G", help="how strongly the text guides (0: not at all, faster)"
     )

@@ -28,7 +28,7 @@ class Draw:
 
     def __init__(self, request: Request, network: Network) -> None:
         """PromptError for a prompt without room in the context, and for legal ids that there are not."""
-        self.rules, self.sampling, self._seed = request.rules, request.sampling, request.seed
+        self.rules, self.sampling, self._seed = request.rules, request.sampling, int(request.seed)
         self.most = min(self.rules.max_new, network.room(request.prompt))
         self.choices = Choices.build(self.rules, network.sizes.vocab_size)
         self.composition = request.guidance and Composition(request.guidance, self.rules, network)

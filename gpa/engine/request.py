@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gpa.errors import UsageError
@@ -116,6 +117,8 @@ class Request:
     beams: Beams | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.seed, Integral):
+            raise UsageError(f"seed={self.seed!r}: a whole number is needed")
         if self.beams and self.beams.width < 1:
             raise UsageError(f"{self.beams.width} beams: at least 1 is needed")
         if self.beams and (self.guidance or not self.sampling.plain):

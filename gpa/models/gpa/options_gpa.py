@@ -37,10 +37,9 @@ class SpeechOptions(SamplingOptions, total=False):
     `{"tomato": "T AH0 M AA1 T OW0"}`, in the phones of the CMU Pronouncing Dictionary.
 
     `best_of` takes of each part are made, and the one is kept in which the model's own recognition finds the
-    fewest wrong words; `verify` has a single take read back too. A part with more than half of its words
-    wrong is spoken once more, then fails. `lookahead` is how many frames of codes the decoder waits for
-    before it draws a frame: less than the codec's own right context (None) begins sooner, and sounds
-    slightly different.
+    text likeliest. `verify` has that one read back: a part with more than 70 % of its words wrong is spoken
+    once more, then fails. `lookahead` is how many frames of codes the decoder waits for before it draws a
+    frame: less than the codec's own right context (None) begins sooner, and sounds slightly different.
     """
 
     pause: float

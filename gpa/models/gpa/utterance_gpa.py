@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PARTS = 8  # of one text at a time
-PAUSE = 0.2  # seconds after a sentence
+PAUSE, LONGEST = 0.2, 60.0  # seconds after a sentence, at most
 TRIES = 2
 TAKE_STEP = 15_485_863  # between the seeds of the takes of one part
 WRONG = 0.7  # share of wrong words with which a take that was read back has failed
@@ -127,7 +127,9 @@ class Utterance(Client[Chunk]):
         self._processor, self._evidence, self._voice, self._options = processor, evidence, voice, options
         self._known = processor.dictionary(options.get("pronunciations"))
         self._drawn = processor.sampling(TTS.name, options)[0].temperature > 0
-        self._takes = options.get("best_of", 1)
+        self._takes, self._rest = options.get("best_of", 1), options.get("pause", PAUSE)
+        if not 0 <= self._rest <= LONGEST:
+            raise UsageError(f"pause={self._rest}: seconds from 0 to {LONGEST:.0f} are needed")
         if self._takes < 1 or (self._takes > 1 and not self._drawn):
             raise UsageError(f"best_of={self._takes}: at least 1, and takes differ above temperature 0 only")
         if self._takes > 1 and not evidence:
@@ -269,7 +271,7 @@ class Utterance(Client[Chunk]):
         if not len(wav):
             return
         if self._samples and not part.told:
-            rest = int(self._pause * self._options.get("pause", PAUSE) * rate)
+            rest = int(self._pause * self._rest * rate)
             wav = np.concatenate([np.zeros(rest, np.float32), wav])
         self._pause = 0.0
         self._samples += len(wav)
