@@ -281,6 +281,30 @@ def test_requests_join_and_leave_onnxruntime_at_any_step(net: Network, graph: Pa
     assert all(told[handle] == completion.ids for handle, completion in done.items())
 
 
+def test_one_that_fails_in_onnxruntime_stops_no_other(net: Network, graph: Path) -> None:
+    """A prior that raises in the third step, in which another request ends."""
+
+    def failing(state: str, token_id: int) -> tuple[float, str]:
+        if len(state) == 2:
+            raise RuntimeError("out of its mind")
+        return 0.0, state + "."
+
+    rules = [Rules(n, frozenset()) for n in (3, 4, 12)]
+    good = [Request([1, 2, 3], each, Sampling(1.5), seed=each.max_new) for each in rules]
+    expected = find_engine(f"onnx:{graph}", net)().generate(good)
+    engine = find_engine(f"onnx:{graph}", net)()
+    failed = Request([1, 2, 3], rules[2], beams=Beams(2, failing))
+    handles = [engine.add(each) for each in (good[0], failed, *good[1:])]
+    found, errors = {}, []
+    while engine.busy:
+        try:
+            found |= {each.handle: each.completion for each in engine.step() if each.completion}
+        except GenerationError as error:
+            errors.append(str(error))
+    assert errors == [f"request {handles[1]} failed: out of its mind"]
+    assert [found[handle] for handle in (handles[0], *handles[2:])] == expected
+
+
 def test_a_graph_of_another_network_is_refused(net: Network, graph: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="another model"):
         find_engine(f"onnx:{graph}", network(num_hidden_layers=1))()

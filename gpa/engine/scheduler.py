@@ -116,21 +116,12 @@ class Engine(Completer):
             self._schedule()
             with torch.inference_mode():
                 for job, logits in self._run():
-                    self._advance(job, logits)
+                    if error := choice_error(job.handle, job.decoder, logits):
+                        self._failures.append(error)
+                        self._drop(job)
         if self._failures:
             raise self._failures.pop(0)
         return self._finish()
-
-    def _advance(self, job: Job, logits: np.ndarray) -> None:
-        """Let a request choose; whatever goes wrong there is its own affair."""
-        try:
-            if np.isnan(logits).any():
-                raise GenerationError("the logits are no numbers: load the model in float32")
-            job.decoder.advance(logits)
-        except Exception as error:  # noqa: BLE001 - a prior may raise anything
-            self._failures.append(GenerationError(f"request {job.handle} failed: {error}"))
-            self._failures[-1].__cause__ = error
-            self._drop(job)
 
     def _decoder(self, request: Request) -> Draw | Search:
         if request.beams:
@@ -227,3 +218,16 @@ class Engine(Completer):
     def _drop(self, job: Job) -> None:
         self.cache.release(job.rows)
         (self._running if job in self._running else self._waiting).remove(job)
+
+
+def choice_error(handle: int, decoder: Draw | Search, logits: np.ndarray) -> GenerationError | None:
+    """Let a request choose by logits (R, N); the error if that fails, whatever it is."""
+    try:
+        if np.isnan(logits).any():
+            raise GenerationError("the logits are no numbers: load the model in float32")
+        decoder.advance(logits)
+    except Exception as error:  # noqa: BLE001 - a prior may raise anything
+        found = GenerationError(f"request {handle} failed: {error}")
+        found.__cause__ = error
+        return found
+    return None

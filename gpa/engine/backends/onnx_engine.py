@@ -21,9 +21,9 @@ import torch
 from gpa.engine.backends.export_onnx import FILE, cache_names
 from gpa.engine.base import Completer
 from gpa.engine.drawing import Draw
-from gpa.engine.scheduler import Progress
+from gpa.engine.scheduler import Progress, choice_error
 from gpa.engine.search import Search
-from gpa.errors import CheckpointError, MissingExtraError, UsageError
+from gpa.errors import CheckpointError, GenerationError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from gpa.engine.network import Network
@@ -53,11 +53,12 @@ class OnnxEngine(Completer):
         self._handles = count()
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []  # their rows lie in this order
+        self._failures: list[GenerationError] = []  # that nobody was told of yet
 
     @property
     def busy(self) -> bool:
         """Whether any request is not complete."""
-        return bool(self._waiting or self._running)
+        return bool(self._waiting or self._running or self._failures)
 
     def add(self, request: Request) -> int:
         """Take a request. PromptError for one that cannot be met."""
@@ -74,9 +75,12 @@ class OnnxEngine(Completer):
         raise UsageError(f"request {handle} is not on its way: it is complete, or never was added")
 
     def step(self) -> list[Progress]:
-        """One more id for every running request."""
-        self._continue()
-        self._start()
+        """One more id for every running request. GenerationError as of our own engine."""
+        if not self._failures:
+            self._continue()
+            self._start()
+        if self._failures:
+            raise self._failures.pop(0)
         found = []
         for job in self._running:
             made, done = job.decoder.completion, job.decoder.done
@@ -92,14 +96,17 @@ class OnnxEngine(Completer):
         ids, parents = [], []
         begins = np.cumsum([0, *(job.size for job in self._running)])
         for job, begin in zip(self._running, begins[:-1].tolist(), strict=True):
-            following = job.decoder.following
+            following = [] if job.decoder.done else job.decoder.following
             job.size = len(following)
             ids += [token_id for token_id, _ in following]
             parents += [begin + parent for _, parent in following]
         self._rows.keep(parents)
+        if not ids:
+            return
         logits = np.split(self._rows.read(ids), np.cumsum([job.size for job in self._running])[:-1])
-        for job, own in zip(self._running, logits, strict=True):
-            job.decoder.advance(own[:, job.decoder.choices.ids])
+        for job, own in list(zip(self._running, logits, strict=True)):
+            if job.size:
+                self._advance(job, own)
 
     def _start(self) -> None:
         """The prompts of waiting requests in their order, while there are rows for the next one."""
@@ -109,7 +116,12 @@ class OnnxEngine(Completer):
             logits = [self._rows.prefill(prompt) for prompt in job.decoder.prompts]
             job.size, used = len(logits), used + job.decoder.rows
             self._running.append(job)
-            job.decoder.advance(np.concatenate(logits)[:, job.decoder.choices.ids])
+            self._advance(job, np.concatenate(logits))
+
+    def _advance(self, job: _Job, logits: np.ndarray) -> None:
+        if error := choice_error(job.handle, job.decoder, logits[:, job.decoder.choices.ids]):
+            self._failures.append(error)
+            self._drop([job])
 
     def _drop(self, jobs: Sequence[_Job]) -> None:
         if jobs and jobs[0] in self._waiting:
