@@ -62,7 +62,7 @@ def seen(model: Path, *words: str, options: dict | None = None, **variables: str
 
 
 def same(number: int) -> dict[str, list[int]]:
-    return dict.fromkeys(("forward", "decode", "thread", "after"), [number])
+    return dict.fromkeys(("__call__", "stream", "thread", "after"), [number])
 
 
 def test_one_thread_for_a_small_model_everywhere(tiny: Path) -> None:
