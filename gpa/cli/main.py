@@ -154,10 +154,7 @@ says what is missing, and the exit code is 6. where nothing could be spoken ther
         help="takes of a sentence; the one in which its words are likeliest is kept",
     )
     p.add_argument(
-        "--verify",
-        action="store_true",
-        default=None,
-        help="read what is kept back; too many wrong words are a failure",
+        "--verify", action="store_true", default=None, help="a sentence that reads back wrong fails"
     )
     p.add_argument(
         "--gamma", type=float, metavar="G", help="how strongly the text guides (0: not at all, faster)"

@@ -112,16 +112,16 @@ class Conversion(LongForm[Part, Chunk]):
         transcript = self._options.get("transcript")
         if transcript == ASR.name:
             for request, handler in reading(self._processor, stretch.wav, partial(self._convert, part)):
-                self._ask(request, handler)
+                self._pending.ask(request, handler)
         elif transcript and part.number:
             raise UsageError("the source takes several parts: cut it, or let transcript='asr' hear each")
         else:
-            self._ask(self._request(part, transcript or ""), partial(self._made, part))
+            self._pending.ask(self._request(part, transcript or ""), partial(self._made, part))
         return part
 
     def _convert(self, part: Part, words: str) -> None:
         """Now that it is known what is said."""
-        self._ask(self._request(part, normalise_text(words)), partial(self._made, part))
+        self._pending.ask(self._request(part, normalise_text(words)), partial(self._made, part))
 
     def _request(self, part: Part, text: str) -> Request:
         processor, codes = self._processor, self._voice.codes

@@ -27,22 +27,33 @@ P = TypeVar("P")  # a stretch on its way
 T = TypeVar("T")  # what is handed out
 
 
-class Client(ABC, Generic[T]):
-    """Who has requests in an engine that may have others, and a handler for the progress of each."""
+class Pending:
+    """What somebody asked of an engine that may have other requests, each with a handler of progress."""
 
     def __init__(self, engine: Completer) -> None:
         self._engine = engine
-        self._handlers: dict[int, Callable[[Progress], None]] = {}  # of what is on its way
+        self._handlers: dict[int, Callable[[Progress], None]] = {}
 
-    def take(self, progress: Progress) -> list[T]:
-        """What can be handed out after a step of the engine; nothing for another's progress."""
+    def ask(self, request: Request, handler: Callable[[Progress], None]) -> int:
+        """Add a request; the handler is told of its progress."""
+        handle = self._engine.add(request)
+        self._handlers[handle] = handler
+        return handle
+
+    def take(self, progress: Progress) -> bool:
+        """Tell the handler; False for another's progress."""
         handler = self._handlers.get(progress.handle)
         if handler is None:
-            return []
+            return False
         if progress.completion:
             del self._handlers[progress.handle]
         handler(progress)
-        return list(self._next())
+        return True
+
+    def forget(self, handle: int) -> None:
+        """Cancel a request, unless it is complete."""
+        if self._handlers.pop(handle, None):
+            self._engine.cancel(handle)
 
     def cancel(self) -> None:
         """Forget what is not complete."""
@@ -51,30 +62,15 @@ class Client(ABC, Generic[T]):
                 self._engine.cancel(handle)
         self._handlers.clear()
 
-    @abstractmethod
-    def _next(self) -> Iterator[T]:
-        """What can be handed out now."""
 
-    def _ask(self, request: Request, handler: Callable[[Progress], None]) -> int:
-        """Add a request; the handler is told of its progress."""
-        handle = self._engine.add(request)
-        self._handlers[handle] = handler
-        return handle
-
-    def _forget(self, handle: int) -> None:
-        if self._handlers.pop(handle, None):
-            self._engine.cancel(handle)
-
-
-class LongForm(Client[T], Generic[P, T]):
+class LongForm(ABC, Generic[P, T]):
     """One recording on its way: `feed` sound, `take` progress.
 
     Results come in the order of the sound, and do not depend on how it was cut to be fed.
     """
 
     def __init__(self, engine: Completer, segmenter: Segmenter) -> None:
-        super().__init__(engine)
-        self._segmenter = segmenter
+        self._pending, self._segmenter = Pending(engine), segmenter
         self._waiting: deque[Stretch] = deque()
         self._parts: deque[P] = deque()  # on their way, in order
         self._closed = False
@@ -104,9 +100,13 @@ class LongForm(Client[T], Generic[P, T]):
         self._closed = True
         return self._add(self._segmenter.finish())
 
+    def take(self, progress: Progress) -> list[T]:
+        """What can be handed out after a step of the engine; nothing for another's progress."""
+        return list(self._next()) if self._pending.take(progress) else []
+
     def cancel(self) -> None:
         """Forget what is not complete."""
-        super().cancel()
+        self._pending.cancel()
         self._parts.clear()
         self._waiting.clear()
         self._closed = True

@@ -97,7 +97,7 @@ class Recognition(LongForm[Part, Partial]):
             self._skipped += len(stretch.wav)
             return None
         part = Part(stretch, self._request(stretch.wav, self._begun))
-        part.handle = self._ask(part.request, partial(self._made, part))
+        part.handle = self._pending.ask(part.request, partial(self._made, part))
         self._begun += 1
         return part
 
@@ -111,7 +111,7 @@ class Recognition(LongForm[Part, Partial]):
             return
         if part.rejected:
             self._skipped += len(part.stretch.wav)
-            self._forget(part.handle)
+            self._pending.forget(part.handle)
         elif part.completion:
             yield from self._complete(part, part.completion)
         else:

@@ -19,7 +19,7 @@ import numpy as np
 
 from gpa.codec.limiter import Limiter
 from gpa.errors import GenerationError, PromptError, UsageError
-from gpa.models.gpa.longform_gpa import Client
+from gpa.models.gpa.longform_gpa import Pending
 from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech
 from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
 from gpa.models.gpa.segmentation_gpa import Passage, audible_seconds, least_seconds
@@ -101,7 +101,7 @@ class Part:
     error: PromptError | GenerationError | None = None
 
 
-class Utterance(Client[Chunk]):
+class Utterance:
     """One text on its way through an engine that may have others: `take` turns progress into chunks.
 
     Where `live`, the first part is handed out as it is made; all others, once they are complete and good. The
@@ -123,7 +123,7 @@ class Utterance(Client[Chunk]):
 
         `evidence` of the network is what `best_of` chooses by.
         """
-        super().__init__(engine)
+        self._pending = Pending(engine)
         self._processor, self._evidence, self._voice, self._options = processor, evidence, voice, options
         self._known = processor.dictionary(options.get("pronunciations"))
         self._drawn = processor.sampling(TTS.name, options)[0].temperature > 0
@@ -149,9 +149,16 @@ class Utterance(Client[Chunk]):
         """How many parts are on their way: never more than PARTS, however long the text."""
         return len(self._parts)
 
+    def take(self, progress: Progress) -> list[Chunk]:
+        """What can be handed out after a step of the engine; none for another's progress.
+
+        GenerationError at the end if no part could be spoken.
+        """
+        return list(self._out()) if self._pending.take(progress) else []
+
     def cancel(self) -> None:
         """Forget what is not complete."""
-        super().cancel()
+        self._pending.cancel()
         self._parts.clear()
         self.done = True
 
@@ -177,7 +184,7 @@ class Utterance(Client[Chunk]):
         for n in range(part.tries * self._takes, (part.tries + 1) * self._takes):
             seed = request.seed + part.number * SEED_STEP + n * TAKE_STEP
             take = Take(self._processor, self._stream())
-            self._ask(replace(request, seed=seed), partial(self._made, part, take))
+            self._pending.ask(replace(request, seed=seed), partial(self._made, part, take))
             part.takes.append(take)
         part.tries += 1
 
@@ -201,7 +208,7 @@ class Utterance(Client[Chunk]):
             part.chosen = best
             return None
         for request, handler in reading(self._processor, best.wav, partial(self._read, part, best)):
-            self._ask(request, handler)
+            self._pending.ask(request, handler)
         return None
 
     def _likelihood(self, part: Part, evidence: Read, take: Take) -> float:
@@ -246,8 +253,8 @@ class Utterance(Client[Chunk]):
 
     # Sound ------------------------------------------------------------------------------------------------
 
-    def _next(self) -> Iterator[Chunk]:
-        """What may be heard now. GenerationError at the end if no part could be spoken."""
+    def _out(self) -> Iterator[Chunk]:
+        """Hand out what may be heard now."""
         while self._parts:
             part = self._parts[0]
             if part.error:
