@@ -227,9 +227,17 @@ class Network(nn.Module):
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits (L, V) at every position of one sequence, without a cache: the slow twin of the engine."""
-        angles = torch.arange(len(ids), device=self.device)[:, None].float() * self.speeds.to(self.device)
+        return self.head(
+            self.model(torch.tensor([list(ids)], device=self.device), self.rotation(len(ids)))[0]
+        )
+
+    def rotation(self, count: int) -> Rotation:
+        """Cosines and sines of the first L positions."""
+        angles = torch.arange(count, device=self.device)[:, None].float() * self.speeds.to(self.device)
         angles = torch.cat((angles, angles), -1)  # (L, Dh)
-        rotation = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
-        x = self.model(torch.tensor([list(ids)], device=self.device), rotation)[0]
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (..., V), in float32, of normalised hidden states (..., D)."""
         tied = self.sizes.tie_word_embeddings
         return F.linear(x, self.model.embed_tokens.weight if tied else self.lm_head.weight).float()

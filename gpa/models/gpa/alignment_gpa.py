@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpa.engine.network import rotated
@@ -38,19 +37,16 @@ def evidence(network: Network, prompt: Sequence[int], ids: Sequence[int], audio:
     """What one pass over a prompt and its continuation shows; `audio` are the positions of P ids of audio."""
     sequence = torch.tensor([[*prompt, *ids]], device=network.device)
     rows = slice(len(prompt) - 1, sequence.shape[1] - 1)  # an id is chosen where the one before it stands
-    angles = torch.arange(sequence.shape[1], device=network.device)[:, None] * network.speeds.to(
-        network.device
-    )
-    angles = torch.cat((angles, angles), -1)  # (L, Dh)
-    rotation = angles.cos().to(network.dtype), angles.sin().to(network.dtype)
+    rotation = network.rotation(sequence.shape[1])
     x, maps = network.model.embed_tokens(sequence), []
     for layer in network.model.layers:
         maps.append(_attention(layer.self_attn, layer.input_layernorm(x), rotation, rows)[:, list(audio)])
         x = layer(x, rotation)
-    tied = network.sizes.tie_word_embeddings
-    head = network.model.embed_tokens.weight if tied else network.lm_head.weight
-    logits = F.linear(network.model.norm(x)[0, rows], head).float()
-    log_probs = logits.log_softmax(-1).gather(-1, sequence[0, len(prompt) :, None])[:, 0]
+    log_probs = (
+        network.head(network.model.norm(x)[0, rows])
+        .log_softmax(-1)
+        .gather(-1, sequence[0, len(prompt) :, None])[:, 0]
+    )
     return Evidence(log_probs.cpu().numpy(), torch.stack(maps).mean(0).cpu().numpy())
 
 
