@@ -14,7 +14,7 @@ import numpy as np
 
 from gpa.compose import compose_logits
 from gpa.engine.request import Completion, Guidance, Request, Rules
-from gpa.engine.sampler import Choices, LoopDetector, choose, noise
+from gpa.engine.sampler import Choices, LoopDetector, append, choose, noise
 from gpa.errors import PromptError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Draw:
 
     def advance(self, logits: np.ndarray) -> None:
         """Choose the next id by logits (R, N) of the ids that may be generated."""
-        done, ids = self.completion, self.completion.ids
+        ids = self.completion.ids
         allowed = self.choices.allowed(ids, self.rules)
         legal = self.choices.legal[len(ids) % len(self.choices.legal)]
         row = logits[0]
@@ -57,13 +57,7 @@ class Draw:
             row = self.composition(logits, legal | self.choices.stop, self.choices.stop)
         row = row if allowed.all() else np.where(allowed, row, -np.inf)
         token_id = choose(row, self.choices, ids, self.sampling, noise(self._seed, len(ids)))
-        ids.append(token_id)
-        done.kept = len(ids)
-        if token_id in self.rules.stop:
-            done.finish_reason = "stop"
-        elif self._loops.add(token_id):
-            done.finish_reason, done.kept = "loop", len(ids) - self._loops.excess
-        self.done = done.finish_reason != "length" or len(ids) == self.most
+        self.done = append(self.completion, token_id, self.rules, self._loops, self.most)
 
 
 class Composition:

@@ -17,7 +17,7 @@ import numpy as np
 from gpa.errors import PromptError
 
 if TYPE_CHECKING:
-    from gpa.engine.request import Rules, Sampling
+    from gpa.engine.request import Completion, Rules, Sampling
 
 PERIODS = 16  # the longest cycle that counts as a loop
 FEW = 3  # distinct ids, in any order, that count as one
@@ -124,6 +124,17 @@ def _mixed(word: int) -> int:
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
     return word ^ (word >> 31)
+
+
+def append(done: Completion, token_id: int, rules: Rules, loops: LoopDetector, most: int) -> bool:
+    """Add an id to a completion of at most so many; whether that ends it, by stop, loop or length."""
+    done.ids.append(token_id)
+    done.kept = len(done.ids)
+    if token_id in rules.stop:
+        done.finish_reason = "stop"
+    elif loops.add(token_id):
+        done.finish_reason, done.kept = "loop", len(done.ids) - loops.excess
+    return done.finish_reason != "length" or len(done.ids) == most
 
 
 class LoopDetector:

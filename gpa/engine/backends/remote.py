@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from gpa.engine.backends.dialects import Asked, Dialect
 from gpa.engine.base import Completer
 from gpa.engine.request import Completion, Request, Rules
-from gpa.engine.sampler import LoopDetector
+from gpa.engine.sampler import LoopDetector, append
 from gpa.engine.scheduler import Progress
 from gpa.errors import GenerationError, PromptError, UsageError
 
@@ -249,11 +249,4 @@ class Ending:
                 return
 
     def _append(self, token_id: int) -> None:
-        done = self.completion
-        done.ids.append(token_id)
-        done.kept = len(done.ids)
-        if token_id in self.rules.stop:
-            done.finish_reason = "stop"
-        elif self._loops.add(token_id):
-            done.finish_reason, done.kept = "loop", len(done.ids) - self._loops.excess
-        self.done = done.finish_reason != "length" or len(done.ids) == self.most
+        self.done = append(self.completion, token_id, self.rules, self._loops, self.most)
