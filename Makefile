@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 PYTEST = $(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install format format-check lint type pytest test check test-slow test-oldest test-gpu demo smoke docs clean
+.PHONY: help install format format-check lint type pytest test check fuzz test-slow test-oldest test-gpu demo smoke docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ pytest: $(STAMP)  ## Run the tests: on a CPU, without network
 test: format-check lint type pytest  ## Everything CI checks
 
 check: test  ## Same as test
+
+fuzz: $(STAMP)  ## Try random bad input on every surface for ten minutes, and print the counts
+	$(BIN)/python tests/fuzzing.py
 
 test-slow: $(STAMP)  ## Run the tests that take over five seconds each
 	$(PYTEST) -m "slow and not gpu and not network"
