@@ -25,8 +25,8 @@ from gpa.engine.search import Search
 from gpa.errors import GenerationError, UsageError
 
 if TYPE_CHECKING:
-    from gpa.engine.linear import Linear
     from gpa.engine.network import Network
+    from gpa.engine.packed import Forward, Head
     from gpa.engine.request import Completion, Request
 
 ROWS = 32  # of one batch, unless a single request needs more
@@ -54,7 +54,7 @@ class Job:
     handle: int
     decoder: Draw | Search
     priority: int
-    head: Linear
+    head: Head
     longest: int  # positions that a row of it may need
     rows: list[int] = field(default_factory=list)
     ends: list[Tensor] = field(default_factory=list)  # hidden states (1, D) after its prompts
@@ -70,12 +70,20 @@ class Job:
 class Engine(Completer):
     """Completions of requests by one network. One thread at a time; a second engine is cheap."""
 
-    def __init__(self, network: Network, rows: int = ROWS, memory: int = MEMORY, read: int = READ) -> None:
+    def __init__(
+        self,
+        network: Network,
+        rows: int = ROWS,
+        memory: int = MEMORY,
+        read: int = READ,
+        forward: Forward | None = None,
+    ) -> None:
         """At most `rows` are decoded together, their keys and values take `memory` bytes at most, and `read`
-        blocks of prompts are read a step. Who does not fit waits.
+        blocks of prompts are read a step. Who does not fit waits. `forward` computes in the place of
+        `network.packed`.
         """
         self.network, self.rows, self.read = network, rows, read
-        self._packed = network.packed
+        self._packed = forward or network.packed
         self._positions = memory // Cache.bytes_per_position(self._packed)
         self.cache = Cache(self._packed, self._positions)
         self._handles = count()
