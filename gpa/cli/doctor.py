@@ -3,7 +3,6 @@
 Knows the machine only: no checkpoint is read and nothing is downloaded. The report is made to be pasted.
 """
 
-import contextlib
 import os
 import platform
 import re
@@ -201,10 +200,9 @@ def _batching() -> Iterator[Check]:
 
     from gpa.engine.linear import ROW_BY_ROW, exact_kernel
 
-    with contextlib.suppress(ImportError):
-        if _graph_is_exact():
-            yield Check("batching", True, "float32 is exact by onnxruntime")
-            return
+    if _graph_is_exact():
+        yield Check("batching", True, "float32 is exact by onnxruntime")
+        return
     kernels = {exact_kernel(*shape, "none", torch.float32, torch.get_num_threads()) for shape in LAYERS}
     ok = None if ROW_BY_ROW in kernels else True
     detail = f"float32 is exact by {' or '.join(sorted(map(str, kernels)))}"
@@ -328,11 +326,11 @@ def _use_cpu() -> str:
 def _graph_is_exact() -> bool:
     import torch
 
-    from gpa.engine.network import Sizes
+    from gpa.engine.network import Network, Sizes
     from gpa.engine.onnx_network import is_exact
 
     mini = Sizes(4664, 256, 768, 6, 4, 2, 4096, head_dim=64)
-    return is_exact(mini, torch.get_num_threads())
+    return is_exact(Network, mini, torch.get_num_threads())
 
 
 def _use_llamacpp() -> str:

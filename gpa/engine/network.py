@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import hub
+from gpa.engine.onnx_network import OnnxNetwork, is_exact
 from gpa.engine.packed import Forward, PackedNetwork
 from gpa.errors import CheckpointError, PromptError
 
@@ -215,11 +216,7 @@ class Network(nn.Module):
     def _graph(self) -> Forward | None:
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return None
-        try:
-            from gpa.engine.onnx_network import OnnxNetwork, is_exact
-        except ImportError:
-            return None
-        return OnnxNetwork(self) if is_exact(self.sizes, torch.get_num_threads()) else None
+        return OnnxNetwork(self) if is_exact(Network, self.sizes, torch.get_num_threads()) else None
 
     def room(self, prompt: Sequence[int]) -> int:
         """How many ids fit into the context after a prompt; PromptError, with the numbers, if there is

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import onnx  # noqa: F401 - the graph is written with it: without, the import of this module fails
 import torch
 from torch import Tensor
 
@@ -35,7 +34,7 @@ class OnnxNetwork:
     kernels = ("onnxruntime",)
 
     def __init__(self, network: Network) -> None:
-        """Of a network in float32 on the CPU, whose weights are copied. ImportError without onnxruntime."""
+        """Of a network in float32 on the CPU, whose weights are copied."""
         self.sizes, self.device, self.dtype = network.sizes, network.device, network.dtype
         self._session = step_session(network)
         self._bindings: WeakKeyDictionary[Cache, tuple[tuple[int, int, int], Any]] = WeakKeyDictionary()
@@ -96,21 +95,20 @@ class Product:
 
 
 @lru_cache(None)
-def is_exact(sizes: Sizes, threads: int) -> bool:
+def is_exact(kind: type[Network], sizes: Sizes, threads: int) -> bool:
     """Whether a row comes out the same alone and with others, by a probe on one layer of random numbers.
 
-    `threads` are those that torch computes with now: the answer is one about them as well.
+    False without onnxruntime, too. `kind` is the class of the network, `threads` are those that torch
+    computes with now: the answer is one about them as well.
     """
-    from gpa.engine.network import Network
-
     config = {**asdict(sizes), "model_type": "qwen3", "num_hidden_layers": 1, "vocab_size": PROBED}
-    network = Network(config).eval().requires_grad_(False)
+    network = kind(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.1, generator=generator)
     try:
         return _rows_are_alike(OnnxNetwork(network))
-    except Exception:  # noqa: BLE001 - whatever a release says that does not know such sizes
+    except Exception:  # noqa: BLE001 - no package, or one that does not know such sizes
         return False
 
 
