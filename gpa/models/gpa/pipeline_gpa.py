@@ -96,7 +96,6 @@ class GPA:
         """Load a directory, a repository id or a shipped name.
 
         It may hold a published checkpoint (at its root or in gpa_0_3b/) or what `save_pretrained` wrote.
-
         `dtype` is that of the language model; the codec computes in float32. Nothing is downloaded for a
         local path. `engine` completes prompts in the place of ours and has the same weights:
         "llamacpp:FILE.gguf", "vllm:http://HOST:PORT" or "sglang:http://HOST:PORT" (docs/serving.md).
