@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-import gpa
 from gpa.serve import failures
 from gpa.serve.service import Service
 from gpa.serve.settings import Settings
@@ -44,6 +43,6 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
             service.worker.stop()
             service.pool.shutdown(cancel_futures=True)
 
-    app = FastAPI(title="gpa", version=gpa.__version__, lifespan=lifespan)
+    app = FastAPI(title="gpa", lifespan=lifespan)
     failures.install(app)
     return app

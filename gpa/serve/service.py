@@ -14,8 +14,8 @@ from gpa.serve.worker import Worker
 
 if TYPE_CHECKING:
     from gpa.models.gpa import GPA
-    from gpa.serve.settings import Settings
     from gpa.models.speechop.pipeline_speechop import SpeechOp
+    from gpa.serve.settings import Settings
 
 T = TypeVar("T")
 
