@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa.cli import bench, codec_import, commands, evaluation, exporting, options, preparation
+from gpa.cli import bench, codec_import, commands, evaluation, exporting, options, preparation, serving
 from gpa.cli import restoration as speechop
 from gpa.cli.transcribing import asr
 from gpa.errors import AudioWarning, GPAError, reader_gone
@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     preparation.add(sub)
     for add in (_train, _finetune, _plan, _lab):
         add(sub)
+    serving.add(sub)
     speechop.add(sub)
     codec_import.add(sub)
     exporting.add(sub)
