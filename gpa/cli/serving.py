@@ -63,7 +63,7 @@ once the requests on their way are answered. says on stderr where it listens. do
     given = {field.name: field.default for field in dataclasses.fields(Settings)}
     for name, (metavar, about) in BOUNDS.items():
         bounds.add_argument(f"--{name.replace('_', '-')}", type=type(given[name]), default=given[name],
-            metavar=metavar, help=f"{about} (default {given[name]:g})")  # fmt: skip
+            metavar=metavar, help=f"{about} (default {given[name]})")  # fmt: skip
     bounds.add_argument("--keys", type=Path, metavar="FILE",
         help="API keys, one a line; without it anybody may ask")  # fmt: skip
     bounds.add_argument("--voices", type=Path, metavar="FOLDER", help="where registered voices are kept")
