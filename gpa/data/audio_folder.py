@@ -84,7 +84,7 @@ class AudioFolder:
             if real not in seen:
                 found += [(inside / n).as_posix() for n in names if not n.startswith(".")]
             seen.add(real)
-        return cls(root, tuple(sorted(name for name in found if (root / name).is_file())))
+        return cls(root, tuple(sorted(name for name in found if os.path.isfile(root / name))))
 
     @cached_property
     def audio(self) -> dict[str, str]:
@@ -129,8 +129,8 @@ class AudioFolder:
             bare = str(PurePosixPath(place).with_suffix("")) if is_audio(place) else place
             if others := self.by_stem.get(bare):
                 return others[0]
-        elsewhere = (self.root / inside / name, Path(name)) if is_audio(name) and "\0" not in name else ()
-        return next((str(path.absolute()) for path in elsewhere if path.is_file()), "")
+        elsewhere = (self.root / inside / name, Path(name)) if is_audio(name) else ()
+        return next((str(path.absolute()) for path in elsewhere if os.path.isfile(path)), "")
 
     def _places(self, name: str, inside: str) -> Iterator[str]:
         yield from (os.path.normpath(os.path.join(inside, folder, name)) for folder in _SOUND_FOLDERS)

@@ -78,7 +78,7 @@ def _sound(here: Path, line: int, value: str, root: Path, files: AudioFolder) ->
     if not value:
         raise DataError(f"{where}: names no audio file")
     places = [here, Path(), *here.resolve().parents[:ABOVE]]
-    found = next((place / value for place in places if "\0" not in value and (place / value).is_file()), None)
+    found = next((place / value for place in places if os.path.isfile(place / value)), None)
     inside = os.path.relpath(here, root)
     return str(found.absolute()) if found else files.find(value, inside) or str((here / value).absolute())
 

@@ -45,7 +45,7 @@ def open_source(source: Any, columns: Mapping[str, str] | None = None, splits: S
         folder = None if name.startswith(huggingface.HUB) else path if path.is_dir() else path.parent
         return huggingface.from_dataset(data, name, columns or {}, splits, folder)
     if splits:
-        raise DataError(f"{name}: splits are chosen of datasets only; a manifest has a key for them")
+        raise DataError(f"{name}: splits are named for datasets only; a manifest has a key for them")
     if path.is_dir():
         return _of_folder(path, columns or {})
     if path.is_file():
@@ -73,7 +73,7 @@ def _of_file(path: Path, columns: Mapping[str, str]) -> Source:
     if _is_manifest(path):
         if columns:
             raise DataError(
-                f"{path}: columns are named for tables and datasets; a manifest has keys for them"
+                f"{path}: columns and splits are named for datasets and tables only; a manifest has keys"
             )
         return read_jsonl(path)
     files = AudioFolder.read(path.parent)
@@ -170,7 +170,7 @@ def _listing(root: Path, rows: Rows) -> Source:
     digest = hashlib.sha256(said.encode("utf-8", "surrogatepass"))
     for _, row in found:
         path = root / row["path"]
-        digest.update(str(path.stat().st_size if "\0" not in row["path"] and path.is_file() else -1).encode())
+        digest.update(str(path.stat().st_size if os.path.isfile(path) else -1).encode())
     return Source(
         str(root),
         digest.hexdigest(),
