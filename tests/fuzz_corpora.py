@@ -15,7 +15,7 @@ import numpy as np
 
 from gpa.data.sources import open_source
 
-WORDS = "the lazy fox jumps over three brown dogs while nobody looks and äther, 狐狸 \"quoted\" it's 5; e.g. O'Neil"
+WORDS = "the lazy fox jumps over brown dogs while nobody looks and äther, 狐狸 \"quoted\" it's 5; e.g. O'Neil"
 SPEAKERS = ("ann", "p225", "Mary Ann", "7", "VCTK_0042")
 RIFF = b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80\x3e\0\0\0\x7d\0\0\2\0\x10\0data\0\0\0\0"
 
@@ -66,7 +66,7 @@ def quoted(delimiter: str, cells: list[list[str]]) -> str:
     return file.getvalue()
 
 
-# Layouts: each writes label files beside sounds, and says whether speakers were written ----------------------
+# Layouts: each writes label files beside sounds and says whether speakers were written ----------------------
 
 Layout = Callable[[np.random.Generator, Path, list[Row]], bool]
 
@@ -195,21 +195,24 @@ def trial(random: np.random.Generator, folder: Path) -> bool:
     rows = rows_of(random, sounds, str(random.choice([".wav", ".WAV", ".flac"])))
     write_sounds(root, rows, random)
     spoken = layout(random, root, rows)
-    damaged = bool(random.random() < 0.5)
-    if damaged:
+    most_wrong = 0
+    if random.random() < 0.5:
         labels = sorted(
             path for path in root.rglob("*") if path.is_file() and path.read_bytes()[:4] != b"RIFF"
         )
         path = labels[random.integers(len(labels))]
-        path.write_bytes(DAMAGES[random.integers(len(DAMAGES))](path.read_bytes(), random))
+        damage = DAMAGES[random.integers(len(DAMAGES))]
+        path.write_bytes(damage(path.read_bytes(), random))
+        most_wrong = (
+            len(rows) if layout in (beside, kaldi) and damage is noise else 2 if layout is kaldi else 1
+        )
     found = [*open_source(root).check()]
-    if damaged:
-        # A damaged letter is a damaged letter; but no speaker becomes a text, and no row comes from nowhere.
-        wrong = [row.text for row in found if row.text in SPEAKERS]
-        assert not wrong or layout is beside, f"{layout.__name__}: speakers as texts: {wrong[:3]}"
-        return True
-    texts = {os.path.join(root, row.path): (row.text, row.speaker if spoken else None) for row in rows}
-    read = {row.audio.name: (row.text, row.speaker if spoken else None) for row in found}
-    assert read == texts, f"{layout.__name__}: {sorted(set(read.items()) ^ set(texts.items()))[:4]}"
-    assert len(found) == len(rows)
+    written = {os.path.join(root, row.path): row for row in rows}
+    wrong = []
+    for row in found:
+        true = written.get(row.audio.name)
+        same = true and row.text == true.text and (not spoken or most_wrong or row.speaker == true.speaker)
+        wrong += [] if same else [(row, true)]
+    assert len(wrong) <= most_wrong, f"{layout.__name__}: {wrong[:3]}"
+    assert most_wrong or len(found) == len(rows), f"{layout.__name__}: {len(found)} of {len(rows)} rows"
     return True

@@ -42,7 +42,10 @@ def read_kaldi(here: Path, root: Path, files: AudioFolder) -> Rows:
         if lost := [key for key in table if key not in spans]:
             logger.warning("%s: %d keys without a recording, %s first", here / name, len(lost), lost[0])
         if table and (lost := [key for key in spans if key not in table]):
-            logger.warning("%s: %d recordings are not in it, %s first", here / name, len(lost), lost[0])
+            raise DataError(
+                f"{here / name}: {len(lost)} recordings are not in it, {lost[0]!r} first: add them, or keep "
+                "what all files have (Kaldi: utils/fix_data_dir.sh)"
+            )
     split = split_of(here.name) or "train"
     rows: Rows = []
     for key, (recording, times) in spans.items():

@@ -58,10 +58,13 @@ def choose_labels(files: AudioFolder) -> list[Path]:
             sidecars += [name] if suffix in UNREAD or suffix in SUFFIXES else []
         elif suffix in SUFFIXES and (path.stem.casefold() in CHIEF and suffix or _names_sound(files, name)):
             likely.append(name)
-        elif suffix in UNREAD and suffix not in SUFFIXES:
+        elif suffix in TABLES or (suffix in UNREAD and suffix not in SUFFIXES):
             strange.append(name)
         elif suffix == ".txt":
             sidecars.append(name)
+    if not likely and not texts:  # a table that names none of the recordings: reading it says why
+        likely = [name for name in strange if PurePosixPath(name).suffix.lower() in TABLES]
+        strange = [name for name in strange if name not in likely]
     here = [name for name in likely if "/" not in name]
     groups: dict[str, list[str]] = {}
     for name in here or likely:

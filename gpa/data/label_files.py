@@ -86,7 +86,7 @@ def decode(path: Path) -> str:
 def _records(path: Path, text: str, folder: AudioFolder) -> tuple[list[str], list[Record]]:
     """Names of the columns, if the first line has some, and the records."""
     if stated := re.match(r"sep=(.)\r?\n", text):  # Excel's
-        text = text[stated.end() :]
+        text = text[stated.end() - 1 :]
     for delimiter in stated[1] if stated else DELIMITERS:
         if names := _header(text, delimiter, path, folder):
             records = _parse(path, text, delimiter, folder)
@@ -103,8 +103,8 @@ def _records(path: Path, text: str, folder: AudioFolder) -> tuple[list[str], lis
 
 def _header(text: str, delimiter: str, path: Path, folder: AudioFolder) -> list[str]:
     """Names of the columns, lower case and without blanks, if the first record has some."""
-    first = next((line for line in io.StringIO(text) if line.strip()), "")
-    cells = [cell.strip() for cell in next(csv.reader([first.strip("\r\n")], delimiter=delimiter), [])]
+    first = next(line for line in re.split(r"[\r\n]+", text) if line.strip())
+    cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
     names = [_plain(cell) for cell in cells]
     known = {name for key in ("audio", "text") for name in NAMES[key]}
     if not known & set(names) or any(is_audio(cell) for cell in cells):
@@ -209,12 +209,7 @@ def _json_lines(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
 def _mappings(path: Path, names: list[str], records: list[Record]) -> list[tuple[int, dict[str, Any]]]:
     if twice := [name for name, n in Counter(name for name in names if name).items() if n > 1]:
         raise DataError(f"{path}: has two columns called {twice[0]!r}: remove or rename one")
-    for line, cells in records:
-        if any(cells[len(names) :]):
-            raise DataError(
-                f"{path}:{line}: {len(cells)} cells under {len(names)} columns: "
-                "quote a text that holds the separator"
-            )
+    _refuse_ragged(path, [Record(1, names), *records], len(names))
     return [(line, dict(zip(names, cells, strict=False))) for line, cells in records]
 
 
@@ -295,31 +290,33 @@ class Layout(NamedTuple):
 
 def _listed(path: Path, folder: AudioFolder, records: list[Record]) -> Rows:
     """Rows of a list without a header."""
-    _refuse_ragged(path, records)
+    counts = Counter(len(record.cells) for record in records)
+    width = max(counts, key=lambda n: (counts[n], n))
+    _refuse_ragged(path, records, width, 1)
     _refuse_header(path, folder, records)
     layout, spare = _layout(path, [record.cells for record in records])
     if spare:
         logger.warning("%s: the last %d columns are not used", path, spare)
+    there = [is_audio(cells[0]) or bool(folder.find(cells[0], _inside(path, folder))) for _, cells in records]
+    may_lack = layout.instead >= 0  # LJSpeech's second form of a text, of a recording that is there
+    for ok, record in zip(there, records, strict=True):
+        _refuse_ragged(path, [record], width, layout.instead + 1 if ok and may_lack else width)
     rows = []
     for line, cells in records:
-        where = f"{path}:{line}"
-        if len(cells) <= min(layout.text, layout.instead if layout.instead >= 0 else layout.text):
-            raise DataError(f"{where}: {cells[0]!r:.60} has no text; other rows have")
         text = next((cells[i] for i in (layout.text, layout.instead) if 0 <= i < len(cells) and cells[i]), "")
-        said = {"text": text, "speaker": cells[layout.speaker] if 0 <= layout.speaker < len(cells) else ""}
-        rows.append((where, _row(path, folder, cells[0], said, where)))
+        said = {"text": text, "speaker": cells[layout.speaker] if layout.speaker >= 0 else ""}
+        rows.append((f"{path}:{line}", _row(path, folder, cells[0], said, f"{path}:{line}")))
     return rows
 
 
-def _refuse_ragged(path: Path, records: list[Record]) -> None:
-    """DataError for a row that is wider than most: its text holds the separator."""
-    counts = Counter(len(record.cells) for record in records)
-    width = max(counts, key=lambda n: (counts[n], n))
+def _refuse_ragged(path: Path, records: Sequence[Record], width: int, least: int = 0) -> None:
+    """DataError for a row of more cells than `width`, or of fewer than `least` and than most rows have."""
+    least = least or min(width, Counter(len(cells) for _, cells in records).most_common(1)[0][0])
     for line, cells in records:
-        if any(cells[width:]):
+        if any(cells[width:]) or len(cells) < least:
             raise DataError(
-                f"{path}:{line}: {len(cells)} columns where most rows have {width}: "
-                "a text must not hold the separator, or be quoted"
+                f"{path}:{line}: {cells[0]!r:.60} has {len(cells)} cells where other rows have {width}; "
+                "quote a text that holds a separator or a line break"
             )
 
 

@@ -89,7 +89,7 @@ class ManifestRow:
 
     @property
     def bad_name(self) -> str:
-        """The first name that cannot be written down, "" if all can: Python keeps foreign bytes as surrogates."""
+        """The first name that cannot be written down, "" for none: foreign bytes are lone surrogates."""
         clips = [clip.name for clip in (self.audio, self.reference, self.target) if clip]
         names = (*clips, self.id, self.speaker, self.split, self.licence)
         return next((ascii(name) for name in names if any("\ud800" <= c <= "\udfff" for c in name)), "")
