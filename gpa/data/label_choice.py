@@ -15,20 +15,8 @@ from gpa.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {
-    "",
-    ".csv",
-    ".tsv",
-    ".psv",
-    ".jsonl",
-    ".list",
-    ".lst",
-    ".txt",
-    ".json",
-    ".trans",
-    ".cleaned",
-    ".data",
-}
+TABLES = {".csv", ".tsv", ".psv", ".jsonl", ".list"}  # label files whatever they say
+SUFFIXES = TABLES | {"", ".lst", ".txt", ".json", ".trans", ".cleaned", ".data"}  # if they name recordings
 # What may hold texts and is not read, with what to do.
 UNREAD = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV (UTF-8)"),
