@@ -133,7 +133,8 @@ class AudioFolder:
         return next((str(path.absolute()) for path in elsewhere if os.path.isfile(path)), "")
 
     def _places(self, name: str, inside: str) -> Iterator[str]:
-        yield from (os.path.normpath(os.path.join(inside, folder, name)) for folder in _SOUND_FOLDERS)
+        for above in dict.fromkeys((inside, "")):
+            yield from (os.path.normpath(os.path.join(above, folder, name)) for folder in _SOUND_FOLDERS)
         parts, here = PurePosixPath(name).parts, self.root.resolve()
         for folder, rest in ((here / inside, inside), (here, "")):
             if folder.name in parts[:-1]:

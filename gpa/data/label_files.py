@@ -52,7 +52,7 @@ def read_labels(path: Path, folder: AudioFolder, columns: Mapping[str, str] | No
     text = decode(path)
     if not text.strip():
         raise DataError(f"{path}: is empty: fetch it again, or remove it")
-    if path.suffix.lower() == ".jsonl":
+    if path.suffix.lower() == ".jsonl" or re.match(r"\s*\{.*\}\s*$", text, re.M):  # NeMo calls it .json
         records = _json_lines(path, text)
         names = list(dict.fromkeys(key for _, row in records for key in row))
         return _named(path, folder, names, records, columns or {})
@@ -97,7 +97,8 @@ def _records(path: Path, text: str, folder: AudioFolder) -> tuple[list[str], lis
             return [], _parse(path, text, delimiter, folder)
     raise DataError(
         f"{path}: no layout that is read: the first line {lines[0]!r:.60} names neither columns (file_name, "
-        f"text, ...) nor a recording under {folder.root}. {HEADER}"
+        f"text, ...) nor a recording under {folder.root}. {HEADER}; "
+        "what is no label file belongs elsewhere"
     )
 
 
@@ -221,23 +222,26 @@ def _named(
     columns: Mapping[str, str],
 ) -> Rows:
     """Rows of a table whose columns have names."""
-    times = {key: next((n for n in others if n in names), "") for key, others in TIMES.items()}
-    if times["begin_time"] == "offset":
-        times["duration"] = "duration" if "duration" in names else ""
-    rest = [name for name in names if name and name not in times.values()]
-    used = choose(rest, str(path), {key: _plain(name) for key, name in columns.items()})
-    if "text" not in used and len(rest) > len(used):
+    spans = {key: next((n for n in others if n in names), "") for key, others in TIMES.items()}
+    if spans["begin_time"] == "offset":
+        spans["duration"] = "duration" if "duration" in names else ""
+    rest = [name for name in names if name and name not in spans.values()]
+    known = {name for names in NAMES.values() for name in names}
+    if "text" not in columns and not set(NAMES["text"]) & set(rest) and set(rest) - known:
         raise DataError(
-            f"{path}: no column is called text; its columns are {', '.join(rest)}: rename the one that is"
+            f"{path}: no column is called text; its columns are {', '.join(rest)}: rename the one that is, "
+            "or say  --columns text=NAME"
         )
-    used = {**used, **{key: name for key, name in times.items() if name}}
+    used = choose(rest, str(path), {key: _plain(name) for key, name in columns.items()})
+    used = {**used, **{key: name for key, name in spans.items() if name}}
     rows = []
     for line, row in records:
         where = f"{path}:{line}"
         if "text" in used and used["text"] not in row:
             raise DataError(f"{where}: has no {used['text']}, which other rows have")
         said = {key: _text(row.get(column), where, column) for key, column in used.items()}
-        rows.append((where, _row(path, folder, said.pop("audio"), {**said, **_span(said, where)}, where)))
+        times = _span(said, where)
+        rows.append((where, _row(path, folder, said.pop("audio"), {**said, **times}, where)))
     return rows
 
 

@@ -147,7 +147,7 @@ class Source:
             yield typed
         if told >= FEW_ROWS and len(texts) * FEW_TEXTS <= told:
             logger.warning(
-                "%s: only %d different texts in %d rows: is it that of a speaker or label?",
+                "%s: only %d different texts in %d rows: is the text column that of a speaker?",
                 *(self.name, len(texts), told),
             )
         if problems:

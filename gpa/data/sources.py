@@ -84,12 +84,12 @@ def _is_manifest(path: Path) -> bool:
     """Whether the first row of JSONL has our keys or GPA's, or is none at all, which manifest.py says."""
     with path.open("rb") as file:
         line = next((line for line in file if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not line.startswith(b"{") and path.suffix.lower() not in (".jsonl", ".json"):
+    if line.startswith(b"[") or not line.startswith(b"{") and path.suffix.lower() not in (".jsonl", ".json"):
         return False
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return True
+        return path.suffix.lower() != ".json"
     foreign = set(NAMES["audio"]) - {"audio", "path"}
     return not (isinstance(row, dict) and foreign & set(row) and not {"audio", "path"} & set(row))
 
