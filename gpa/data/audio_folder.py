@@ -190,6 +190,10 @@ class AudioFolder:
             for folder in inside.parent.parts
             if folder.casefold() not in (*SPLITS, *_SOUND_FOLDERS, "/")
         ]
+        if len(above) > 1 and inside.name.startswith(
+            tuple(above[-2] + mark + above[-1] + mark for mark in "-_")
+        ):
+            above.pop()  # LibriSpeech: SPEAKER/CHAPTER/SPEAKER-CHAPTER-0001.flac
         first = inside.parts[0] if len(inside.parts) > 1 else ""
         return {
             "id": inside.stem if inside.is_absolute() else inside.with_suffix("").as_posix(),
