@@ -13,6 +13,7 @@ import soundfile
 
 from conftest import RATE, speechlike
 from fuzz_corpora import RIFF
+from gpa.data.records import read_sentences
 from gpa.data.sources import open_source
 from gpa.errors import DataError
 
@@ -356,6 +357,37 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
     assert row.text == FOX
     with pytest.raises(DataError, match="--columns needs a table with named columns"):
         open_source(write(tmp_path / "two", {"metadata.csv": f"a|{FOX}\n"}, "a.wav"), {"text": "x"})
+
+
+SENTENCES = {
+    "book.txt": ("\ufeffone two\r\nText, three\u2028four\n", ["one two", "Text, three\u2028four"]),
+    "list.tsv": ("1\tone two\n2\tthree\n", ["one two", "three"]),
+    "cv.tsv": ("client_id\tpath\tsentence\tlocale\nx\ta.mp3\tone two\ten\n", ["one two"]),
+    "m.csv": ('file_name;text;speaker\na.wav;"one; two";ann\n', ["one; two"]),
+    "m.jsonl": ('{"path": "a.wav", "sentence": "one two"}\n{"path": "b.wav"}\n', ["one two"]),
+}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_a_tokenizer_learns_from_the_text_column(name: str, tmp_path: Path) -> None:
+    content, expected = SENTENCES[name]
+    write(tmp_path, {name: content}, "")
+    assert [text for text in read_sentences(tmp_path / name) if text] == expected
+
+
+def test_tables_without_text_teach_no_tokenizer(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {"a.csv": "file_name,label\na.wav,cat\n", "b.jsonl": '{"words": "x"}\n', "c.txt": b"gr\xfcn"},
+        "",
+    )
+    for name, message in (
+        ("a.csv", "no column is called text"),
+        ("b.jsonl", "no row has"),
+        ("c.txt", "not UTF-8"),
+    ):
+        with pytest.raises(DataError, match=message):
+            list(read_sentences(tmp_path / name))
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpa.data.audio_folder import AudioFolder, one_line, split_of
-from gpa.data.label_files import Rows, decode
+from gpa.data.records import Rows, decode
 from gpa.errors import DataError
 
 logger = logging.getLogger(__name__)

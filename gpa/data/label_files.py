@@ -1,30 +1,36 @@
 """Label files: tables with named columns, lists without (LJSpeech, Coqui, piper, MeloTTS), JSON lines.
 
-A file is read right or refused by name with what to do; docs/data.md has the table of layouts. Knows text
-and names of files, no sound. Kaldi's folders are in kaldi.py, which file of a folder counts in sources.py.
+A file is read right or refused by name with what to do; docs/data.md has the table of layouts. Knows records
+(records.py), no sound. Kaldi's folders are in kaldi.py, which file of a folder counts in label_choice.py.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from gpa.data.audio_folder import AudioFolder, is_audio, one_line
 from gpa.data.column_names import NAMES, choose
+from gpa.data.records import (
+    HEADER,
+    Record,
+    Rows,
+    decode,
+    inside_of,
+    plain_name,
+    read_json_lines,
+    read_records,
+)
 from gpa.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-DELIMITERS = "\t|;,"
 LANGUAGES = set("zh en jp ja ko kr fr es de it pt ru ar hi pl nl sv tr vi th id yue zh_mix_en zh_en".split())
 TIMES = {  # seconds, of a column: ours and NeMo's
     "begin_time": ("begin_time", "start_time", "start", "begin", "offset"),
@@ -33,15 +39,6 @@ TIMES = {  # seconds, of a column: ours and NeMo's
 _WORDS = re.compile(r"[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # an ideograph is one
 LABEL_WORDS = 3  # of a speaker's name, at most
 SIMILAR = 0.5  # words that LJSpeech's text and its normalised form share, at least
-HEADER = "Write a first line that names the columns, such as  file_name|text|speaker"
-Rows = list[tuple[str, dict[str, Any]]]  # (place for messages, row with our keys)
-
-
-class Record(NamedTuple):
-    """One record of a table: the line it begins on, and its cells without the blanks around them."""
-
-    line: int
-    cells: list[str]
 
 
 def read_labels(path: Path, folder: AudioFolder, columns: Mapping[str, str] | None = None) -> Rows:
@@ -53,12 +50,12 @@ def read_labels(path: Path, folder: AudioFolder, columns: Mapping[str, str] | No
     if not text.strip():
         raise DataError(f"{path}: is empty: fetch it again, or remove it")
     if path.suffix.lower() == ".jsonl" or re.match(r"\s*\{.*\}\s*$", text, re.M):  # NeMo calls it .json
-        records = _json_lines(path, text)
+        records = read_json_lines(path, text)
         names = list(dict.fromkeys(key for _, row in records for key in row))
         return _named(path, folder, names, records, columns or {})
     if text.lstrip()[:1] in "[{":
         raise DataError(f"{path}: one JSON document; write a row on each line, in a file called .jsonl")
-    names, found = _records(path, text, folder)
+    names, found = read_records(path, text, folder)
     if names:
         return _named(path, folder, names, _mappings(path, names, found), columns or {})
     if columns:
@@ -66,145 +63,7 @@ def read_labels(path: Path, folder: AudioFolder, columns: Mapping[str, str] | No
     return _listed(path, folder, found)
 
 
-def decode(path: Path) -> str:
-    """The text of a label file without a byte order mark; DataError with the line that is not UTF-8."""
-    data = path.read_bytes()
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8 ({error.reason}); save it again as UTF-8") from error
-    if "\0" in text:
-        raise DataError(f"{path}: holds zero bytes, so it is no text or was damaged: save it again as UTF-8")
-    return text
-
-
-# Records ----------------------------------------------------------------------------------------------------
-
-
-def _records(path: Path, text: str, folder: AudioFolder) -> tuple[list[str], list[Record]]:
-    """Names of the columns, if the first line has some, and the records."""
-    if stated := re.match(r"sep=(.)\r?\n", text):  # Excel's
-        text = text[stated.end() - 1 :]
-    for delimiter in stated[1] if stated else DELIMITERS:
-        if names := _header(text, delimiter, path, folder):
-            records = _parse(path, text, delimiter, folder)
-            return names, records[1:]
-    lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
-    for delimiter in DELIMITERS + " ":
-        if _divides(delimiter, lines, path, folder):
-            return [], _parse(path, text, delimiter, folder)
-    raise DataError(
-        f"{path}: no layout that is read: the first line {lines[0]!r:.60} names neither columns (file_name, "
-        f"text, ...) nor a recording under {folder.root}. {HEADER}; "
-        "what is no label file belongs elsewhere"
-    )
-
-
-def _header(text: str, delimiter: str, path: Path, folder: AudioFolder) -> list[str]:
-    """Names of the columns, lower case and without blanks, if the first record has some."""
-    first = next(line for line in re.split(r"[\r\n]+", text) if line.strip())
-    cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
-    names = [_plain(cell) for cell in cells]
-    known = {name for key in ("audio", "text") for name in NAMES[key]}
-    if not known & set(names) or any(is_audio(cell) for cell in cells):
-        return []
-    if len(names) == 1 and names[0] not in NAMES["audio"]:
-        return []
-    if folder.find(cells[0], _inside(path, folder)) and not len(known & set(names)) > 1:
-        return []  # a recording that is called like a column
-    return names
-
-
-def _divides(delimiter: str, lines: list[str], path: Path, folder: AudioFolder) -> bool:
-    """Whether nearly every line has the delimiter and what is before it names recordings."""
-    with_it = [line for line in lines if delimiter in line.strip()]
-    if len(with_it) < 0.9 * len(lines):
-        return False
-    inside = _inside(path, folder)
-    heads = [line.strip().split(delimiter, 1)[0].strip().strip('"') for line in with_it]
-    named = sum(is_audio(head) or bool(folder.find(head, inside)) for head in heads)
-    return named > 0 if delimiter in "\t|" else named >= len(lines) / 2
-
-
-def _inside(path: Path, folder: AudioFolder) -> str:
-    return path.parent.relative_to(folder.root).as_posix()
-
-
-def _parse(path: Path, text: str, delimiter: str, folder: AudioFolder) -> list[Record]:
-    """Records of the text. Quotes count where commas and semicolons divide; elsewhere where they must:
-    LJSpeech and Common Voice have quotation marks that are part of the text.
-    """
-    if delimiter == " ":
-        lines = enumerate(re.split(r"\r\n|\r|\n", text), 1)
-        return [Record(n, line.strip().split(None, 1)) for n, line in lines if line.strip()]
-    if delimiter in ",;":
-        return _closed(path, _quoted(path, text, delimiter), delimiter)
-    plain = [*_cells(path, text, delimiter, quoting=csv.QUOTE_NONE)]
-    if '"' not in text:
-        return plain
-    try:
-        quoted = _closed(path, [*_cells(path, text, delimiter, strict=True)], delimiter)
-    except DataError:
-        return plain
-    return quoted if _uniform(quoted) and (not _uniform(plain) or '""' in text) else plain
-
-
-def _uniform(records: Sequence[Record]) -> bool:
-    return len({len(record.cells) for record in records}) == 1
-
-
-def _quoted(path: Path, text: str, delimiter: str) -> list[Record]:
-    """Strictly quoted records; where that fails, as lenient readers have them, but for a quote left open."""
-    try:
-        return [*_cells(path, text, delimiter, strict=True)]
-    except DataError as error:
-        end = "\0end"
-        lenient = [*_cells(path, f"{text.rstrip()}\n{end}", delimiter)]
-        if not lenient or lenient[-1].cells != [end]:
-            raise DataError(f"{error}; a quote is opened and not closed: double it, or close it") from error
-        return lenient[:-1]
-
-
-def _closed(path: Path, records: list[Record], delimiter: str) -> list[Record]:
-    """The records; DataError where a cell has swallowed records, because its quote was closed by theirs."""
-    for line, cells in records:
-        for cell in cells:
-            after = re.split(r"[\r\n]+", cell)[1:]
-            if any(is_audio(part.split(delimiter, 1)[0].strip().strip('"')) for part in after):
-                raise DataError(f"{path}:{line}: a quote is opened here and closed in another row: close it")
-    return records
-
-
-def _cells(path: Path, text: str, delimiter: str, **how: Any) -> Iterator[Record]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, **how)
-    begin = 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield Record(begin, [cell.strip() for cell in cells])
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}:{begin}: cannot be divided into columns ({error})") from error
-
-
 # Named columns ----------------------------------------------------------------------------------------------
-
-
-def _json_lines(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    rows = []
-    for n, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{n}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{n}: a row is an object, this is {type(row).__name__}")
-        rows.append((n, {_plain(key): value for key, value in row.items()}))
-    return rows
 
 
 def _mappings(path: Path, names: list[str], records: list[Record]) -> list[tuple[int, dict[str, Any]]]:
@@ -232,7 +91,7 @@ def _named(
             f"{path}: no column is called text; its columns are {', '.join(rest)}: rename the one that is, "
             "or say  --columns text=NAME"
         )
-    used = choose(rest, str(path), {key: _plain(name) for key, name in columns.items()})
+    used = choose(rest, str(path), {key: plain_name(name) for key, name in columns.items()})
     used = {**used, **{key: name for key, name in spans.items() if name}}
     rows = []
     for line, row in records:
@@ -243,11 +102,6 @@ def _named(
         times = _span(said, where)
         rows.append((where, _row(path, folder, said.pop("audio"), {**said, **times}, where)))
     return rows
-
-
-def _plain(name: str) -> str:
-    """A column's name as it is compared."""
-    return re.sub(r"\s+", "_", name.strip().casefold())
 
 
 def _text(value: Any, where: str, column: str) -> str:
@@ -272,7 +126,7 @@ def _row(path: Path, folder: AudioFolder, name: str, said: Mapping[str, Any], wh
     """A row of ours: where the recording is, and what is said of it."""
     if not name.strip():
         raise DataError(f"{where}: names no audio file")
-    inside = _inside(path, folder)
+    inside = inside_of(path, folder)
     found = folder.find(name, inside)
     row = folder.row(found or (PurePosixPath(inside) / name.replace("\\", "/")).as_posix())
     if not is_audio(name):
@@ -301,7 +155,9 @@ def _listed(path: Path, folder: AudioFolder, records: list[Record]) -> Rows:
     layout, spare = _layout(path, [record.cells for record in records])
     if spare:
         logger.warning("%s: the last %d columns are not used", path, spare)
-    there = [is_audio(cells[0]) or bool(folder.find(cells[0], _inside(path, folder))) for _, cells in records]
+    there = [
+        is_audio(cells[0]) or bool(folder.find(cells[0], inside_of(path, folder))) for _, cells in records
+    ]
     may_lack = layout.instead >= 0  # LJSpeech's second form of a text, of a recording that is there
     for ok, record in zip(there, records, strict=True):
         _refuse_ragged(path, [record], width, layout.instead + 1 if ok and may_lack else width)
@@ -326,7 +182,7 @@ def _refuse_ragged(path: Path, records: Sequence[Record], width: int, least: int
 
 def _refuse_header(path: Path, folder: AudioFolder, records: list[Record]) -> None:
     """DataError for a first line of names that are none of ours."""
-    first, inside = records[0].cells, _inside(path, folder)
+    first, inside = records[0].cells, inside_of(path, folder)
     words = all(re.fullmatch(r"[^\W\d]\w*", cell) for cell in first if cell)
     if words and len(records) > 1 and not is_audio(first[0]) and not folder.find(first[0], inside):
         raise DataError(
@@ -343,7 +199,9 @@ def _layout(path: Path, rows: list[list[str]]) -> tuple[Layout, int]:
     if len(columns) < 2:
         raise DataError(f"{path}: its rows have one column, no text. {HEADER}")
     labels = [i for i, column in enumerate(columns) if i and _is_label(column)]
-    languages = len(columns) > 3 and all(_plain(cell).replace("-", "_") in LANGUAGES for cell in columns[2])
+    languages = len(columns) > 3 and all(
+        plain_name(cell).replace("-", "_") in LANGUAGES for cell in columns[2]
+    )
     found = None
     if len(columns) == 2:
         found = Layout(1)

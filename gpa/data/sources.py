@@ -19,8 +19,9 @@ from gpa import audio
 from gpa.data import huggingface, kaldi, label_choice
 from gpa.data.audio_folder import OTHER_SUFFIXES, AudioFolder, split_of
 from gpa.data.column_names import NAMES
-from gpa.data.label_files import Rows, read_labels
+from gpa.data.label_files import read_labels
 from gpa.data.manifest import Raw, Source, read_jsonl
+from gpa.data.records import Rows
 from gpa.errors import AudioError, DataError
 
 logger = logging.getLogger(__name__)
