@@ -112,11 +112,19 @@ class AudioFolder:
             found.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
         return found
 
+    @cached_property
+    def by_name(self) -> dict[str, list[str]]:
+        """Sound by its name without folders and suffix, of which there may be several."""
+        found: dict[str, list[str]] = {}
+        for stem, sounds in self.by_stem.items():
+            found.setdefault(PurePosixPath(stem).name, []).append(sounds[0])
+        return found
+
     def find(self, name: str, inside: str = "") -> str:
         """The sound that a label file in folder `inside` calls `name`, relative to the root; "" for none.
 
-        A name may lack its suffix, have another case of it, lie in wavs/ or clips/, or begin with folders
-        that lead to this one on another machine or from the working folder.
+        A name may lack its suffix, have another case of it, lie in wavs/ or clips/, begin with folders that
+        lead to this one on another machine or from the working folder, or be the only one below the root.
         """
         name = name.replace("\\", "/").strip()
         if not name:
@@ -129,6 +137,9 @@ class AudioFolder:
             bare = str(PurePosixPath(place).with_suffix("")) if is_audio(place) else place
             if others := self.by_stem.get(bare):
                 return others[0]
+        stem = PurePosixPath(name).stem if is_audio(name) else name
+        if "/" not in name and len(deep := self.by_name.get(stem, [])) == 1:
+            return deep[0]
         elsewhere = (self.root / inside / name, Path(name)) if is_audio(name) else ()
         return next((str(path.absolute()) for path in elsewhere if os.path.isfile(path)), "")
 

@@ -36,6 +36,8 @@ def read_kaldi(here: Path, root: Path, files: AudioFolder) -> Rows:
     source = here / (SEGMENTS if (here / SEGMENTS).is_file() else WAVS)
     lines = _table(source)
     spans = _spans(source, lines, wavs) if source.name == SEGMENTS else {key: (key, {}) for key in wavs}
+    if others := sorted(path.name for path in here.glob(f"{TEXT}?*") if path.is_file()):
+        logger.warning("%s: label files that are not used: %s", here, ", ".join(others))
     if not texts:
         logger.warning("%s: no file %s, so its %d recordings have no text", here, TEXT, len(spans))
     for name, table in ((TEXT, texts), (SPEAKERS, speakers)):

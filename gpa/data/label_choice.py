@@ -23,6 +23,7 @@ UNREAD = {
     **dict.fromkeys((".textgrid", ".srt", ".vtt", ".stm", ".ctm", ".eaf", ".json", ".xml"), "write each text "
                     "to a .txt beside its recording, or all to a metadata.csv"),
 }  # fmt: skip
+PACKED = {".gz", ".bz2", ".xz", ".zst"}
 CHIEF = {"metadata", "manifest"}  # a label file of this name goes before all others of its folder
 # Common Voice's lists beside the splits: rejected clips, clips nobody has judged, tables about clips.
 ASIDE = {"invalidated", "other", "reported", "clip_durations", "unvalidated_sentences", "validated_sentences"}
@@ -42,6 +43,9 @@ def choose_labels(files: AudioFolder) -> list[Path]:
         if is_audio(name) or name in texts:
             continue
         suffix, stem = path.suffix.lower(), str(path.with_suffix(""))
+        if suffix in PACKED and PurePosixPath(stem).suffix.lower() in SUFFIXES - {""}:
+            strange.append(name)
+            continue
         if stem in stems:
             sidecars += [name] if suffix in UNREAD or suffix in SUFFIXES else []
         elif suffix in SUFFIXES and (path.stem.casefold() in CHIEF and suffix or _names_sound(files, name)):
@@ -102,7 +106,8 @@ def _tell(files: AudioFolder, names: Sequence[str], told: bool) -> None:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         logger.warning("%s: label files that are not used: %s; give one itself to read it", files.root, shown)
         return
-    todo = UNREAD.get(PurePosixPath(names[0]).suffix.lower(), "give this file itself to read it")
+    suffix = PurePosixPath(names[0]).suffix.lower()
+    todo = "unpack it" if suffix in PACKED else UNREAD.get(suffix, "give this file itself to read it")
     raise DataError(f"{files.root / names[0]}: is not read, and no other file has the texts: {todo}")
 
 
@@ -110,6 +115,11 @@ def _tell_sidecars(files: AudioFolder, names: Sequence[str], told: bool) -> None
     """The same of files beside the recordings, and of texts without one."""
     alone = [name for name in names if str(PurePosixPath(name).with_suffix("")) not in files.by_stem]
     beside = [name for name in names if name not in alone]
+    if not told and len(alone) > 1 and len(alone) >= len(files.by_stem) / 2:
+        raise DataError(
+            f"{files.root}: none of {len(alone)} text files is called like a recording, {alone[0]} first: "
+            "give both the same name, but for the suffix"
+        )
     if alone:
         logger.warning(
             "%s: %d text files without audio are not used, %s first", files.root, len(alone), alone[0]

@@ -31,13 +31,18 @@ from gpa.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-LANGUAGES = set("zh en jp ja ko kr fr es de it pt ru ar hi pl nl sv tr vi th id yue zh_mix_en zh_en".split())
+LANGUAGES = set("zh en jp ja ko kr fr es de it pt ru ar hi pl nl sv tr vi th id yue multi".split())
 TIMES = {  # seconds, of a column: ours and NeMo's
     "begin_time": ("begin_time", "start_time", "start", "begin", "offset"),
     "end_time": ("end_time", "end", "stop"),
 }
 _WORDS = re.compile(r"[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # an ideograph is one
-LABEL_WORDS = 3  # of a speaker's name, at most
+_IDEOGRAPHS = re.compile(r"[\u2e80-\uffff]")
+_STOPS = re.compile(r"[.?!,:;\u2026\u3001\u3002\uff01\uff0c\uff1f]$")
+LABEL_WORDS, LABEL_IDEOGRAPHS, LABEL_LETTERS = 3, 4, 64  # of a speaker's name, at most
+_TIME = re.compile(
+    r"(start|begin|end|stop|offset|onset)(_?(ms|msec|s|sec|seconds|time|frame|samples?|at|ts))?"
+)
 SIMILAR = 0.5  # words that LJSpeech's text and its normalised form share, at least
 
 
@@ -85,6 +90,10 @@ def _named(
     if spans["begin_time"] == "offset":
         spans["duration"] = "duration" if "duration" in names else ""
     rest = [name for name in names if name and name not in spans.values()]
+    if strange := [name for name in rest if _TIME.fullmatch(name)]:
+        raise DataError(
+            f"{path}: column {strange[0]} is no time that is read: give begin_time and end_time, in s"
+        )
     known = {name for names in NAMES.values() for name in names}
     if "text" not in columns and not set(NAMES["text"]) & set(rest) and set(rest) - known:
         raise DataError(
@@ -154,7 +163,7 @@ def _listed(path: Path, folder: AudioFolder, records: list[Record]) -> Rows:
     _refuse_header(path, folder, records)
     layout, spare = _layout(path, [record.cells for record in records])
     if spare:
-        logger.warning("%s: the last %d columns are not used", path, spare)
+        logger.warning("%s: %d columns are not used", path, spare)
     there = [
         is_audio(cells[0]) or bool(folder.find(cells[0], inside_of(path, folder))) for _, cells in records
     ]
@@ -198,32 +207,42 @@ def _layout(path: Path, rows: list[list[str]]) -> tuple[Layout, int]:
         columns.pop()
     if len(columns) < 2:
         raise DataError(f"{path}: its rows have one column, no text. {HEADER}")
-    labels = [i for i, column in enumerate(columns) if i and _is_label(column)]
-    languages = len(columns) > 3 and all(
-        plain_name(cell).replace("-", "_") in LANGUAGES for cell in columns[2]
-    )
+    labels = {i for i, column in enumerate(columns) if i and _is_label(column)}
+    languages = {i for i in labels if len(columns) > 3 and _is_language(columns[i])}
+    said = [i for i in range(len(columns)) if i not in languages]
     found = None
     if len(columns) == 2:
         found = Layout(1)
-    elif languages and 1 in labels:
+    elif 2 in languages and 1 in labels:
         found = Layout(3, speaker=1)  # MeloTTS, Bert-VITS2, GPT-SoVITS
-    elif _similar(columns[1], columns[2]):
+    elif not languages and _similar(columns[1], columns[2]):
         found = Layout(2, instead=1)  # LJSpeech
-    elif len(columns) == 3 and labels == [2]:
-        found = Layout(1, speaker=2)  # Coqui
-    elif len(columns) == 3 and labels == [1]:
-        found = Layout(2, speaker=1)  # piper
+    elif len(said) == 3 and labels & {*said} == {said[2]}:
+        found = Layout(said[1], speaker=said[2])  # Coqui
+    elif len(said) == 3 and labels & {*said} == {said[1]}:
+        found = Layout(said[2], speaker=said[1])  # piper
     if found is None:
         raise DataError(
             f"{path}: {len(columns)} columns without names; which is the text and which the speaker "
             f"cannot be told. {HEADER}"
         )
-    return found, len(columns) - 1 - max(found)
+    return found, len(columns) - 1 - len({*found, *languages} - {-1})
+
+
+def _is_language(column: Sequence[str]) -> bool:
+    codes = [plain_name(cell).replace("-", "_") for cell in column]
+    return all(code.partition("_")[0] in LANGUAGES and code.replace("_", "").isalpha() for code in codes)
 
 
 def _is_label(column: Sequence[str]) -> bool:
-    """Whether cells could name speakers: a few words each."""
-    return all(len(cell.split()) <= LABEL_WORDS and not re.search(r"[.?!,]$", cell) for cell in column)
+    """Whether cells could name speakers: a few words each, and no sentence."""
+    return not any(
+        len(cell.split()) > LABEL_WORDS
+        or len(_IDEOGRAPHS.findall(cell)) > LABEL_IDEOGRAPHS
+        or len(cell) > LABEL_LETTERS
+        or _STOPS.search(cell)
+        for cell in column
+    )
 
 
 def _similar(given: Sequence[str], normalised: Sequence[str]) -> bool:

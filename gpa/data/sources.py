@@ -82,7 +82,7 @@ def _of_file(path: Path, columns: Mapping[str, str]) -> Source:
 
 
 def _is_manifest(path: Path) -> bool:
-    """Whether the first row of JSONL has our keys or GPA's, or is none at all, which manifest.py says."""
+    """Whether the first row of JSONL has our keys or GPA's, or no recording, which manifest.py says."""
     with path.open("rb") as file:
         line = next((line for line in file if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").lstrip()
     if line.startswith(b"[") or not line.startswith(b"{") and path.suffix.lower() not in (".jsonl", ".json"):
@@ -91,8 +91,9 @@ def _is_manifest(path: Path) -> bool:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return path.suffix.lower() != ".json"
-    foreign = set(NAMES["audio"]) - {"audio", "path"}
-    return not (isinstance(row, dict) and foreign & set(row) and not {"audio", "path"} & set(row))
+    if not isinstance(row, dict) or {"task", "ref_audio", "vc_audio"} & set(row):
+        return True
+    return {"id", "path"} <= set(row) or not set(NAMES["audio"]) & set(row)
 
 
 def _of_folder(root: Path, columns: Mapping[str, str]) -> Source:
@@ -115,7 +116,7 @@ def _of_folder(root: Path, columns: Mapping[str, str]) -> Source:
         _tell_unnamed(root, files, rows)
     else:
         rows = [*files.beside()]
-    return _listing(root, rows)
+    return _listing(root, rows, labelled=bool(parts))
 
 
 def _with_split(path: Path, rows: Rows) -> Rows:
@@ -155,8 +156,8 @@ def _tell_unreadable(root: Path, rows: Rows) -> None:
             logger.warning("%s: %d %s files cannot be read: %s", root, suffixes[suffix], suffix, error)
 
 
-def _listing(root: Path, rows: Rows) -> Source:
-    """Rows in memory as a source; ids are made unique."""
+def _listing(root: Path, rows: Rows, *, labelled: bool = True) -> Source:
+    """Rows in memory as a source, from label files or not; ids are made unique."""
     counts: Counter[str] = Counter()
     found = []
     for where, row in rows:
@@ -165,7 +166,7 @@ def _listing(root: Path, rows: Rows) -> Source:
         found.append((where, row if n == 1 else {**row, "id": f"{row['id']}-{n}"}))
     _tell_unreadable(root, found)
     without = sum(not row["text"] for _, row in found)
-    if 0 < without < len(found):
+    if 0 < without < len(found) or (labelled and without):
         logger.warning("%s: %d of %d rows have no text", root, without, len(found))
     said = json.dumps([row for _, row in found], sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(said.encode("utf-8", "surrogatepass"))
