@@ -430,6 +430,19 @@ TEXTS = (
 )
 
 
+def write_rough_speech(folder: Path) -> Path:
+    """Six clips with texts beside them as they come from a phone, a Mac and an old archive."""
+    write_speech(folder, [f"{n}.WAV" for n in range(6)])
+    for n, text in enumerate(TEXTS):
+        (folder / f"{n}.TXT").write_text(text)
+    (folder / "._0.wav").write_bytes(b"\0\5\26\7")
+    for suffix in ("WAV", "TXT"):
+        target = os.path.join(os.fsencode(folder), b"gr\xfcn." + suffix.encode())
+        os.rename(os.fsencode(folder / f"5.{suffix}"), target)
+    (folder / "notes.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(40))
+    return folder
+
+
 def test_prepare_reads_a_list_and_goes_on_past_a_name_that_is_no_unicode(tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     folder = write_speech(tmp_path / "one", [f"wavs/{n}.wav" for n in range(6)])
@@ -443,12 +456,7 @@ def test_prepare_reads_a_list_and_goes_on_past_a_name_that_is_no_unicode(tiny: P
 
     assert list(TokenSet.open(tmp_path / "t").column("text")) == list(TEXTS)
 
-    plain = write_speech(tmp_path / "two", [f"{n}.WAV" for n in range(6)])
-    for n, text in enumerate(TEXTS):
-        (plain / f"{n}.TXT").write_text(text)
-    (plain / "._0.wav").write_bytes(b"\0\5\26\7")
-    os.rename(os.fsencode(plain / "5.WAV"), os.path.join(os.fsencode(plain), b"gr\xfcn.wav"))
-    (plain / "notes.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(40))
+    plain = write_rough_speech(tmp_path / "two")
     words = ["prepare", plain, "-o", tmp_path / "u", "--model", tiny, "--licence", "PD"]
     done = gpa(*words, "--max-rejected", 0.4)
     assert done.returncode == 0 and "kept                  5" in done.stdout, done.stderr
@@ -457,31 +465,19 @@ def test_prepare_reads_a_list_and_goes_on_past_a_name_that_is_no_unicode(tiny: P
     assert sorted(row["reason"] for row in rejected) == ["bad_name", "unreadable"]
 
 
-def test_finetune_reads_the_same_layouts(tiny: Path, tmp_path: Path) -> None:
+def test_finetune_reads_the_same(tiny: Path, tmp_path: Path) -> None:
     for module in ("datasets", "peft"):
         pytest.importorskip(module)
-    folder = write_speech(tmp_path / "zoe", [f"wavs/{n}.wav" for n in range(6)])
-    table = "file_name;text\n" + "".join(f'wavs/{n}.wav;"{text}"\n' for n, text in enumerate(TEXTS))
-    (folder / "metadata.csv").write_text("\ufeff" + table, encoding="utf-8")
-    small = [
-        "--model",
-        tiny,
-        "--voice-steps",
-        2,
-        "--voice-rank",
-        0,
-        "--items",
-        0,
-        "--device",
-        "cpu",
-        "--threads",
-        1,
-    ]
-    done = gpa("finetune", "--voice", folder, "-o", tmp_path / "out", *small)
+    folder = write_rough_speech(tmp_path / "zoe")
+    small = ["--model", tiny, "--voice-steps", 2, "--voice-rank", 0, "--items", 0]
+    words = ["finetune", "--voice", folder, *small, "--device", "cpu", "--threads", 1]
+    done = gpa(*words, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
+    assert "5 clips" in done.stderr and "rejected   bad_name 1, unreadable 1" in done.stderr
     made = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
-    assert [row["text"] for row in made] == list(TEXTS) and {row["text_source"] for row in made} == {"given"}
-    (folder / "metadata.csv").write_text(table.replace("text", "label"), encoding="utf-8")
-    done = gpa("finetune", "--voice", folder, "-o", tmp_path / "none", *small)
+    given = [row["text"] for row in made if row.get("text_source") == "given"]
+    assert given == list(TEXTS[:5]) and {row["speaker"] for row in made} == {"zoe"}
+    (folder / "metadata.csv").write_text("file_name,label\n0.WAV,x\n", encoding="utf-8")
+    done = gpa(*words, "-o", tmp_path / "none")
     assert done.returncode == DataError.exit_code and "no column is called text" in done.stderr
     assert not (tmp_path / "none").exists()

@@ -89,15 +89,19 @@ class ManifestRow:
 
     @property
     def bad_name(self) -> str:
-        """The first name that cannot be written down, "" for none: foreign bytes are lone surrogates."""
+        """The first of its names that is `undecodable`, "" for none."""
         clips = [clip.name for clip in (self.audio, self.reference, self.target) if clip]
-        names = (*clips, self.id, self.speaker, self.split, self.licence)
-        return next((ascii(name) for name in names if any("\ud800" <= c <= "\udfff" for c in name)), "")
+        return undecodable(*clips, self.id, self.speaker, self.split, self.licence)
 
     @property
     def voice(self) -> Clip:
         """The recording whose voice the row's speech has: the reference, else the speech itself."""
         return self.reference or self.target or self.audio
+
+
+def undecodable(*names: str) -> str:
+    """The first name that is no Unicode, as ASCII, "" for none: Python has its bytes as lone surrogates."""
+    return next((ascii(name) for name in names if any("\ud800" <= c <= "\udfff" for c in name)), "")
 
 
 class Raw(NamedTuple):

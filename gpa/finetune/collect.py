@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from gpa import audio
 from gpa.data import token_folder
+from gpa.data.manifest import undecodable
 from gpa.data.sources import open_source
 from gpa.errors import AudioError, DataError
 from gpa.models.gpa.segmentation_gpa import split_audio
@@ -67,8 +68,14 @@ def read(manifest: Path) -> list[dict[str, Any]]:
 
 def wav_of(row: dict[str, Any], rate: int) -> np.ndarray:
     """Samples (S,) of such a row's span; AudioError as `gpa.audio.load`."""
+    _refuse_bad_name(undecodable(row["path"]))
     end = None if row["end_time"] < 0 else row["end_time"]
     return audio.load(row["path"], rate, begin=row["begin_time"], end=end)
+
+
+def _refuse_bad_name(name: str) -> None:
+    if name:
+        raise AudioError(f"{name} is no Unicode: rename it")
 
 
 def training_sounds(manifest: Path, rate: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -86,8 +93,7 @@ def _parts(row: ManifestRow, hear: Hear, heard_by: str) -> Iterator[dict[str, An
     made = {"id": row.id, "path": os.path.abspath(row.audio.name), "licence": row.licence}
     span = {"begin_time": row.audio.begin, "end_time": -1 if row.audio.end is None else row.audio.end}
     try:
-        if row.bad_name:
-            raise AudioError(f"{row.bad_name} is no Unicode: rename it")
+        _refuse_bad_name(row.bad_name)
         wav = row.audio.wav(RATE)
     except AudioError as error:  # the doctor says why, with a code
         yield {**made, **span, "text": row.text, WHY: str(error)}
@@ -105,7 +111,7 @@ def _parts(row: ManifestRow, hear: Hear, heard_by: str) -> Iterator[dict[str, An
 
 def _held_out(rows: list[dict[str, Any]], folder: Path) -> set[str]:
     """Ids of the clips to be tested on, by hash of their names."""
-    spoken = [row for row in rows if row["text"].strip()]
+    spoken = [row for row in rows if row["text"].strip() and WHY not in row]
     if len(spoken) < LEAST_CLIPS:
         unread = [row[WHY] for row in rows if WHY in row]
         why = f". {len(unread)} files cannot be read, the first because {unread[0]}" if unread else ""
