@@ -114,6 +114,29 @@ LAYOUTS = {
         "a.wav b.wav",
         of(("a.wav", FOX, "one"), ("b.wav", f"{DOG}; no", "one")),
     ),
+    "blanks around commas and quotes": (
+        {"metadata.csv": 'file_name , text ,speaker\na.wav , "one, two" , ann\n b.wav,three,Mary Ann \n'},
+        "a.wav b.wav",
+        of(("a.wav", "one, two", "ann"), ("b.wav", "three", "Mary Ann")),
+    ),
+    "Chinese text and speakers": (
+        {"metadata.csv": "a.wav|我今年二十五岁了|张三\nb.wav|再见吧朋友|李四\n"},
+        "a.wav b.wav",
+        of(("a.wav", "我今年二十五岁了", "张三"), ("b.wav", "再见吧朋友", "李四")),
+    ),
+    "a language behind the text": (
+        {"esd.list": "a.wav|ann|one two three four|EN\nb.wav|ben|five six seven eight|EN\n"},
+        "a.wav b.wav",
+        of(("a.wav", "one two three four", "ann"), ("b.wav", "five six seven eight", "ben")),
+    ),
+    "MLS": (
+        {"train/transcripts.txt": "1_2_0\tone two\n", "dev/transcripts.txt": "3_4_0\tthree\n"},
+        "train/audio/1/2/1_2_0.flac dev/audio/3/4/3_4_0.flac",
+        {
+            "train/audio/1/2/1_2_0.flac": ("one two", "1", "train"),
+            "dev/audio/3/4/3_4_0.flac": ("three", "3", "dev"),
+        },
+    ),
     "Excel's Unicode text": (
         {"metadata.txt": f"file_name\ttext\r\na.wav\t{FOX} Größe\r\n".encode("utf-16")},
         "a.wav",
@@ -210,6 +233,9 @@ def test_common_voice_is_read_by_its_splits(tmp_path: Path, caplog: pytest.LogCa
     assert "label files that are not used: invalidated.tsv, validated.tsv" in caplog.text
     assert "1 audio files are not named" in caplog.text and "not used: up_votes" in caplog.text
     assert rows(folder / "invalidated.tsv", folder) == of(("clips/d.mp3", DOG, "x4"))
+    (folder / "dev.tsv").unlink()
+    (folder / "train.tsv").unlink()
+    assert rows(folder) == of(("clips/c.mp3", OWL, "x3"))  # validated.tsv alone, no rejected clip
     (folder / "train.tsv").write_text(files["train.tsv"].replace(f"{FOX}\t2", FOX), encoding="utf-8")
     with pytest.raises(DataError, match="train.tsv:2: 'x1' has 3 cells where other rows have 4"):
         rows(folder)
@@ -312,6 +338,15 @@ REFUSED = {
     "a row of JSON without text": (
         {"metadata.jsonl": '{"file_name": "a.wav", "text": "one"}\n{"file_name": "b.wav"}\n'},
         "metadata.jsonl:2: has no text",
+    ),
+    "times in other units": (
+        {"metadata.csv": "file_name,start_ms,text\na.wav,20,one\n"},
+        "column start_ms is no time that is read",
+    ),
+    "a packed table": ({"metadata.csv.gz": b"\x1f\x8b"}, "metadata.csv.gz: is not read.*unpack it"),
+    "texts of other names": (
+        {"x.txt": "one", "y.txt": "two"},
+        "none of 2 text files is called like a recording",
     ),
     "a number that is none": (
         {"metadata.jsonl": '{"file_name": "a.wav", "text": NaN}\n'},

@@ -40,12 +40,27 @@ _TEXT_FOLDERS = {
     "lab",
 }
 _TIMED = re.compile(r"\s*[\d.]+[ \t]+[\d.]+([ \t]+\S.*)?")  # a line of an alignment: begin, end, label
-_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*")
+_BREAKS = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
+MOST_TEXT, MOST_TABLE = 1 << 20, 1 << 30  # bytes of a text beside a recording, of a label file
 
 
 def one_line(text: str) -> str:
     """A text with a blank for every line break, and none around it."""
-    return _BREAKS.sub(" ", text).strip()
+    return " ".join(part for part in map(str.strip, _BREAKS.split(text)) if part)
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file whole; DataError if it cannot be opened or has more than `most` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): check its permissions") from error
+    if len(data) > most:
+        raise DataError(
+            f"{path}: has more than {most >> 20} MiB, too much for what it is taken for: split it"
+        )
+    return data
 
 
 def split_of(name: str) -> str:
@@ -129,8 +144,9 @@ class AudioFolder:
         name = name.replace("\\", "/").strip()
         if not name:
             return ""
-        places = [*self._places(name, inside)]
-        for place in places:
+        places = []
+        for place in self._places(name, inside):
+            places.append(place)
             if found := self.audio.get(place) or self.audio.get(place.casefold()):
                 return found
         for place in places:  # without a suffix, or with that of another format
@@ -183,7 +199,7 @@ class AudioFolder:
 
         DataError for an alignment, whose lines are times.
         """
-        data = (self.root / name).read_bytes()
+        data = read_bytes(self.root / name, MOST_TEXT)
         wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         text = data.decode("utf-16" if wide else "utf-8-sig", "replace")
         lines = [line for line in text.splitlines() if line.strip()]

@@ -164,12 +164,11 @@ def _listed(path: Path, folder: AudioFolder, records: list[Record]) -> Rows:
     layout, spare = _layout(path, [record.cells for record in records])
     if spare:
         logger.warning("%s: %d columns are not used", path, spare)
-    there = [
-        is_audio(cells[0]) or bool(folder.find(cells[0], inside_of(path, folder))) for _, cells in records
-    ]
-    may_lack = layout.instead >= 0  # LJSpeech's second form of a text, of a recording that is there
-    for ok, record in zip(there, records, strict=True):
-        _refuse_ragged(path, [record], width, layout.instead + 1 if ok and may_lack else width)
+    for record in records:  # LJSpeech's second form of a text may lack, of a recording that is there
+        name = record.cells[0]
+        if len(record.cells) < width:
+            there = layout.instead >= 0 and (is_audio(name) or folder.find(name, inside_of(path, folder)))
+            _refuse_ragged(path, [record], width, layout.instead + 1 if there else width)
     rows = []
     for line, cells in records:
         text = next((cells[i] for i in (layout.text, layout.instead) if 0 <= i < len(cells) and cells[i]), "")
@@ -250,7 +249,6 @@ def _similar(given: Sequence[str], normalised: Sequence[str]) -> bool:
     pairs = [(a.casefold(), b.casefold()) for a, b in zip(given, normalised, strict=True) if a and b]
     if not pairs:
         return True  # id|text| and nothing after it
-    ratios = [
-        difflib.SequenceMatcher(None, _WORDS.findall(a), _WORDS.findall(b)).ratio() for a, b in pairs[:200]
-    ]
+    words = [[_WORDS.findall(cell)[:100] for cell in pair] for pair in pairs[:200]]
+    ratios = [difflib.SequenceMatcher(None, a, b).ratio() for a, b in words]
     return sum(ratio >= SIMILAR for ratio in ratios) > len(ratios) / 2

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpa.data.audio_folder import AudioFolder, is_audio
+from gpa.data.audio_folder import MOST_TABLE, AudioFolder, is_audio, read_bytes
 from gpa.data.column_names import NAMES
 from gpa.errors import DataError
 
 DELIMITERS = "\t|;,"
-LONGEST = 100_000  # characters of a first line that are looked at
+LONGEST, SEEN = 100_000, 1000  # characters of a first line, and lines, that a layout is told by
 HEADER = "Write a first line that names the columns, such as  file_name|text|speaker"
 Rows = list[tuple[str, dict[str, Any]]]  # (place for messages, row with our keys)
 
@@ -32,7 +32,7 @@ class Record(NamedTuple):
 
 def decode(path: Path) -> str:
     """The text of a label file without a byte order mark; DataError with the line that is not UTF-8."""
-    data = path.read_bytes()
+    data = read_bytes(path, MOST_TABLE)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)
@@ -79,14 +79,19 @@ def _header(text: str, delimiter: str, path: Path, folder: AudioFolder) -> list[
 
 
 def _divides(delimiter: str, lines: list[str], path: Path, folder: AudioFolder) -> bool:
-    """Whether nearly every line has the delimiter and what is before it names recordings."""
+    """Whether lines have the delimiter, most by `|` or a tab and nearly all by others, which texts have too,
+    and what is before it names recordings.
+    """
+    sure = "\t|"
     with_it = [line for line in lines if delimiter in line.strip()]
-    if len(with_it) < 0.9 * len(lines):
+    if len(with_it) < (0.5 if delimiter in sure else 0.9) * len(lines):
+        return False
+    if delimiter == " " and sum(any(mark in line for mark in sure) for line in lines) >= len(lines) / 2:
         return False
     inside = inside_of(path, folder)
-    heads = [line.strip().split(delimiter, 1)[0].strip().strip('"') for line in with_it]
+    heads = [line.strip().split(delimiter, 1)[0].strip().strip('"') for line in with_it[:SEEN]]
     named = sum(is_audio(head) or bool(folder.find(head, inside)) for head in heads)
-    return named > 0 if delimiter in "\t|" else named >= len(lines) / 2
+    return named > 0 if delimiter in sure else named >= len(heads) / 2
 
 
 def inside_of(path: Path, folder: AudioFolder) -> str:
