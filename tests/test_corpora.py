@@ -343,6 +343,7 @@ REFUSED = {
         {"metadata.csv": "file_name,start_ms,text\na.wav,20,one\n"},
         "column start_ms is no time that is read",
     ),
+    "numbers for texts": ({"lengths.csv": "a.wav,1.5\nb.wav,2.25\n"}, "column 2 has numbers alone"),
     "a packed table": ({"metadata.csv.gz": b"\x1f\x8b"}, "metadata.csv.gz: is not read.*unpack it"),
     "texts of other names": (
         {"x.txt": "one", "y.txt": "two"},
@@ -376,6 +377,12 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path, caplog: pytest.LogCaptur
         "1 files beside the audio are not used, 3.json first",
     ):
         assert said in caplog.text, said
+    caplog.clear()
+    lengths = {"lengths.csv": "file,seconds\na.wav,1.5\n", "a.txt": FOX}
+    assert rows(write(tmp_path / "three", lengths, "a.wav")) == of(("a.wav", FOX, "three"))
+    assert (
+        "no column is called text" in caplog.text and "the texts beside the recordings count" in caplog.text
+    )
     caplog.clear()
     beside = write(
         tmp_path / "two",

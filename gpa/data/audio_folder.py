@@ -120,6 +120,11 @@ class AudioFolder:
         return {**{name.casefold(): name for name in reversed(kept)}, **exact}
 
     @cached_property
+    def real(self) -> Path:
+        """The root without links."""
+        return self.root.resolve()
+
+    @cached_property
     def by_stem(self) -> dict[str, list[str]]:
         """Sound by its path without a suffix."""
         found: dict[str, list[str]] = {}
@@ -156,13 +161,13 @@ class AudioFolder:
         stem = PurePosixPath(name).stem if is_audio(name) else name
         if "/" not in name and len(deep := self.by_name.get(stem, [])) == 1:
             return deep[0]
-        elsewhere = (self.root / inside / name, Path(name)) if is_audio(name) else ()
+        elsewhere = (self.root / inside / name, self.root.parent / name, Path(name)) if is_audio(name) else ()
         return next((str(path.absolute()) for path in elsewhere if os.path.isfile(path)), "")
 
     def _places(self, name: str, inside: str) -> Iterator[str]:
         for above in dict.fromkeys((inside, "")):
             yield from (os.path.normpath(os.path.join(above, folder, name)) for folder in _SOUND_FOLDERS)
-        parts, here = PurePosixPath(name).parts, self.root.resolve()
+        parts, here = PurePosixPath(name).parts, self.real
         for folder, rest in ((here / inside, inside), (here, "")):
             if folder.name in parts[:-1]:
                 after = len(parts) - parts[::-1].index(folder.name)
@@ -226,7 +231,7 @@ class AudioFolder:
             "id": inside.stem if inside.is_absolute() else inside.with_suffix("").as_posix(),
             "path": name,
             "split": first if first in SPLITS else "train",
-            "speaker": above[-1] if above and not inside.is_absolute() else self.root.resolve().name,
+            "speaker": above[-1] if above and not inside.is_absolute() else self.real.name,
         }
 
     def beside(self) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -69,6 +69,11 @@ def choose_labels(files: AudioFolder) -> list[Path]:
     return [files.root / name for name in used]
 
 
+def must_be_read(path: Path) -> bool:
+    """Whether a label file is called as one: metadata, manifest, or after a split."""
+    return path.stem.casefold() in CHIEF or bool(split_of(path.stem))
+
+
 def _of_group(files: AudioFolder, names: Sequence[str]) -> list[str]:
     """Label files of one folder: metadata, else those of splits, else all."""
     stems = {name: PurePosixPath(name).stem.casefold() for name in names}

@@ -43,6 +43,7 @@ LABEL_WORDS, LABEL_IDEOGRAPHS, LABEL_LETTERS = 3, 4, 64  # of a speaker's name, 
 _TIME = re.compile(
     r"(start|begin|end|stop|offset|onset)(_?(ms|msec|s|sec|seconds|time|frame|samples?|at|ts))?"
 )
+_NUMBER = re.compile(r"[-+\d.,:]*")
 SIMILAR = 0.5  # words that LJSpeech's text and its normalised form share, at least
 
 
@@ -224,6 +225,10 @@ def _layout(path: Path, rows: list[list[str]]) -> tuple[Layout, int]:
         raise DataError(
             f"{path}: {len(columns)} columns without names; which is the text and which the speaker "
             f"cannot be told. {HEADER}"
+        )
+    if all(_NUMBER.fullmatch(cell) for cell in columns[found.text]):
+        raise DataError(
+            f"{path}: column {found.text + 1} has numbers alone, no texts. {HEADER}, if it is the text"
         )
     return found, len(columns) - 1 - len({*found, *languages} - {-1})
 

@@ -105,7 +105,8 @@ def _of_folder(root: Path, columns: Mapping[str, str]) -> Source:
         used = label_choice.choose_labels(files)
         if [path for path in used if _is_manifest(path)]:
             return _of_file(used[0], columns)
-        parts = {str(path): read_labels(path, files, columns) for path in used}
+        read = {str(path): _labels(path, files, columns) for path in used}
+        parts = {path: rows for path, rows in read.items() if rows is not None}
         if len(parts) > 1:
             parts = {path: _with_split(Path(path), rows) for path, rows in parts.items()}
     if columns and not parts:
@@ -117,6 +118,17 @@ def _of_folder(root: Path, columns: Mapping[str, str]) -> Source:
     else:
         rows = [*files.beside()]
     return _listing(root, rows, labelled=bool(parts))
+
+
+def _labels(path: Path, files: AudioFolder, columns: Mapping[str, str]) -> Rows | None:
+    """Rows of a label file; None, with a warning, if it is not read but texts lie beside the sound."""
+    try:
+        return read_labels(path, files, columns)
+    except DataError as error:
+        if not files.texts or label_choice.must_be_read(path):
+            raise
+        logger.warning("%s; the texts beside the recordings count instead", error)
+        return None
 
 
 def _with_split(path: Path, rows: Rows) -> Rows:
