@@ -297,6 +297,10 @@ REFUSED = {
         {"metadata.csv": f"a.wav|{FOX}|ann\nb.wav|A dog\nsleeps by the door.|ben\nc.wav|{OWL}|ben\n"},
         "metadata.csv:2: 'b.wav' has 2 cells",
     ),
+    "line breaks in most rows, and a quote that is damaged": (
+        {"metadata.tsv": 'file_name\ttext\tspeaker\na.wav\t"x\ny"\tann\nb.wav\t"x\ny""\tann\n'},
+        "metadata.tsv:2: 'a.wav' has 2 cells",
+    ),
     "a quote left open": (
         {"metadata.csv": 'file_name,text\na.wav,"one\nb.wav,two\n'},
         "a quote is opened and not closed",

@@ -75,7 +75,7 @@ def read_labels(path: Path, folder: AudioFolder, columns: Mapping[str, str] | No
 def _mappings(path: Path, names: list[str], records: list[Record]) -> list[tuple[int, dict[str, Any]]]:
     if twice := [name for name, n in Counter(name for name in names if name).items() if n > 1]:
         raise DataError(f"{path}: has two columns called {twice[0]!r}: remove or rename one")
-    _refuse_ragged(path, [Record(1, names), *records], len(names))
+    _refuse_ragged(path, records, len(names), max(i for i, name in enumerate(names, 1) if name))
     return [(line, dict(zip(names, cells, strict=False))) for line, cells in records]
 
 
@@ -178,9 +178,8 @@ def _listed(path: Path, folder: AudioFolder, records: list[Record]) -> Rows:
     return rows
 
 
-def _refuse_ragged(path: Path, records: Sequence[Record], width: int, least: int = 0) -> None:
-    """DataError for a row of more cells than `width`, or of fewer than `least` and than most rows have."""
-    least = least or min(width, Counter(len(cells) for _, cells in records).most_common(1)[0][0])
+def _refuse_ragged(path: Path, records: Sequence[Record], width: int, least: int) -> None:
+    """DataError for a row of more cells than `width`, or of fewer than `least`."""
     for line, cells in records:
         if any(cells[width:]) or len(cells) < least:
             raise DataError(
