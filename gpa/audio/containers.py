@@ -1,0 +1,243 @@
+"""How many bytes of sound a container says it has, against how many are there.
+
+Chunked files (WAV, RF64, W64, AIFF, 8SVX, CAF) and those with a fixed header (AU, SPHERE, VOC, MAT). Knows no
+samples: libsndfile decodes them, but reads a shorter sound in silence where a file ends early.
+"""
+
+import re
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from gpa.audio.opening import Opened
+from gpa.errors import AudioError, AudioWarning
+
+_UNKNOWN = 0x7FFFF000  # writers into a pipe cannot know the size, and state 0, -1 or about 2 or 4 GiB
+_SLACK = 8  # bytes of padding at the end
+_COUNTED = 4096  # a header that counts itself is at most so long
+_TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
+_KNOWN = {
+    b"LIST",
+    b"id3 ",
+    b"ID3 ",
+    b"bext",
+    b"iXML",
+    b"_PMX",
+    b"JUNK",
+    b"cue ",
+    b"smpl",
+    b"PEAK",
+    b"fact",
+    b"AUTH",
+}
+_KNOWN |= {b"(c) ", b"ANNO", b"NAME", b"COMT", b"MARK", b"APPL", b"info", b"free", b"peak", b"cart", b"afsp"}
+_W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
+
+
+class Extent(NamedTuple):
+    """Bytes of the sound: from, to (None: to the end of the file), and whether the rest is accounted for."""
+
+    begin: int
+    end: int | None
+    rest: bool = True
+
+
+class Chunks(NamedTuple):
+    """How the chunks of a container are laid out."""
+
+    start: int
+    header: struct.Struct  # name and size
+    sound: bytes
+    align: int = 2
+    counts_itself: bool = False
+
+
+_LAYOUTS = (
+    (b"RIFF", b"WAVE", 8, Chunks(12, struct.Struct("<4sI"), b"data")),
+    (b"RF64", b"WAVE", 8, Chunks(12, struct.Struct("<4sI"), b"data")),
+    (b"BW64", b"WAVE", 8, Chunks(12, struct.Struct("<4sI"), b"data")),
+    (b"RIFX", b"WAVE", 8, Chunks(12, struct.Struct(">4sI"), b"data")),
+    (b"FORM", b"AIF", 8, Chunks(12, struct.Struct(">4sI"), b"SSND")),
+    (b"FORM", b"8SVX", 8, Chunks(12, struct.Struct(">4sI"), b"BODY")),
+    (b"FORM", b"16SV", 8, Chunks(12, struct.Struct(">4sI"), b"BODY")),
+    (b"caff", b"", 0, Chunks(8, struct.Struct(">4sq"), b"data", align=1)),
+    (_W64, b"", 0, Chunks(40, struct.Struct("<16sQ"), b"data", align=8, counts_itself=True)),
+)
+
+
+def check_extent(opened: Opened) -> None:
+    """Warn of a header that is a little wrong; AudioError for a file of another length than it says."""
+    found = extent(opened)
+    if found is None or found.end is None:
+        return
+    missing = found.end - opened.size
+    if missing > min(found.begin, _COUNTED):
+        raise truncated(opened.name)
+    if missing > _SLACK:
+        message = f"{opened.name} is {missing} bytes shorter than its header says, as if that counted itself"
+        warnings.warn(message, AudioWarning, stacklevel=2)
+    if not found.rest and -missing > _SLACK:
+        what = f"{opened.name} goes on for {-missing} bytes after the sound that its header counts"
+        raise AudioError(f"{what}: the header is wrong, export the file again")
+
+
+def truncated(name: str) -> AudioError:
+    """The error for a file that ends early."""
+    return AudioError(f"{name} is truncated: copy or download it again")
+
+
+def extent(opened: Opened) -> Extent | None:
+    """Where the sound lies by the container's own word; None for containers that state nothing."""
+    head = opened.at(0, 40)
+    for magic, form, at, layout in _LAYOUTS:
+        if head.startswith(magic) and head[at : at + len(form)] == form:
+            return _chunked(opened, layout)
+    for magic, parse in _FIXED:
+        if head.startswith(magic):
+            try:
+                found = parse(opened)
+            except (struct.error, ValueError, IndexError):
+                return None  # not even a header: libsndfile says so
+            return found and found._replace(rest=_nothing(opened, found.end))
+    return None
+
+
+# Chunked ----------------------------------------------------------------------------------------------------
+
+
+def chunks(opened: Opened, layout: Chunks) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (name, first byte, size) of every chunk that can be one, whether or not it fits into the file."""
+    at = layout.start
+    width = layout.header.size
+    while len(head := opened.at(at, width)) == width:
+        name, size = layout.header.unpack(head)
+        size -= width if layout.counts_itself else 0
+        end = at + width + size
+        if not name[:4].isascii() or not name[:4].decode("ascii").isprintable():
+            return
+        if name[:4] != layout.sound and name[:4] not in _KNOWN and not 0 <= size <= opened.size - at - width:
+            return
+        yield name[:4], at + width, size
+        if size < 0 or end >= opened.size:
+            return
+        at = end + -end % layout.align
+        if -end % layout.align and opened.at(end, 4) in _KNOWN:
+            at = end  # an odd chunk without its pad byte
+
+
+def _chunked(opened: Opened, layout: Chunks) -> Extent | None:
+    found, long, last = None, None, layout.start
+    for name, begin, size in chunks(opened, layout):
+        last = begin + size
+        if name == b"ds64":
+            long = struct.unpack("<Q", opened.at(begin + 8, 8))[0]
+        if name != layout.sound or found:
+            continue
+        if size == 0xFFFFFFFF and long:
+            size = long
+        narrow = layout.header.size == 8
+        found = Extent(
+            begin, None if size < 0 or (narrow and _UNKNOWN <= size <= 0xFFFFFFFF) else begin + size
+        )
+        last = begin + size
+    if found is None or found.end == found.begin:
+        return None  # no sound, or of unknown size: libsndfile reads up to the end
+    return found._replace(rest=_nothing(opened, last))
+
+
+def _nothing(opened: Opened, begin: int | None) -> bool:
+    """Whether what follows is only padding or a tag of another kind of file."""
+    if begin is None or begin >= opened.size - _SLACK:
+        return True
+    head = opened.at(begin, 64)
+    if head.lstrip(b"\0").startswith(_TAGS) or head[1:].startswith(_TAGS):
+        return True
+    opened.file.seek(begin)
+    while block := opened.file.read(1 << 20):
+        if block.strip(b"\0"):
+            return False
+    return True
+
+
+def mp3_inside(opened: Opened) -> Opened | None:
+    """The MP3 stream in a WAV file of format 0x55, else None; libsndfile opens only the bare stream."""
+    layout = _LAYOUTS[0][3]
+    if opened.at(0, 4) == b"RIFF":
+        for name, begin, size in chunks(opened, layout):
+            if name == b"fmt " and opened.at(begin, 2) != b"\x55\0":
+                return None
+            if name == layout.sound:
+                return opened.section(begin, min(begin + size, opened.size))
+    return None
+
+
+# Fixed headers ----------------------------------------------------------------------------------------------
+
+
+def _au(opened: Opened) -> Extent:
+    head = opened.at(0, 12)
+    begin, size = struct.unpack(">II" if head.startswith(b".snd") else "<II", head[4:])
+    return Extent(begin, None if size == 0 or size >= _UNKNOWN else begin + size)
+
+
+def _sphere(opened: Opened) -> Extent:
+    begin = int(opened.at(8, 8))
+    header = opened.at(0, begin)
+
+    def field(name: bytes, default: int) -> int:
+        found = re.search(rb"\n" + name + rb" -i (\d+)", header)
+        return int(found[1]) if found else default
+
+    frames = field(b"sample_count", 0)
+    size = frames * field(b"channel_count", 1) * field(b"sample_n_bytes", 2)
+    return Extent(begin, begin + size if size else None)
+
+
+def _voc(opened: Opened) -> Extent | None:
+    at = struct.unpack("<H", opened.at(20, 2))[0]
+    begin = None
+    while (kind := opened.at(at, 1)) not in (b"", b"\0"):
+        size = int.from_bytes(opened.at(at + 1, 3), "little")
+        if kind in b"\x01\x02\x09":
+            if begin is not None:
+                raise AudioError(
+                    f"{opened.name} has its sound in several blocks: convert it with ffmpeg or sox"
+                )
+            begin = at + 4
+            size += (opened.size - at - 4 - size) >> 24 << 24 if opened.size - at - 4 > size else 0  # 24 bits
+        at += 4 + size
+    if begin is None:
+        return None
+    return Extent(begin, at + (kind == b"\0"))
+
+
+def _mat4(opened: Opened) -> Extent:
+    order = "<" if opened.at(0, 4) == b"\0\0\0\0" or opened.at(0, 1) != b"\0" else ">"
+    at, begin = 0, 0
+    while at < opened.size:
+        kind, rows, columns, imaginary, name = struct.unpack(order + "5I", opened.at(at, 20))
+        width = {0: 8, 1: 4, 2: 4, 3: 2, 4: 2, 5: 1}[kind // 10 % 10]
+        begin = at + 20 + name
+        at = begin + rows * columns * width * (1 + imaginary)
+    return Extent(begin, at)
+
+
+def _mat5(opened: Opened) -> Extent:
+    order = "<" if opened.at(126, 2) == b"IM" else ">"
+    at = 128
+    while at < opened.size:
+        _, size = struct.unpack(order + "II", opened.at(at, 8))
+        at += 8 + size
+    return Extent(128, at)
+
+
+_FIXED: tuple[tuple[bytes, Callable[[Opened], Extent | None]], ...] = (
+    (b".snd", _au),
+    (b"dns.", _au),
+    (b"NIST_1A", _sphere),
+    (b"Creative Voice File\x1a", _voc),
+    (b"MATLAB 5.0 MAT-file", _mat5),
+    (b"\0\0\0\0\1\0\0\0\1\0\0\0\0\0\0\0", _mat4),
+    (b"\0\0\3\xe8\0\0\0\1\0\0\0\1\0\0\0\0", _mat4),
+)

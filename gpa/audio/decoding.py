@@ -1,0 +1,179 @@
+"""One decoder for every source: blocks of samples as they come, and a comparison with what was promised.
+
+Knows libsndfile, ffmpeg and arrays; knows no target rate. float64 (S_i, C), full scale +-1.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+
+from gpa.audio import containers, ffmpeg, mpeg, xiph
+from gpa.audio.arrays import checked_rate, from_array, usable
+from gpa.audio.opening import Opened, most_seconds, opened, too_long
+from gpa.errors import AudioError
+
+MIN_SECONDS = 0.04  # two 20 ms frames: less gives no token at all
+END_SLACK = 0.1  # seconds; manifests round their segment ends
+
+_BLOCK = 10.0  # seconds
+_VALUES = 1 << 22  # of a block, in all channels
+_HEADERLESS = {".gsm": "GSM610", ".vox": "VOX_ADPCM"}  # telephone sound at 8 kHz, known by its suffix alone
+_COUNTS = re.compile(r"^\s*(?:Frames|Data length)\s+:? ?(\d+)", re.MULTILINE)  # of AVR, MPC2K, WVE
+_ALIGNED = re.compile(r"Block Align\s*: (\d+) \(should be (\d+)\)")
+
+
+class Sound(NamedTuple):
+    """A source being decoded: its name for messages, its rate, how many samples it has if it says so.
+
+    `read` gives at most n further samples, none at the end; `skip` leaves out n.
+    """
+
+    name: str
+    rate: int
+    frames: int | None
+    read: Callable[[int], np.ndarray]
+    skip: Callable[[int], object]
+
+
+def raw_blocks(
+    source: Any, rate: int | None = None, begin: float = 0.0, end: float | None = None
+) -> Iterator[tuple[np.ndarray, int, str]]:
+    """Yield float64 (S_i, C), true rate and name, of `begin` to `end` seconds; AudioError as for `load`.
+
+    What has fewer samples than it states is an error after its last block.
+    """
+    with decoding(source, rate) as sound:
+        start, stop = _span(sound.frames, sound.rate, begin, end, sound.name)
+        most = start + round(most_seconds() * sound.rate)
+        if stop is not None and stop > most:
+            raise too_long(sound.name, f"has {(stop - start) / sound.rate / 3600:.1f} h of sound")
+        sound.skip(start)
+        at = start
+        while stop is None or at < stop:
+            wanted = round(_BLOCK * sound.rate)
+            block = sound.read(wanted if stop is None else min(wanted, stop - at))
+            if not len(block):
+                break
+            at += len(block)
+            if at > most:
+                raise too_long(sound.name, "goes on and on")
+            yield usable(block, sound.name), sound.rate, sound.name
+        if sound.frames is None:
+            _span(at, sound.rate, begin, end, sound.name)  # the length is known now
+        elif stop is not None and at < stop:
+            raise containers.truncated(sound.name)
+
+
+@contextlib.contextmanager
+def decoding(source: Any, rate: int | None = None) -> Iterator[Sound]:
+    """Open a source of any kind; AudioError for what cannot be read, then or later."""
+    if isinstance(source, tuple) or hasattr(source, "__array__"):
+        yield _of_array(*from_array(source, rate))
+        return
+    if rate is not None:
+        raise AudioError("rate= is for bare arrays; files, bytes and streams have their own: leave it out")
+    suffix = Path(source).suffix.lower() if isinstance(source, (str, os.PathLike)) else ""
+    with opened(source) as file, contextlib.ExitStack() as stack:
+        form = ffmpeg.foreign(file.at(0, 64))
+        if form is not None:
+            pipe = stack.enter_context(ffmpeg.converted(file, form))
+            checked = checked_rate(pipe.rate, f"{file.name}: its rate")
+            yield Sound(file.name, checked, None, pipe.read, partial(_decode_over, pipe.read))
+        else:
+            yield stack.enter_context(_libsndfile(_whole(file), suffix))
+
+
+def _of_array(samples: np.ndarray, rate: int, name: str) -> Sound:
+    at = 0
+
+    def read(count: int) -> np.ndarray:
+        nonlocal at
+        at += count
+        return samples[at - count : at]
+
+    return Sound(name, rate, len(samples), read, read)
+
+
+def _whole(file: Opened) -> Opened:
+    """The file as libsndfile reads all of it; AudioError if it does not hold what its container states."""
+    head = file.at(0, 10)
+    if head.startswith(b"ID3"):  # before FLAC or MP3, or by mistake before anything
+        file = file.section(min(10 + mpeg.id3_size(head), file.size), file.size)
+        head = file.at(0, 10)
+    if head.startswith(b"OggS"):
+        xiph.check_pages(file)
+    elif head.startswith(b"fLaC"):
+        return xiph.whole_flac(file)
+    elif mpeg.begins(file):
+        return mpeg.counted(file)
+    else:
+        containers.check_extent(file)
+        inside = containers.mp3_inside(file)
+        if inside is not None and mpeg.begins(inside):
+            return mpeg.counted(inside)
+    return file
+
+
+@contextlib.contextmanager
+def _libsndfile(opened: Opened, suffix: str) -> Iterator[Sound]:
+    raw = {"samplerate": 8000, "channels": 1, "format": "RAW", "subtype": _HEADERLESS.get(suffix)}
+    opened.file.seek(0)
+    try:
+        with soundfile.SoundFile(opened.file, **(raw if raw["subtype"] else {})) as file:
+            yield _of_file(file, opened.name)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        what = f"{opened.name} is not readable audio, or is truncated ({str(error).strip()})"
+        remedy = "fetch it again, or convert it:  ffmpeg -i IN -ac 1 OUT.wav"
+        raise AudioError(f"{what}: {remedy}") from error
+
+
+def _of_file(file: soundfile.SoundFile, name: str) -> Sound:
+    rate = checked_rate(file.samplerate, f"{name}: its rate")
+    most = max(1, _VALUES // file.channels)
+    if any(int(count) > file.frames for count in _COUNTS.findall(file.extra_info)):
+        raise containers.truncated(name)
+    if found := _ALIGNED.search(file.extra_info):
+        what = f"{name} says {found[1]} bytes a sample where its other numbers make {found[2]}"
+        raise AudioError(f"{what}: its header is wrong, export it again")
+
+    def read(count: int) -> np.ndarray:
+        return file.read(min(count, most), dtype="float64", always_2d=True)
+
+    # Lossy streams seek only nearly, and some not at all: they are decoded from the beginning.
+    exact = file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE")
+    skip = file.seek if exact else partial(_decode_over, read)
+    return Sound(name, rate, file.frames, read, skip)
+
+
+def _decode_over(read: Callable[[int], np.ndarray], count: int) -> None:
+    while count > 0 and (found := len(read(min(count, _VALUES)))):
+        count -= found
+
+
+def _span(
+    frames: int | None, rate: int, begin: float, end: float | None, name: str
+) -> tuple[int, int | None]:
+    """The first and the last-plus-one sample of `begin..end` seconds, inside a clip of known length."""
+    if frames is None:
+        if not 0 <= begin < (np.inf if end is None else end):
+            raise AudioError(f"{name}: begin={begin}, end={end} is no span of it")
+        return round(begin * rate), None if end is None else round(end * rate)
+    length = frames / rate
+    last = length if end is None else end
+    if frames == 0:
+        raise AudioError(f"{name} is empty: record or download it again")
+    if not 0 <= begin < last <= length + END_SLACK:
+        raise AudioError(f"{name} has {length:.2f} s of sound: begin={begin}, end={end} is no span of it")
+    start, stop = round(begin * rate), min(round(last * rate), frames)
+    if stop - start < MIN_SECONDS * rate:
+        seconds = max(stop - start, 0) / rate
+        least = 1000 * MIN_SECONDS
+        raise AudioError(f"{name} is {1000 * seconds:.0f} ms long: at least {least:.0f} ms are needed")
+    return start, stop
