@@ -1,4 +1,4 @@
-"""Arrays as sound: which axis is time, what their numbers mean at full scale, and what `load` returns."""
+"""Samples: what numbers mean, what no sound has, how channels become one, and warnings of bad speech."""
 
 import warnings
 from typing import Any
@@ -39,15 +39,6 @@ def from_array(source: Any, rate: int | None) -> tuple[np.ndarray, int, str]:
     return _full_scale(time_first(array, name), name), rate, name
 
 
-def time_first(array: np.ndarray, name: str) -> np.ndarray:
-    """Return (S, C), whichever axis holds the channels."""
-    if array.ndim == 1:
-        return array[:, None]
-    if array.ndim == 2 and min(array.shape) <= MAX_CHANNELS:
-        return array.T if array.shape[0] < array.shape[1] else array
-    raise AudioError(f"{name} is not one clip: give (S,) or (S, C) with at most {MAX_CHANNELS} channels")
-
-
 def _full_scale(array: np.ndarray, name: str) -> np.ndarray:
     """Return float64 with integers scaled to +-1 by the range of their type, unsigned ones centred."""
     if array.dtype.kind == "f":
@@ -60,14 +51,6 @@ def _full_scale(array: np.ndarray, name: str) -> np.ndarray:
     return (array.astype(np.float64) - offset) / half
 
 
-def checked_rate(rate: Any, what: str) -> int:
-    """A sample rate as int Hz; AudioError for what is none."""
-    number = isinstance(rate, (int, float, np.number))
-    if not number or not _RATES[0] <= rate <= _RATES[1] or rate != int(rate):
-        raise AudioError(f"{what}={rate!r} is no sample rate: give whole Hz, such as 16000")
-    return int(rate)
-
-
 def usable(samples: np.ndarray, name: str) -> np.ndarray:
     """The same samples; AudioError for NaN, infinity, and integers in floating point."""
     peak = float(np.abs(samples).max(initial=0.0))
@@ -78,6 +61,23 @@ def usable(samples: np.ndarray, name: str) -> np.ndarray:
         what = f"floating-point samples up to {peak:.0f}: they are {bits}-bit integers, and full scale is 1"
         raise AudioError(f"{name} has {what}: divide them by {2 ** (bits - 1)}")
     return samples
+
+
+def checked_rate(rate: Any, what: str) -> int:
+    """A sample rate as int Hz; AudioError for what is none."""
+    number = isinstance(rate, (int, float, np.number))
+    if not number or not _RATES[0] <= rate <= _RATES[1] or rate != int(rate):
+        raise AudioError(f"{what}={rate!r} is no sample rate: give whole Hz, such as 16000")
+    return int(rate)
+
+
+def time_first(array: np.ndarray, name: str) -> np.ndarray:
+    """Return (S, C), whichever axis holds the channels."""
+    if array.ndim == 1:
+        return array[:, None]
+    if array.ndim == 2 and min(array.shape) <= MAX_CHANNELS:
+        return array.T if array.shape[0] < array.shape[1] else array
+    raise AudioError(f"{name} is not one clip: give (S,) or (S, C) with at most {MAX_CHANNELS} channels")
 
 
 class Mixer:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from gpa.audio.opening import Opened
+from gpa.audio.opening import Opened, truncated
 from gpa.errors import AudioError, AudioWarning
 
 _UNKNOWN = 0x7FFFF000  # writers into a pipe cannot know the size, and state 0, -1 or about 2 or 4 GiB
@@ -80,11 +80,6 @@ def check_extent(opened: Opened) -> None:
     if not found.rest and -missing > _SLACK:
         what = f"{opened.name} goes on for {-missing} bytes after the sound that its header counts"
         raise AudioError(f"{what}: the header is wrong, export the file again")
-
-
-def truncated(name: str) -> AudioError:
-    """The error for a file that ends early."""
-    return AudioError(f"{name} is truncated: copy or download it again")
 
 
 def extent(opened: Opened) -> Extent | None:

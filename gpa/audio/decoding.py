@@ -9,16 +9,20 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
+import soxr
 
 from gpa.audio import containers, ffmpeg, mpeg, xiph
-from gpa.audio.arrays import checked_rate, from_array, usable
-from gpa.audio.opening import Opened, most_seconds, opened, too_long
+from gpa.audio.arrays import Mixer, checked_rate, from_array, usable
+from gpa.audio.opening import Opened, most_seconds, opened, too_long, truncated
 from gpa.errors import AudioError
 
+AudioLike = str | os.PathLike[str] | bytes | BinaryIO | tuple[np.ndarray, int] | np.ndarray
+
+SAMPLE_RATE = 16000  # Hz, of every published tokenizer
 MIN_SECONDS = 0.04  # two 20 ms frames: less gives no token at all
 END_SLACK = 0.1  # seconds; manifests round their segment ends
 
@@ -42,7 +46,59 @@ class Sound(NamedTuple):
     skip: Callable[[int], object]
 
 
-def raw_blocks(
+def load(
+    source: AudioLike,
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    rate: int | None = None,
+    begin: float = 0.0,
+    end: float | None = None,
+) -> np.ndarray:
+    """Return any kind of audio as float32 (S,) at `sample_rate`: channels averaged, resampled by soxr VHQ.
+
+    `source` is a path, encoded bytes, a binary stream (read from where it stands), `(array, rate)`, or an
+    array with `rate=`. Arrays are (S,), (S, C) or (C, S) with C <= 8; integers are scaled by their range.
+    `begin` and `end` are seconds of the source. The same sound gives the same samples whichever way it comes.
+    Of channels that cancel each other one is taken, with an AudioWarning.
+    Raises AudioError naming the source and the remedy, also beyond the hours of GPA_AUDIO_HOURS.
+    """
+    return np.concatenate(list(blocks(source, sample_rate, rate=rate, begin=begin, end=end)))
+
+
+def blocks(
+    source: AudioLike,
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    rate: int | None = None,
+    begin: float = 0.0,
+    end: float | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield the samples of `load` bit by bit, float32 (S_i,), so that hours of a file take little memory.
+
+    AudioError as for `load`; for a file that turns out shorter than it says, after the last block.
+    """
+    target = checked_rate(sample_rate, "sample_rate")
+    mixed, resampler = None, None
+    for samples, true_rate, name in _raw_blocks(source, rate, begin, end):
+        if mixed is None:
+            mixed = Mixer(name)
+            if true_rate != target:
+                resampler = soxr.ResampleStream(true_rate, target, 1, dtype="float64", quality="VHQ")
+        mono = mixed(samples)  # (S, C) -> (S,)
+        yield (resampler.resample_chunk(mono) if resampler else mono).astype(np.float32)
+    if resampler:
+        yield resampler.resample_chunk(np.zeros(0), last=True).astype(np.float32)
+
+
+def seconds(path: str | os.PathLike[str]) -> float:
+    """Duration of a file, by its header where that states it; AudioError if it cannot be read."""
+    with decoding(path) as sound:
+        if sound.frames is not None:
+            return sound.frames / sound.rate
+    return sum(len(block) / rate for block, rate, _ in _raw_blocks(path))
+
+
+def _raw_blocks(
     source: Any, rate: int | None = None, begin: float = 0.0, end: float | None = None
 ) -> Iterator[tuple[np.ndarray, int, str]]:
     """Yield float64 (S_i, C), true rate and name, of `begin` to `end` seconds; AudioError as for `load`.
@@ -68,7 +124,7 @@ def raw_blocks(
         if sound.frames is None:
             _span(at, sound.rate, begin, end, sound.name)  # the length is known now
         elif stop is not None and at < stop:
-            raise containers.truncated(sound.name)
+            raise truncated(sound.name)
 
 
 @contextlib.contextmanager
@@ -138,7 +194,7 @@ def _of_file(file: soundfile.SoundFile, name: str) -> Sound:
     rate = checked_rate(file.samplerate, f"{name}: its rate")
     most = max(1, _VALUES // file.channels)
     if any(int(count) > file.frames for count in _COUNTS.findall(file.extra_info)):
-        raise containers.truncated(name)
+        raise truncated(name)
     if found := _ALIGNED.search(file.extra_info):
         what = f"{name} says {found[1]} bytes a sample where its other numbers make {found[2]}"
         raise AudioError(f"{what}: its header is wrong, export it again")

@@ -8,8 +8,7 @@ samples. Source: ISO/IEC 11172-3 section 2.4.2.3; gabriel-bouvigne.com's descrip
 import struct
 from typing import NamedTuple
 
-from gpa.audio.containers import truncated
-from gpa.audio.opening import Opened
+from gpa.audio.opening import Opened, truncated
 from gpa.errors import AudioError
 
 _V1 = {

@@ -97,6 +97,11 @@ def most_seconds() -> float:
     return 3600 * hours
 
 
+def truncated(name: str) -> AudioError:
+    """The error for a file that ends early."""
+    return AudioError(f"{name} is truncated: copy or download it again")
+
+
 def too_long(name: str, what: str) -> AudioError:
     """The error for sound beyond the limit."""
     limit = f"the limit of {most_seconds() / 3600:g} h"

@@ -6,8 +6,7 @@ Knows no samples. Ogg: RFC 3533; FLAC: RFC 9639.
 import struct
 import zlib
 
-from gpa.audio.containers import truncated
-from gpa.audio.opening import Opened
+from gpa.audio.opening import Opened, truncated
 from gpa.errors import AudioError
 
 _PAGE = struct.Struct("<4sBBqIIIB")
