@@ -63,10 +63,15 @@ def usable(samples: np.ndarray, name: str) -> np.ndarray:
     return samples
 
 
+def is_rate(rate: Any) -> bool:
+    """Whether this can be a sample rate: a whole number of Hz, neither tiny nor huge."""
+    number = isinstance(rate, (int, float, np.number))
+    return bool(number and _RATES[0] <= rate <= _RATES[1] and rate == int(rate))
+
+
 def checked_rate(rate: Any, what: str) -> int:
     """A sample rate as int Hz; AudioError for what is none."""
-    number = isinstance(rate, (int, float, np.number))
-    if not number or not _RATES[0] <= rate <= _RATES[1] or rate != int(rate):
+    if not is_rate(rate):
         raise AudioError(f"{what}={rate!r} is no sample rate: give whole Hz, such as 16000")
     return int(rate)
 

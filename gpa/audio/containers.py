@@ -14,8 +14,8 @@ from gpa.audio.opening import Opened, truncated
 from gpa.errors import AudioError, AudioWarning
 
 _UNKNOWN = 0x7FFFF000  # writers into a pipe cannot know the size, and state 0, -1 or about 2 or 4 GiB
-_SLACK = 8  # bytes of padding at the end
-_COUNTED = 4096  # a header that counts itself is at most so long
+_ENDLESS = 1 << 60  # of 64 bits
+_SLACK = 1  # byte of padding at the end
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
 _KNOWN = {
     b"LIST",
@@ -32,6 +32,7 @@ _KNOWN = {
     b"AUTH",
 }
 _KNOWN |= {b"(c) ", b"ANNO", b"NAME", b"COMT", b"MARK", b"APPL", b"info", b"free", b"peak", b"cart", b"afsp"}
+_PLAIN = {b"\1\0", b"\3\0", b"\6\0", b"\7\0", b"\xfe\xff"}  # WAV formats of one size a sample
 _W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
 
@@ -66,20 +67,62 @@ _LAYOUTS = (
 )
 
 
-def check_extent(opened: Opened) -> None:
-    """Warn of a header that is a little wrong; AudioError for a file of another length than it says."""
+def checked(opened: Opened) -> Opened:
+    """The file as libsndfile reads all of it, with a warning where its header is a little wrong.
+
+    AudioError for a file of another length than its header says, and for a header that contradicts itself.
+    """
+    _check_format(opened)
     found = extent(opened)
-    if found is None or found.end is None:
-        return
+    if found is None:
+        return opened
+    if found.end is None:
+        return _endless(opened, found.begin)
     missing = found.end - opened.size
-    if missing > min(found.begin, _COUNTED):
+    if missing > 0 and missing not in (
+        found.begin,
+        found.begin - 8,
+    ):  # the file, or all but RIFF's own 8 bytes
         raise truncated(opened.name)
-    if missing > _SLACK:
-        message = f"{opened.name} is {missing} bytes shorter than its header says, as if that counted itself"
-        warnings.warn(message, AudioWarning, stacklevel=2)
-    if not found.rest and -missing > _SLACK:
+    if missing > 0:
+        _warn(f"{opened.name} is {missing} bytes shorter than its header says, which counts itself")
+    if not found.rest:
         what = f"{opened.name} goes on for {-missing} bytes after the sound that its header counts"
         raise AudioError(f"{what}: the header is wrong, export the file again")
+    return opened
+
+
+def _endless(opened: Opened, begin: int) -> Opened:
+    """A WAV or AU file whose writer did not come back to state a size, with the one that libsndfile knows."""
+    for magic, at in ((b"RIFF", begin - 4), (b".snd", 8)):
+        head = opened.at(0, begin)
+        if head.startswith(magic) and head[at : at + 4] != b"\xff" * 4:
+            return opened.section(begin, opened.size, head[:at] + b"\xff" * 4 + head[at + 4 :])
+    return opened
+
+
+def _check_format(opened: Opened) -> None:
+    """Hold the numbers of a WAV header against each other: bytes a sample, and bytes a second."""
+    head = opened.at(0, 12)
+    if head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE":
+        return
+    found = {name: (begin, size) for name, begin, size in chunks(opened, _LAYOUTS[0][3])}
+    data = opened.at(found.get(b"fmt ", (opened.size, 0))[0], 16)
+    if len(data) < 16 or data[:2] not in _PLAIN or data[2:4] == b"\0\0":
+        return
+    tag, channels, rate, second, align, bits = struct.unpack("<HHIIHH", data)
+    width = channels * (1 if tag in (6, 7) else -(-bits // 8))
+    if align != width and second == rate * align and not (16 < bits < 32 and align == 4 * channels):
+        what = f"{opened.name} says {channels} channels of {bits} bits, and {align} bytes for all of them"
+        raise AudioError(f"{what}: its header is wrong, export it again")
+    if align != width or second != rate * align:
+        _warn(f"{opened.name} contradicts itself: {rate} Hz, {align} bytes a sample, {second} bytes a second")
+    elif b"data" in found and found[b"data"][1] % align and found[b"data"][1] < _UNKNOWN:
+        _warn(f"{opened.name} ends within a sample, by its header")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, AudioWarning, stacklevel=4)
 
 
 def extent(opened: Opened) -> Extent | None:
@@ -92,8 +135,8 @@ def extent(opened: Opened) -> Extent | None:
         if head.startswith(magic):
             try:
                 found = parse(opened)
-            except (struct.error, ValueError, IndexError):
-                return None  # not even a header: libsndfile says so
+            except (struct.error, KeyError):
+                raise truncated(opened.name) from None  # not even a header
             return found and found._replace(rest=_nothing(opened, found.end))
     return None
 
@@ -125,20 +168,21 @@ def _chunked(opened: Opened, layout: Chunks) -> Extent | None:
     found, long, last = None, None, layout.start
     for name, begin, size in chunks(opened, layout):
         last = begin + size
-        if name == b"ds64":
-            long = struct.unpack("<Q", opened.at(begin + 8, 8))[0]
+        if name == b"ds64":  # of RF64, whose data chunk says 0xFFFFFFFF
+            long = int.from_bytes(opened.at(begin + 8, 8), "little")
         if name != layout.sound or found:
             continue
         if size == 0xFFFFFFFF and long:
-            size = long
-        narrow = layout.header.size == 8
-        found = Extent(
-            begin, None if size < 0 or (narrow and _UNKNOWN <= size <= 0xFFFFFFFF) else begin + size
-        )
+            found, last = Extent(begin, begin + long), begin + long
+            continue
+        unknown = size < 0 or size >= (_UNKNOWN if layout.header.size == 8 else _ENDLESS)
+        found = Extent(begin, None if unknown else begin + size)
         last = begin + size
-    if found is None or found.end == found.begin:
-        return None  # no sound, or of unknown size: libsndfile reads up to the end
-    return found._replace(rest=_nothing(opened, last))
+    if found is None:
+        return None
+    rest = _nothing(opened, last)
+    # A writer that was interrupted states 0: then the sound goes on to the end of the file.
+    return Extent(found.begin, None) if found.end == found.begin and not rest else found._replace(rest=rest)
 
 
 def _nothing(opened: Opened, begin: int | None) -> bool:
@@ -177,15 +221,14 @@ def _au(opened: Opened) -> Extent:
 
 
 def _sphere(opened: Opened) -> Extent:
-    begin = int(opened.at(8, 8))
+    begin = int(opened.at(8, 8).strip() or b"1024")
     header = opened.at(0, begin)
 
     def field(name: bytes, default: int) -> int:
-        found = re.search(rb"\n" + name + rb" -i (\d+)", header)
+        found = re.search(rb"\n" + name + rb" -(?:i|s\d+) (\d+)", header)
         return int(found[1]) if found else default
 
-    frames = field(b"sample_count", 0)
-    size = frames * field(b"channel_count", 1) * field(b"sample_n_bytes", 2)
+    size = field(b"sample_count", 0) * field(b"channel_count", 1) * field(b"sample_n_bytes", 2)
     return Extent(begin, begin + size if size else None)
 
 

@@ -16,7 +16,7 @@ import soundfile
 import soxr
 
 from gpa.audio import containers, ffmpeg, mpeg, xiph
-from gpa.audio.arrays import Mixer, checked_rate, from_array, usable
+from gpa.audio.arrays import Mixer, checked_rate, from_array, is_rate, usable
 from gpa.audio.opening import Opened, most_seconds, opened, too_long, truncated
 from gpa.errors import AudioError
 
@@ -30,7 +30,6 @@ _BLOCK = 10.0  # seconds
 _VALUES = 1 << 22  # of a block, in all channels
 _HEADERLESS = {".gsm": "GSM610", ".vox": "VOX_ADPCM"}  # telephone sound at 8 kHz, known by its suffix alone
 _COUNTS = re.compile(r"^\s*(?:Frames|Data length)\s+:? ?(\d+)", re.MULTILINE)  # of AVR, MPC2K, WVE
-_ALIGNED = re.compile(r"Block Align\s*: (\d+) \(should be (\d+)\)")
 
 
 class Sound(NamedTuple):
@@ -137,13 +136,19 @@ def decoding(source: Any, rate: int | None = None) -> Iterator[Sound]:
         raise AudioError("rate= is for bare arrays; files, bytes and streams have their own: leave it out")
     suffix = Path(source).suffix.lower() if isinstance(source, (str, os.PathLike)) else ""
     with opened(source) as file, contextlib.ExitStack() as stack:
-        form = ffmpeg.foreign(file.at(0, 64))
+        head = file.at(0, ffmpeg.HEAD)
+        form = ffmpeg.foreign(head)
+        if form is None:
+            stack.enter_context(_explained(file.name))
+            try:
+                sound = _of_file(stack.enter_context(_libsndfile(_whole(file), suffix)), file.name)
+            except soundfile.LibsndfileError:
+                form = ffmpeg.other_codec(head)
+                if form is None:
+                    raise
         if form is not None:
-            pipe = stack.enter_context(ffmpeg.converted(file, form))
-            checked = checked_rate(pipe.rate, f"{file.name}: its rate")
-            yield Sound(file.name, checked, None, pipe.read, partial(_decode_over, pipe.read))
-        else:
-            yield stack.enter_context(_libsndfile(_whole(file), suffix))
+            sound = _of_pipe(stack.enter_context(ffmpeg.converted(file, form)), file.name)
+        yield sound
 
 
 def _of_array(samples: np.ndarray, rate: int, name: str) -> Sound:
@@ -170,34 +175,41 @@ def _whole(file: Opened) -> Opened:
     elif mpeg.begins(file):
         return mpeg.counted(file)
     else:
-        containers.check_extent(file)
+        file = containers.checked(file)
         inside = containers.mp3_inside(file)
-        if inside is not None and mpeg.begins(inside):
-            return mpeg.counted(inside)
+        return mpeg.counted(inside) if inside is not None and mpeg.begins(inside) else file
     return file
 
 
-@contextlib.contextmanager
-def _libsndfile(opened: Opened, suffix: str) -> Iterator[Sound]:
-    raw = {"samplerate": 8000, "channels": 1, "format": "RAW", "subtype": _HEADERLESS.get(suffix)}
+def _libsndfile(opened: Opened, suffix: str) -> soundfile.SoundFile:
     opened.file.seek(0)
+    if subtype := _HEADERLESS.get(suffix):
+        return soundfile.SoundFile(opened.file, "r", 8000, 1, subtype, format="RAW")
+    return soundfile.SoundFile(opened.file)
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """AudioError for what libsndfile cannot read, at once or later."""
     try:
-        with soundfile.SoundFile(opened.file, **(raw if raw["subtype"] else {})) as file:
-            yield _of_file(file, opened.name)
+        yield
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        what = f"{opened.name} is not readable audio, or is truncated ({str(error).strip()})"
+        said = getattr(error, "error_string", str(error)).strip()
+        what = f"{name} is not readable audio, or is truncated ({said})"
         remedy = "fetch it again, or convert it:  ffmpeg -i IN -ac 1 OUT.wav"
         raise AudioError(f"{what}: {remedy}") from error
 
 
+def _of_pipe(pipe: ffmpeg.Pipe, name: str) -> Sound:
+    rate = _stated_rate(pipe.rate, name)
+    return Sound(name, rate, None, pipe.read, partial(_decode_over, pipe.read))
+
+
 def _of_file(file: soundfile.SoundFile, name: str) -> Sound:
-    rate = checked_rate(file.samplerate, f"{name}: its rate")
+    rate = _stated_rate(file.samplerate, name)
     most = max(1, _VALUES // file.channels)
     if any(int(count) > file.frames for count in _COUNTS.findall(file.extra_info)):
         raise truncated(name)
-    if found := _ALIGNED.search(file.extra_info):
-        what = f"{name} says {found[1]} bytes a sample where its other numbers make {found[2]}"
-        raise AudioError(f"{what}: its header is wrong, export it again")
 
     def read(count: int) -> np.ndarray:
         return file.read(min(count, most), dtype="float64", always_2d=True)
@@ -206,6 +218,12 @@ def _of_file(file: soundfile.SoundFile, name: str) -> Sound:
     exact = file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE")
     skip = file.seek if exact else partial(_decode_over, read)
     return Sound(name, rate, file.frames, read, skip)
+
+
+def _stated_rate(rate: int, name: str) -> int:
+    if not is_rate(rate):
+        raise AudioError(f"{name} states a sample rate of {rate} Hz: its header is wrong, export it again")
+    return rate
 
 
 def _decode_over(read: Callable[[int], np.ndarray], count: int) -> None:

@@ -13,7 +13,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from gpa.audio.opening import Opened, most_seconds
+from gpa.audio.opening import Opened, most_seconds, truncated
 from gpa.errors import AudioError
 
 _PACKETS = 1 << 20
@@ -48,17 +48,38 @@ _FORMATS = (
     Foreign(b"FLV\x01", 0, "Flash video", "flv"),
     Foreign(b"AVI ", 8, "AVI", "avi"),
     Foreign(b".RMF", 0, "RealMedia", "rm"),
-    Foreign(b"G@\x00", 0, "MPEG-TS", "mpegts"),
     Foreign(b"\x00\x00\x01\xba", 0, "MPEG-PS", "mpeg"),
 )
-_ADTS = Foreign(b"", 0, "AAC (ADTS)", "aac")
+# Containers that libsndfile knows, but not with every codec inside.
+_OTHERS = (
+    Foreign(b"OggS", 0, "Ogg (neither Vorbis nor Opus)", "ogg"),
+    Foreign(b"caff", 0, "CAF of a rare codec", "caf"),
+    Foreign(b"WAVE", 8, "WAV of a rare codec", "wav"),
+)
+_LIBSNDFILE = [bytes((tag, 0)) for tag in (1, 2, 3, 6, 7, 0x11, 0x31, 0x55, 0x64, 0x65)] + [
+    b"\xfe\xff"
+]  # in WAV
+_ADTS, _TS = Foreign(b"", 0, "AAC (ADTS)", "aac"), Foreign(b"", 0, "MPEG-TS", "mpegts")
+HEAD = 377  # bytes that tell a format
 
 
 def foreign(head: bytes) -> Foreign | None:
     """The format that these first bytes begin, None for what is not ffmpeg's."""
     if len(head) > 6 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         return _ADTS
-    matching = (form for form in _FORMATS if head[form.at : form.at + len(form.magic)] == form.magic)
+    if head[:1] == head[188:189] == head[376:377] == b"G":
+        return _TS
+    return _first(_FORMATS, head)
+
+
+def other_codec(head: bytes) -> Foreign | None:
+    """The same of what libsndfile has failed to open for its codec."""
+    known = head[12:16] == b"fmt " and head[20:22] in _LIBSNDFILE
+    return None if known else _first(_OTHERS, head)
+
+
+def _first(forms: tuple[Foreign, ...], head: bytes) -> Foreign | None:
+    matching = (form for form in forms if head[form.at : form.at + len(form.magic)] == form.magic)
     return next(matching, None)
 
 
@@ -72,6 +93,8 @@ class Pipe(NamedTuple):
 @contextlib.contextmanager
 def converted(opened: Opened, form: Foreign) -> Iterator[Pipe]:
     """Decode with ffmpeg; AudioError without the program, or for what it complains of."""
+    if form.magic == b"AVI " and int.from_bytes(opened.at(4, 4), "little") + 8 > opened.size:
+        raise truncated(opened.name)  # what ffmpeg does not mind
     program = shutil.which("ffmpeg")
     if program is None:
         remedy = "install ffmpeg (gpa then uses it), or convert the file elsewhere:  ffmpeg -i IN OUT.wav"

@@ -70,7 +70,7 @@ def counted(opened: Opened) -> Opened:
     elif stated > count - 1:
         raise truncated(opened.name)
     elif stated == count - 1:
-        return opened
+        return opened.section(0, end)
     else:
         begin, count = first.size, count - 1
     if first.layer != 3:
