@@ -37,11 +37,11 @@ _W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
 
 class Extent(NamedTuple):
-    """Bytes of the sound: from, to (None: to the end of the file), and whether the rest is accounted for."""
+    """Bytes of the sound: from, to (None: to the end of the file), and the end of the chunks after it."""
 
     begin: int
     end: int | None
-    rest: bool = True
+    last: int = 0
 
 
 class Chunks(NamedTuple):
@@ -86,10 +86,11 @@ def checked(opened: Opened) -> Opened:
         raise truncated(opened.name)
     if missing > 0:
         _warn(f"{opened.name} is {missing} bytes shorter than its header says, which counts itself")
-    if not found.rest:
-        what = f"{opened.name} goes on for {-missing} bytes after the sound that its header counts"
+    last = max(found.last, found.end)
+    if not _nothing(opened, last):
+        what = f"{opened.name} goes on for {opened.size - last} bytes after the sound that its header counts"
         raise AudioError(f"{what}: the header is wrong, export the file again")
-    return opened
+    return opened.section(0, last) if last < opened.size else opened
 
 
 def _endless(opened: Opened, begin: int) -> Opened:
@@ -134,10 +135,9 @@ def extent(opened: Opened) -> Extent | None:
     for magic, parse in _FIXED:
         if head.startswith(magic):
             try:
-                found = parse(opened)
+                return parse(opened)
             except (struct.error, KeyError):
                 raise truncated(opened.name) from None  # not even a header
-            return found and found._replace(rest=_nothing(opened, found.end))
     return None
 
 
@@ -180,14 +180,14 @@ def _chunked(opened: Opened, layout: Chunks) -> Extent | None:
         last = begin + size
     if found is None:
         return None
-    rest = _nothing(opened, last)
     # A writer that was interrupted states 0: then the sound goes on to the end of the file.
-    return Extent(found.begin, None) if found.end == found.begin and not rest else found._replace(rest=rest)
+    interrupted = found.end == found.begin and not _nothing(opened, last)
+    return Extent(found.begin, None) if interrupted else found._replace(last=last)
 
 
-def _nothing(opened: Opened, begin: int | None) -> bool:
+def _nothing(opened: Opened, begin: int) -> bool:
     """Whether what follows is only padding or a tag of another kind of file."""
-    if begin is None or begin >= opened.size - _SLACK:
+    if begin >= opened.size - _SLACK:
         return True
     head = opened.at(begin, 64)
     if head.lstrip(b"\0").startswith(_TAGS) or head[1:].startswith(_TAGS):

@@ -208,8 +208,11 @@ def _of_pipe(pipe: ffmpeg.Pipe, name: str) -> Sound:
 def _of_file(file: soundfile.SoundFile, name: str) -> Sound:
     rate = _stated_rate(file.samplerate, name)
     most = max(1, _VALUES // file.channels)
-    if any(int(count) > file.frames for count in _COUNTS.findall(file.extra_info)):
-        raise truncated(name)
+    for count in map(int, _COUNTS.findall(file.extra_info)):
+        if count > file.frames:
+            raise truncated(name)
+        if count < file.frames:
+            raise AudioError(f"{name} has {file.frames} samples, its header says {count}: export it again")
 
     def read(count: int) -> np.ndarray:
         return file.read(min(count, most), dtype="float64", always_2d=True)

@@ -103,7 +103,7 @@ def _frame(head: bytes, most: int) -> int | None:
         return None
     ones = 8 - (head[4] ^ 0xFF).bit_length()
     width = max(ones, 1)
-    if ones in (1, 8) or len(head) < 8 + width:
+    if ones in (1, 8) or len(head) < 8 + width or head[2] < 16:
         return None
     number = head[4] & (0x7F >> ones) if ones < 7 else 0
     for byte in head[5 : 4 + width]:
@@ -113,7 +113,7 @@ def _frame(head: bytes, most: int) -> int | None:
     if size is None:
         size = 576 << code - 2 if code < 6 else 256 << code - 8
     at += {6: 1, 7: 2}.get(code, 0) + {12: 1, 13: 2, 14: 2}.get(rate, 0)
-    if code == 0 or at >= len(head) or _crc8(head[: at + 1]):
+    if at >= len(head) or _crc8(head[: at + 1]):
         return None
     return number + size if head[1] & 1 else number * most + size
 
