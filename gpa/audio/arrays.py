@@ -59,7 +59,8 @@ def usable(samples: np.ndarray, name: str) -> np.ndarray:
     if peak >= _LOUDEST:
         bits = next((bits for bits in (8, 16, 24, 32) if peak <= 2.0 ** (bits - 1)), 32)
         what = f"floating-point samples up to {peak:.0f}: they are {bits}-bit integers, and full scale is 1"
-        raise AudioError(f"{name} has {what}: divide them by {2 ** (bits - 1)}")
+        remedy = f"divide them by {2 ** (bits - 1)}:  ffmpeg -i IN -af volume=1/{2 ** (bits - 1)} OUT.wav"
+        raise AudioError(f"{name} has {what}: {remedy}")
     return samples
 
 

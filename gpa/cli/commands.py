@@ -269,7 +269,7 @@ def sampling(args: argparse.Namespace) -> SamplingOptions:
 
 def sound_of(path: str) -> Any:
     """Audio of a path, or of standard input for -."""
-    return sys.stdin.buffer.read() if path == "-" else path
+    return sys.stdin.buffer if path == "-" else path
 
 
 def _stdin_text() -> str:
