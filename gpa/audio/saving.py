@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 
 from gpa.audio.arrays import as_wave, checked_rate, time_first
+from gpa.audio.opening import readable_name
 from gpa.errors import AudioError
 
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
@@ -37,7 +38,7 @@ def writing(path: str | os.PathLike[str], sample_rate: int) -> Iterator[Callable
     Missing folders are made. The file appears whole or not at all: it is written under a temporary name
     beside its own, then renamed. Raises AudioError for another suffix or a refused place.
     """
-    path = Path(path)
+    path = Path(readable_name(os.fspath(path)))
     if path.suffix.lower() not in FORMATS:
         raise AudioError(f"{path}: cannot write '{path.suffix}' files, use one of {', '.join(FORMATS)}")
     container, subtype = FORMATS[path.suffix.lower()]
