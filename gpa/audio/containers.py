@@ -94,11 +94,17 @@ def checked(opened: Opened) -> Opened:
 
 
 def _endless(opened: Opened, begin: int) -> Opened:
-    """A WAV or AU file whose writer did not come back to state a size, with the one that libsndfile knows."""
-    for magic, at in ((b"RIFF", begin - 4), (b".snd", 8)):
-        head = opened.at(0, begin)
-        if head.startswith(magic) and head[at : at + 4] != b"\xff" * 4:
-            return opened.section(begin, opened.size, head[:at] + b"\xff" * 4 + head[at + 4 :])
+    """A file whose writer did not come back to state the size of its sound, with a size."""
+    head, size = opened.at(0, begin), opened.size - begin
+    stated = (
+        (b"RIFF", begin - 4, b"\xff" * 4),
+        (b".snd", 8, b"\xff" * 4),
+        (_W64, begin - 8, struct.pack("<q", size + 24)),
+        (b"caff", begin - 8, struct.pack(">q", size)),
+    )
+    for magic, at, new in stated:
+        if head.startswith(magic):
+            return opened.section(begin, opened.size, head[:at] + new + head[at + len(new) :])
     return opened
 
 
@@ -263,11 +269,21 @@ def _mat4(opened: Opened) -> Extent:
 
 def _mat5(opened: Opened) -> Extent:
     order = "<" if opened.at(126, 2) == b"IM" else ">"
-    at = 128
+
+    def element(at: int) -> tuple[int, int]:
+        """Where the data of an element begins, and its size."""
+        kind, size = struct.unpack(order + "II", opened.at(at, 8))
+        return (at + 4, kind >> 16) if kind >> 16 else (at + 8, size)
+
+    at, begin, size = 128, 128, 0
     while at < opened.size:
-        _, size = struct.unpack(order + "II", opened.at(at, 8))
-        at += 8 + size
-    return Extent(128, at)
+        begin, size = element(at)
+        at = begin + size + -size % 8
+        for _ in range(3):  # of a matrix: flags, dimensions and name, before the numbers
+            begin, size = element(begin)
+            begin += size + -(begin + size) % 8
+        begin, size = element(begin)
+    return Extent(begin, begin + size, max(at, begin + size))
 
 
 _FIXED: tuple[tuple[bytes, Callable[[Opened], Extent | None]], ...] = (

@@ -29,7 +29,7 @@ END_SLACK = 0.1  # seconds; manifests round their segment ends
 _BLOCK = 10.0  # seconds
 _VALUES = 1 << 22  # of a block, in all channels
 _HEADERLESS = {".gsm": "GSM610", ".vox": "VOX_ADPCM"}  # telephone sound at 8 kHz, known by its suffix alone
-_COUNTS = re.compile(r"^\s*(?:Frames|Data length)\s+:? ?(\d+)", re.MULTILINE)  # of AVR, MPC2K, WVE
+_COUNTS = re.compile(r"^\s*(?:Frames|Data length)\s+:? ?(\d+)", re.MULTILINE)  # in its log
 
 
 class Sound(NamedTuple):
@@ -141,7 +141,8 @@ def decoding(source: Any, rate: int | None = None) -> Iterator[Sound]:
         if form is None:
             stack.enter_context(_explained(file.name))
             try:
-                sound = _of_file(stack.enter_context(_libsndfile(_whole(file), suffix)), file.name)
+                whole = _whole(file)
+                sound = _of_file(stack.enter_context(_libsndfile(whole, suffix)), whole)
             except soundfile.LibsndfileError:
                 form = ffmpeg.other_codec(head)
                 if form is None:
@@ -205,14 +206,20 @@ def _of_pipe(pipe: ffmpeg.Pipe, name: str) -> Sound:
     return Sound(name, rate, None, pipe.read, partial(_decode_over, pipe.read))
 
 
-def _of_file(file: soundfile.SoundFile, name: str) -> Sound:
+def _of_file(file: soundfile.SoundFile, opened: Opened) -> Sound:
+    name, frames = opened.name, file.frames
     rate = _stated_rate(file.samplerate, name)
     most = max(1, _VALUES // file.channels)
-    for count in map(int, _COUNTS.findall(file.extra_info)):
+    counts = _COUNTS.findall(file.extra_info) if file.format in ("AVR", "MPC2K", "WVE") else ()
+    for count in map(int, counts):
         if count > file.frames:
             raise truncated(name)
         if count < file.frames:
             raise AudioError(f"{name} has {file.frames} samples, its header says {count}: export it again")
+
+    if file.subtype == "GSM610" and (found := containers.extent(opened)) and found.end:
+        # 320 samples in 65 bytes; libsndfile takes a pad byte for one more block, of noise
+        frames = min(frames, (found.end - found.begin) // 65 * 320)
 
     def read(count: int) -> np.ndarray:
         return file.read(min(count, most), dtype="float64", always_2d=True)
@@ -220,7 +227,7 @@ def _of_file(file: soundfile.SoundFile, name: str) -> Sound:
     # Lossy streams seek only nearly, and some not at all: they are decoded from the beginning.
     exact = file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE")
     skip = file.seek if exact else partial(_decode_over, read)
-    return Sound(name, rate, file.frames, read, skip)
+    return Sound(name, rate, frames, read, skip)
 
 
 def _stated_rate(rate: int, name: str) -> int:
