@@ -88,9 +88,8 @@ def test_a_file_is_whole_or_refused_wherever_it_is_cut(form: str, subtype: str) 
 
 @pytest.mark.parametrize("form", ["PAF", "PVF", "IRCAM"])
 def test_containers_that_state_no_length_are_read(form: str) -> None:
-    np.testing.assert_array_equal(
-        audio.load(encoded(form)), np.rint(sweep() * 32767).astype(np.float32) / 32768
-    )
+    plain = soundfile.read(io.BytesIO(encoded(form)))[0].astype(np.float32)
+    np.testing.assert_array_equal(audio.load(encoded(form)), plain)
 
 
 # Lies -------------------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ _KNOWN = {
     b"AUTH",
 }
 _KNOWN |= {b"(c) ", b"ANNO", b"NAME", b"COMT", b"MARK", b"APPL", b"info", b"free", b"peak", b"cart", b"afsp"}
-_PLAIN = {b"\1\0", b"\3\0", b"\6\0", b"\7\0", b"\xfe\xff"}  # WAV formats of one size a sample
+_GSM, _MP3 = b"\x31\0", b"\x55\0"  # WAV formats
+_PLAIN = {b"\1\0", b"\3\0", b"\6\0", b"\7\0", b"\xfe\xff"}  # those with one size of samples
 _W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
 
@@ -55,15 +56,15 @@ class Chunks(NamedTuple):
 
 
 _LAYOUTS = (
-    (b"RIFF", b"WAVE", 8, Chunks(12, struct.Struct("<4sI"), b"data")),
-    (b"RF64", b"WAVE", 8, Chunks(12, struct.Struct("<4sI"), b"data")),
-    (b"BW64", b"WAVE", 8, Chunks(12, struct.Struct("<4sI"), b"data")),
-    (b"RIFX", b"WAVE", 8, Chunks(12, struct.Struct(">4sI"), b"data")),
-    (b"FORM", b"AIF", 8, Chunks(12, struct.Struct(">4sI"), b"SSND")),
-    (b"FORM", b"8SVX", 8, Chunks(12, struct.Struct(">4sI"), b"BODY")),
-    (b"FORM", b"16SV", 8, Chunks(12, struct.Struct(">4sI"), b"BODY")),
-    (b"caff", b"", 0, Chunks(8, struct.Struct(">4sq"), b"data", align=1)),
-    (_W64, b"", 0, Chunks(40, struct.Struct("<16sQ"), b"data", align=8, counts_itself=True)),
+    (b"RIFF", b"WAVE", Chunks(12, struct.Struct("<4sI"), b"data")),
+    (b"RF64", b"WAVE", Chunks(12, struct.Struct("<4sI"), b"data")),
+    (b"BW64", b"WAVE", Chunks(12, struct.Struct("<4sI"), b"data")),
+    (b"RIFX", b"WAVE", Chunks(12, struct.Struct(">4sI"), b"data")),
+    (b"FORM", b"AIF", Chunks(12, struct.Struct(">4sI"), b"SSND")),
+    (b"FORM", b"8SVX", Chunks(12, struct.Struct(">4sI"), b"BODY")),
+    (b"FORM", b"16SV", Chunks(12, struct.Struct(">4sI"), b"BODY")),
+    (b"caff", b"", Chunks(8, struct.Struct(">4sq"), b"data", align=1)),
+    (_W64, b"", Chunks(40, struct.Struct("<16sQ"), b"data", align=8, counts_itself=True)),
 )
 
 
@@ -87,6 +88,8 @@ def checked(opened: Opened) -> Opened:
     if missing > 0:
         _warn(f"{opened.name} is {missing} bytes shorter than its header says, which counts itself")
     last = max(found.last, found.end)
+    if _format(opened)[:2] == _GSM:  # libsndfile takes a pad byte for one more block, of noise
+        return opened.section(0, found.begin + (min(found.end, opened.size) - found.begin) // 65 * 65)
     if not _nothing(opened, last):
         what = f"{opened.name} goes on for {opened.size - last} bytes after the sound that its header counts"
         raise AudioError(f"{what}: the header is wrong, export the file again")
@@ -110,11 +113,7 @@ def _endless(opened: Opened, begin: int) -> Opened:
 
 def _check_format(opened: Opened) -> None:
     """Hold the numbers of a WAV header against each other: bytes a sample, and bytes a second."""
-    head = opened.at(0, 12)
-    if head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE":
-        return
-    found = {name: (begin, size) for name, begin, size in chunks(opened, _LAYOUTS[0][3])}
-    data = opened.at(found.get(b"fmt ", (opened.size, 0))[0], 16)
+    data = _format(opened)
     if len(data) < 16 or data[:2] not in _PLAIN or data[2:4] == b"\0\0":
         return
     tag, channels, rate, second, align, bits = struct.unpack("<HHIIHH", data)
@@ -124,7 +123,8 @@ def _check_format(opened: Opened) -> None:
         raise AudioError(f"{what}: its header is wrong, export it again")
     if align != width or second != rate * align:
         _warn(f"{opened.name} contradicts itself: {rate} Hz, {align} bytes a sample, {second} bytes a second")
-    elif b"data" in found and found[b"data"][1] % align and found[b"data"][1] < _UNKNOWN:
+    found = extent(opened)
+    if found and found.end and width and (found.end - found.begin) % width:
         _warn(f"{opened.name} ends within a sample, by its header")
 
 
@@ -134,10 +134,9 @@ def _warn(message: str) -> None:
 
 def extent(opened: Opened) -> Extent | None:
     """Where the sound lies by the container's own word; None for containers that state nothing."""
+    if layout := _layout(opened):
+        return _chunked(opened, layout)
     head = opened.at(0, 40)
-    for magic, form, at, layout in _LAYOUTS:
-        if head.startswith(magic) and head[at : at + len(form)] == form:
-            return _chunked(opened, layout)
     for magic, parse in _FIXED:
         if head.startswith(magic):
             try:
@@ -207,14 +206,22 @@ def _nothing(opened: Opened, begin: int) -> bool:
 
 def mp3_inside(opened: Opened) -> Opened | None:
     """The MP3 stream in a WAV file of format 0x55, else None; libsndfile opens only the bare stream."""
-    layout = _LAYOUTS[0][3]
-    if opened.at(0, 4) == b"RIFF":
-        for name, begin, size in chunks(opened, layout):
-            if name == b"fmt " and opened.at(begin, 2) != b"\x55\0":
-                return None
-            if name == layout.sound:
-                return opened.section(begin, min(begin + size, opened.size))
-    return None
+    if _format(opened)[:2] != _MP3 or (found := extent(opened)) is None:
+        return None
+    return opened.section(found.begin, min(found.end or opened.size, opened.size))
+
+
+def _format(opened: Opened) -> bytes:
+    """The beginning of the format chunk of a WAV, RF64 or W64 file: tag, channels, rate and so on."""
+    layout = _layout(opened)
+    found = chunks(opened, layout) if layout else ()
+    return next((opened.at(begin, 16) for name, begin, _ in found if name == b"fmt "), b"")
+
+
+def _layout(opened: Opened) -> Chunks | None:
+    head = opened.at(0, 40)
+    found = (one for magic, form, one in _LAYOUTS if head.startswith(magic) and head[8:].startswith(form))
+    return next(found, None)
 
 
 # Fixed headers ----------------------------------------------------------------------------------------------

@@ -141,8 +141,7 @@ def decoding(source: Any, rate: int | None = None) -> Iterator[Sound]:
         if form is None:
             stack.enter_context(_explained(file.name))
             try:
-                whole = _whole(file)
-                sound = _of_file(stack.enter_context(_libsndfile(whole, suffix)), whole)
+                sound = _of_file(stack.enter_context(_libsndfile(_whole(file), suffix)), file.name)
             except soundfile.LibsndfileError:
                 form = ffmpeg.other_codec(head)
                 if form is None:
@@ -206,8 +205,7 @@ def _of_pipe(pipe: ffmpeg.Pipe, name: str) -> Sound:
     return Sound(name, rate, None, pipe.read, partial(_decode_over, pipe.read))
 
 
-def _of_file(file: soundfile.SoundFile, opened: Opened) -> Sound:
-    name, frames = opened.name, file.frames
+def _of_file(file: soundfile.SoundFile, name: str) -> Sound:
     rate = _stated_rate(file.samplerate, name)
     most = max(1, _VALUES // file.channels)
     counts = _COUNTS.findall(file.extra_info) if file.format in ("AVR", "MPC2K", "WVE") else ()
@@ -217,17 +215,13 @@ def _of_file(file: soundfile.SoundFile, opened: Opened) -> Sound:
         if count < file.frames:
             raise AudioError(f"{name} has {file.frames} samples, its header says {count}: export it again")
 
-    if file.subtype == "GSM610" and (found := containers.extent(opened)) and found.end:
-        # 320 samples in 65 bytes; libsndfile takes a pad byte for one more block, of noise
-        frames = min(frames, (found.end - found.begin) // 65 * 320)
-
     def read(count: int) -> np.ndarray:
         return file.read(min(count, most), dtype="float64", always_2d=True)
 
     # Lossy streams seek only nearly, and some not at all: they are decoded from the beginning.
     exact = file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE")
     skip = file.seek if exact else partial(_decode_over, read)
-    return Sound(name, rate, frames, read, skip)
+    return Sound(name, rate, file.frames, read, skip)
 
 
 def _stated_rate(rate: int, name: str) -> int:
