@@ -88,8 +88,6 @@ def checked(opened: Opened) -> Opened:
     if missing > 0:
         _warn(f"{opened.name} is {missing} bytes shorter than its header says, which counts itself")
     last = max(found.last, found.end)
-    if _format(opened)[:2] == _GSM:  # libsndfile takes a pad byte for one more block, of noise
-        return opened.section(0, found.begin + (min(found.end, opened.size) - found.begin) // 65 * 65)
     if not _nothing(opened, last):
         what = f"{opened.name} goes on for {opened.size - last} bytes after the sound that its header counts"
         raise AudioError(f"{what}: the header is wrong, export the file again")
@@ -202,6 +200,12 @@ def _nothing(opened: Opened, begin: int) -> bool:
         if block.strip(b"\0"):
             return False
     return True
+
+
+def gsm_samples(opened: Opened) -> int | None:
+    """Samples of GSM in WAV or W64: libsndfile takes a pad byte for a block of 65, and gives 320 of noise."""
+    found = extent(opened) if _format(opened)[:2] == _GSM else None
+    return (found.end - found.begin) // 65 * 320 if found and found.end else None
 
 
 def mp3_inside(opened: Opened) -> Opened | None:

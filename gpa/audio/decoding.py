@@ -141,7 +141,9 @@ def decoding(source: Any, rate: int | None = None) -> Iterator[Sound]:
         if form is None:
             stack.enter_context(_explained(file.name))
             try:
-                sound = _of_file(stack.enter_context(_libsndfile(_whole(file), suffix)), file.name)
+                whole = _whole(file)
+                most = containers.gsm_samples(whole)  # before the decoder has the file
+                sound = _of_file(stack.enter_context(_libsndfile(whole, suffix)), file.name, most)
             except soundfile.LibsndfileError:
                 form = ffmpeg.other_codec(head)
                 if form is None:
@@ -205,7 +207,7 @@ def _of_pipe(pipe: ffmpeg.Pipe, name: str) -> Sound:
     return Sound(name, rate, None, pipe.read, partial(_decode_over, pipe.read))
 
 
-def _of_file(file: soundfile.SoundFile, name: str) -> Sound:
+def _of_file(file: soundfile.SoundFile, name: str, most_frames: int | None) -> Sound:
     rate = _stated_rate(file.samplerate, name)
     most = max(1, _VALUES // file.channels)
     counts = _COUNTS.findall(file.extra_info) if file.format in ("AVR", "MPC2K", "WVE") else ()
@@ -221,7 +223,8 @@ def _of_file(file: soundfile.SoundFile, name: str) -> Sound:
     # Lossy streams seek only nearly, and some not at all: they are decoded from the beginning.
     exact = file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE")
     skip = file.seek if exact else partial(_decode_over, read)
-    return Sound(name, rate, file.frames, read, skip)
+    frames = file.frames if most_frames is None else min(file.frames, most_frames)
+    return Sound(name, rate, frames, read, skip)
 
 
 def _stated_rate(rate: int, name: str) -> int:
