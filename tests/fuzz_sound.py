@@ -48,7 +48,9 @@ def trial(random: np.random.Generator, folder: Path) -> bool:
     finally:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         assert used < MEMORY, f"{what}: {used >> 10} MiB"
-    assert len(found) == len(whole), f"{what}: {len(found)} samples instead of {len(whole)}"
+    # An MP3 whose header lies about delay or frames is read with the encoder's padding.
+    padded = 4 * 1152 if kind == "MP3" else 0
+    assert 0 <= len(found) - len(whole) <= padded, f"{what}: {len(found)} samples instead of {len(whole)}"
     return True
 
 

@@ -1,6 +1,7 @@
 """Files as people have them: every container, cut or lying, from pipes, through ffmpeg; whole or refused."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -522,3 +523,50 @@ def test_a_path_a_stream_and_bytes_go_through_ffmpeg_alike(tmp_path: Path) -> No
     assert audio.seconds(tmp_path / "clip.webm") == pytest.approx(SAMPLES / RATE, abs=0.1)
     with pytest.raises(AudioError, match="is no span of it"):
         audio.load(data, begin=1.0, end=9.0)
+
+
+# The commands -----------------------------------------------------------------------------------------------
+
+
+def gpa(*words: str | Path, cwd: Path, **options: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the command in a process of its own; `options` are environment variables."""
+    command = [sys.executable, "-m", "gpa", *map(os.fspath, words)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options}
+    run = subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=120)
+    assert b"Traceback" not in run.stderr, run.stderr.decode()
+    return run
+
+
+def test_a_batch_goes_on_after_files_that_cannot_be_read(tiny: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.wav")
+    (tmp_path / odd).write_bytes(encoded("WAV"))
+    (tmp_path / "cut.w64").write_bytes(encoded("W64")[:50000])
+    (tmp_path / "phone.m4a").write_bytes(FOREIGN["MP4/M4A"] + bytes(500))
+    (tmp_path / "good.au").write_bytes(encoded("AU"))
+    writer = fed(tmp_path / "pipe", encoded("FLAC"))
+    files = [odd, "cut.w64", "phone.m4a", "pipe", "good.au"]
+    model = ("--model", tiny, "--max-new-tokens", "4", "--json")
+    run = gpa("asr", *files, *model, cwd=tmp_path, PATH=str(tmp_path))
+    writer.join(5)
+    assert run.returncode == AudioError.exit_code
+    rows = [json.loads(line) for line in run.stdout.decode("utf-8").splitlines()]
+    assert [row["path"] for row in rows] == files
+    said = ["not UTF-8: rename", "is truncated", "is MP4/M4A, which needs ffmpeg", "", ""]
+    assert all(what in row.get("error", "") for what, row in zip(said, rows, strict=True))
+    assert ["error" in row for row in rows] == [True, True, True, False, False]
+    assert rows[3]["duration"] == rows[4]["duration"] == pytest.approx(SAMPLES / RATE, abs=1e-3)
+
+
+def test_vc_takes_pipes_and_refuses_a_name_that_is_not_utf8_first(tiny: Path, tmp_path: Path) -> None:
+    writers = [
+        fed(tmp_path / "in", encoded("WAV", "GSM610")),
+        fed(tmp_path / "voice", encoded("OGG", "OPUS")),
+    ]
+    model = ("--model", tiny, "--max-new-tokens", "4")
+    run = gpa("vc", "in", "--voice", "voice", "-o", "out.wav", *model, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr.decode()
+    for writer in writers:
+        writer.join(5)
+    assert soundfile.info(tmp_path / "out.wav").frames > 0
+    run = gpa("vc", "gone.wav", "-o", os.fsdecode(b"v\xe9.wav"), *model, cwd=tmp_path)
+    assert run.returncode == AudioError.exit_code and b"v\\xe9.wav: this file name is not UTF-8" in run.stderr
