@@ -297,6 +297,15 @@ def test_tags_around_mp3_are_no_frames_and_two_files_in_one_are_both_read() -> N
     assert len(audio.load(data + tag + data)) == 2 * len(plain) + 529
 
 
+def test_mp3_that_loses_its_sync_is_refused_also_at_once() -> None:
+    data = encoded("MP3", "MPEG_LAYER_III")
+    first = mpeg.parse(data[:4])
+    assert first is not None
+    for at in (2, first.size, first.size + 1):
+        with pytest.raises(AudioError, match="is damaged at byte"):
+            audio.load(put(data, at, ">H", 0x00F1))
+
+
 def test_mp3_in_wav_is_read() -> None:
     data = bare(RATE)
     head = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4000, 1, 0, 12, 1, 2, 576, 1, 1105)

@@ -53,16 +53,17 @@ def parse(head: bytes) -> Frame | None:
 
 
 def begins(opened: Opened) -> bool:
-    """Whether this is a stream of MPEG audio: two frames that follow each other, or one that is all."""
-    first = parse(opened.at(0, 4))
-    return first is not None and (first.size >= opened.size or parse(opened.at(first.size, 4)) is not None)
+    """Whether libsndfile would take this for MPEG audio: it looks at the first sync word alone."""
+    head = opened.at(0, 2)
+    return len(head) == 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
 
 
 def counted(opened: Opened) -> Opened:
     """The stream with a header that counts its frames; AudioError if frames are missing or damaged."""
     head = opened.at(0, 4)
     first = parse(head)
-    assert first is not None  # by `begins`
+    if first is None:
+        raise _damaged(opened, 0)
     count, end = _count(opened, head)
     stated = _stated(opened.at(0, first.size), first)
     if stated is None:
@@ -91,11 +92,15 @@ def _count(opened: Opened, head: bytes) -> tuple[int, int]:
         elif skip := _tag(opened, at, head):
             at += skip
         else:
-            what = f"{opened.name} is damaged at byte {at}, where an MP3 frame should begin"
-            raise AudioError(f"{what}: copy it again, or repair it:  ffmpeg -i IN OUT.wav")
+            raise _damaged(opened, at)
     if end > opened.size:
         raise truncated(opened.name)
     return count, end
+
+
+def _damaged(opened: Opened, at: int) -> AudioError:
+    what = f"{opened.name} is damaged at byte {at}, where an MP3 frame should begin"
+    return AudioError(f"{what}: copy it again, or repair it:  ffmpeg -i IN OUT.wav")
 
 
 def _tag(opened: Opened, at: int, head: bytes) -> int:
