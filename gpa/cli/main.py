@@ -194,7 +194,7 @@ servers answer.
     p.add_argument(
         "audio",
         nargs="+",
-        help="WAV, FLAC, Ogg, Opus, MP3, with ffmpeg M4A, WebM and more; - reads standard input",
+        help="WAV, FLAC, Ogg, MP3, M4A and more; any rate; - reads standard input",
     )
     p.add_argument(
         "--format", choices=FORMATS, help="default: that of the suffix of -o, else text; json: the text alone"

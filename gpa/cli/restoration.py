@@ -16,7 +16,7 @@ from gpa.cli import commands, options
 from gpa.errors import CheckpointError, UsageError
 
 DEFAULT_MODEL, RECOGNISER = "speechop-mini", commands.DEFAULT_MODEL
-AUDIO = "WAV, FLAC, Ogg, Opus, MP3, with ffmpeg M4A, WebM and more; - reads standard input"
+AUDIO = "WAV, FLAC, Ogg, MP3, M4A and more; any rate; - reads standard input"
 
 
 def add(sub: Any) -> None:
