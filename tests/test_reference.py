@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import gpa
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
