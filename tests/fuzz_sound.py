@@ -7,6 +7,7 @@ another value) may be read.
 import io
 import resource
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import soundfile
 
 from gpa import audio
+from gpa.errors import AudioWarning
 
 MEMORY = 256 << 10  # KiB that a trial may add to the most that was used before it
 WAV = ("PCM_16", "PCM_U8", "PCM_24", "FLOAT", "ULAW", "GSM610", "MS_ADPCM", "IMA_ADPCM")
@@ -44,12 +46,16 @@ def trial(random: np.random.Generator, folder: Path) -> bool:
     (folder / "harmed").write_bytes(harm(random, data, kind))
     what = f"{kind} {subtype} {rate} {harm.__name__}"
     try:
-        found = audio.load(folder / "harmed", rate)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", AudioWarning)
+            found = audio.load(folder / "harmed", rate)
+    except AudioWarning:
+        return False  # it is said
     finally:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         assert used < MEMORY, f"{what}: {used >> 10} MiB"
-    # An MP3 whose header lies about delay or frames is read with the encoder's padding.
-    padded = 4 * 1152 if kind == "MP3" else 0
+    # An MP3 or ALAC whose header lies about delay or frames is read with the encoder's padding.
+    padded = 4 * 1152 if kind == "MP3" or subtype == "ALAC_16" else 0
     assert 0 <= len(found) - len(whole) <= padded, f"{what}: {len(found)} samples instead of {len(whole)}"
     return True
 

@@ -32,6 +32,7 @@ _KNOWN = {
     b"AUTH",
 }
 _KNOWN |= {b"(c) ", b"ANNO", b"NAME", b"COMT", b"MARK", b"APPL", b"info", b"free", b"peak", b"cart", b"afsp"}
+_BLOCKS = {b"\2\0", b"\x11\0"}  # ADPCM, in blocks
 _GSM, _MP3 = b"\x31\0", b"\x55\0"  # WAV formats
 _PLAIN = {b"\1\0", b"\3\0", b"\6\0", b"\7\0", b"\xfe\xff"}  # those with one size of samples
 _W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
@@ -112,18 +113,20 @@ def _endless(opened: Opened, begin: int) -> Opened:
 def _check_format(opened: Opened) -> None:
     """Hold the numbers of a WAV header against each other: bytes a sample, and bytes a second."""
     data = _format(opened)
-    if len(data) < 16 or data[:2] not in _PLAIN or data[2:4] == b"\0\0":
+    if len(data) < 16 or data[:2] not in _PLAIN | _BLOCKS or data[2:4] == b"\0\0":
         return
     tag, channels, rate, second, align, bits = struct.unpack("<HHIIHH", data)
+    found = extent(opened)
+    if found and found.end and align and (found.end - found.begin) % align:
+        _warn(f"{opened.name} ends within a sample or a block, by its header")
+    if data[:2] in _BLOCKS:
+        return
     width = channels * (1 if tag in (6, 7) else -(-bits // 8))
     if align != width and second == rate * align and not (16 < bits < 32 and align == 4 * channels):
         what = f"{opened.name} says {channels} channels of {bits} bits, and {align} bytes for all of them"
         raise AudioError(f"{what}: its header is wrong, export it again")
     if align != width or second != rate * align:
         _warn(f"{opened.name} contradicts itself: {rate} Hz, {align} bytes a sample, {second} bytes a second")
-    found = extent(opened)
-    if found and found.end and width and (found.end - found.begin) % width:
-        _warn(f"{opened.name} ends within a sample, by its header")
 
 
 def _warn(message: str) -> None:
