@@ -191,7 +191,7 @@ have two lines of 42 characters at most. verbose_json has segments and words wit
 servers answer.
 """
     )  # fmt: skip
-    p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, Opus or MP3; any rate; - reads standard input")
+    p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, MP3, M4A and more; - reads standard input")
     p.add_argument(
         "--format", choices=FORMATS, help="default: that of the suffix of -o, else text; json: the text alone"
     )
