@@ -7,7 +7,6 @@ inside the functions that need them, so that `import gpa.hub` stays cheap.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -19,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpa import config
 from gpa.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -92,18 +92,9 @@ def written_whole(out: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """The JSON object in a file; CheckpointError naming the file if it is absent, broken or not an object."""
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file; CheckpointError naming the file and what is wrong with it."""
+    return config.read_json(path, CheckpointError)
 
 
 def read_state(path: str | os.PathLike) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpa import hub
+from gpa import config
 from gpa.codec.timbre import Timbre
 from gpa.errors import CheckpointError, UsageError
 
@@ -67,7 +67,7 @@ class Voice:
     def load(cls, path: str | os.PathLike) -> Voice:
         """Read what `save` wrote; CheckpointError for anything else."""
         path = Path(path)
-        raw = hub.read_json(path)
+        raw = config.read_json(path, CheckpointError)
         if raw.get("kind") != KIND or raw.get("version") != VERSION:
             raise CheckpointError(
                 f"{path}: not a voice of this version; make one with  gpa voice REF.wav -o {path}"
@@ -75,6 +75,9 @@ class Voice:
         codes = raw.get("codes")
         if not isinstance(codes, list) or not codes or not all(type(c) is int for c in codes):
             raise CheckpointError(f"{path}: codes must be a list of whole numbers")
+        about = raw.get("about") or {}
+        if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+            raise CheckpointError(f"{path}: about must be a section of texts")
         timbre, adaptation = raw.get("timbre"), raw.get("adaptation")
         if adaptation is not None:
             from gpa.codec.adaptation import Adaptation  # with torch, which most voices need not
@@ -84,7 +87,7 @@ class Voice:
             tuple(codes),
             str(raw.get("codec", "")),
             str(raw.get("name") or path.stem),
-            dict(raw.get("about") or {}),
+            about,
             None if timbre is None else Timbre.from_dict(timbre, str(path)),
             adaptation,
             str(raw.get("text", "")),
