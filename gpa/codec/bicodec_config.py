@@ -14,7 +14,8 @@ from gpa.errors import CheckpointError, UsageError
 
 Ratio = Annotated[int, Within(1, 64)]
 Ratios = Annotated[tuple[Ratio, ...], Within(0, 8)]
-Bands = Annotated[int, Within(0, 1 << 14)]
+Bands = Annotated[int, Within(0, 1024)]
+Hop = Annotated[int, Within(1, 1 << 13)]
 Hertz = Annotated[int | float, Within(0, 1 << 20)]  # as written: fingerprints tell 10 from 10.0
 
 
@@ -86,9 +87,9 @@ class WaveConfig:
     channels: Size
     rates: Ratios = ()
     kernel_sizes: Ratios = ()
-    n_fft: Bands = 0
+    n_fft: Annotated[int, Within(0, 1 << 14)] = 0
     bands: Bands = 0
-    hop_length: Rate = 320
+    hop_length: Hop = 320
     hidden: Annotated[int, Within(0, 1 << 24)] = 0
     layers: Layers = 0
     sharpen: tuple[int | float, int | float] = (0.0, 0.0)  # of the source-filter decoder, see there

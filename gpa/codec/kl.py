@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from gpa import hub
 from gpa.codec.base import LatentSpec
-from gpa.codec.bicodec_config import BackboneConfig, Bands, WaveConfig
+from gpa.codec.bicodec_config import BackboneConfig, Bands, Hop, WaveConfig
 from gpa.codec.bicodec_model import Decoder, Encoder, wave_decoder
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
 from gpa.codec.losses import MelDistance
@@ -48,7 +49,7 @@ class LatentConfig:
     channels: Size = 64
     sample_rate: Rate = 16_000  # Hz
     hop_length: Rate = 640  # samples
-    frame: Rate = 320  # samples
+    frame: Hop = 320  # samples
     mels: Annotated[int, Within(1, 1024)] = 100
     mel_window: Annotated[int, Within(4, 1 << 14)] = 640  # samples; four mel frames a window
     width: Size = 192
@@ -57,7 +58,7 @@ class LatentConfig:
     prenet_layers: Depth = 1
     decoder_layers: Depth = 4
     bands: Bands = 0
-    n_fft: Bands = 0
+    n_fft: Annotated[int, Within(0, 1 << 14)] = 0
     sharpen: tuple[float, float] = (0.0, 0.0)  # of the source-filter decoder, at inference
     voiced_to: Annotated[float, Within(0, 1 << 20)] = 0.0  # Hz, of the same
 
@@ -196,11 +197,11 @@ class KLCodec:
         if raw.get("model_type") != KIND:
             found = raw.get("model_type")
             raise CheckpointError(f"{folder}: model_type {found!r}, a latent codec has {KIND!r}")
-        model = LatentModel(LatentConfig.from_dict(raw, str(folder / "config.json")))
+        made = partial(LatentModel, LatentConfig.from_dict(raw, str(folder / "config.json")))
         state = hub.read_state(folder)
-        hub.load_strict(model, state, where=str(folder))
+        model = hub.build_strict(made, state, where=str(folder))
         codec = cls(model, device)
-        codec.precision = next(t.dtype for t in state.values() if t.is_floating_point())
+        codec.precision = hub.stored_precision(state)
         return codec
 
     def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:

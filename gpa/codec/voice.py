@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpa import config
+from gpa import hub
 from gpa.codec.timbre import Timbre
 from gpa.errors import CheckpointError, UsageError
 
@@ -67,7 +67,7 @@ class Voice:
     def load(cls, path: str | os.PathLike) -> Voice:
         """Read what `save` wrote; CheckpointError for anything else."""
         path = Path(path)
-        raw = config.read_json(path, CheckpointError)
+        raw = hub.read_json(path)
         if raw.get("kind") != KIND or raw.get("version") != VERSION:
             raise CheckpointError(
                 f"{path}: not a voice of this version; make one with  gpa voice REF.wav -o {path}"

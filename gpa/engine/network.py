@@ -186,12 +186,12 @@ class Network(nn.Module):
         Remote code is never run. CheckpointError for what is missing, superfluous or not implemented.
         """
         config, state = hub.read_json(folder / "config.json"), hub.read_state(folder)
-        return cls.of(config, state, str(folder)), next(iter(state.values())).dtype
+        return cls.of(config, state, str(folder)), hub.stored_precision(state)
 
     @classmethod
     def of(cls, config: Mapping[str, Any], state: Mapping[str, Tensor], where: str = "") -> Network:
         """The network of tensors that are already read; float32 ones are shared, not copied."""
-        with torch.device("meta"):
+        with hub.sizes_checked(where), torch.device("meta"):
             network = cls(config, f"{where}/config.json" if where else "config.json")
         state = dict(state)
         embedding = state.get("model.embed_tokens.weight")

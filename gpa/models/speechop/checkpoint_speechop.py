@@ -46,12 +46,11 @@ def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: 
 
 def load_model(folder: Path, config: SpeechOpConfig) -> tuple[SpeechOpModel, torch.dtype]:
     """The network in float32 on the CPU, and the precision of its file."""
-    with torch.device("meta"):
-        model = SpeechOpModel(config)
     state = hub.read_state(folder)
+    with hub.sizes_checked(str(folder)), torch.device("meta"):
+        model = SpeechOpModel(config)
     hub.load_strict(model, state, where=str(folder))
-    stored = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    return model.eval().requires_grad_(False), stored
+    return model.eval().requires_grad_(False), hub.stored_precision(state)
 
 
 def load_codec(folder: Path, device: torch.device) -> KLCodec:
