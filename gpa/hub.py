@@ -15,7 +15,7 @@ import re
 import shutil
 import struct
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype, nn
 
     M = TypeVar("M", bound=nn.Module)
+    C = TypeVar("C")
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -42,7 +43,9 @@ _DAMAGE = (
     AssertionError,
 )
 _DAMAGE += (ArithmeticError, MemoryError, struct.error)
-SPARE = 1 << 24  # numbers that a network may have beyond its weights: windows, filters, positions
+LEAST = 1024  # what a tensor counts, however small
+SPARE = 1 << 22  # numbers that a network may have beyond its weights: windows, filters, positions
+OLD_NAMES = ("frame_rate", "_frame_rate", "rope_theta", "rope_scaling")  # that transformers still reads
 _DIFF_LINES = 10  # names shown of each kind; the counts are always complete
 
 
@@ -223,27 +226,48 @@ def build_strict(
 
     CheckpointError for sizes of which no network can be built, too.
     """
-    most = SPARE + 2 * sum(tensor.numel() for tensor in state.values())
-    with sizes_checked(where, most):
+    with sizes_checked(state, where):
         module = make()
     load_strict(module, state, ignore=ignore, optional=optional, where=where)
     return module
 
 
+def library_config(cls: type[C], raw: Mapping[str, Any], where: str, also: Sequence[str] = ()) -> C:
+    """A config of transformers from the fields that its own class declares, and those named in `also`.
+
+    All other keys are left out, so that a file chooses no attention kernel, remote code or quantisation to
+    import or download. CheckpointError for values that the class refuses.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import PreTrainedConfig
+
+    own = cls.__mro__[: cls.__mro__.index(PreTrainedConfig)]
+    names = {name for kind in own for name in vars(kind).get("__annotations__", {})} | {*OLD_NAMES, *also}
+    kept = {name: value for name, value in raw.items() if name in names}
+    try:
+        for name, value in kept.items():
+            if isinstance(value, int) and abs(value) >= 1 << 31:
+                raise ValueError(f"{name} {value:g} is out of range")
+        return cls(**kept)
+    except (StrictDataclassError, *_DAMAGE) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{where}: no {cls.__name__} of transformers ({reason})") from error
+
+
 @contextmanager
-def sizes_checked(where: str = "", most: float = math.inf) -> Iterator[None]:
-    """A network is built inside, of at most so many numbers; CheckpointError for sizes that none has."""
+def sizes_checked(state: Mapping[str, Tensor], where: str = "") -> Iterator[None]:
+    """A network is built inside, not much larger than a state; CheckpointError for sizes that none has."""
     from torch.overrides import TorchFunctionMode
 
     class Budget(TorchFunctionMode):
         """Refuses a tensor before its memory is taken."""
 
-        left = most
+        left = SPARE + 2 * sum(max(tensor.numel(), LEAST) for tensor in state.values())
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if getattr(func, "__name__", "") in ("empty", "zeros", "ones", "randn", "hann_window"):
                 size = args[0] if args and isinstance(args[0], (tuple, list)) else args
-                self.left -= math.prod(size)
+                self.left -= max(math.prod(size), LEAST)
                 if self.left < 0:
                     raise MemoryError("more numbers than the file of its weights holds")
             return func(*args, **(kwargs or {}))
@@ -274,12 +298,17 @@ def load_strict(
     """
     wanted = _compare(module, state, ignore, optional, where)
     shared = [n for n in wanted if n in state]
-    if wild := [n for n in shared if state[n].is_floating_point() and not _finite(state[n])]:
-        head = f"{where or type(module).__name__}: a damaged file, or one of a training that diverged"
-        raise CheckpointError(f"{head}\n{_listing('NaN or infinite', wild)}")
+    check_finite({n: state[n] for n in shared}, where or type(module).__name__)
     meta = any(t.is_meta for t in wanted.values())
     chosen = {n: state[n].float() if meta and state[n].is_floating_point() else state[n] for n in shared}
     module.load_state_dict(chosen, strict=False, assign=meta)
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """CheckpointError naming the tensors that hold NaN or infinity."""
+    if wild := [n for n, tensor in state.items() if tensor.is_floating_point() and not _finite(tensor)]:
+        head = f"{where}: damaged weights, or those of a training that diverged"
+        raise CheckpointError(f"{head}\n{_listing('NaN or infinite', wild)}")
 
 
 def _finite(tensor: Tensor) -> bool:

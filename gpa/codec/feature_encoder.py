@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, which speech in a sto
     from transformers import Wav2Vec2Config, WhisperConfig
 
 POSITIONS = "embed_positions.weight"  # of Whisper: sinusoids, which an encoder without them begins with
+MOST_LAYERS = 512
 FRAME = 320  # samples of 16 kHz audio per feature frame, both kinds
 
 
@@ -129,9 +130,11 @@ def load_whisper_features(path: str | Path) -> WhisperFeatures:
     """Whisper encoder from a plain transformers directory (`WhisperEncoder`), in float32."""
     from transformers import WhisperConfig
 
-    path = Path(path)
-    features = WhisperFeatures(WhisperConfig(**hub.read_json(path / "config.json")))
-    hub.load_strict(features.encoder, _read_whisper(path), optional=(POSITIONS,), where=str(path))
+    path, state = Path(path), _read_whisper(Path(path))
+    config = hub.library_config(WhisperConfig, hub.read_json(path / "config.json"), str(path / "config.json"))
+    with hub.sizes_checked(state, str(path)):
+        features = WhisperFeatures(config)
+    hub.load_strict(features.encoder, state, optional=(POSITIONS,), where=str(path))
     return features.eval()
 
 
@@ -161,21 +164,25 @@ def load_wav2vec2_features(path: str | Path) -> Wav2Vec2Features:
             raise CheckpointError(
                 f"{path / 'config.json'}: {key} = {raw[key]!r} is not implemented, only {value!r}"
             )
-    if raw.get("num_hidden_layers", 0) < max(Wav2Vec2Features.taps):
-        raise CheckpointError(f"{path / 'config.json'}: fewer than {max(Wav2Vec2Features.taps)} layers")
-    with torch.device("meta"):  # a gigabyte of initial values would be drawn only to be overwritten
-        features = Wav2Vec2Features(Wav2Vec2Config(**raw))
+    config = hub.library_config(Wav2Vec2Config, raw, str(path / "config.json"))
+    layers = config.num_hidden_layers
+    if not max(Wav2Vec2Features.taps) <= layers <= MOST_LAYERS:
+        least = max(Wav2Vec2Features.taps)
+        raise CheckpointError(f"{path / 'config.json'}: {layers} layers, {least} to {MOST_LAYERS} are needed")
     state = {_wav2vec2_name(name): tensor for name, tensor in hub.read_state(path).items()}
+    # A gigabyte of initial values would be drawn only to be overwritten.
+    with hub.sizes_checked(state, str(path)), torch.device("meta"):
+        features = Wav2Vec2Features(config)
     ignore = [
         *_PRETRAINING,
-        *(f"encoder.layers.{i}.*" for i in range(max(features.taps), raw["num_hidden_layers"])),
+        *(f"encoder.layers.{i}.*" for i in range(max(features.taps), layers)),
     ]
     hub.load_strict(features.model, state, ignore=ignore, optional=("masked_spec_embed",), where=str(path))
     unused = getattr(
         features.model, "masked_spec_embed", None
     )  # of pre-training alone, and not in every file
     if unused is not None and unused.is_meta:
-        features.model.masked_spec_embed = nn.Parameter(torch.zeros(raw["hidden_size"]))
+        features.model.masked_spec_embed = nn.Parameter(torch.zeros(config.hidden_size))
     return features.eval()
 
 
@@ -229,7 +236,10 @@ class StoredFeatures:
     def channels(self) -> int:
         """C of its features."""
         raw = hub.read_json(self.path / "config.json")
-        return int(raw.get("hidden_size", 1024) if self.kind == "wav2vec2" else 2 * raw.get("d_model", 384))
+        name, usual, times = ("hidden_size", 1024, 1) if self.kind == "wav2vec2" else ("d_model", 384, 2)
+        if type(width := raw.get(name, usual)) is not int:
+            raise CheckpointError(f"{self.path / 'config.json'}: {name} {width!r:.80}, an integer is needed")
+        return times * width
 
     def build(self) -> FeatureEncoder:
         """The network; CheckpointError for tensors that do not fit it."""

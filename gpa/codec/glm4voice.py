@@ -281,10 +281,10 @@ class GLM4VoiceTokenizer:
         """Load a directory or repository in float32; CheckpointError shows what does not fit."""
         folder = hub.resolve(path, revision, offline)
         config = GLM4VoiceConfig.from_dir(folder)
-        # 1.4 GB of initial values would be drawn only to be overwritten.
-        with hub.sizes_checked(str(folder)), torch.device("meta"):
-            model = GLM4VoiceEncoder(config)
         state = _encoder_state(hub.read_state(folder), config.quantize_position)
+        # 1.4 GB of initial values would be drawn only to be overwritten.
+        with hub.sizes_checked(state, str(folder)), torch.device("meta"):
+            model = GLM4VoiceEncoder(config)
         hub.load_strict(model, state, ignore=_IGNORED_TENSORS, where=str(folder))
         tokenizer = cls(model, device)
         configs = (folder / "config.json", folder / "preprocessor_config.json")

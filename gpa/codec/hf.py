@@ -183,27 +183,27 @@ class HFCodec(TokenCodec):
 
 
 def _load_model(folder: Path) -> PreTrainedModel:
-    """Model of a transformers directory, every weight accounted for."""
-    from safetensors import SafetensorError
-
-    config = hub.read_json(folder / "config.json")
-    kind = str(config.get("model_type"))
+    """Model of a transformers directory, every weight accounted for; the library opens none of its files."""
+    path = folder / "config.json"
+    raw = hub.read_json(path)
+    kind = str(raw.get("model_type"))
     if kind not in MODELS:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type {kind!r} is not one of {', '.join(MODELS)}"
-        )
-    cls: Any = MODELS[kind][1]
-    try:
-        # The library renames the weight norms of older files, so it loads and its report is checked here.
-        model, report = cls.from_pretrained(
-            folder,
-            local_files_only=True,
+        raise CheckpointError(f"{path}: model_type {kind!r:.80} is not one of {', '.join(MODELS)}")
+    settings, cls = MODELS[kind]
+    config = hub.library_config(settings, raw, str(path), also=(KEPT,))
+    state = hub.read_state(folder)
+    hub.check_finite(state, str(folder))
+    untyped: Any = cls
+    # The library renames the tensors of older files, so it joins them and its report is checked here.
+    with hub.sizes_checked(state, str(folder)):
+        model, report = untyped.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded as {kind} ({error})") from error
     wrong = {
         key: report.get(key)
         for key in ("missing_keys", "unexpected_keys", "mismatched_keys")

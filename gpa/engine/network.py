@@ -191,7 +191,7 @@ class Network(nn.Module):
     @classmethod
     def of(cls, config: Mapping[str, Any], state: Mapping[str, Tensor], where: str = "") -> Network:
         """The network of tensors that are already read; float32 ones are shared, not copied."""
-        with hub.sizes_checked(where), torch.device("meta"):
+        with hub.sizes_checked(state, where), torch.device("meta"):
             network = cls(config, f"{where}/config.json" if where else "config.json")
         state = dict(state)
         embedding = state.get("model.embed_tokens.weight")

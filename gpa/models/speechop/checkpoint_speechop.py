@@ -47,7 +47,7 @@ def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: 
 def load_model(folder: Path, config: SpeechOpConfig) -> tuple[SpeechOpModel, torch.dtype]:
     """The network in float32 on the CPU, and the precision of its file."""
     state = hub.read_state(folder)
-    with hub.sizes_checked(str(folder)), torch.device("meta"):
+    with hub.sizes_checked(state, str(folder)), torch.device("meta"):
         model = SpeechOpModel(config)
     hub.load_strict(model, state, where=str(folder))
     return model.eval().requires_grad_(False), hub.stored_precision(state)
