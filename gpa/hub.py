@@ -27,12 +27,11 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype, nn
 
     M = TypeVar("M", bound=nn.Module)
-    C = TypeVar("C")
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What readers of damaged weights and constructors of impossible sizes raise.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     RuntimeError,
     EOFError,
@@ -42,10 +41,9 @@ _DAMAGE = (
     AttributeError,
     AssertionError,
 )
-_DAMAGE += (ArithmeticError, MemoryError, struct.error)
+DAMAGE += (ArithmeticError, MemoryError, struct.error)
 LEAST = 1024  # what a tensor counts, however small
 SPARE = 1 << 22  # numbers that a network may have beyond its weights: windows, filters, positions
-OLD_NAMES = ("frame_rate", "_frame_rate", "rope_theta", "rope_scaling")  # that transformers still reads
 _DIFF_LINES = 10  # names shown of each kind; the counts are always complete
 
 
@@ -162,7 +160,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except (SafetensorError, *_DAMAGE) as error:
+    except (SafetensorError, *DAMAGE) as error:
         raise _damaged(path, error) from error
 
 
@@ -176,7 +174,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors, or is damaged; it was not executed. Convert it to "
             "safetensors, or download it again"
         ) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(path, error) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: expected a flat mapping from names to tensors")
@@ -193,7 +191,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     for shard in sorted(set(names.values())):
         state.update(read_state(index.parent / shard))
     if absent := [name for name in names if name not in state]:
-        raise CheckpointError(f"{index}: {_listing('listed but not in any shard', absent)}")
+        raise CheckpointError(f"{index}: {listing('listed but not in any shard', absent)}")
     return state
 
 
@@ -232,28 +230,6 @@ def build_strict(
     return module
 
 
-def library_config(cls: type[C], raw: Mapping[str, Any], where: str, also: Sequence[str] = ()) -> C:
-    """A config of transformers from the fields that its own class declares, and those named in `also`.
-
-    All other keys are left out, so that a file chooses no attention kernel, remote code or quantisation to
-    import or download. CheckpointError for values that the class refuses.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import PreTrainedConfig
-
-    own = cls.__mro__[: cls.__mro__.index(PreTrainedConfig)]
-    names = {name for kind in own for name in vars(kind).get("__annotations__", {})} | {*OLD_NAMES, *also}
-    kept = {name: value for name, value in raw.items() if name in names}
-    try:
-        for name, value in kept.items():
-            if isinstance(value, int) and abs(value) >= 1 << 31:
-                raise ValueError(f"{name} {value:g} is out of range")
-        return cls(**kept)
-    except (StrictDataclassError, *_DAMAGE) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{where}: no {cls.__name__} of transformers ({reason})") from error
-
-
 @contextmanager
 def sizes_checked(state: Mapping[str, Tensor], where: str = "") -> Iterator[None]:
     """A network is built inside, not much larger than a state; CheckpointError for sizes that none has."""
@@ -275,7 +251,7 @@ def sizes_checked(state: Mapping[str, Tensor], where: str = "") -> Iterator[None
     try:
         with Budget():
             yield
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise CheckpointError(
             f"{where}: weights do not fit the model: no network has the sizes of its config ({error})"
         ) from error
@@ -308,7 +284,7 @@ def check_finite(state: Mapping[str, Tensor], where: str) -> None:
     """CheckpointError naming the tensors that hold NaN or infinity."""
     if wild := [n for n, tensor in state.items() if tensor.is_floating_point() and not _finite(tensor)]:
         head = f"{where}: damaged weights, or those of a training that diverged"
-        raise CheckpointError(f"{head}\n{_listing('NaN or infinite', wild)}")
+        raise CheckpointError(f"{head}\n{listing('NaN or infinite', wild)}")
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -332,9 +308,9 @@ def _compare(
     bad = [line for n in wanted if n in state and (line := _mismatch(n, state[n], wanted[n]))]
     if missing or unexpected or bad:
         parts = [
-            _listing("missing", missing),
-            _listing("unexpected", unexpected),
-            _listing("wrong shape", bad),
+            listing("missing", missing),
+            listing("unexpected", unexpected),
+            listing("wrong shape", bad),
         ]
         head = f"{where or type(module).__name__}: weights do not fit the model"
         raise CheckpointError("\n".join([head, *(p for p in parts if p)]))
@@ -361,7 +337,7 @@ def _mismatch(name: str, found: Tensor, wanted: Tensor) -> str:
     return ""
 
 
-def _listing(title: str, lines: Sequence[str]) -> str:
+def listing(title: str, lines: Sequence[str]) -> str:
     if not lines:
         return ""
     shown = [f"    {line}" for line in lines[:_DIFF_LINES]]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,9 @@ from gpa.nn.mel import mel_filters
 if TYPE_CHECKING:  # transformers takes seconds to import, which speech in a stored voice has no use for
     from transformers import Wav2Vec2Config, WhisperConfig
 
+C = TypeVar("C")
 POSITIONS = "embed_positions.weight"  # of Whisper: sinusoids, which an encoder without them begins with
+OLD_NAMES = ("frame_rate", "_frame_rate", "rope_theta", "rope_scaling")  # that transformers still reads
 MOST_LAYERS = 512
 FRAME = 320  # samples of 16 kHz audio per feature frame, both kinds
 
@@ -131,7 +133,8 @@ def load_whisper_features(path: str | Path) -> WhisperFeatures:
     from transformers import WhisperConfig
 
     path, state = Path(path), _read_whisper(Path(path))
-    config = hub.library_config(WhisperConfig, hub.read_json(path / "config.json"), str(path / "config.json"))
+    raw, where = hub.read_json(path / "config.json"), str(path / "config.json")
+    config = library_config(WhisperConfig, raw, where)
     with hub.sizes_checked(state, str(path)):
         features = WhisperFeatures(config)
     hub.load_strict(features.encoder, state, optional=(POSITIONS,), where=str(path))
@@ -164,7 +167,7 @@ def load_wav2vec2_features(path: str | Path) -> Wav2Vec2Features:
             raise CheckpointError(
                 f"{path / 'config.json'}: {key} = {raw[key]!r} is not implemented, only {value!r}"
             )
-    config = hub.library_config(Wav2Vec2Config, raw, str(path / "config.json"))
+    config = library_config(Wav2Vec2Config, raw, str(path / "config.json"))
     layers = config.num_hidden_layers
     if not max(Wav2Vec2Features.taps) <= layers <= MOST_LAYERS:
         least = max(Wav2Vec2Features.taps)
@@ -285,6 +288,47 @@ def _rounding(features: WhisperFeatures) -> float:
     """How far the positions are from Whisper's sinusoids."""
     table = features.encoder.embed_positions.weight.detach().float().cpu()
     return float((table - sinusoids(*table.shape)).abs().max())
+
+
+def library_config(cls: type[C], raw: Mapping[str, Any], where: str, also: Iterable[str] = ()) -> C:
+    """A config of transformers from the fields that its own class declares, and those named in `also`.
+
+    All other keys are left out, so that a file chooses no attention kernel, remote code or quantisation to
+    import or download. CheckpointError for values that the class refuses.
+    """
+    own = (kind for kind in cls.__mro__ if vars(kind).get("model_type"))  # empty in the common base
+    names = {name for kind in own for name in vars(kind)["__annotations__"]} | {*OLD_NAMES, *also}
+    kept = {name: value for name, value in raw.items() if name in names}
+    try:
+        for name, value in kept.items():
+            if isinstance(value, int) and abs(value) >= 1 << 31:
+                raise ValueError(f"{name} is out of range")
+        return cls(**kept)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{where}: no {cls.__name__} of transformers ({reason})") from error
+
+
+def library_model(cls: Any, config: Any, folder: Path) -> Any:
+    """A model of transformers in float32, with the weights of a folder, of which it opens no file itself.
+
+    CheckpointError for tensors that are missing, unexpected, of another shape or not finite.
+    """
+    state = hub.read_state(folder)
+    hub.check_finite(state, str(folder))
+    with hub.sizes_checked(state, str(folder)):  # the library renames tensors of older files, so it loads
+        model, report = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    if lines := [hub.listing(kind, sorted(map(str, report[kind]))) for kind in kinds if report.get(kind)]:
+        raise CheckpointError("\n".join([f"{folder}: weights do not fit the model", *lines]))
+    return model
 
 
 def half_where_it_fits(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from transformers import (
 from gpa import hub
 from gpa.audio import AudioLike, load
 from gpa.codec.base import AudioTokens, CodecSpec, Stream, TokenCodec, checked_codes
-from gpa.codec.feature_encoder import half_where_it_fits, state_digest
+from gpa.codec.feature_encoder import half_where_it_fits, library_config, library_model, state_digest
 from gpa.codec.hf_decoder import decoder
 from gpa.errors import CheckpointError, UsageError, VocabError
 from gpa.nn.incremental import BlockDecoder, Each
@@ -183,39 +183,14 @@ class HFCodec(TokenCodec):
 
 
 def _load_model(folder: Path) -> PreTrainedModel:
-    """Model of a transformers directory, every weight accounted for; the library opens none of its files."""
+    """Model of a transformers directory, every weight accounted for."""
     path = folder / "config.json"
     raw = hub.read_json(path)
     kind = str(raw.get("model_type"))
     if kind not in MODELS:
         raise CheckpointError(f"{path}: model_type {kind!r:.80} is not one of {', '.join(MODELS)}")
     settings, cls = MODELS[kind]
-    config = hub.library_config(settings, raw, str(path), also=(KEPT,))
-    state = hub.read_state(folder)
-    hub.check_finite(state, str(folder))
-    untyped: Any = cls
-    # The library renames the tensors of older files, so it joins them and its report is checked here.
-    with hub.sizes_checked(state, str(folder)):
-        model, report = untyped.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
-    wrong = {
-        key: report.get(key)
-        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if report.get(key)
-    }
-    if wrong:
-        lines = [
-            f"  {key} ({len(names)}): {', '.join(map(str, sorted(names)[:10]))}"
-            for key, names in wrong.items()
-        ]
-        raise CheckpointError("\n".join([f"{folder}: weights do not fit the model", *lines]))
-    return model
+    return library_model(cls, library_config(settings, raw, str(path), (KEPT,)), folder)
 
 
 def _refuse_chunked(config: Any) -> None:
