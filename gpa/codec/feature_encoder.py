@@ -326,6 +326,9 @@ def library_model(cls: Any, config: Any, folder: Path) -> Any:
             dtype=torch.float32,
         )
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    whole = [sum(not t.is_floating_point() for t in s.values()) for s in (state, model.state_dict())]
+    if whole[0] != whole[1]:
+        raise CheckpointError(f"{folder}: {whole[0]} tensors of integers, the model has {whole[1]}")
     if lines := [hub.listing(kind, sorted(map(str, report[kind]))) for kind in kinds if report.get(kind)]:
         raise CheckpointError("\n".join([f"{folder}: weights do not fit the model", *lines]))
     return model

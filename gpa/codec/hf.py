@@ -41,6 +41,7 @@ from gpa.nn.incremental import BlockDecoder, Each
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
 
+MOST_HOP, MOST_RATE = 1 << 14, 1 << 20  # samples, Hz
 KEPT = "gpa_codebooks"  # key of our own in config.json: how many codebooks are in use
 # Of a config: where it was, and how it was written.
 _NO_SETTINGS = (KEPT, "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -96,11 +97,25 @@ class HFCodec(TokenCodec):
         An original EnCodec file (`encodec_24khz-d7cc33bc.th`) is accepted as `path` as well.
         """
         folder = hub.resolve(path, revision, offline)
-        if folder.suffix == ".th":
-            model: PreTrainedModel = load_encodec_th(folder)
-        else:
-            model = _load_model(folder)
-        return cls(model, n_codebooks=n_codebooks, bandwidth=bandwidth, device=device)
+        model = load_encodec_th(folder) if folder.suffix == ".th" else _load_model(folder)
+        try:
+            codec = cls(model, n_codebooks=n_codebooks, bandwidth=bandwidth, device=device)
+            codec._try()
+        except hub.DAMAGE as error:
+            if isinstance(error, UsageError):
+                raise
+            raise CheckpointError(f"{folder}: its settings do not work together ({error})") from error
+        return codec
+
+    def _try(self) -> None:
+        """Encode and decode a moment: half of a config shows in no tensor's shape."""
+        hop = self.spec.hop_length
+        if not 0 < hop <= MOST_HOP or not 1000 <= self.spec.sample_rate <= MOST_RATE:
+            raise ValueError(f"{hop} samples a frame at {self.spec.sample_rate} Hz")
+        wav = np.random.default_rng(0).standard_normal(max(4 * hop, self.spec.sample_rate // 10))
+        tokens = self.encode((0.1 * wav.astype(np.float32), self.spec.sample_rate))
+        if not np.isfinite(self.decode(tokens)).all():
+            raise ValueError("what is decoded is not finite")
 
     def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
         """Write a directory of transformers; its config also names the codebooks in use, `gpa_codebooks`.
