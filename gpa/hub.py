@@ -232,7 +232,8 @@ def build_strict(
 
 @contextmanager
 def sizes_checked(state: Mapping[str, Tensor], where: str = "") -> Iterator[None]:
-    """A network is built inside, not much larger than a state; CheckpointError for sizes that none has."""
+    """A float32 network is built inside, hardly larger than a state; CheckpointError for impossible sizes."""
+    import torch
     from torch.overrides import TorchFunctionMode
 
     class Budget(TorchFunctionMode):
@@ -248,13 +249,17 @@ def sizes_checked(state: Mapping[str, Tensor], where: str = "") -> Iterator[None
                     raise MemoryError("more numbers than the file of its weights holds")
             return func(*args, **(kwargs or {}))
 
+    usual = torch.get_default_dtype()
     try:
+        torch.set_default_dtype(torch.float32)  # that of our files, whatever the program around us likes
         with Budget():
             yield
     except DAMAGE as error:
         raise CheckpointError(
             f"{where}: weights do not fit the model: no network has the sizes of its config ({error})"
         ) from error
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def load_strict(

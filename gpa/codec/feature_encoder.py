@@ -95,7 +95,7 @@ class WhisperFeatures(nn.Module):
             torch.stft(wav, 400, 160, window=self.window, return_complex=True)[..., :-1].abs() ** 2
         )  # (B, 201, 2T)
         if warp != 1.0:
-            position = (torch.arange(201, device=wav.device) / warp).clamp(max=200)
+            position = (torch.arange(201, device=wav.device).float() / warp).clamp(max=200)
             low = position.floor().long().clamp(max=199)
             part = (position - low)[:, None]
             spec = spec[:, low] * (1 - part) + spec[:, low + 1] * part
@@ -147,8 +147,8 @@ def _read_whisper(path: Path) -> dict[str, Tensor]:
 
 def sinusoids(length: int, width: int) -> Tensor:
     """Whisper's positions (length, width), by transformers' order of operations: they are in fingerprints."""
-    speeds = torch.exp(-(math.log(10_000) / (width // 2 - 1)) * torch.arange(width // 2))
-    angles = torch.arange(length).view(-1, 1) * speeds.view(1, -1)
+    speeds = torch.exp(-(math.log(10_000) / (width // 2 - 1)) * torch.arange(width // 2).float())
+    angles = torch.arange(length).float().view(-1, 1) * speeds.view(1, -1)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -185,7 +185,7 @@ def load_wav2vec2_features(path: str | Path) -> Wav2Vec2Features:
         features.model, "masked_spec_embed", None
     )  # of pre-training alone, and not in every file
     if unused is not None and unused.is_meta:
-        features.model.masked_spec_embed = nn.Parameter(torch.zeros(config.hidden_size))
+        features.model.masked_spec_embed = nn.Parameter(torch.zeros(config.hidden_size, dtype=torch.float32))
     return features.eval()
 
 

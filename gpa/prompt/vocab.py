@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpa.config import read_json, shown
 from gpa.errors import VocabError
 
 
@@ -239,6 +238,8 @@ def control_token(name: str) -> str:
 
 def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
     """The parsed `tokenizer.json` at a path or in a directory; VocabError if it is missing or broken."""
+    from gpa.config import read_json, shown  # here: an id space needs no reader of settings
+
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.exists():
