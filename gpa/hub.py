@@ -139,7 +139,9 @@ def _weight_file(path: Path) -> Path:
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
         if not found:
-            raise CheckpointError(f"{path}: none of {', '.join(WEIGHT_FILES)} is there")
+            folders = [name for name in WEIGHT_FILES if (path / name).is_dir()]
+            state = f"{folders[0]} is a folder, a file is needed" if folders else "all are missing"
+            raise CheckpointError(f"{path}: none of {', '.join(WEIGHT_FILES)}, {state}")
         return found[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weight file")

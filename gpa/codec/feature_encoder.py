@@ -253,6 +253,7 @@ class StoredFeatures:
         if self.kind != "whisper":
             return self.build().state_dict()
         raw, state = hub.read_json(self.path / "config.json"), _read_whisper(self.path)
+        hub.check_finite(state, str(self.path))
         if POSITIONS not in state:
             state[POSITIONS] = sinusoids(raw["max_source_positions"], raw["d_model"])
         return {f"encoder.{name}": tensor.float() for name, tensor in state.items()}

@@ -260,7 +260,7 @@ def _entries(base: Any, added: list[Any]) -> Iterator[tuple[Any, Any]]:
     if isinstance(base, dict):
         yield from base.items()
     elif isinstance(base, list):  # Unigram: [[piece, score], ...] in the order of ids
-        yield from ((p[0], n) if isinstance(p, list) and len(p) == 2 else (p, n) for n, p in enumerate(base))
+        yield from ((p[0] if isinstance(p, list) and len(p) == 2 else None, n) for n, p in enumerate(base))
     else:
         yield base, None
 

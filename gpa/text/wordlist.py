@@ -7,10 +7,12 @@ The latter are lines of text below its licence, compressed: what a checkpoint ca
 from __future__ import annotations
 
 import lzma
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpa.errors import CheckpointError, UsageError
+from gpa import config
+from gpa.errors import CheckpointError
 
 NOTICE = ";;; "  # begins a line of the licence
 
@@ -41,8 +43,5 @@ def read(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A plain file of text; UsageError for one that cannot be read as such."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no text file ({error})") from error
+    """A plain file of text, of any length; UsageError for one that cannot be read as such."""
+    return config.read_text(path, most=sys.maxsize - 1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from gpa.errors import DataError, UsageError
 from gpa.prompt.tasks import DEFAULT, canonical_task
 from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, normalise_text, train_sentencepiece
+from gpa.text.wordlist import read_text
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +74,20 @@ def train_text(recipe: TextRecipe, run: Path) -> dict[str, float]:
     return {**found, "letters_per_id": letters / ids} if ids else found
 
 
+def _said(line: str, path: Path) -> str:
+    try:
+        return str(json.loads(line).get("text") or "")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: {line!r:.80} is no JSON object with a text ({error})") from error
+
+
 def _lines(recipe: TextRecipe) -> Iterator[str]:
     for name in recipe.data.files:
         path = Path(name)
         if not path.is_file():
             raise DataError(f"{path}: no such file; data.files lists texts, transcripts or manifests")
-        for line in path.read_text(encoding="utf-8").splitlines():
-            text = json.loads(line).get("text") or "" if path.suffix == ".jsonl" else line.split("\t")[-1]
+        for line in read_text(path).splitlines():
+            text = _said(line, path) if path.suffix == ".jsonl" else line.split("\t")[-1]
             text = normalise_text(text) if recipe.normalise else text
             if text.strip():
                 yield text
