@@ -31,17 +31,19 @@ if TYPE_CHECKING:
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What readers of damaged weights and constructors of impossible sizes raise.
-DAMAGE = (
+DAMAGE: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
     OSError,
     RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
     TypeError,
-    AttributeError,
-    AssertionError,
+    ValueError,
+    struct.error,
 )
-DAMAGE += (ArithmeticError, MemoryError, struct.error)
 LEAST = 1024  # what a tensor counts, however small
 SPARE = 1 << 22  # numbers that a network may have beyond its weights: windows, filters, positions
 _DIFF_LINES = 10  # names shown of each kind; the counts are always complete
