@@ -134,7 +134,7 @@ def recipe_trial(random: np.random.Generator, folder: Path) -> bool:
         elif tree["kind"] == "latent" and sizes:
             config.build(LatentConfig, sizes, "model")
         elif tree["kind"] == "gpa" and sizes:
-            meta_backbone({"vocab_size": 64, **sizes})
+            meta_backbone({"vocab_size": 64, **sizes} if isinstance(sizes, dict) else sizes)
         elif tree["kind"] != "text":
             family_of(tree)
     return True

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpa import config
 from gpa.errors import CheckpointError
 
 NOTICE = ";;; "  # begins a line of the licence
@@ -44,4 +43,6 @@ def read(path: Path) -> bytes:
 
 def read_text(path: Path) -> str:
     """A plain file of text, of any length; UsageError for one that cannot be read as such."""
+    from gpa import config  # here: lists of words are packed, and most readers of them need no settings
+
     return config.read_text(path, most=sys.maxsize - 1)

@@ -60,6 +60,8 @@ def _config(sizes: dict[str, Any]) -> Qwen3Config:
 
 def meta_backbone(sizes: dict[str, Any]) -> Backbone:
     """The network of `sizes`, with its `vocab_size`, on the meta device: shapes without memory."""
+    if not isinstance(sizes, dict):
+        raise UsageError(f"model: expected a section of keys, got {sizes!r:.80}")
     if "vocab_size" not in sizes:
         raise UsageError("model.vocab_size is missing: without tokens nothing else tells it")
     with torch.device("meta"):
