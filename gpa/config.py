@@ -53,15 +53,15 @@ OPTION_TYPES = {
 }
 
 
-def read_text(path: str | Path, error: type[GPAError] = UsageError, most: int = MOST_BYTES) -> str:
+def read_text(path: str | Path, error: type[GPAError] = UsageError, most: int | None = MOST_BYTES) -> str:
     """Content of a UTF-8 file; `error` says why there is none: absent, a folder, other encoding, too long."""
     path = Path(path)
     try:
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            content = file.read(-1 if most is None else most + 1)
     except OSError as e:
         raise error(f"{path}: cannot be read ({e.strerror or e})") from e
-    if len(content) > most:
+    if most is not None and len(content) > most:
         raise error(f"{path}: more than {most} bytes, too long for such a file")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:1000]:
         raise error(f"{path}: not UTF-8 but UTF-16, or no text at all; save it as UTF-8")

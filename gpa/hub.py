@@ -164,7 +164,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except (SafetensorError, *DAMAGE) as error:
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    except DAMAGE as error:
         raise _damaged(path, error) from error
 
 

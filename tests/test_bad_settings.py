@@ -363,7 +363,7 @@ model = GPA.from_pretrained(sys.argv[1], device="cpu", threads=2)
 (torch.randn(4_000_000) * 2).sum()  # by two threads
 if os.fork():
     sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
-signal.alarm(60)
+signal.alarm(30)
 (torch.randn(4_000_000) * 2).sum()
 model.tts("hello", voice="anna", max_new_tokens=8)
 GPA.from_pretrained(sys.argv[1], device="cpu")

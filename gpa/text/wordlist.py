@@ -7,7 +7,6 @@ The latter are lines of text below its licence, compressed: what a checkpoint ca
 from __future__ import annotations
 
 import lzma
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,4 +44,4 @@ def read_text(path: Path) -> str:
     """A plain file of text, of any length; UsageError for one that cannot be read as such."""
     from gpa import config  # here: lists of words are packed, and most readers of them need no settings
 
-    return config.read_text(path, most=sys.maxsize - 1)
+    return config.read_text(path, most=None)
