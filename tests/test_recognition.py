@@ -132,7 +132,7 @@ def test_the_best_path_takes_every_frame_and_every_id() -> None:
 def test_silence_is_an_empty_transcript_with_a_reason(model: GPA, seconds: float) -> None:
     with pytest.warns(match="silent"):
         found = model.asr((quiet(seconds), RATE))
-    assert (found.text, found.finish_reason, found.segments, found.words) == ("", "silence", (), [])
+    assert (found.text, found.finish_reason, found.segments, found.words) == ("", "no speech", (), [])
     assert found.skipped == found.duration == pytest.approx(seconds)
     live = model.recogniser()
     assert live.push(quiet(0.01)) == [] == live.finish() and live.transcript.text == ""
@@ -312,7 +312,7 @@ def test_no_words_are_invented_for_what_is_no_speech(mini: GPA) -> None:
     g = np.random.default_rng(1)
     noise = g.standard_normal(20 * RATE).astype(np.float32)
     bursts = noise * (np.sin(2 * np.pi * 0.7 * np.arange(len(noise)) / RATE) > 0.3)
-    assert mini.asr((0.05 * noise, RATE), beams=1).finish_reason == "silence"
+    assert mini.asr((0.05 * noise, RATE), beams=1).finish_reason == "no speech"
     assert len(mini.asr(((0.1 * bursts).astype(np.float32), RATE), beams=1).words) <= 3
 
 

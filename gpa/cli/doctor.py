@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,7 @@ def diagnose() -> list[Check]:
         ("flash-attn", _flash),
         ("audio files", _audio_files),
         ("resampling", _resampling),
+        ("ffmpeg", _ffmpeg),
         ("extras", _extras),
         ("resources", _resources),
     )
@@ -250,6 +252,22 @@ def _resampling() -> Iterator[Check]:
     yield Check("resampling", error < 1e-3, detail, "pip install --upgrade soxr")
 
 
+def _ffmpeg() -> Iterator[Check]:
+    """Whether the program runs; what it is for where it is absent."""
+    path = shutil.which("ffmpeg")
+    if path is None:
+        absent = "not found: reads m4a, AAC, WMA and WebM; to get it: apt, brew or winget install ffmpeg"
+        yield Check("ffmpeg", None, absent)
+        return
+    try:
+        said = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Check("ffmpeg", False, f"{path} does not run: {error}", "install ffmpeg again, or remove it")
+        return
+    version = (said.stdout.split() or ["", "", ""])[2:3]
+    yield Check("ffmpeg", True, f"{' '.join(version)} at {path}: m4a, AAC, WMA and WebM are read")
+
+
 def _extras() -> Iterator[Check]:
     for extra, modules in EXTRAS.items():
         yield from _guarded(f"[{extra}]", partial(_extra, extra, modules))
@@ -259,12 +277,13 @@ def _extra(extra: str, modules: Sequence[str]) -> Iterator[Check]:
     """An extra is there when all its packages are, and works when they have been used together once."""
     fix = f"pip install --upgrade '{DISTRIBUTION}[{extra}]'"
     if missing := [name for name in modules if util.find_spec(name) is None]:
-        yield Check(f"[{extra}]", None, f"lacks {', '.join(missing)}", fix)
+        install = f"pip install '{DISTRIBUTION}[{extra}]'"
+        yield Check(f"[{extra}]", None, f"not installed: {install} (lacks {', '.join(missing)})")
         return
     for name in modules:
         import_module(name)
     used = USES[extra]() if extra in USES else "imported"
-    yield Check(f"[{extra}]", True, f"{used} ({', '.join(modules)})", fix)
+    yield Check(f"[{extra}]", True, f"installed: {used} ({', '.join(modules)})", fix)
 
 
 def _use_train() -> str:

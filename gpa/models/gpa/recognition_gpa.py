@@ -78,7 +78,7 @@ class Recognition(LongForm[Part, Partial]):
         rate = self._processor.codec.spec.sample_rate
         text = " ".join(segment.text for segment in self._segments)
         tokens = np.array([i for segment in self._segments for i in segment.tokens], np.int64)
-        reason = worst(self._completions) if self._completions else "silence"
+        reason = worst(self._completions) if self._completions else "no speech"
         about = self._processor.config.about
         return Transcript(
             text,
