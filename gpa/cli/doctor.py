@@ -212,6 +212,16 @@ def _batching() -> Iterator[Check]:
     yield Check("batching", ok, detail, "slow here; another version of torch may have better kernels")
 
 
+def _graph_is_exact() -> bool:
+    import torch
+
+    from gpa.engine.network import Network, Sizes
+    from gpa.engine.onnx_network import is_exact
+
+    mini = Sizes(4664, 256, 768, 6, 4, 2, 4096, head_dim=64)
+    return is_exact(Network, mini, torch.get_num_threads())
+
+
 def _flash() -> Iterator[Check]:
     if util.find_spec("flash_attn") is None:
         yield Check("flash-attn", None, "not installed: SDPA is used, and is enough")

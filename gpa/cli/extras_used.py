@@ -57,16 +57,6 @@ def _use_cpu() -> str:
     return "decodes, each row the same bits in every batch"
 
 
-def _graph_is_exact() -> bool:
-    import torch
-
-    from gpa.engine.network import Network, Sizes
-    from gpa.engine.onnx_network import is_exact
-
-    mini = Sizes(4664, 256, 768, 6, 4, 2, 4096, head_dim=64)
-    return is_exact(Network, mini, torch.get_num_threads())
-
-
 def _use_llamacpp() -> str:
     from gpa.engine.backends.trial import same_ids
 
