@@ -16,7 +16,7 @@ from functools import partial
 from importlib import import_module, metadata, util
 from pathlib import Path
 
-from gpa.cli.extras_used import USES
+from gpa.cli.extras_used import USES, graph_is_exact
 from gpa.errors import UsageError
 
 DISTRIBUTION = "gpa-audio"
@@ -203,23 +203,13 @@ def _batching() -> Iterator[Check]:
 
     from gpa.engine.linear import ROW_BY_ROW, exact_kernel
 
-    if _graph_is_exact():
+    if graph_is_exact():
         yield Check("batching", True, "float32 is exact by onnxruntime")
         return
     kernels = {exact_kernel(*shape, "none", torch.float32, torch.get_num_threads()) for shape in LAYERS}
     ok = None if ROW_BY_ROW in kernels else True
     detail = f"float32 is exact by {' or '.join(sorted(map(str, kernels)))}"
     yield Check("batching", ok, detail, "slow here; another version of torch may have better kernels")
-
-
-def _graph_is_exact() -> bool:
-    import torch
-
-    from gpa.engine.network import Network, Sizes
-    from gpa.engine.onnx_network import is_exact
-
-    mini = Sizes(4664, 256, 768, 6, 4, 2, 4096, head_dim=64)
-    return is_exact(Network, mini, torch.get_num_threads())
 
 
 def _flash() -> Iterator[Check]:
