@@ -20,6 +20,7 @@ _REIGNED = (
     "haile rama wilhelmina beatrix pedro maria theresa thomas walter loudon howell haakon mohammed hassan hussein "
     "farouk fuad reza abdullah rainier jean baudouin zog boris simeon carol mihai catherine"
 ).split()
+_TENTH = ("louis", "charles", "pius", "leo", "gregory", "benedict", "john", "innocent", "clement", "alfonso")
 _TITLES = "king queen pope emperor empress tsar czar tsarina kaiser prince princess sultan pharaoh saint duke".split()
 _COUNTED = (
     "war chapter part act scene volume vol book section phase type stage level appendix figure fig table episode "
@@ -28,14 +29,20 @@ _COUNTED = (
 ).split()
 _NUMERAL = r"[IVXLCDM]{1,9}"
 _LIST = rf"({_NUMERAL}|[ivxl]{{2,8}})\b"
-_AFTER_NOUN = re.compile(rf"\b((?i:{'|'.join(_COUNTED)})(?i:s?)) {_LIST}((?:(?: ?[-–,&] ?| and | to | or ){_LIST}){{0,4}})")
+_AFTER_NOUN = re.compile(
+    rf"\b((?i:{'|'.join(_COUNTED)})(?i:s?)) {_LIST}((?:(?: ?[-–,&] ?| and | to | or ){_LIST}){{0,4}})"
+)
 _AFTER_NAME = re.compile(
     rf"\b((?i:(?:{'|'.join(_TITLES)}) (?:[a-z]{{2,20}} )?))?((?i:{'|'.join(sorted({*_REIGNED}, key=len, reverse=True))})"
     rf"(?: (?!II|VI|IV|XI)[A-Z][a-z]{{1,20}})?|(?<= )[A-Z][a-z]{{1,20}}) {_LIST}(?=('s)?)"
 )
-_CENTURY = re.compile(r"\b([IVX]{1,6}|[ivx]{2,6})(?:th|st|nd|rd|e)?(?= (?i:centur(?:y|ies))\b)|\b([IVX]{2,6})(?:th|st|nd|rd)\b")
+_CENTURY = re.compile(
+    r"\b([IVX]{1,6}|[ivx]{2,6})(?:th|st|nd|rd|e)?(?= (?i:centur(?:y|ies))\b)|\b([IVX]{2,6})(?:th|st|nd|rd)\b"
+)
 _AFTER_CAPITAL = re.compile(r"\b([A-Z][A-Za-z]{1,20}) ([IVX]{2,7})\b")
-_ALONE = re.compile(r"\b(?:I{2,3}|VI{2,3}|XI{2,3}|XI?V|XVI{1,3}|XI?X|XXI{1,3}|XXI?V|ii|iii|viii?|xiii?)\b(?!\.\w)")
+_ALONE = re.compile(
+    r"\b(?:I{2,3}|VI{2,3}|XI{2,3}|XI?V|XVI{1,3}|XI?X|XXI{1,3}|XXI?V|ii|iii|viii?|xiii?)\b(?!\.\w)"
+)
 _ENDS_FIRST = re.compile(r"(?=$|[.,;:!?)]|'s| (?:of|was|ruled|reigned|died|became|and|in|to)\b)")
 _ODD = {"XIX", "XX"}
 
@@ -74,7 +81,11 @@ def _named(match: re.Match[str]) -> str:
     if value is None or value > 40 or not (title or known):
         return match[0]
     if len(letters) == 1:  # I is a pronoun, and V, X, C, D, L, M are initials
-        if letters not in "IVX" or not (title or _ENDS_FIRST.match(match.string, match.end())):
+        if (
+            letters not in "IVX"
+            or (letters == "X" and name.lower() not in _TENTH)
+            or not (title or _ENDS_FIRST.match(match.string, match.end()))
+        ):
             return match[0]
     return f"{title or ''}{name} the {numerals.ordinal(value)}"
 
@@ -89,7 +100,26 @@ _KNOWN = set(
     "pin usps ups dhl iban iou lgbt lgbtq ufo suv gps utc est pst edt pdt gmt cet ios rsvp html https oecd imf wto "
     "eula oem gdpr iso ieee acm asr tts llm rtx gtx ram rom tba tbd ira roi kpi sla saas hr qa ocr ecb eth esa "
     "uv ac dc id cd dvd tv pc pr sql csv aclu naacp afl cio yolo".split()
-) - {"er", "un", "id", "iv", "pin", "ups", "est", "eta", "ram", "rom", "abc", "eth", "saas", "yolo", "eq", "coo", "ac", "ira"}
+) - {
+    "er",
+    "un",
+    "id",
+    "iv",
+    "pin",
+    "ups",
+    "est",
+    "eta",
+    "ram",
+    "rom",
+    "abc",
+    "eth",
+    "saas",
+    "yolo",
+    "eq",
+    "coo",
+    "ac",
+    "ira",
+}
 _SPELT = {"AC", "ER", "UN", "ID", "IV", "UPS", "EST", "ETA", "ABC", "EQ", "COO", "ESA", "OK"} - {"OK"}
 _WORDS = set(  # in capitals for emphasis, or said as words
     "AM AN AS AT BE BY DO GO HE HI IF IN IS IT ME MY NO OF OH OK ON OR OX PA SO TO UP US WE AH AW AX EH EX HA HO HM "
@@ -107,7 +137,9 @@ _WORDS = set(  # in capitals for emphasis, or said as words
 )
 _CAPITALS = re.compile(r"(?<![\w'])([A-Z]{2,6})('?s)?(?![\w']|\.[A-Za-z])")
 _AMPERSAND = re.compile(r"(?<![\w'])([A-Z]{1,2}) ?& ?([A-Z]{1,2})(?![\w'])")
-_LOWER_KNOWN = re.compile(rf"(?<![\w'.])({'|'.join(sorted(_KNOWN, key=len, reverse=True))})('?s)?(?![\w'])", re.I)
+_LOWER_KNOWN = re.compile(
+    rf"(?<![\w'.])({'|'.join(sorted(_KNOWN, key=len, reverse=True))})('?s)?(?![\w'])", re.I
+)
 _SAID = (
     (re.compile(r"\bPh\.? ?D\b\.?"), "p h d"), (re.compile(r"\bC#(?!\w)"), "C sharp"),
     (re.compile(r"(?<!\w)#(?=[A-Za-z])"), "hashtag "), (re.compile(r"\b[Ww]i-?[Ff]i\b"), "wi-fi"),
@@ -140,8 +172,14 @@ def _acronym(match: re.Match[str]) -> str:
     if letters in _SPELT or letters.lower() in _KNOWN:
         return _letters(letters, match[2])
     if letters == "US":  # "the US", "US troops"; alone it may be shouted
-        around = re.search(r"\b(?:the|The|a|in|of|from|to) $", match.string[max(0, match.start() - 6) : match.start()])
-        return "u s" if around or re.match(r" [A-Z]| [a-z]{4}", match.string[match.end() : match.end() + 5]) else "us"
+        around = re.search(
+            r"\b(?:the|The|a|in|of|from|to) $", match.string[max(0, match.start() - 6) : match.start()]
+        )
+        return (
+            "u s"
+            if around or re.match(r" [A-Z]| [a-z]{4}", match.string[match.end() : match.end() + 5])
+            else "us"
+        )
     said = letters in _WORDS or len(letters) > 3 or not (len(letters) == 2 or _initial(letters))
     return match[0] if said else _letters(letters, match[2])
 
@@ -175,7 +213,23 @@ _FULL = {
     "thurs": "thursday", "fri": "friday", "ft": "feet", "ln": "lane", "sq": "square",
 }  # fmt: skip
 # Without a point they could be words, names or something else.
-_POINT_ALWAYS = {"max", "min", "est", "ca", "mon", "fri", "temp", "apt", "ste", "ext", "adm", "pres", "misc", "sq", "ln"}
+_POINT_ALWAYS = {
+    "max",
+    "min",
+    "est",
+    "ca",
+    "mon",
+    "fri",
+    "temp",
+    "apt",
+    "ste",
+    "ext",
+    "adm",
+    "pres",
+    "misc",
+    "sq",
+    "ln",
+}
 _POINT_BEFORE = {"fig": "figure", "figs": "figures", "ch": "chapter", "sec": "section", "p": "page", "pp": "pages",
                  "no": "number", "nos": "numbers", "vol": "volume", "art": "article", "eq": "equation",
                  "para": "paragraph", "ver": "version", "op": "opus", "c": "circa", "ca": "circa", "tab": "table",

@@ -26,7 +26,9 @@ _BARE = re.compile(
     rf"(?<![\w.@/-])(?:{_LABEL}\.){{1,8}}(?:{'|'.join(_DOMAINS)})(?![\w@]|\.[A-Za-z])(?::\d{{1,5}})?(?:[/?#]{_TAIL})?"
     rf"|(?<![\w.@/-])(?:{_LABEL}\.){{1,8}}[a-z]{{2,6}}/{_TAIL}"
 )
-_FILE = re.compile(rf"(?<![\w.])[\w/~-]{{1,64}}(?:\.[\w-]{{1,20}}){{0,2}}\.(?:{'|'.join(_FILES)})(?![\w.]\w|\w)")
+_FILE = re.compile(
+    rf"(?<![\w.])[\w/~-]{{1,64}}(?:\.[\w-]{{1,20}}){{0,2}}\.(?:{'|'.join(_FILES)})(?![\w.]\w|\w)"
+)
 _SCHEME = re.compile(r"(?i)^(?:(?:https?|ftp)://|mailto:)")
 _PART = re.compile(r"[A-Za-z]+|\d+|[^\sA-Za-z\d]")
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from gpa.text import numerals
+from gpa.text.numerals import Rule
 
-MONTHS = (
-    "january february march april may june july august september october november december"
-).split()
+MONTHS = ("january february march april may june july august september october november december").split()
 _SHORT = {name[:3]: name for name in MONTHS} | {"sept": "september"}
 _DAYS = {
     "mon": "monday", "tue": "tuesday", "tues": "tuesday", "wed": "wednesday", "weds": "wednesday",
@@ -20,7 +18,6 @@ _MONTH = rf"(?i:({'|'.join(sorted([*MONTHS, *_SHORT], key=len, reverse=True))}))
 _DAY = r"(0?[1-9]|[12]\d|3[01])"
 _YEAR = r"((?:1[0-9]|20|21)\d\d)"
 _WEEKDAY = rf"({'|'.join(day.capitalize() for day in sorted(_DAYS, key=len, reverse=True))})"
-Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 
 
 def _date(month: int, day: int, year: str = "") -> str:
@@ -72,7 +69,9 @@ def _month_day(match: re.Match[str]) -> str:
 
 def _day_month(match: re.Match[str]) -> str:
     day = numerals.ordinal(int(match[1])) if match[2] else numerals.cardinal(int(match[1]))
-    return f"{day}{match[3] or ''} {_month(match[4])}" + (f"{match[5]} {_full_year(match[6])}" if match[6] else "")
+    return f"{day}{match[3] or ''} {_month(match[4])}" + (
+        f"{match[5]} {_full_year(match[6])}" if match[6] else ""
+    )
 
 
 def _time(match: re.Match[str]) -> str:
@@ -95,6 +94,11 @@ def _half(match: re.Match[str]) -> str:
 _BEFORE = r"(?<![\w./-])"
 _AFTER = r"(?![\w/]|[.-]\d)"
 RULES: tuple[Rule, ...] = (
+    (
+        re.compile(rf"\b{_WEEKDAY}\.? ?- ?{_WEEKDAY}\b\.?"),
+        lambda m: f"{_DAYS[m[1].lower()]} to {_DAYS[m[2].lower()]}",
+    ),
+    (re.compile(r"(?<=\d[AaPp][Mm]) ?- ?(?=\d)|(?<=\d [AaPp][Mm]) ?- ?(?=\d)"), lambda m: " to "),
     (re.compile(rf"{_BEFORE}{_YEAR}([-/.])(\d\d?)\2(\d\d?)(?:(T(?=\d\d:))|{_AFTER})"), _iso),
     (re.compile(rf"{_BEFORE}(\d{{1,2}})([/-])(\d{{1,2}})\2(\d{{4}}|\d\d){_AFTER}"), _slashed),
     (re.compile(rf"{_BEFORE}(\d{{1,2}})(\.) ?(\d{{1,2}})\. ?(\d{{4}}){_AFTER}"), _dotted),
@@ -103,8 +107,10 @@ RULES: tuple[Rule, ...] = (
         re.compile(rf"{_BEFORE}(0?[1-9]|1[0-2])/{_YEAR}{_AFTER}"),
         lambda m: f"{MONTHS[int(m[1]) - 1]} {_full_year(m[2])}",
     ),
-    (re.compile(rf"{_BEFORE}(24)/(7){_AFTER}|{_BEFORE}(9)/(11){_AFTER}|{_BEFORE}([25]0)/(\5){_AFTER}"),
-     lambda m: " ".join(numerals.cardinal(int(n)) for n in m.groups() if n)),
+    (
+        re.compile(rf"{_BEFORE}(24)/(7){_AFTER}|{_BEFORE}(9)/(11){_AFTER}|{_BEFORE}([25]0)/(\5){_AFTER}"),
+        lambda m: " ".join(numerals.cardinal(int(n)) for n in m.groups() if n),
+    ),
     (
         re.compile(
             rf"\b((?i:on|until|till|since|due|dated)|{_WEEKDAY}(?:day|nesday|rsday|urday|sday)?,?) (1[0-2]|0?[1-9])/{_DAY}{_AFTER}"
@@ -127,13 +133,11 @@ RULES: tuple[Rule, ...] = (
         re.compile(rf"\b{_WEEKDAY}(?=\.|,? \d|,? (?:{'|'.join(MONTHS)})|-[A-Z]| at )\.?"),
         lambda m: _DAYS[m[1].lower()],
     ),
-    (
-        re.compile(rf"(?<=day)-{_WEEKDAY}\b\.?"),
-        lambda m: " to " + _DAYS[m[1].lower()],
-    ),
     (re.compile(r"(?<=\d)\.(?=[0-5]\d ?(?i:[ap]m|[ap]\.m\.)(?![a-zA-Z]))"), lambda m: ":"),
     (
-        re.compile(r"(?<![\d:.,])([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d)(?:\.\d{1,9})?)?(?![\d:])(?: o'clock)?(?: ?([AaPp])[Mm]\b)?(?:Z\b)?"),
+        re.compile(
+            r"(?<![\d:.,])([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d)(?:\.\d{1,9})?)?(?![\d:])(?: o'clock)?(?: ?([AaPp])[Mm]\b)?(?:Z\b)?"
+        ),
         _time,
     ),
     (re.compile(r"(?<![\d.,])(1[0-2]|0?[1-9]) ?([AaPp])[Mm]\b"), _half),

@@ -42,9 +42,13 @@ _STRENGTH = re.compile(r"strength\s*=\s*[\"']?\s*([\w-]*)", re.I)
 PAUSE = re.compile(r"\[\s*(?:pause|break|silence)\b[\s:=]{0,8}([^\[\]\n]{0,40})\]", re.I)
 _SECONDS = re.compile(r"(\d{0,6}\.?\d{1,6}|\d{1,6}\.)\s*(ms|milliseconds?|s|secs?|seconds?)?", re.I)
 
-_BREAKS = str.maketrans({"\r": "\n", "\x85": "\n", "\v": "\n", "\f": "\n\n", "\u2028": "\n", "\u2029": "\n\n"})
+_BREAKS = str.maketrans(
+    {"\r": "\n", "\x85": "\n", "\v": "\n", "\f": "\n\n", "\u2028": "\n", "\u2029": "\n\n"}
+)
 # Pictures, their variation selectors, keycaps, tags: what a reader sees and nobody says.
-_PICTURES = re.compile("[\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff\ufe00-\ufe0f\u20e3\U000e0000-\U000e01ef]")
+_PICTURES = re.compile(
+    "[\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff\ufe00-\ufe0f\u20e3\U000e0000-\U000e01ef]"
+)
 # Letters of scripts that join need these two; anywhere else they are debris of copying.
 _JOINERS = re.compile(r"(?<![^\W\d_a-zA-Z])[\u200c\u200d]|[\u200c\u200d](?![^\W\d_a-zA-Z])")
 _INVISIBLE = re.compile(
@@ -147,19 +151,24 @@ def _break(attributes: str) -> str:
 
 _RULE = re.compile(r"[^\S\n]{0,3}(?:(?:-[^\S\n]?){3,}|(?:\*[^\S\n]?){3,}|(?:_[^\S\n]?){3,}|={3,})[^\S\n]*")
 _HEADING = re.compile(r"[^\S\n]{0,3}#{1,6}[^\S\n]+(.*?)[^\S\n]*#*[^\S\n]*")
-_ITEM = re.compile(r"[^\S\n]*(?:[-*+\u2022\u2023\u25e6\u2043\u25aa\u00b7](?:[^\S\n]+\[[ xX]\])?)[^\S\n]+(?=[^\s\d])(.*)")
+_ITEM = re.compile(
+    r"[^\S\n]*(?:[-*+\u2022\u2023\u25e6\u2043\u25aa\u00b7](?:[^\S\n]+\[[ xX]\])?)[^\S\n]+(?=[^\s\d])(.*)"
+)
+_NUMBERED = re.compile(r"[^\S\n]{0,8}\d{1,2}[.)][^\S\n]+(?=[^\s\d])")
 _QUOTE = re.compile(r"[^\S\n]{0,3}(?:>[^\S\n]?)+(?=[^\s\d>=])")
 _TABLE_RULE = re.compile(r"[|\s:-]*-{2,}[|\s:-]*")
 _FENCE = re.compile(r"[^\S\n]*(?:`{3,}|~{3,})[^`\n]*")
 _LINK = re.compile(r"!?\[([^\[\]\n]{0,500})\]\((?:[^()\s]|\([^()\s]*\)){0,2000}(?:\s+\"[^\"\n]{0,200}\")?\)")
-_REFERENCE = re.compile(r"\[\^[\w-]{1,30}\]:?|(?<=\])\[[\w-]{0,60}\]")
+_REFERENCE = re.compile(r"\[\^[\w-]{1,30}\]:?|(?<=\])\[[\w-]{0,60}\]|(?<=[\w.,;:\"')])\[\d{1,3}\]")
 _BBCODE = re.compile(r"\[/?(?:b|i|u|s|url|img|quote|code|size|color|list)(?:=[^\[\]\n]{0,200})?\]", re.I)
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^<>\s]+)>")
 _STRONG = re.compile(r"(?<![\w*])\*{1,3}(?=[^\s*])([^*\n]{1,2000}?)(?<=[^\s*])\*{1,3}(?![\w*])")
 _STRONGER = re.compile(r"(\*\*|~~)(?=[^\s*~])([^*~\n]{1,2000}?)(?<=[^\s*~])\1")
 _UNDERLINED = re.compile(r"(?<![\w_])_{1,3}(?=[^\s_])([^_\n]{1,2000}?)(?<=[^\s_])_{1,3}(?![\w_])")
 _ESCAPE = re.compile(r"\\([\\`*_{}\[\]()#+.!|>~-])")
-_MARKDOWN = re.compile(r"[*_`~\[\\|#<\u2022\u2023\u25e6\u2043\u25aa]|^[^\S\n]*(?:[-+=>\u00b7])", re.M)
+_MARKDOWN = re.compile(
+    r"[*_`~\[\\|#<\u2022\u2023\u25e6\u2043\u25aa]|^[^\S\n]*(?:[-+=>\u00b7]|\d{1,2}[.)] )", re.M
+)
 
 
 def _without_markdown(text: str) -> str:
@@ -184,7 +193,8 @@ def _line(line: str) -> str:
         return f"\n{match[1]}\n"
     if match := _ITEM.fullmatch(line):
         return f"\n{match[1]}\n"
+    if _NUMBERED.match(line):
+        return f"\n{line}\n"
     if line.count("|") > 1 and line.strip().startswith("|"):
         return "\n" + ", ".join(cell.strip() for cell in line.strip().strip("|").split("|")) + "\n"
     return line
-

@@ -6,14 +6,12 @@ there only markup, invisible characters and letters that it cannot say are looke
 
 import re
 import unicodedata
-from collections.abc import Callable
 
-from gpa.text import dates, numerals, quantities
+from gpa.text import amounts, dates, measures, numerals
 from gpa.text.abbreviations import expand_abbreviations, expand_cased, spell_acronyms, spell_roman
 from gpa.text.addresses import spell_addresses
 from gpa.text.markup import PAUSE, without_markup
 
-_PUNCTUATION = str.maketrans("", "", ".,?!;:")
 _PLAIN = str.maketrans({
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4`\u02bc", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033", '"'),
@@ -24,7 +22,7 @@ _PLAIN = str.maketrans({
     "\u0142": "l", "\u00df": "ss", "\u00c6": "Ae", "\u0152": "Oe", "\u00d8": "O", "\u0141": "L",
     "\u1e9e": "SS", "\u00fe": "th", "\u00de": "Th", "\u00f0": "th", "\u00d0": "Th", "\u2122": " ", "\u00ae": " ",
     "\u2120": " ", "\u00ba": "°", "\u03bc": "μ", "\u00b5": "μ", "\u2215": "/", "\u2044": "/", "\u2217": "*",
-    "\u2103": "°C", "\u2109": "°F", "\u0131": "i", "\u2236": ":",
+    "\u2103": "°C", "\u2109": "°F", "\u0131": "i", "\u014b": "ng", "\u0259": "e", "\u0127": "h", "\u2236": ":",
 })  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUPERSCRIPT = re.compile(r"([A-Za-z]*)([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)")
@@ -54,11 +52,6 @@ def normalise_text(text: str) -> str:
     return text
 
 
-def without_punctuation(text: str) -> str:
-    """The words of a text alone, as recognition writes them."""
-    return " ".join(text.translate(_PUNCTUATION).split())
-
-
 def _cased(text: str) -> str:
     """What capitals, line breaks and typography tell is said in words, before they are lost."""
     text = PAUSE.sub(", ", without_markup(text))
@@ -73,15 +66,13 @@ def _superscript(match: re.Match[str]) -> str:
     before, raised = match[1], match[2].translate(_SUPERSCRIPTS)
     if not before and not re.match(r"[\d)\]\w]", match.string[match.start() - 1 : match.start()]):
         return ""
-    return before if len(before) > 1 and before not in _POWERED else f"{before}^{raised}"
+    return before if len(before) > 2 and before not in _POWERED else f"{before}^{raised}"
 
 
 def _normalise_once(text: str) -> str:
     text = spell_addresses(re.sub(r"\d{13,}", lambda m: f" {numerals.one_by_one(m[0])} ", text))
     text = expand_cased(text)
-    if re.search(r"\d", text):
-        text = _apply((*dates.RULES, *quantities.EARLY), text)
-    text = _apply(quantities.RULES, text)
+    text = _apply((*dates.RULES, *amounts.RULES, *measures.RULES), text)
     text = spell_acronyms(spell_roman(text))
     text = unicodedata.normalize("NFKD", text).lower().translate(_PLAIN)
     text = unicodedata.normalize("NFC", re.sub(r"(?<=[a-z])[\u0300-\u036f]+", "", text))
@@ -92,7 +83,7 @@ def _normalise_once(text: str) -> str:
     return _tidy(text)
 
 
-def _apply(rules: tuple[quantities.Rule, ...], text: str) -> str:
+def _apply(rules: tuple[numerals.Rule, ...], text: str) -> str:
     for pattern, spell in rules:
         text = pattern.sub(spell, text)
     return text
@@ -118,7 +109,7 @@ def _kept(match: re.Match[str]) -> str:
     return latin[1].lower() if latin else character
 
 
-_NUMBERS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
+_NUMBERS: tuple[numerals.Rule, ...] = (
     (re.compile(r"(?<![a-z\d])(\d+(?:,\d{3})*)(?:st|nd|rd|th)\b"), lambda m: numerals.ordinal(m[1].replace(",", ""))),
     (re.compile(r"(?<![a-z\d])(1[1-9]|20|)(\d)0'?s\b"), lambda m: numerals.decade(m[1], int(m[2]))),
     # A comma: never a year.

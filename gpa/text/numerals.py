@@ -1,8 +1,9 @@
-"""Numbers to English words and Roman numerals to numbers; knows digits, no sentences."""
+"""Numbers and what is counted to English words, Roman numerals to numbers; knows digits, no sentences."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -15,6 +16,9 @@ _ORDINALS = {
     "twelve": "twelfth",
 }  # fmt: skip
 _ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
+# A number of any kind, 1,205.50 or .5, that is no part of another.
+NUMBER = r"(?<![\d.,^])((?:\d{1,3}(?:,\d{3}){1,4}(?!\d)|\d{1,12})(?:\.\d{1,12})?|\.\d{1,12})(?![\d]|[.,]\d)"
+Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 _VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 
 
@@ -80,6 +84,43 @@ def fraction(above: str, below: str) -> str:
         return f"{whole(above)} over {whole(below)}"
     name = {2: "half", 4: "quarter"}.get(d) or ordinal(d)
     return f"{cardinal(n)} {name if n == 1 else 'halves' if d == 2 else name + 's'}"
+
+
+_PLURALS = {"penny": "pence", "foot": "feet", "inch": "inches", "zloty": "zlotys", "swedish krona": "swedish kronor",
+            "norwegian krone": "norwegian kroner", "danish krone": "danish kroner", "agora": "agorot",
+            "paisa": "paise", "lux": "lux", "century": "centuries"}  # fmt: skip
+_INVARIABLE = (
+    "hertz",
+    "yen",
+    "sen",
+    "won",
+    "baht",
+    "yuan",
+    "fen",
+    "ore",
+    "jeon",
+    "percent",
+    "mil",
+    "siemens",
+    "rappen",
+    "kobo",
+    "dong",
+    "satang",
+    "naira",
+)
+
+
+def plural(count: float, unit: str) -> str:
+    """A unit as it follows a number: degrees celsius, square feet, kilometers per hour."""
+    head, per, rest = unit.partition(" per ")
+    head, degrees, scale = head.partition("degree ")[0], *head.partition("degree ")[1:]
+    if degrees:
+        return unit if count == 1 else f"degrees {scale}{per}{rest}"
+    if count == 1 or head.endswith(_INVARIABLE):
+        return unit
+    *before, last = _PLURALS[head].split() if head in _PLURALS else head.split()
+    last = last if head in _PLURALS else _PLURALS.get(last, last + "s")
+    return " ".join([*before, last]) + per + rest
 
 
 def roman(numeral: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Text to ids and back: normalisation, the text tokenizer of any model, and SentencePiece for our own.
+"""Text to ids and back: the text tokenizer of any model, and SentencePiece for our own.
 
 A `TextTokenizer` knows the base vocabulary only. The added tokens (control, speech, speaker) are removed
 before it is built, so whatever a user types stays text.
@@ -19,16 +19,8 @@ from tokenizers import Tokenizer
 from gpa.errors import MissingExtraError, PromptError, VocabError
 from gpa.prompt.tasks import DEFAULT
 from gpa.prompt.vocab import CONTROL, TASK_TOKEN, code_names, read_tokenizer_json
-from gpa.text.normaliser import normalise_text
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
-__all__ = [
-    "TextTokenizer",
-    "build_tokenizer_json",
-    "copy_tokenizer",
-    "normalise_text",
-    "train_sentencepiece",
-]
 
 
 class TextTokenizer:

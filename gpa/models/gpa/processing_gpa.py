@@ -33,9 +33,10 @@ from gpa.text import bigrams, lexicon, wordlist
 from gpa.text import pronunciations as pronounce
 from gpa.text.bigrams import Bigrams, Wording
 from gpa.text.lexicon import Lexicon
+from gpa.text.normaliser import normalise_text
 from gpa.text.pronunciations import Pronunciations, Verbatim
 from gpa.text.spelling import Spelling
-from gpa.text.tokenizer import TextTokenizer, normalise_text
+from gpa.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from gpa.audio import AudioLike

@@ -24,8 +24,7 @@ from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech
 from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
 from gpa.models.gpa.segmentation_gpa import Passage, audible_seconds, least_seconds
 from gpa.prompt.tasks import ASR, TTS
-from gpa.text.edit_distance import edits, words
-from gpa.text.normaliser import without_punctuation
+from gpa.text.edit_distance import edits, without_punctuation, words
 
 if TYPE_CHECKING:
     from gpa.codec.base import Stream
