@@ -172,8 +172,9 @@ class Failing(Engine):
     def step(self) -> list[Progress]:
         self.steps += 1
         if self.steps == 3:
-            self.cancel(min(job.handle for job in (*self._waiting, *self._running)))
-            raise GenerationError("the server is gone")
+            oldest = min(job.handle for job in (*self._waiting, *self._running))
+            self.cancel(oldest)
+            return [Progress(oldest, [], error=GenerationError("the server is gone"))]
         return super().step()
 
 

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import hub
-from gpa.engine.packed import PackedNetwork
+from gpa.engine.onnx_network import OnnxNetwork, is_exact
+from gpa.engine.packed import Forward, PackedNetwork
 from gpa.errors import CheckpointError, PromptError
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines (L, Dh)
@@ -162,7 +163,7 @@ class Network(nn.Module):
             self.lm_head = nn.Linear(s.hidden_size, s.vocab_size, bias=False)
         even = torch.arange(0, s.head_dim, 2, dtype=torch.float, device="cpu")
         self.speeds = 1.0 / (s.rope_theta ** (even / s.head_dim))  # (Dh / 2,) radians a position
-        self._packed: tuple[object, PackedNetwork] | None = None
+        self._packed: tuple[object, Forward] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Network, torch.dtype]:
@@ -200,14 +201,22 @@ class Network(nn.Module):
         return self.model.norm.weight.dtype
 
     @property
-    def packed(self) -> PackedNetwork:
-        """What decodes: made once, and anew if the weights have changed since."""
+    def packed(self) -> Forward:
+        """What decodes: made once, and anew if the weights have changed since.
+
+        It is onnxruntime's graph where that is installed and exact, and torch's layers elsewhere.
+        """
         state = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.parameters())
         if self._packed is None or self._packed[0] != state:
             self._packed = None  # its memory is free before the next is made
             with torch.no_grad():
-                self._packed = state, PackedNetwork(self)
+                self._packed = state, self._graph() or PackedNetwork(self)
         return self._packed[1]
+
+    def _graph(self) -> Forward | None:
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return None
+        return OnnxNetwork(self) if is_exact(Network, self.sizes, torch.get_num_threads()) else None
 
     def room(self, prompt: Sequence[int]) -> int:
         """How many ids fit into the context after a prompt; PromptError, with the numbers, if there is

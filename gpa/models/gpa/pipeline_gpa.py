@@ -100,7 +100,7 @@ class GPA:
 
         `dtype` is that of the language model; the codec computes in float32. Nothing is downloaded for a
         local path. `engine` completes prompts in the place of ours and has the same weights:
-        "llamacpp:FILE.gguf", "onnx:DIR", "vllm:http://HOST:PORT" or "sglang:http://HOST:PORT"
+        "llamacpp:FILE.gguf", "vllm:http://HOST:PORT" or "sglang:http://HOST:PORT"
         (docs/serving.md). `threads` of the processor hold for the whole process: None lets the model's size
         decide, 0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing,
         unexpected or mismatched parts.
