@@ -56,6 +56,11 @@ class TextTokenizer:
         }
         return {i: piece.replace("\u2581", " ").replace("\u0120", " ").lower() for i, piece in plain.items()}
 
+    @cached_property
+    def alphabet(self) -> frozenset[str]:
+        """The characters that its pieces spell; others are known as bytes alone."""
+        return frozenset("".join(self.spellings.values()))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of base ids; an unfinished UTF-8 character becomes U+FFFD; VocabError for other ids."""
         found = [operator.index(token_id) for token_id in ids]

@@ -137,7 +137,7 @@ class Utterance:
         self._plan = enumerate(processor.passages(text, voice.codes, self._known))
         self._parts: deque[Part] = deque()  # on their way, in the order of the text
         self._limiter = Limiter(processor.codec.spec.sample_rate)
-        self._samples, self._pause, self._reason = 0, 0.0, "stop"
+        self._samples, self._pause, self._after, self._reason = 0, 0.0, 0.0, "stop"
         self._good = False  # whether any part came out
         self._errors: list[PromptError | GenerationError] = []
         self.done = False
@@ -271,7 +271,7 @@ class Utterance:
                 if self._live and not part.number:
                     yield from self._sound(part, part.takes[0])
                 break
-            self._pause = max(self._pause, part.passage.pause)
+            self._pause, self._after = max(self._pause, part.passage.pause), part.passage.after
             self._parts.popleft()
             self._fill()
         if not self._parts:
@@ -282,9 +282,10 @@ class Utterance:
         rate, wav, tokens = self._processor.codec.spec.sample_rate, take.news(), take.tokens
         if not len(wav):
             return
-        if self._samples and not part.told:
-            rest = int(self._pause * self._rest * rate)
-            wav = np.concatenate([np.zeros(rest, np.float32), wav])
+        if not part.told:
+            before = part.passage.before
+            usual = self._pause * self._rest if self._samples else 0.0
+            wav = np.concatenate([_silence(usual if before is None else before, rate), wav])
         self._pause = 0.0
         self._samples += len(wav)
         if take.completion and take.completion.finish_reason != "stop":
@@ -309,7 +310,12 @@ class Utterance:
         if self._reason != "stop":
             logger.warning("speech ended by %s, not by the model", self._reason)
         rate, none = self._processor.codec.spec.sample_rate, np.zeros(0, np.int64)
-        return Chunk(self._limiter.finish(), rate, none, self._reason, done=1.0)
+        end = np.concatenate([self._limiter.finish(), _silence(self._after, rate)])
+        return Chunk(end, rate, none, self._reason, done=1.0)
+
+
+def _silence(seconds: float, rate: int) -> np.ndarray:
+    return np.zeros(round(seconds * rate), np.float32)
 
 
 def chunks(engine: Completer, utterance: Utterance) -> Generator[Chunk, None, None]:
