@@ -127,7 +127,7 @@ _WORDS = set(  # in capitals for emphasis, or said as words
     "BED BEE BEG BET BIG BIT BOB BOX BOY BUN BUS BUT BUY BYE CAN CAP CAR CAT COP COW CRY CUP CUT DAD DAY DEN DID DIE DIG "
     "DIM DOG DOT DRY DUE EAR EAT EGG END EVE EYE FAN FAR FAT FED FEE FEW FIG FIT FIX FLY FOE FOG FOR FOX FUN FUR GAP "
     "GAS GET GOD GOT GUN GUT GUY HAD HAM HAS HAT HAY HEN HER HEY HID HIM HIP HIS HIT HOP HOT HOW HUG HUT ICE ILL INK "
-    "INN ITS JAM JAR JAW JET JOB JOY KEY KID KIN KIT LAB LAD LAP LAW LAY LED LEG LET LID LIE LIP LIT LOG LOT LOW MAD "
+    "INN ITS JAM JAR JAW JET JOB JOY KEY KID KIN KIT LAB LAD LAP LAW LAY LEG LET LID LIE LIP LIT LOG LOT LOW MAD "
     "MAN MAP MAT MAY MEN MET MIX MOB MOM MUD MUM NET NEW NIL NOD NOR NOT NOW NUN NUT OAK ODD OFF OIL OLD ONE OUR OUT "
     "OWE OWL OWN PAN PAT PAY PEN PET PIE PIG PIN PIT POP POT PUT RAG RAM RAN RAT RAW RAY RED RIB RID RIG RIM RIP ROB "
     "ROD ROT ROW RUB RUG RUN SAD SAT SAW SAY SEA SEE SET SEX SHE SHY SIN SIP SIR SIT SIX SKI SKY SON SOW SPY SUM SUN "
@@ -142,6 +142,7 @@ _LOWER_KNOWN = re.compile(
 )
 _SAID = (
     (re.compile(r"\bPh\.? ?D\b\.?"), "p h d"), (re.compile(r"\bC#(?!\w)"), "C sharp"),
+    (re.compile(r"\bWW(?:II|2|-II)\b"), "world war two"), (re.compile(r"\bWW(?:I|1)\b"), "world war one"),
     (re.compile(r"(?<!\w)#(?=[A-Za-z])"), "hashtag "), (re.compile(r"\b[Ww]i-?[Ff]i\b"), "wi-fi"),
     (re.compile(r"\bIT(?= (?:department|support|team|staff|industry|specialist|professional|company|job|sector"
                 r"|manager|security|systems?|infrastructure|guy|worker)s?\b)"), "i t"),
@@ -254,6 +255,8 @@ _CASED = (
     ),
     (re.compile(r"\b[Nn]o(s?)\.? ?(?=\d)|№ ?(?=\d)"), lambda m: f"number{m[1] or ''} "),
     (re.compile(rf"\b(?i:({'|'.join(sorted(_POINT_BEFORE, key=len, reverse=True))}))\. ?(?=\d)"), lambda m: _POINT_BEFORE[m[1].lower()] + " "),
+    (re.compile(r"\bFt\.? (?=[A-Z][a-z])"), lambda m: "Fort "),
+    (re.compile(r"\bRep\. (?=[A-Z])"), lambda m: "Representative "),
     (re.compile(r"\bet al\b\.?(?= ?[(,a-z])"), lambda m: "et al"),
     (re.compile(r"(?<![\w.])(?i:O\.?K)\b"), lambda m: "okay"),
 )  # fmt: skip
@@ -294,4 +297,5 @@ def _expand(match: re.Match[str]) -> str:
     ends = match[2] and match.end() == len(match.string)
     if full is None or (ends and match[1] in _POINT_ALWAYS):  # "the max." ends a sentence
         return match[0]
-    return full + ("." if ends else "")
+    joined = match[2] and match.string[match.end() : match.end() + 1].isalpha()
+    return full + ("." if ends else " " if joined else "")

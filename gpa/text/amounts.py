@@ -13,6 +13,8 @@ from gpa.text.numerals import Rule
 def _phone(match: re.Match[str]) -> str:
     """Digit by digit, zero as "oh", a comma between the groups."""
     groups = re.findall(r"\+?\d+", match[0])
+    if match[0][0] == "+" and sum(map(len, groups)) < 8:  # a sum, a score
+        return match[0]
     words = [("plus " if group[0] == "+" else "") + numerals.one_by_one(group, "oh") for group in groups]
     before = " " if match.string[match.start() - 1 : match.start()].isalnum() else ""
     return before + ", ".join(words)
@@ -21,12 +23,18 @@ def _phone(match: re.Match[str]) -> str:
 def _short_phone(match: re.Match[str]) -> str:
     called = re.search(r"(?i)\b(?:call|dial|phone|fax|tel|text|ring|number|at|mobile|cell)\W*(?:\w+\W+){0,2}$",
                        match.string[max(0, match.start() - 40) : match.start()])  # fmt: skip
-    return _phone(match) if called or not match[2].endswith("00") and int(match[2][:1]) else match[0]
+    return _phone(match) if called or match[2][0] == "0" or not match[2].endswith("00") else match[0]
 
 
 _START, _END = r"(?<![\w.,+$£€-])(?<!\d )", r"(?![\w]|[-./]\d)"
 _GROUPS = r"(?<![\d.,])\d{1,3}(?:[ '\u00a0\u2009\u202f]\d{3})"
 _PHONES: tuple[Rule, ...] = (
+    (re.compile(r"(?<![\d.,])([1-9]\d{0,2}) 000(?![\d.,]\d| \d)"), lambda m: f"{m[1]}000"),
+    (re.compile(r"(?<![\d.,])\d{1,2}(?:,\d\d){1,4},\d{3}(?![\d,])"), lambda m: m[0].replace(",", "")),
+    (
+        re.compile(r"(?<![\w.,$£€-])\d{5}-\d{4}(?![\w-])|(?<=\b[A-Z]{2} )\d{5}(?![\w.,]\d|\w)"),
+        lambda m: numerals.one_by_one(m[0]),
+    ),
     (re.compile(r"(?i)(?:(?<=\d) ?,? ?\bext\.?|(?<=\d{3}[ .-]\d{4}) ?x) ?(\d{1,6})\b"), lambda m: f" extension {numerals.one_by_one(m[1], 'oh')}"),
     (re.compile(rf"{_GROUPS}{{2,4}}(?![\d.,']|[ -]\d)"), lambda m: re.sub(r"\D", "", m[0])),
     (re.compile(r"(?<=[$£€]) ?\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3}){1,4}(?![\d])"), lambda m: re.sub(r"\D", "", m[0])),
@@ -38,7 +46,7 @@ _PHONES: tuple[Rule, ...] = (
     (re.compile(rf"{_START}\d{{4}}(?: \d{{4}}){{2,4}}{_END}"), _phone),
     (re.compile(rf"{_START}(\d{{3}})-(\d{{4}}){_END}"), _short_phone),
     (
-        re.compile(r"(?i)\b((?:call|dial|phone|ring|tel|telephone|fax|mobile|cell)(?:\.?:|\.)? )(\d{7,12}|911|999|112|[1-8]11|988|101)\b(?![.,]\d| ?%)"),
+        re.compile(r"(?i)\b((?:call|dial|phone|ring|tel|telephone|fax|mobile|cell)(?: (?:me|us|him|her|them|at|on|number|no)){0,3}(?:\.?:|\.)? )(\d{7,12}|911|999|112|[1-8]11|988|101)\b(?![.,]\d| ?%)"),
         lambda m: m[1] + numerals.one_by_one(m[2], "oh"),
     ),
     (
@@ -118,7 +126,7 @@ def _sum(amount: str, scale: str, large: str, small: str, *, one: bool) -> str:
 
 
 _MONEY: tuple[Rule, ...] = (
-    (re.compile(r"(?<=\d) ?- ?(?=[$£€¥]\d)|(?<=\d[$£€¥]) ?- ?(?=\d)"), lambda m: " to "),
+    (re.compile(r"(?<=[\dkKmMbBnN]) ?- ?(?=[$£€¥]\d)|(?<=\d[$£€¥]) ?- ?(?=\d)"), lambda m: " to "),
     (re.compile(rf"(?<![\w.])({_UNIT}) ?(\d{{1,9}}(?:\.\d\d?)?) ?- ?(?=\d{{1,9}}(?:\.\d\d?)?(?![\d-]))"), lambda m: f"{m[2]} to {m[1]}"),
     (
         re.compile(rf"(?:(?<![\w)])([-+]))?(?<![A-Za-z$])({_UNIT})(?: ?([-+])| ?){_AMOUNT}(?![\d]){_MAGNITUDE}([ -](?:bill|note|coin)\b)?"),

@@ -94,6 +94,9 @@ def _half(match: re.Match[str]) -> str:
 _BEFORE = r"(?<![\w./-])"
 _AFTER = r"(?![\w/]|[.-]\d)"
 RULES: tuple[Rule, ...] = (
+    (re.compile(r"(?<=\d)(?=[AaPp]\.[Mm]\.)"), lambda m: " "),
+    (re.compile(r"(?<=:\d\d) ?- ?(?=\d{1,2}:\d\d)"), lambda m: " to "),
+    (re.compile(r"(?<![\w.])([01]?\d|2[0-3])h(?=[0-5]\d(?!\d))"), lambda m: f"{m[1]}:"),
     (
         re.compile(rf"\b{_WEEKDAY}\.? ?- ?{_WEEKDAY}\b\.?"),
         lambda m: f"{_DAYS[m[1].lower()]} to {_DAYS[m[2].lower()]}",
@@ -106,6 +109,14 @@ RULES: tuple[Rule, ...] = (
     (
         re.compile(rf"{_BEFORE}(0?[1-9]|1[0-2])/{_YEAR}{_AFTER}"),
         lambda m: f"{MONTHS[int(m[1]) - 1]} {_full_year(m[2])}",
+    ),
+    (
+        re.compile(rf"\b{_WEEKDAY}(?=\.|,? \d|,? (?i:{'|'.join([*MONTHS, *_SHORT])})\b| at )\.?"),
+        lambda m: _DAYS[m[1].lower()],
+    ),
+    (
+        re.compile(rf"{_BEFORE}((?:19|20)\d\d)-0([1-9]){_AFTER}"),
+        lambda m: f"{MONTHS[int(m[2]) - 1]} {_full_year(m[1])}",
     ),
     (
         re.compile(rf"{_BEFORE}(24)/(7){_AFTER}|{_BEFORE}(9)/(11){_AFTER}|{_BEFORE}([25]0)/(\5){_AFTER}"),
@@ -129,10 +140,6 @@ RULES: tuple[Rule, ...] = (
         _day_month,
     ),
     (re.compile(rf"\b{_MONTH}(?= ?'?\d\d)"), lambda m: _month(m[1])),
-    (
-        re.compile(rf"\b{_WEEKDAY}(?=\.|,? \d|,? (?:{'|'.join(MONTHS)})|-[A-Z]| at )\.?"),
-        lambda m: _DAYS[m[1].lower()],
-    ),
     (re.compile(r"(?<=\d)\.(?=[0-5]\d ?(?i:[ap]m|[ap]\.m\.)(?![a-zA-Z]))"), lambda m: ":"),
     (
         re.compile(

@@ -165,6 +165,12 @@ _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^<>\s]+)>")
 _STRONG = re.compile(r"(?<![\w*])\*{1,3}(?=[^\s*])([^*\n]{1,2000}?)(?<=[^\s*])\*{1,3}(?![\w*])")
 _STRONGER = re.compile(r"(\*\*|~~)(?=[^\s*~])([^*~\n]{1,2000}?)(?<=[^\s*~])\1")
 _UNDERLINED = re.compile(r"(?<![\w_])_{1,3}(?=[^\s_])([^_\n]{1,2000}?)(?<=[^\s_])_{1,3}(?![\w_])")
+_FORMULA = re.compile(
+    r"\${1,2}(?=[A-Za-z\\({])([^$\n]{1,400}?[\^_\\=+{][^$\n]{0,400}?)\${1,2}|\\[(\[]([^\n]{1,400}?)\\[)\]]"
+)
+_COMMAND = re.compile(r"\\(frac|sqrt|times|cdot|pm|leq?|geq?|neq?|approx|infty|[a-zA-Z]{2,20})\b")
+_COMMANDS = {"sqrt": "\u221a", "times": "\u00d7", "cdot": "\u00d7", "pm": "\u00b1", "le": "\u2264", "leq": "\u2264", "ge": "\u2265",
+             "geq": "\u2265", "ne": "\u2260", "neq": "\u2260", "approx": "\u2248", "infty": "\u221e", "left": "", "right": ""}  # fmt: skip
 _ESCAPE = re.compile(r"\\([\\`*_{}\[\]()#+.!|>~-])")
 _MARKDOWN = re.compile(
     r"[*_`~\[\\|#<\u2022\u2023\u25e6\u2043\u25aa]|^[^\S\n]*(?:[-+=>\u00b7]|\d{1,2}[.)] )", re.M
@@ -173,6 +179,8 @@ _MARKDOWN = re.compile(
 
 def _without_markdown(text: str) -> str:
     text = "\n".join(_line(line) for line in text.split("\n"))
+    if "$" in text or "\\" in text:
+        text = _FORMULA.sub(_formula, text)
     for pattern in (_LINK, _AUTOLINK):
         text = pattern.sub(lambda m: m[1], text)
     text = _BBCODE.sub("", _REFERENCE.sub("", text))
@@ -180,6 +188,13 @@ def _without_markdown(text: str) -> str:
     for pattern in (_STRONG, _UNDERLINED):
         text = pattern.sub(lambda m: m[1], text)
     return _ESCAPE.sub(lambda m: m[1], text.replace("`", "") if text.count("`") > 1 else text)
+
+
+def _formula(match: re.Match[str]) -> str:
+    """TeX between dollars as it is read; fractions and the commonest signs."""
+    said = re.sub(r"\\frac\{([^{}]{1,100})\}\{([^{}]{1,100})\}", r"\1 over \2", match[1] or match[2])
+    said = _COMMAND.sub(lambda m: f" {_COMMANDS.get(m[1], m[1])} ", said)
+    return re.sub(r"\^\{([^{}]{1,20})\}", r"^\1", said).replace("{", " ").replace("}", " ")
 
 
 def _line(line: str) -> str:
@@ -194,7 +209,7 @@ def _line(line: str) -> str:
     if match := _ITEM.fullmatch(line):
         return f"\n{match[1]}\n"
     if _NUMBERED.match(line):
-        return f"\n{line}\n"
+        return "\n" + line.replace(")", ".", 1) + "\n"
     if line.count("|") > 1 and line.strip().startswith("|"):
         return "\n" + ", ".join(cell.strip() for cell in line.strip().strip("|").split("|")) + "\n"
     return line

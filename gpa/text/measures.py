@@ -45,7 +45,7 @@ _UNITS = {
     "px": "pixel", "ha": "hectare", "gal": "gallon", "qt": "quart", "pt": "pint", "tsp": "teaspoon",
     "tbsp": "tablespoon", "cc": "cubic centimeter", "mol": "mole", "Ω": "ohm", "kΩ": "kilohm", "MΩ": "megohm",
     "°C": "degree celsius", "°F": "degree fahrenheit", "°": "degree", "° C": "degree celsius",
-    "° F": "degree fahrenheit", "K": "kelvin", "deg": "degree", "‰": "per mille", "eV": "electronvolt", "keV": "kiloelectronvolt",
+    "° F": "degree fahrenheit", "degrees C": "degree celsius", "degrees F": "degree fahrenheit", "deg C": "degree celsius", "deg F": "degree fahrenheit", "kbit": "kilobit", "Mbit": "megabit", "Gbit": "gigabit", "mpg": "mile per gallon", "K": "kelvin", "deg": "degree", "‰": "per mille", "eV": "electronvolt", "keV": "kiloelectronvolt",
     "MeV": "megaelectronvolt", "GeV": "gigaelectronvolt", "hp": "horsepower", "sq ft": "square foot",
     "sq. ft": "square foot", "sqft": "square foot", "sq m": "square meter", "sq. m": "square meter",
     "sq km": "square kilometer", "sq mi": "square mile", "cu ft": "cubic foot", "fl oz": "fluid ounce",
@@ -64,7 +64,9 @@ _POWERED = ("m", "km", "cm", "mm", "ft", "in", "mi", "yd", "s", "μm", "nm")
 _MEASURE = "|".join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))
 
 
-_DESCRIBED = re.compile(r" (?:race|sprint|dash|hurdles|freestyle|backstroke|butterfly|angle|turn|rotation)\b")
+_DESCRIBED = re.compile(
+    r" (?:race|sprint|dash|hurdles|freestyle|backstroke|butterfly|lens|film|camera|chips?|gun|cannon|angle|turn|rotation)\b"
+)
 
 
 def _name(unit: str) -> str:
@@ -113,7 +115,23 @@ def _inches(match: re.Match[str]) -> str:
     )
 
 
+def _part(match: re.Match[str]) -> str:
+    part = numerals.fraction(match[1], match[2])
+    return f"{part} {_name(match[3])}" if match[1] == "1" else f"{part} of {_article(_name(match[3]))}"
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' or noun == 'hour' else 'a'} {noun}"
+
+
 _MEASURES: tuple[Rule, ...] = (
+    (re.compile(r"(?<![\d.,])(\d{1,4}),(\d{1,2})(?= ?(?:km|kg|cm|mm|m|g|l|L|%|°)(?![\w]))"), lambda m: f"{m[1]}.{m[2]}"),
+    (re.compile(r"\b(m|cm|mm|km|ft|in|yd)\.? [x×] (?=\d)"), lambda m: f"{m[1]} by "),
+    (re.compile(rf"(?<![\d/.,])([1-9]\d?)/([1-9]\d?) ?({_MEASURE})(?![\w/])"), _part),
+    (
+        re.compile(r"(?<![\w.'])(\d{1,3})'(?= (?:tall|long|wide|high|deep|x|by)\b)"),
+        lambda m: f"{numerals.whole(m[1])} {numerals.plural(int(m[1]), 'foot')}",
+    ),
     (
         re.compile(
             r"\b(dollars?|cents?|pounds?|pence|penny|euros?|yen|yuan|rupees?|francs?|(?:m|b|tr)illion|thousand)"
@@ -168,6 +186,9 @@ def _root(match: re.Match[str]) -> str:
 
 
 _MATHS: tuple[Rule, ...] = (
+    (re.compile(r"° ?C\b"), lambda m: " degrees celsius"),
+    (re.compile(r"° ?F\b"), lambda m: " degrees fahrenheit"),
+    (re.compile(r"(?<=\b[IiWw]) <3(?= )"), lambda m: " love"),
     (re.compile(r"\b(CO|NO|SO)(?=\d)"), lambda m: " ".join(m[1])),
     (re.compile(r"(?<=\d)[eE]([+-]?)(\d{1,3})(?![\w.])"), lambda m: f" times ten{_power(m)}"),
     (re.compile(r"(?<=[\w)\]])\*\*(?=[\w(+-])"), lambda m: "^"),

@@ -57,6 +57,7 @@ def _cased(text: str) -> str:
     text = PAUSE.sub(", ", without_markup(text))
     text = _PARAGRAPH.sub(".\n", text)
     text = re.sub(r"(?<=\d)[^\S\n]?[\u2012-\u2015\u2212][^\S\n]?(?=[\d$£€.])", "-", text)
+    text = re.sub(r"(?<=[KkMmBbNn%°$£€])[^\S\n]?[\u2012-\u2015][^\S\n]?(?=[$£€\d])", "-", text)
     text = _SUPERSCRIPT.sub(_superscript, _VULGAR.sub(" and ", text)).translate(_PLAIN)
     text = unicodedata.normalize("NFKC", text).translate(_PLAIN)
     return re.sub(r"\s+", " ", text)
@@ -115,7 +116,8 @@ _NUMBERS: tuple[numerals.Rule, ...] = (
     # A comma: never a year.
     (re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)*"), lambda m: numerals.decimal(m[0])),
     (re.compile(r"(?<=\d)(?=[a-z])|(?<=[a-z])(?=\d)"), lambda m: " "),
-    (re.compile(r"(\d+) ?/ ?(\d+)"), lambda m: numerals.fraction(m[1], m[2])),
+    (re.compile(r"(\d+)/(\d+)"), lambda m: numerals.fraction(m[1], m[2])),
+    (re.compile(r"(?<=\d) ?/ ?(?=\d)"), lambda m: " over "),
     (re.compile(r"\d+(?:\.\d+)+"), lambda m: numerals.decimal(m[0])),
     (re.compile(r"(?<=\d) ?- ?(?=\d)"), lambda m: " to "),
     (re.compile(r"(?<![^\s])-(?=\d)"), lambda m: "minus "),
