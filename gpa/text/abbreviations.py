@@ -9,23 +9,35 @@ from gpa.text import numerals
 # Roman numerals ---------------------------------------------------------------------------------------------
 
 _REIGNED = (
-    "henry louis george edward elizabeth charles james william richard john paul pius benedict leo gregory clement "
-    "innocent urban alexander nicholas peter catherine mary anne frederick friedrich wilhelm philip ferdinand "
-    "francis franz joseph leopold otto ivan rudolf maximilian napoleon victor emmanuel umberto alfonso carlos juan "
-    "felipe isabella ramses ramesses thutmose amenhotep ptolemy cleopatra darius xerxes cyrus artaxerxes suleiman "
-    "mehmed murad selim abdul hamid bayezid mustafa akbar augustus constantine theodosius justinian leon michael "
-    "basil constantius valentinian harald harold olaf olav haakon christian gustav gustaf adolf erik eric oscar "
-    "sigismund casimir stephen robert david malcolm kenneth macbeth margaret matilda boniface sixtus julius adrian "
-    "hadrian celestine martin eugene nicholas callixtus honorius alexios manuel albert baldwin godfrey ludwig karl "
-    "haile rama wilhelmina beatrix pedro maria theresa thomas walter loudon howell haakon mohammed hassan hussein "
+    "henry louis george edward elizabeth charles james william richard john paul pius benedict leo "
+    "gregory clement "
+    "innocent urban alexander nicholas peter catherine mary anne frederick friedrich wilhelm philip "
+    "ferdinand "
+    "francis franz joseph leopold otto ivan rudolf maximilian napoleon victor emmanuel umberto alfonso "
+    "carlos juan "
+    "felipe isabella ramses ramesses thutmose amenhotep ptolemy cleopatra darius xerxes cyrus artaxerxes "
+    "suleiman "
+    "mehmed murad selim abdul hamid bayezid mustafa akbar augustus constantine theodosius justinian leon "
+    "michael "
+    "basil constantius valentinian harald harold olaf olav haakon christian gustav gustaf adolf erik eric "
+    "oscar "
+    "sigismund casimir stephen robert david malcolm kenneth macbeth margaret matilda boniface sixtus "
+    "julius adrian "
+    "hadrian celestine martin eugene nicholas callixtus honorius alexios manuel albert baldwin godfrey "
+    "ludwig karl "
+    "haile rama wilhelmina beatrix pedro maria theresa thomas walter loudon howell haakon mohammed hassan "
+    "hussein "
     "farouk fuad reza abdullah rainier jean baudouin zog boris simeon carol mihai catherine"
 ).split()
 _TENTH = ("louis", "charles", "pius", "leo", "gregory", "benedict", "john", "innocent", "clement", "alfonso")
 _TITLES = "king queen pope emperor empress tsar czar tsarina kaiser prince princess sultan pharaoh saint duke".split()
 _COUNTED = (
-    "war chapter part act scene volume vol book section phase type stage level appendix figure fig table episode "
-    "article title class grade tier group mark lesson unit bowl olympiad schedule exhibit corps photosystem vatican "
-    "apollo division fantasy amendment canto psalm sonata symphony season round step opus number no page rocky"
+    "war chapter part act scene volume vol book section phase type stage level appendix figure fig table "
+    "episode "
+    "article title class grade tier group mark lesson unit bowl olympiad schedule exhibit corps "
+    "photosystem vatican "
+    "apollo division fantasy amendment canto psalm sonata symphony season round step opus number no page "
+    "rocky"
 ).split()
 _NUMERAL = r"[IVXLCDM]{1,9}"
 _LIST = rf"({_NUMERAL}|[ivxl]{{2,8}})\b"
@@ -33,7 +45,8 @@ _AFTER_NOUN = re.compile(
     rf"\b((?i:{'|'.join(_COUNTED)})(?i:s?)) {_LIST}((?:(?: ?[-–,&] ?| and | to | or ){_LIST}){{0,4}})"
 )
 _AFTER_NAME = re.compile(
-    rf"\b((?i:(?:{'|'.join(_TITLES)}) (?:[a-z]{{2,20}} )?))?((?i:{'|'.join(sorted({*_REIGNED}, key=len, reverse=True))})"
+    rf"\b((?i:(?:{'|'.join(_TITLES)}) (?:[a-z]{{2,20}} )?))?((?i:"
+    rf"{'|'.join(sorted({*_REIGNED}, key=len, reverse=True))})"
     rf"(?: (?!II|VI|IV|XI)[A-Z][a-z]{{1,20}})?|(?<= )[A-Z][a-z]{{1,20}}) {_LIST}(?=('s)?)"
 )
 _CENTURY = re.compile(
@@ -94,11 +107,16 @@ def _named(match: re.Match[str]) -> str:
 
 # Not words in any case, and spelt although they have vowels; those without vowels need no list.
 _KNOWN = set(
-    "gpu cpu api usb url uri ai ui ux ip isp ide sdk aws ios iot ssd hdmi gui cli ceo cfo cto coo ucla usa uk eu un uae "
-    "ussr fbi cia nsa irs epa fda doj dea atf usda faa fcc nba nfl nhl mlb ufc ncaa fifa bbc abc nbc cbs espn pbs npr "
-    "adhd hiv dna rna mri ecg ekg iv icu er ibm amd asap aka eta faq diy vip ngo mba phd bsc msc gdp ipo iq eq atm "
-    "pin usps ups dhl iban iou lgbt lgbtq ufo suv gps utc est pst edt pdt gmt cet ios rsvp html https oecd imf wto "
-    "eula oem gdpr iso ieee acm asr tts llm rtx gtx ram rom tba tbd ira roi kpi sla saas hr qa ocr ecb eth esa "
+    "gpu cpu api usb url uri ai ui ux ip isp ide sdk aws ios iot ssd hdmi gui cli ceo cfo cto coo ucla "
+    "usa uk eu un uae "
+    "ussr fbi cia nsa irs epa fda doj dea atf usda faa fcc nba nfl nhl mlb ufc ncaa fifa bbc abc nbc cbs "
+    "espn pbs npr "
+    "adhd hiv dna rna mri ecg ekg iv icu er ibm amd asap aka eta faq diy vip ngo mba phd bsc msc gdp ipo "
+    "iq eq atm "
+    "pin usps ups dhl iban iou lgbt lgbtq ufo suv gps utc est pst edt pdt gmt cet ios rsvp html https "
+    "oecd imf wto "
+    "eula oem gdpr iso ieee acm asr tts llm rtx gtx ram rom tba tbd ira roi kpi sla saas hr qa ocr ecb "
+    "eth esa "
     "uv ac dc id cd dvd tv pc pr sql csv aclu naacp afl cio yolo".split()
 ) - {
     "er",
@@ -122,18 +140,30 @@ _KNOWN = set(
 }
 _SPELT = {"AC", "ER", "UN", "ID", "IV", "UPS", "EST", "ETA", "ABC", "EQ", "COO", "ESA", "OK"} - {"OK"}
 _WORDS = set(  # in capitals for emphasis, or said as words
-    "AM AN AS AT BE BY DO GO HE HI IF IN IS IT ME MY NO OF OH OK ON OR OX PA SO TO UP US WE AH AW AX EH EX HA HO HM "
-    "LO MA MR MS DR ST OW UH UM YE YO ACT ADD AGE AGO AID AIM AIR ALL AND ANY APE ARE ARM ART ASK ATE BAD BAG BAN BAR BAT "
-    "BED BEE BEG BET BIG BIT BOB BOX BOY BUN BUS BUT BUY BYE CAN CAP CAR CAT COP COW CRY CUP CUT DAD DAY DEN DID DIE DIG "
-    "DIM DOG DOT DRY DUE EAR EAT EGG END EVE EYE FAN FAR FAT FED FEE FEW FIG FIT FIX FLY FOE FOG FOR FOX FUN FUR GAP "
-    "GAS GET GOD GOT GUN GUT GUY HAD HAM HAS HAT HAY HEN HER HEY HID HIM HIP HIS HIT HOP HOT HOW HUG HUT ICE ILL INK "
-    "INN ITS JAM JAR JAW JET JOB JOY KEY KID KIN KIT LAB LAD LAP LAW LAY LEG LET LID LIE LIP LIT LOG LOT LOW MAD "
-    "MAN MAP MAT MAY MEN MET MIX MOB MOM MUD MUM NET NEW NIL NOD NOR NOT NOW NUN NUT OAK ODD OFF OIL OLD ONE OUR OUT "
-    "OWE OWL OWN PAN PAT PAY PEN PET PIE PIG PIN PIT POP POT PUT RAG RAM RAN RAT RAW RAY RED RIB RID RIG RIM RIP ROB "
-    "ROD ROT ROW RUB RUG RUN SAD SAT SAW SAY SEA SEE SET SEX SHE SHY SIN SIP SIR SIT SIX SKI SKY SON SOW SPY SUM SUN "
-    "TAN TAP TAR TAX TEA TEN THE TIE TIN TIP TOE TON TOO TOP TOY TRY TUB TWO USE VAN VET WAR WAS WAX WAY WEB WET WHO "
-    "WHY WIN WIT WON YEN YES YET YOU ZIP ZOO SIM GIF COVID AIDS NASA NATO PUMA ROM SAM JIM TOM JOE AMY ANN LEE MAX BEN "
-    "DAN RON TIM LEO EVA ADA IAN JAN KIM LIZ MEG PAM RAY SUE TED UNO WOW YAY YUM AHA UGH HUH NAH YEP NOPE".split()
+    "AM AN AS AT BE BY DO GO HE HI IF IN IS IT ME MY NO OF OH OK ON OR OX PA SO TO UP US WE AH AW AX EH "
+    "EX HA HO HM "
+    "LO MA MR MS DR ST OW UH UM YE YO ACT ADD AGE AGO AID AIM AIR ALL AND ANY APE ARE ARM ART ASK ATE BAD "
+    "BAG BAN BAR BAT "
+    "BED BEE BEG BET BIG BIT BOB BOX BOY BUN BUS BUT BUY BYE CAN CAP CAR CAT COP COW CRY CUP CUT DAD DAY "
+    "DEN DID DIE DIG "
+    "DIM DOG DOT DRY DUE EAR EAT EGG END EVE EYE FAN FAR FAT FED FEE FEW FIG FIT FIX FLY FOE FOG FOR FOX "
+    "FUN FUR GAP "
+    "GAS GET GOD GOT GUN GUT GUY HAD HAM HAS HAT HAY HEN HER HEY HID HIM HIP HIS HIT HOP HOT HOW HUG HUT "
+    "ICE ILL INK "
+    "INN ITS JAM JAR JAW JET JOB JOY KEY KID KIN KIT LAB LAD LAP LAW LAY LEG LET LID LIE LIP LIT LOG LOT "
+    "LOW MAD "
+    "MAN MAP MAT MAY MEN MET MIX MOB MOM MUD MUM NET NEW NIL NOD NOR NOT NOW NUN NUT OAK ODD OFF OIL OLD "
+    "ONE OUR OUT "
+    "OWE OWL OWN PAN PAT PAY PEN PET PIE PIG PIN PIT POP POT PUT RAG RAM RAN RAT RAW RAY RED RIB RID RIG "
+    "RIM RIP ROB "
+    "ROD ROT ROW RUB RUG RUN SAD SAT SAW SAY SEA SEE SET SEX SHE SHY SIN SIP SIR SIT SIX SKI SKY SON SOW "
+    "SPY SUM SUN "
+    "TAN TAP TAR TAX TEA TEN THE TIE TIN TIP TOE TON TOO TOP TOY TRY TUB TWO USE VAN VET WAR WAS WAX WAY "
+    "WEB WET WHO "
+    "WHY WIN WIT WON YEN YES YET YOU ZIP ZOO SIM GIF COVID AIDS NASA NATO PUMA ROM SAM JIM TOM JOE AMY "
+    "ANN LEE MAX BEN "
+    "DAN RON TIM LEO EVA ADA IAN JAN KIM LIZ MEG PAM RAY SUE TED UNO WOW YAY YUM AHA UGH HUH NAH YEP "
+    "NOPE".split()
 )
 _CAPITALS = re.compile(r"(?<![\w'])([A-Z]{2,6})('?s)?(?![\w']|\.[A-Za-z])")
 _AMPERSAND = re.compile(r"(?<![\w'])([A-Z]{1,2}) ?& ?([A-Z]{1,2})(?![\w'])")
@@ -141,14 +171,23 @@ _LOWER_KNOWN = re.compile(
     rf"(?<![\w'.])({'|'.join(sorted(_KNOWN, key=len, reverse=True))})('?s)?(?![\w'])", re.I
 )
 _SAID = (
-    (re.compile(r"\bPh\.? ?D\b\.?"), "p h d"), (re.compile(r"\bC#(?!\w)"), "C sharp"),
-    (re.compile(r"\bWW(?:II|2|-II)\b"), "world war two"), (re.compile(r"\bWW(?:I|1)\b"), "world war one"),
-    (re.compile(r"(?<!\w)#(?=[A-Za-z])"), "hashtag "), (re.compile(r"\b[Ww]i-?[Ff]i\b"), "wi-fi"),
-    (re.compile(r"\bIT(?= (?:department|support|team|staff|industry|specialist|professional|company|job|sector"
-                r"|manager|security|systems?|infrastructure|guy|worker)s?\b)"), "i t"),
-    (re.compile(r"(?<![\w])[wW]/o(?![\w/])"), "without"), (re.compile(r"(?<![\w])[wW]/(?= ?[a-zA-Z])"), "with "),
+    (re.compile(r"\bPh\.? ?D\b\.?"), "p h d"),
+    (re.compile(r"\bC#(?!\w)"), "C sharp"),
+    (re.compile(r"\bWW(?:II|2|-II)\b"), "world war two"),
+    (re.compile(r"\bWW(?:I|1)\b"), "world war one"),
+    (re.compile(r"(?<!\w)#(?=[A-Za-z])"), "hashtag "),
+    (re.compile(r"\b[Ww]i-?[Ff]i\b"), "wi-fi"),
+    (
+        re.compile(
+            r"\bIT(?= (?:department|support|team|staff|industry|specialist|professional|company|job|sector"
+            r"|manager|security|systems?|infrastructure|guy|worker)s?\b)"
+        ),
+        "i t",
+    ),
+    (re.compile(r"(?<![\w])[wW]/o(?![\w/])"), "without"),
+    (re.compile(r"(?<![\w])[wW]/(?= ?[a-zA-Z])"), "with "),
     (re.compile(r"(?<=[A-Za-z])/(?=[A-Za-z])"), " "),
-)  # fmt: skip
+)
 
 
 def spell_acronyms(text: str) -> str:
@@ -210,7 +249,8 @@ _FULL = {
     "univ": "university", "intl": "international", "natl": "national", "cpl": "corporal", "maj": "major",
     "cmdr": "commander", "adm": "admiral", "pvt": "private", "supt": "superintendent", "pres": "president",
     "mgr": "manager", "bldg": "building", "apt": "apartment", "ste": "suite", "mfg": "manufacturing",
-    "avg": "average", "temp": "temperature", "cf": "compare", "ca": "circa", "mon": "monday", "tues": "tuesday",
+    "avg": "average", "temp": "temperature", "cf": "compare", "ca": "circa", "mon": "monday",
+    "tues": "tuesday",
     "thurs": "thursday", "fri": "friday", "ft": "feet", "ln": "lane", "sq": "square",
 }  # fmt: skip
 # Without a point they could be words, names or something else.
@@ -233,13 +273,16 @@ _POINT_ALWAYS = {
 }
 _POINT_BEFORE = {"fig": "figure", "figs": "figures", "ch": "chapter", "sec": "section", "p": "page", "pp": "pages",
                  "no": "number", "nos": "numbers", "vol": "volume", "art": "article", "eq": "equation",
-                 "para": "paragraph", "ver": "version", "op": "opus", "c": "circa", "ca": "circa", "tab": "table",
+                 "para": "paragraph", "ver": "version", "op": "opus", "c": "circa", "ca": "circa",
+                 "tab": "table",
                  "pg": "page", "pt": "part", "bk": "book", "lv": "level", "lvl": "level", "apt": "apartment",
-                 "ste": "suite", "rm": "room", "est": "established", "max": "maximum", "min": "minimum"}  # fmt: skip
+                 "ste": "suite", "rm": "room", "est": "established", "max": "maximum",
+                 "min": "minimum"}  # fmt: skip
 _BARE = "blvd dept approx vs etc govt ltd hwy pkwy assn bldg intl mgr avg".split()
 _BEFORE_NAME = "prof gen col capt lt sgt gov sen rev hon mt cpl maj cmdr supt".split()
 _AFTER_CAPITAL_WORD = {"st": "street", "ave": "avenue", "rd": "road", "ln": "lane", "dr": "drive", "sq": "square",
-                       "inc": "incorporated", "corp": "corporation", "bros": "brothers", "jr": "junior", "sr": "senior"}  # fmt: skip
+                       "inc": "incorporated", "corp": "corporation", "bros": "brothers", "jr": "junior",
+                       "sr": "senior"}  # fmt: skip
 # Words without vowels that are not read letter by letter, as others are: tv, fpcc.
 _VOWELLESS = {
     *_FULL,
@@ -247,19 +290,26 @@ _VOWELLESS = {
 }
 _CASED = (
     (re.compile(rf"\b(?i:({'|'.join(_BARE)}))\b(?!\.)"), lambda m: _FULL[m[1].lower()]),
-    (re.compile(rf"\b({'|'.join(word.capitalize() for word in _BEFORE_NAME)}) (?=[A-Z][a-z])"), lambda m: f"{_FULL[m[1].lower()]} "),
+    (
+        re.compile(rf"\b({'|'.join(word.capitalize() for word in _BEFORE_NAME)}) (?=[A-Z][a-z])"),
+        lambda m: f"{_FULL[m[1].lower()]} ",
+    ),
     (re.compile(r"(?<=\d )((?:[A-Z][a-z]{1,20} ){1,3})Dr\b\.?"), lambda m: f"{m[1]}drive"),
     (
         re.compile(r"(?<=[a-z])( (?:St|Ave|Rd|Ln|Sq|Inc|Corp|Bros|Jr|Sr))\b(?=$|[,;:!?)]|\.$| [a-z])"),
         lambda m: " " + _AFTER_CAPITAL_WORD[m[1].strip().lower()],
     ),
     (re.compile(r"\b[Nn]o(s?)\.? ?(?=\d)|№ ?(?=\d)"), lambda m: f"number{m[1] or ''} "),
-    (re.compile(rf"\b(?i:({'|'.join(sorted(_POINT_BEFORE, key=len, reverse=True))}))\. ?(?=\d)"), lambda m: _POINT_BEFORE[m[1].lower()] + " "),
+    (
+        re.compile(rf"\b(?i:({'|'.join(sorted(_POINT_BEFORE, key=len, reverse=True))}))\. ?(?=\d)"),
+        lambda m: _POINT_BEFORE[m[1].lower()] + " ",
+    ),
+    (re.compile(r"\b(?i:(fig|vol|apt|pp|pg|eq)) (?=\d)"), lambda m: _POINT_BEFORE[m[1].lower()] + " "),
     (re.compile(r"\bFt\.? (?=[A-Z][a-z])"), lambda m: "Fort "),
     (re.compile(r"\bRep\. (?=[A-Z])"), lambda m: "Representative "),
     (re.compile(r"\bet al\b\.?(?= ?[(,a-z])"), lambda m: "et al"),
     (re.compile(r"(?<![\w.])(?i:O\.?K)\b"), lambda m: "okay"),
-)  # fmt: skip
+)
 
 
 def expand_cased(text: str) -> str:

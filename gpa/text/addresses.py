@@ -10,12 +10,14 @@ _SAID = {
 }  # fmt: skip
 # Ends of names that no English sentence begins with: "it", "in", "me", "to" and their like need a scheme.
 _DOMAINS = (
-    "com org net edu gov mil info biz dev app xyz online site shop tech blog cloud io ai co uk de fr es eu ca au "
+    "com org net edu gov mil info biz dev app xyz online site shop tech blog cloud io ai co uk de fr es "
+    "eu ca au "
     "jp cn ru br nl se ch tv gg ly fm pl"
 ).split()
 _SPELT = {*(name for name in _DOMAINS if len(name) == 2), "biz"} - {"co", "biz"}
 _FILES = (
-    "pdf txt py js ts css html htm xml json yaml yml csv tsv jpg jpeg png gif svg zip tar gz exe doc docx xls xlsx "
+    "pdf txt py js ts css html htm xml json yaml yml csv tsv jpg jpeg png gif svg zip tar gz exe doc docx "
+    "xls xlsx "
     "ppt pptx md mp3 mp4 wav flac ogg avi mov sh cpp rs go java ini cfg log toml"
 ).split()
 _TAIL = r"[^\s<>\"\u3000-\u9fff]{0,2000}"
@@ -23,7 +25,8 @@ _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _WEB = re.compile(rf"(?<![A-Za-z0-9])(?i:(?:https?|ftp)://|mailto:|www\.(?=\w)){_TAIL}")
 _MAIL = re.compile(rf"(?<![\w.+-])[\w.+-]{{1,64}}@{_LABEL}(?:\.{_LABEL}){{1,8}}")
 _BARE = re.compile(
-    rf"(?<![\w.@/-])(?:{_LABEL}\.){{1,8}}(?:{'|'.join(_DOMAINS)})(?![\w@]|\.[A-Za-z])(?::\d{{1,5}})?(?:[/?#]{_TAIL})?"
+    rf"(?<![\w.@/-])(?:{_LABEL}\.){{1,8}}(?:{'|'.join(_DOMAINS)})(?![\w@]|\.[A-Za-z])(?::\d{{1,5}})?(?:[/"
+    rf"?#]{_TAIL})?"
     rf"|(?<![\w.@/-])(?:{_LABEL}\.){{1,8}}[a-z]{{2,6}}/{_TAIL}"
 )
 _FILE = re.compile(

@@ -21,7 +21,8 @@ def _phone(match: re.Match[str]) -> str:
 
 
 def _short_phone(match: re.Match[str]) -> str:
-    called = re.search(r"(?i)\b(?:call|dial|phone|fax|tel|text|ring|number|at|mobile|cell)\W*(?:\w+\W+){0,2}$",
+    called = re.search(
+        r"(?i)\b(?:call|dial|phone|fax|tel|text|ring|number|at|mobile|cell)\W*(?:\w+\W+){0,2}$",
                        match.string[max(0, match.start() - 40) : match.start()])  # fmt: skip
     return _phone(match) if called or match[2][0] == "0" or not match[2].endswith("00") else match[0]
 
@@ -35,25 +36,44 @@ _PHONES: tuple[Rule, ...] = (
         re.compile(r"(?<![\w.,$£€-])\d{5}-\d{4}(?![\w-])|(?<=\b[A-Z]{2} )\d{5}(?![\w.,]\d|\w)"),
         lambda m: numerals.one_by_one(m[0]),
     ),
-    (re.compile(r"(?i)(?:(?<=\d) ?,? ?\bext\.?|(?<=\d{3}[ .-]\d{4}) ?x) ?(\d{1,6})\b"), lambda m: f" extension {numerals.one_by_one(m[1], 'oh')}"),
+    (
+        re.compile(r"(?i)(?:(?<=\d) ?,? ?\bext\.?|(?<=\d{3}[ .-]\d{4}) ?x) ?(\d{1,6})\b"),
+        lambda m: f" extension {numerals.one_by_one(m[1], 'oh')}",
+    ),
     (re.compile(rf"{_GROUPS}{{2,4}}(?![\d.,']|[ -]\d)"), lambda m: re.sub(r"\D", "", m[0])),
-    (re.compile(r"(?<=[$£€]) ?\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3}){1,4}(?![\d])"), lambda m: re.sub(r"\D", "", m[0])),
-    (re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3}){1,4}(?= ?[€$£])"), lambda m: re.sub(r"\D", "", m[0])),
-    (re.compile(rf"{_START}(?:\+?\d{{1,3}}[ .-]?)?(?:\(\d{{3}}\) ?|\d{{3}}[ .-])\d{{3}}[ .-]\d{{4}}{_END}"), _phone),
+    (
+        re.compile(r"(?<=[$£€]) ?\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3}){1,4}(?![\d])"),
+        lambda m: re.sub(r"\D", "", m[0]),
+    ),
+    (
+        re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3}){1,4}(?= ?[€$£])"),
+        lambda m: re.sub(r"\D", "", m[0]),
+    ),
+    (
+        re.compile(
+            rf"{_START}(?:\+?\d{{1,3}}[ .-]?)?(?:\(\d{{3}}\) ?|\d{{3}}[ .-])\d{{3}}[ .-]\d{{4}}{_END}"
+        ),
+        _phone,
+    ),
     (re.compile(rf"{_START}\+\d{{1,4}}(?:[ ./-]?\(?\d{{1,12}}\)?){{1,6}}{_END}"), _phone),
     (re.compile(rf"{_START}\(?0\d{{1,4}}\)?(?:[ /-]\d{{2,8}}){{1,5}}{_END}"), _phone),
     (re.compile(rf"{_START}\d{{1,9}}(?:-\d{{1,9}}){{2,8}}{_END}"), _phone),
     (re.compile(rf"{_START}\d{{4}}(?: \d{{4}}){{2,4}}{_END}"), _phone),
     (re.compile(rf"{_START}(\d{{3}})-(\d{{4}}){_END}"), _short_phone),
     (
-        re.compile(r"(?i)\b((?:call|dial|phone|ring|tel|telephone|fax|mobile|cell)(?: (?:me|us|him|her|them|at|on|number|no)){0,3}(?:\.?:|\.)? )(\d{7,12}|911|999|112|[1-8]11|988|101)\b(?![.,]\d| ?%)"),
+        re.compile(
+            r"(?i)\b((?:call|dial|phone|ring|tel|telephone|fax|mobile|cell)(?: (?:me|us|him|her|them|at|o"
+            r"n|number|no)){0,3}(?:\.?:|\.)? )(\d{7,12}|911|999|112|[1-8]11|988|101)\b(?![.,]\d| ?%)"
+        ),
         lambda m: m[1] + numerals.one_by_one(m[2], "oh"),
     ),
     (
-        re.compile(r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d]|\.\d)"),
+        re.compile(
+            r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d]|\.\d)"
+        ),
         lambda m: " dot ".join(numerals.one_by_one(part) for part in m[0].split(".")),
     ),
-)  # fmt: skip
+)
 
 # Money ------------------------------------------------------------------------------------------------------
 
@@ -67,7 +87,8 @@ _CURRENCIES = {
     "Rs.": ("rupee", "paisa"), "Rs": ("rupee", "paisa"),
     **{code + "$": (f"{name} dollar", "cent") for code, name in _DOLLARS.items()},
     "USD": ("u s dollar", "cent"), "EUR": ("euro", "cent"), "GBP": ("pound", "penny"), "JPY": ("yen", "sen"),
-    "CHF": ("swiss franc", "rappen"), "CNY": ("yuan", "fen"), "RMB": ("yuan", "fen"), "INR": ("rupee", "paisa"),
+    "CHF": (
+        "swiss franc", "rappen"), "CNY": ("yuan", "fen"), "RMB": ("yuan", "fen"), "INR": ("rupee", "paisa"),
     "AUD": ("australian dollar", "cent"), "CAD": ("canadian dollar", "cent"), "KRW": ("won", "jeon"),
     "BTC": ("bitcoin", ""), "NZD": ("new zealand dollar", "cent"), "SEK": ("swedish krona", "ore"),
     "NOK": ("norwegian krone", "ore"), "DKK": ("danish krone", "ore"), "PLN": ("zloty", "grosz"),
@@ -79,7 +100,7 @@ _MAGNITUDES = {
     "b": "billion", "bn": "billion", "bln": "billion", "t": "trillion", "tn": "trillion", "trn": "trillion",
 }  # fmt: skip
 _UNIT = "|".join(re.escape(unit) for unit in sorted(_CURRENCIES, key=len, reverse=True))
-_AMOUNT = r"(\d{1,3}(?:[.,]\d{3}){1,4},\d\d(?!\d)|\d{1,9},\d\d(?!\d)|\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,9})?|\d{0,12}\.\d{1,9}|\d{1,12})"
+_AMOUNT = r"(\d{1,3}(?:[.,]\d{3}){1,4},\d\d(?!\d)|\d{1,9},\d\d?(?!\d)|\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,9})?|\d{0,12}\.\d{1,9}|\d{1,12})"
 _MAGNITUDE = (
     r"(?:[ -]?((?i:hundred|thousand|million|billion|trillion))\b|((?i:k|mm|mn|mio|bn|bln|trn|tn|m|b|t))\b"
     r"| ((?:[KMBT]|mn|mio|bn|bln|trn|tn))\b)?"
@@ -105,7 +126,7 @@ def _money(sign: str | None, unit: str, amount: str, magnitudes: list[str | None
 
 def _american(amount: str) -> str:
     """Without commas that part thousands, and with a point for what a comma parts elsewhere: 1.234,50."""
-    if re.search(r",\d\d$", amount):
+    if re.search(r",\d\d?$", amount):
         return amount.replace(".", "").replace(",", ".")
     return amount.replace(",", "")
 
@@ -126,15 +147,31 @@ def _sum(amount: str, scale: str, large: str, small: str, *, one: bool) -> str:
 
 
 _MONEY: tuple[Rule, ...] = (
-    (re.compile(r"(?<=[\dkKmMbBnN]) ?- ?(?=[$£€¥]\d)|(?<=\d[$£€¥]) ?- ?(?=\d)"), lambda m: " to "),
-    (re.compile(rf"(?<![\w.])({_UNIT}) ?(\d{{1,9}}(?:\.\d\d?)?) ?- ?(?=\d{{1,9}}(?:\.\d\d?)?(?![\d-]))"), lambda m: f"{m[2]} to {m[1]}"),
     (
-        re.compile(rf"(?:(?<![\w)])([-+]))?(?<![A-Za-z$])({_UNIT})(?: ?([-+])| ?){_AMOUNT}(?![\d]){_MAGNITUDE}([ -](?:bill|note|coin)\b)?"),
+        re.compile(r"(?<![\w.])(\d{1,2})p\b"),
+        lambda m: f"{numerals.whole(m[1])} {numerals.plural(int(m[1]), 'penny')}",
+    ),
+    (re.compile(r"(?<=[\dkKmMbBnN]) ?- ?(?=[$£€¥]\d)|(?<=\d[$£€¥]) ?- ?(?=\d)"), lambda m: " to "),
+    (
+        re.compile(
+            rf"(?<![\w.])({_UNIT}) ?(\d{{1,9}}(?:\.\d\d?)?(?:[kKmMB]|bn)?) ?- ?(?=\d{{1,9}}(?:\.\d\d?)?(?"
+            rf"![\d-]))"
+        ),
+        lambda m: f"{m[1]}{m[2]} to {m[1]}" if m[2][-1].isalpha() else f"{m[2]} to {m[1]}",
+    ),
+    (
+        re.compile(
+            rf"(?:(?<![\w)])([-+]))?(?<![A-Za-z$])({_UNIT})(?: ?([-+])| ?){_AMOUNT}(?![\d]){_MAGNITUDE}(["
+            rf" -](?:bill|note|coin)\b)?"
+        ),
         _before,
     ),
     (re.compile(rf"(?<![\d.,]){_AMOUNT}{_MAGNITUDE} ?({_UNIT})(?![\w]| ?\d)"), _after),
-    (re.compile(rf"{numerals.NUMBER} ?¢"), lambda m: f"{numerals.decimal(m[1])} {numerals.plural(float(m[1].replace(',', '')), 'cent')}"),
-)  # fmt: skip
+    (
+        re.compile(rf"{numerals.NUMBER} ?¢"),
+        lambda m: f"{numerals.decimal(m[1])} {numerals.plural(float(m[1].replace(',', '')), 'cent')}",
+    ),
+)
 
 # Numbers in general -----------------------------------------------------------------------------------------
 
@@ -148,11 +185,25 @@ _NUMBERS: tuple[Rule, ...] = (
     (re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,4}(?![\d.])"), lambda m: m[0].replace(".", "")),
     (re.compile(r"(?<![\d/.,])(\d{1,6})[ -]([1-9]\d?)/([1-9]\d{0,2})(?![\d/])"), _mixed),
     (re.compile(r"(?<![\d:.])(\d{1,4}) ?: ?(\d)(?![\d:])"), lambda m: f"{m[1]} to {m[2]}"),
-    (re.compile(r"(?<![\d.,\w-])(\d{1,12}(?:[.,]\d{1,9})?)(%|°)? ?- ?(?=\d{1,12}(?:[.,]\d{1,9})?(?![\d-]))"), lambda m: f"{m[1]}{m[2] or ''} to "),
+    (
+        re.compile(
+            r"(?<![\d.,\w-])(\d{1,12}(?:[.,]\d{1,9})?)(%|°)? ?- ?(?=\d{1,12}(?:[.,]\d{1,9})?(?![\d-]))"
+        ),
+        lambda m: f"{m[1]}{m[2] or ''} to ",
+    ),
     (re.compile(r"(?<![\w).,%°'\"^-])-(?=[$£€¥]?\.?\d)"), lambda m: "minus "),
-)  # fmt: skip
+)
 _MULTIPLES: tuple[Rule, ...] = (
-    (re.compile(r"(?<![\d.,])(\d{1,12}(?:\.\d{1,6})?)(k|K|M|bn|B|mn)\b(?! ?(?:run|race|video|tv|TV|res|disp|mon|mar|foot|cam|ultra))"),
-     lambda m: m[0] if m[2] in "kK" and m[1] in ("4", "8") else f"{numerals.decimal(m[1])} {_MAGNITUDES[m[2].lower()]}"),
-)  # fmt: skip
+    (
+        re.compile(
+            r"(?<![\d.,])(\d{1,12}(?:\.\d{1,6})?)(k|K|M|bn|B|mn)\b(?! ?(?:run|race|video|tv|TV|res|disp|m"
+            r"on|mar|foot|cam|ultra))"
+        ),
+        lambda m: (
+            m[0]
+            if m[2] in "kK" and m[1] in ("4", "8")
+            else f"{numerals.decimal(m[1])} {_MAGNITUDES[m[2].lower()]}"
+        ),
+    ),
+)
 RULES: tuple[Rule, ...] = (*_PHONES, *_MONEY, *_NUMBERS, *_MULTIPLES)

@@ -124,7 +124,8 @@ RULES: tuple[Rule, ...] = (
     ),
     (
         re.compile(
-            rf"\b((?i:on|until|till|since|due|dated)|{_WEEKDAY}(?:day|nesday|rsday|urday|sday)?,?) (1[0-2]|0?[1-9])/{_DAY}{_AFTER}"
+            rf"\b((?i:on|until|till|since|due|dated)|{_WEEKDAY}(?:day|nesday|rsday|urday|sday)?,?) (1[0-2"
+            rf"]|0?[1-9])/{_DAY}{_AFTER}"
         ),
         lambda m: f"{m[1]} {_date(int(m[3]), int(m[4]))}",
     ),
@@ -143,7 +144,8 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=\d)\.(?=[0-5]\d ?(?i:[ap]m|[ap]\.m\.)(?![a-zA-Z]))"), lambda m: ":"),
     (
         re.compile(
-            r"(?<![\d:.,])([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d)(?:\.\d{1,9})?)?(?![\d:])(?: o'clock)?(?: ?([AaPp])[Mm]\b)?(?:Z\b)?"
+            r"(?<![\d:.,])([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d)(?:\.\d{1,9})?)?(?![\d:])(?: o'clock)?(?"
+            r": ?([AaPp])[Mm]\b)?(?:Z\b)?"
         ),
         _time,
     ),

@@ -19,13 +19,15 @@ _BLOCKS = (
     "nav main aside title body paragraph"
 ).split()
 _INLINE = (
-    "html head meta link base script style img figure figcaption thead tbody tfoot td th caption span font b i "
+    "html head meta link base script style img figure figcaption thead tbody tfoot td th caption span "
+    "font b i "
     "u s a em strong small big sub sup mark del ins code kbd samp var q cite abbr label button form input "
     "select option textarea iframe svg path video audio source picture canvas object center strike tt "
     "speak voice prosody emphasis break say-as phoneme lexicon desc w token sentence"
 ).split()
 _TAG = re.compile(
-    rf"<(/?)({'|'.join(sorted([*_BLOCKS, *_INLINE], key=len, reverse=True))}|(?:mstts|amazon|google|xml):[\w-]+)"
+    rf"<(/?)({'|'.join(sorted([*_BLOCKS, *_INLINE], key=len, reverse=True))}|(?:mstts|amazon|google|xml):"
+    rf"[\w-]+)"
     r"((?:\s[^<>]*)?/?)>",
     re.IGNORECASE,
 )
@@ -52,7 +54,8 @@ _PICTURES = re.compile(
 # Letters of scripts that join need these two; anywhere else they are debris of copying.
 _JOINERS = re.compile(r"(?<![^\W\d_a-zA-Z])[\u200c\u200d]|[\u200c\u200d](?![^\W\d_a-zA-Z])")
 _INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb]"
 )
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 # Of a compound that a line's end divides, the hyphen stays after these.
@@ -155,7 +158,7 @@ _ITEM = re.compile(
     r"[^\S\n]*(?:[-*+\u2022\u2023\u25e6\u2043\u25aa\u00b7](?:[^\S\n]+\[[ xX]\])?)[^\S\n]+(?=[^\s\d])(.*)"
 )
 _NUMBERED = re.compile(r"[^\S\n]{0,8}\d{1,2}[.)][^\S\n]+(?=[^\s\d])")
-_QUOTE = re.compile(r"[^\S\n]{0,3}(?:>[^\S\n]?)+(?=[^\s\d>=])")
+_QUOTE = re.compile(r"^[^\S\n]{0,3}(?:>[^\S\n]?)+(?=[^\s\d>=$£€.+-])")
 _TABLE_RULE = re.compile(r"[|\s:-]*-{2,}[|\s:-]*")
 _FENCE = re.compile(r"[^\S\n]*(?:`{3,}|~{3,})[^`\n]*")
 _LINK = re.compile(r"!?\[([^\[\]\n]{0,500})\]\((?:[^()\s]|\([^()\s]*\)){0,2000}(?:\s+\"[^\"\n]{0,200}\")?\)")
@@ -170,10 +173,11 @@ _FORMULA = re.compile(
 )
 _COMMAND = re.compile(r"\\(frac|sqrt|times|cdot|pm|leq?|geq?|neq?|approx|infty|[a-zA-Z]{2,20})\b")
 _COMMANDS = {"sqrt": "\u221a", "times": "\u00d7", "cdot": "\u00d7", "pm": "\u00b1", "le": "\u2264", "leq": "\u2264", "ge": "\u2265",
-             "geq": "\u2265", "ne": "\u2260", "neq": "\u2260", "approx": "\u2248", "infty": "\u221e", "left": "", "right": ""}  # fmt: skip
+             "geq": "\u2265", "ne": "\u2260", "neq": "\u2260", "approx": "\u2248", "infty": "\u221e",
+             "left": "", "right": ""}  # fmt: skip
 _ESCAPE = re.compile(r"\\([\\`*_{}\[\]()#+.!|>~-])")
 _MARKDOWN = re.compile(
-    r"[*_`~\[\\|#<\u2022\u2023\u25e6\u2043\u25aa]|^[^\S\n]*(?:[-+=>\u00b7]|\d{1,2}[.)] )", re.M
+    r"[*_`~\[\\|#<$\u2022\u2023\u25e6\u2043\u25aa]|^[^\S\n]*(?:[-+=>\u00b7]|\d{1,2}[.)] )", re.M
 )
 
 

@@ -20,32 +20,43 @@ _PREFIXES = {
     "n": "nano",
 }
 _UNITS = {
-    "m": "meter", "km": "kilometer", "cm": "centimeter", "mm": "millimeter", "nm": "nanometer", "μm": "micrometer",
+    "m": "meter", "km": "kilometer", "cm": "centimeter", "mm": "millimeter", "nm": "nanometer",
+    "μm": "micrometer",
     "mi": "mile", "ft": "foot", "yd": "yard", "yds": "yard", "g": "gram", "kg": "kilogram", "Kg": "kilogram",
     "KG": "kilogram", "KM": "kilometer", "mg": "milligram", "μg": "microgram", "mcg": "microgram", "t": "ton",
     "lb": "pound", "lbs": "pound", "oz": "ounce", "l": "liter", "L": "liter", "ml": "milliliter",
     "mL": "milliliter", "cl": "centiliter", "dl": "deciliter", "dL": "deciliter", "μl": "microliter",
-    "h": "hour", "hr": "hour", "hrs": "hour", "min": "minute", "mins": "minute", "s": "second", "sec": "second",
-    "secs": "second", "ms": "millisecond", "μs": "microsecond", "ns": "nanosecond", "yr": "year", "yrs": "year",
-    "wk": "week", "wks": "week", "mo": "month", "mos": "month", "V": "volt", "W": "watt", "J": "joule", "Pa": "pascal",
+    "h": "hour", "hr": "hour", "hrs": "hour", "min": "minute", "mins": "minute", "s": "second",
+    "sec": "second",
+    "secs": "second", "ms": "millisecond", "μs": "microsecond", "ns": "nanosecond", "yr": "year",
+    "yrs": "year",
+    "wk": "week", "wks": "week", "mo": "month", "mos": "month", "V": "volt", "W": "watt", "J": "joule",
+    "Pa": "pascal",
     "Hz": "hertz", "hz": "hertz", "mA": "milliampere", "mAh": "milliampere hour", "Ah": "ampere hour",
     **{p + "Hz": n + "hertz" for p, n in _PREFIXES.items() if p in "kMGT"}, "khz": "kilohertz", "mhz": "megahertz",
-    "ghz": "gigahertz", "KHz": "kilohertz", **{p + "W": n + "watt" for p, n in _PREFIXES.items() if p in "kMGTm"},
+    "ghz": "gigahertz", "KHz": "kilohertz", **{p + "W": n + "watt" for p,
+    n in _PREFIXES.items() if p in "kMGTm"},
     **{p + "Wh": n + "watt hour" for p, n in _PREFIXES.items() if p in "kMGT"}, "Wh": "watt hour", "kwh": "kilowatt hour",
     **{p + "V": n + "volt" for p, n in _PREFIXES.items() if p in "kMm"}, "kJ": "kilojoule", "MJ": "megajoule",
     **{p + "Pa": n + "pascal" for p, n in _PREFIXES.items() if p in "kMG"}, "hPa": "hectopascal",
     **{p.upper() + "B": n + "byte" for p, n in _PREFIXES.items() if p in "kMGT"}, "kB": "kilobyte", "PB": "petabyte",
-    "GiB": "gibibyte", "MiB": "mebibyte", "gb": "gigabyte", "mb": "megabyte", "kb": "kilobyte", "tb": "terabyte",
+    "GiB": "gibibyte", "MiB": "mebibyte", "gb": "gigabyte", "mb": "megabyte", "kb": "kilobyte",
+    "tb": "terabyte",
     "Gb": "gigabit", "Mb": "megabit", "Kb": "kilobit",
     "kbps": "kilobit per second", "Kbps": "kilobit per second", "Mbps": "megabit per second",
     "mbps": "megabit per second", "Gbps": "gigabit per second", "fps": "frame per second",
-    "rpm": "revolution per minute", "RPM": "revolution per minute", "bpm": "beat per minute", "BPM": "beat per minute",
-    "kph": "kilometer per hour", "kmh": "kilometer per hour", "dB": "decibel", "db": "decibel", "dpi": "dot per inch",
+    "rpm": "revolution per minute", "RPM": "revolution per minute", "bpm": "beat per minute",
+    "BPM": "beat per minute",
+    "kph": "kilometer per hour", "kmh": "kilometer per hour", "dB": "decibel", "db": "decibel",
+    "dpi": "dot per inch",
     "psi": "pound per square inch", "ppm": "part per million", "cal": "calorie", "kcal": "kilocalorie",
     "px": "pixel", "ha": "hectare", "gal": "gallon", "qt": "quart", "pt": "pint", "tsp": "teaspoon",
     "tbsp": "tablespoon", "cc": "cubic centimeter", "mol": "mole", "Ω": "ohm", "kΩ": "kilohm", "MΩ": "megohm",
     "°C": "degree celsius", "°F": "degree fahrenheit", "°": "degree", "° C": "degree celsius",
-    "° F": "degree fahrenheit", "degrees C": "degree celsius", "degrees F": "degree fahrenheit", "deg C": "degree celsius", "deg F": "degree fahrenheit", "kbit": "kilobit", "Mbit": "megabit", "Gbit": "gigabit", "mpg": "mile per gallon", "K": "kelvin", "deg": "degree", "‰": "per mille", "eV": "electronvolt", "keV": "kiloelectronvolt",
+    "° F": "degree fahrenheit", "degrees C": "degree celsius", "degrees F": "degree fahrenheit",
+    "deg C": "degree celsius", "deg F": "degree fahrenheit", "kbit": "kilobit", "Mbit": "megabit",
+    "Gbit": "gigabit", "mpg": "mile per gallon", "K": "kelvin", "deg": "degree", "‰": "per mille",
+    "eV": "electronvolt", "keV": "kiloelectronvolt",
     "MeV": "megaelectronvolt", "GeV": "gigaelectronvolt", "hp": "horsepower", "sq ft": "square foot",
     "sq. ft": "square foot", "sqft": "square foot", "sq m": "square meter", "sq. m": "square meter",
     "sq km": "square kilometer", "sq mi": "square mile", "cu ft": "cubic foot", "fl oz": "fluid ounce",
@@ -65,7 +76,8 @@ _MEASURE = "|".join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=
 
 
 _DESCRIBED = re.compile(
-    r" (?:race|sprint|dash|hurdles|freestyle|backstroke|butterfly|lens|film|camera|chips?|gun|cannon|angle|turn|rotation)\b"
+    r" (?:race|sprint|dash|hurdles|freestyle|backstroke|butterfly|lens|film|camera|chips?|gun|cannon|pool"
+    r"|angle|turn|rotation)\b"
 )
 
 
@@ -125,7 +137,10 @@ def _article(noun: str) -> str:
 
 
 _MEASURES: tuple[Rule, ...] = (
-    (re.compile(r"(?<![\d.,])(\d{1,4}),(\d{1,2})(?= ?(?:km|kg|cm|mm|m|g|l|L|%|°)(?![\w]))"), lambda m: f"{m[1]}.{m[2]}"),
+    (
+        re.compile(r"(?<![\d.,])(\d{1,4}),(\d{1,2})(?= ?(?:km|kg|cm|mm|m|g|l|L|%|°)(?![\w]))"),
+        lambda m: f"{m[1]}.{m[2]}",
+    ),
     (re.compile(r"\b(m|cm|mm|km|ft|in|yd)\.? [x×] (?=\d)"), lambda m: f"{m[1]} by "),
     (re.compile(rf"(?<![\d/.,])([1-9]\d?)/([1-9]\d?) ?({_MEASURE})(?![\w/])"), _part),
     (
@@ -134,7 +149,8 @@ _MEASURES: tuple[Rule, ...] = (
     ),
     (
         re.compile(
-            r"\b(dollars?|cents?|pounds?|pence|penny|euros?|yen|yuan|rupees?|francs?|(?:m|b|tr)illion|thousand)"
+            r"\b(dollars?|cents?|pounds?|pence|penny|euros?|yen|yuan|rupees?|francs?|(?:m|b|tr)illion|tho"
+            r"usand)"
             r" ?/ ?([a-zA-Z]{1,12})\b"
         ),
         lambda m: f"{m[1]} per {_name(m[2])}",
@@ -143,14 +159,18 @@ _MEASURES: tuple[Rule, ...] = (
     (re.compile(r"(?<![\w.,'])(\d{1,3}(?:\.\d{1,3})?)(?:\"(?=[ .,;!?)]|$)|″)"), _inches),
     (
         re.compile(
-            rf"{numerals.NUMBER}([ -]?)({_MEASURE}|K|(?<=\d)in|(?<=\d )in(?=\.?$|[,;)]|\.? (?:x|by|wide|tall|long|deep|high|thick)\b))(?:(?<=[a-zμ])\^?([23])(?![\d]))?"
-            rf"(?: ?/ ?({_MEASURE}|d|day|week|month|year|person|in|inch|hour|minute|second)(?:\^?([23]))?)?(?![\w'^])(\.(?= ?[a-z,]|$))?"
+            rf"{numerals.NUMBER}([ -]?)({_MEASURE}|K|(?<=\d)in|(?<=\d )in(?=\.?$|[,;)]|\.? (?:x|by|wide|t"
+            rf"all|long|deep|high|thick)\b))(?:(?<=[a-zμ])\^?([23])(?![\d]))?"
+            rf"(?: ?/ ?({_MEASURE}|d|day|week|month|year|person|in|inch|hour|minute|second)(?:\^?([23]))?"
+            rf")?(?![\w'^])(\.(?= ?[a-z,]|$))?"
         ),
         _measure,
     ),
-    (re.compile(r"(?i)(?<![\w'])(per |a |each |/)?(km|kg|cm|kwh|kmh|mhz|ghz|khz)(?![\w'])"),
-     lambda m: (m[1] or "") + numerals.plural(1 if m[1] else 2, _name(m[2].lower()))),
-)  # fmt: skip
+    (
+        re.compile(r"(?i)(?<![\w'])(per |a |each |/)?(km|kg|cm|kwh|kmh|mhz|ghz|khz)(?![\w'])"),
+        lambda m: (m[1] or "") + numerals.plural(1 if m[1] else 2, _name(m[2].lower())),
+    ),
+)
 
 # Mathematics ------------------------------------------------------------------------------------------------
 
@@ -163,9 +183,12 @@ _GREEK = dict(
     )
 )
 _SIGNS = {
-    "×": "times", "÷": "divided by", "±": "plus or minus", "∓": "minus or plus", "≈": "approximately", "≅": "approximately",
-    "≠": "not equal to", "≤": "less than or equal to", "≥": "greater than or equal to", "∞": "infinity", "√": "square root of",
-    "∛": "cube root of", "∑": "sum of", "∏": "product of", "∫": "integral of", "∝": "is proportional to", "∈": "in",
+    "×": "times", "÷": "divided by", "±": "plus or minus", "∓": "minus or plus", "≈": "approximately",
+    "≅": "approximately",
+    "≠": "not equal to", "≤": "less than or equal to", "≥": "greater than or equal to", "∞": "infinity",
+    "√": "square root of",
+    "∛": "cube root of", "∑": "sum of", "∏": "product of", "∫": "integral of", "∝": "is proportional to",
+    "∈": "in",
     "∂": "partial", "∇": "del", "∠": "angle", "⋅": "times", "∆": "delta", "⇒": "implies", "‰": "per mille",
     "§": "section", "¶": "paragraph",
 }  # fmt: skip
@@ -185,18 +208,8 @@ def _root(match: re.Match[str]) -> str:
     return f" {_SIGNS[match[0]]} "
 
 
-_MATHS: tuple[Rule, ...] = (
-    (re.compile(r"° ?C\b"), lambda m: " degrees celsius"),
-    (re.compile(r"° ?F\b"), lambda m: " degrees fahrenheit"),
+COMPARISONS: tuple[Rule, ...] = (
     (re.compile(r"(?<=\b[IiWw]) <3(?= )"), lambda m: " love"),
-    (re.compile(r"\b(CO|NO|SO)(?=\d)"), lambda m: " ".join(m[1])),
-    (re.compile(r"(?<=\d)[eE]([+-]?)(\d{1,3})(?![\w.])"), lambda m: f" times ten{_power(m)}"),
-    (re.compile(r"(?<=[\w)\]])\*\*(?=[\w(+-])"), lambda m: "^"),
-    (re.compile(r"(?<=[\w)\]])\^[({]?([+-]?)(\d{1,12}|[a-zA-Z])[)}]?(?!\w)"), _power),
-    (re.compile(r"(?<=\d) ?\* ?(?=[\d(])"), lambda m: " times "),
-    (re.compile(r"(?<=\d) ?[x×] ?(?=\d)(?=[^=]{0,12}(?:\d ?[x×]))"), lambda m: " by "),
-    (re.compile(r"(?<![\w.])(\d{1,6}) ?x ?(?=\d)"), lambda m: f"{m[1]} by "),
-    (re.compile(r"(?<![\w.])(\d{1,6}(?:\.\d{1,3})?)[x×](?![\w×]| ?[-+=^])"), lambda m: f"{m[1]} times"),
     (re.compile(r"(?<![<>=!-])(?:<=|=<)(?![<>=|])"), lambda m: " less than or equal to "),
     (re.compile(r"(?<![<>=!-])>=(?![<>=|])"), lambda m: " greater than or equal to "),
     (re.compile(r"(?<![<>=])!=(?![<>=])"), lambda m: " not equal to "),
@@ -206,9 +219,21 @@ _MATHS: tuple[Rule, ...] = (
     (re.compile(r"(?<=[\w)]) > (?=[a-zA-Z]\b)|(?<=\b[a-zA-Z])>(?=[a-zA-Z]\b)"), lambda m: " greater than "),
     (re.compile(r"(?<=[\w)]) < (?=[a-zA-Z]\b)|(?<=\b[a-zA-Z])<(?=[a-zA-Z]\b)"), lambda m: " less than "),
     (re.compile(rf"~ ?{_OPERAND}"), lambda m: " about "),
+)
+_MATHS: tuple[Rule, ...] = (
+    (re.compile(r"° ?C\b"), lambda m: " degrees celsius"),
+    (re.compile(r"° ?F\b"), lambda m: " degrees fahrenheit"),
+    (re.compile(r"\b(CO|NO|SO)(?=\d)"), lambda m: " ".join(m[1])),
+    (re.compile(r"(?<=\d)[eE]([+-]?)(\d{1,3})(?![\w.])"), lambda m: f" times ten{_power(m)}"),
+    (re.compile(r"(?<=[\w)\]])\*\*(?=[\w(+-])"), lambda m: "^"),
+    (re.compile(r"(?<=[\w)\]])\^[({]?([+-]?)(\d{1,12}|[a-zA-Z])[)}]?(?!\w)"), _power),
+    (re.compile(r"(?<=\d) ?\* ?(?=[\d(])"), lambda m: " times "),
+    (re.compile(r"(?<=\d) ?[x×] ?(?=\d)(?=[^=]{0,12}(?:\d ?[x×]))"), lambda m: " by "),
+    (re.compile(r"(?<![\w.])(\d{1,6}) ?x ?(?=\d)"), lambda m: f"{m[1]} by "),
+    (re.compile(r"(?<![\w.])(\d{1,6}(?:\.\d{1,3})?)[x×](?![\w×]| ?[-+=^])"), lambda m: f"{m[1]} times"),
     (re.compile(f"[{''.join(_SIGNS)}]"), _root),
     (re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-Ωα-ω](?![Ͱ-Ͽἀ-῿])"), lambda m: f" {_GREEK.get(m[0].lower(), m[0])} "),
-)  # fmt: skip
+)
 _POINT: Rule = (
     re.compile(r"(?<![\w.)])\.(\d{1,12})(?![.\d])"),
     lambda m: f"point {numerals.one_by_one(m[1])}",

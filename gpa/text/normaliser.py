@@ -20,12 +20,14 @@ _PLAIN = str.maketrans({
     "\u2026": ". ", "\u3002": ". ", "\u3001": ", ", "\u060c": ", ", "\u061b": "; ", "\u061f": "? ",
     "\u00bf": " ", "\u00a1": " ", "\u00e6": "ae", "\u0153": "oe", "\u00f8": "o",
     "\u0142": "l", "\u00df": "ss", "\u00c6": "Ae", "\u0152": "Oe", "\u00d8": "O", "\u0141": "L",
-    "\u1e9e": "SS", "\u00fe": "th", "\u00de": "Th", "\u00f0": "th", "\u00d0": "Th", "\u2122": " ", "\u00ae": " ",
+    "\u1e9e": "SS", "\u00fe": "th", "\u00de": "Th", "\u00f0": "th", "\u00d0": "Th", "\u2122": " ",
+    "\u00ae": " ",
     "\u2120": " ", "\u00ba": "°", "\u03bc": "μ", "\u00b5": "μ", "\u2215": "/", "\u2044": "/", "\u2217": "*",
-    "\u2103": "°C", "\u2109": "°F", "\u0131": "i", "\u014b": "ng", "\u0259": "e", "\u0127": "h", "\u2236": ":",
+    "\u2103": "°C", "\u2109": "°F", "\u0131": "i", "\u014b": "ng", "\u0259": "e", "\u0127": "h",
+    "\u2236": ":",
 })  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
-_SUPERSCRIPT = re.compile(r"([A-Za-z]*)([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)")
+_SUPERSCRIPT = re.compile(r"((?<![A-Za-z])[A-Za-z]{1,20}|)([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)")
 _VULGAR = re.compile("(?<=\\d) ?(?=[¼½¾⅐-⅞])")
 _POWERED = ("km", "cm", "mm", "nm", "ft", "in", "mi", "yd", "μm", "sin", "cos", "tan", "log", "ha")
 _SYMBOLS = {"&": "and", "%": "percent", "+": "plus", "=": "equals", "@": "at", "#": "number", "°": "degrees"}
@@ -73,7 +75,7 @@ def _superscript(match: re.Match[str]) -> str:
 def _normalise_once(text: str) -> str:
     text = spell_addresses(re.sub(r"\d{13,}", lambda m: f" {numerals.one_by_one(m[0])} ", text))
     text = expand_cased(text)
-    text = _apply((*dates.RULES, *amounts.RULES, *measures.RULES), text)
+    text = _apply((*measures.COMPARISONS, *dates.RULES, *amounts.RULES, *measures.RULES), text)
     text = spell_acronyms(spell_roman(text))
     text = unicodedata.normalize("NFKD", text).lower().translate(_PLAIN)
     text = unicodedata.normalize("NFC", re.sub(r"(?<=[a-z])[\u0300-\u036f]+", "", text))
@@ -111,7 +113,10 @@ def _kept(match: re.Match[str]) -> str:
 
 
 _NUMBERS: tuple[numerals.Rule, ...] = (
-    (re.compile(r"(?<![a-z\d])(\d+(?:,\d{3})*)(?:st|nd|rd|th)\b"), lambda m: numerals.ordinal(m[1].replace(",", ""))),
+    (
+        re.compile(r"(?<![a-z\d])(\d+(?:,\d{3})*)(?:st|nd|rd|th)\b"),
+        lambda m: numerals.ordinal(m[1].replace(",", "")),
+    ),
     (re.compile(r"(?<![a-z\d])(1[1-9]|20|)(\d)0'?s\b"), lambda m: numerals.decade(m[1], int(m[2]))),
     # A comma: never a year.
     (re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)*"), lambda m: numerals.decimal(m[0])),
@@ -123,4 +128,4 @@ _NUMBERS: tuple[numerals.Rule, ...] = (
     (re.compile(r"(?<![^\s])-(?=\d)"), lambda m: "minus "),
     (re.compile(r"(?<!\d)(?:1[1-9]\d\d|20[1-9]\d)(?!\d)"), lambda m: numerals.year(int(m[0]))),
     (re.compile(r"\d+"), lambda m: numerals.whole(m[0])),
-)  # fmt: skip
+)

@@ -40,8 +40,8 @@ from gpa.text import bigrams, lexicon, wordlist
 from gpa.text import pronunciations as pronounce
 from gpa.text.bigrams import Bigrams, Wording
 from gpa.text.lexicon import Lexicon
-from gpa.text.normaliser import normalise_text
 from gpa.text.markup import pauses, without_markup
+from gpa.text.normaliser import normalise_text
 from gpa.text.pronunciations import Pronunciations, Verbatim
 from gpa.text.scripts import Sayable
 from gpa.text.spelling import Spelling
