@@ -11,12 +11,18 @@ from gpa.text.normaliser import normalise_text
 from gpa.text.scripts import Sayable
 
 SEGMENTS = (
-    "hello world|Mr. Smith|the GPU|World War II|King Henry VIII|e.g. this|U.S.A.|St. Paul|3 Jan 2020|3/4/2025|31.12.2024|"
-    "2024-01-31|(555) 867-5309|+44 20 7946 0958|$5M|€20|1.234,56 €|-$5|5 kg|60km/h|20°C|5'10\"|10³|x²|3×4|5 > 3|±5|24/7|"
-    "10:30pm|10am|.5|1/2|2½|1,000,000|1 000 000|https://example.com/a?b=c#d|a.b@c.org|file.tar.gz|<speak>|</speak>|"
-    "<break time='300ms'/>|[pause 0.5s]|[pause]|<p>|</p>|<b>|<!--|-->|<script>|</script>|&amp;|&#x2764;|&nbsp;|# Heading|"
-    "- item|1. item|**bold**|_it_|`code`|```|| a | b |||---||[text](url)|[^1]|> quote|❤️|1️⃣|👨‍👩‍👧|\u200b|\u00ad|\u202e|\ufeff|ex-\n|"
-    "你好|привет|العربية|हिन्दी|é|ß|ﬁ|Ⅷ|①|µm|\n|\n\n|\r\n|\t|\u2028|.|,|?!|...|'|\"|(|)|[|]|{|}|<|>|&|$|£|%|^|*|/|\\|-|–|—|~|="
+    "hello world|Mr. Smith|the GPU|World War II|King Henry VIII|e.g. this|U.S.A.|St. Paul|"
+    "3 Jan 2020|3/4/2025|31.12.2024|"
+    "2024-01-31|(555) 867-5309|+44 20 7946 0958|$5M|€20|1.234,56 €|-$5|5 kg|60km/h|20°C|5'10\"|10³|"
+    "x²|3×4|5 > 3|±5|24/7|"
+    "10:30pm|10am|.5|1/2|2½|1,000,000|1 000 000|https://example.com/a?b=c#d|a.b@c.org|file.tar.gz|"
+    "<speak>|</speak>|"
+    "<break time='300ms'/>|[pause 0.5s]|[pause]|<p>|</p>|<b>|<!--|-->|<script>|</script>|&amp;|"
+    "&#x2764;|&nbsp;|# Heading|"
+    "- item|1. item|**bold**|_it_|`code`|```|| a | b |||---||[text](url)|[^1]|> quote|❤️|1️⃣|👨‍👩‍👧|"
+    "\u200b|\u00ad|\u202e|\ufeff|ex-\n|"
+    "你好|привет|العربية|हिन्दी|é|ß|ﬁ|Ⅷ|①|µm|\n|\n\n|\r\n|\t|\u2028|.|,|?!|...|'|\"|(|)|[|]|{|}|<|>|&|"
+    "$|£|%|^|*|/|\\|-|–|—|~|="
 ).split("|")  # fmt: skip
 BAD = "[pause soon]|[pause -1s]|[pause 90s]|<break time='1 hour'/>|[silence: 3 days]".split("|")
 SAID = frozenset("abcdefghijklmnopqrstuvwxyz .,?!;:'-")

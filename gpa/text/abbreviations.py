@@ -1,4 +1,4 @@
-"""Abbreviations, acronyms and Roman numerals to words; the first half reads capitals, the second needs none."""
+"""Abbreviations, acronyms and Roman numerals to words; capitals tell most of them from words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ _REIGNED = (
     "farouk fuad reza abdullah rainier jean baudouin zog boris simeon carol mihai catherine"
 ).split()
 _TENTH = ("louis", "charles", "pius", "leo", "gregory", "benedict", "john", "innocent", "clement", "alfonso")
-_TITLES = "king queen pope emperor empress tsar czar tsarina kaiser prince princess sultan pharaoh saint duke".split()
+_TITLES = (
+    "king queen pope emperor empress tsar czar tsarina kaiser prince princess sultan pharaoh saint duke"
+).split()
 _COUNTED = (
     "war chapter part act scene volume vol book section phase type stage level appendix figure fig table "
     "episode "
@@ -271,18 +273,22 @@ _POINT_ALWAYS = {
     "sq",
     "ln",
 }
-_POINT_BEFORE = {"fig": "figure", "figs": "figures", "ch": "chapter", "sec": "section", "p": "page", "pp": "pages",
-                 "no": "number", "nos": "numbers", "vol": "volume", "art": "article", "eq": "equation",
-                 "para": "paragraph", "ver": "version", "op": "opus", "c": "circa", "ca": "circa",
-                 "tab": "table",
-                 "pg": "page", "pt": "part", "bk": "book", "lv": "level", "lvl": "level", "apt": "apartment",
-                 "ste": "suite", "rm": "room", "est": "established", "max": "maximum",
-                 "min": "minimum"}  # fmt: skip
+_POINT_BEFORE = {
+    "fig": "figure", "figs": "figures", "ch": "chapter", "sec": "section", "p": "page", "pp": "pages",
+    "no": "number", "nos": "numbers", "vol": "volume", "art": "article", "eq": "equation",
+    "para": "paragraph", "ver": "version", "op": "opus", "c": "circa", "ca": "circa",
+    "tab": "table",
+    "pg": "page", "pt": "part", "bk": "book", "lv": "level", "lvl": "level", "apt": "apartment",
+    "ste": "suite", "rm": "room", "est": "established", "max": "maximum",
+    "min": "minimum",
+}  # fmt: skip
 _BARE = "blvd dept approx vs etc govt ltd hwy pkwy assn bldg intl mgr avg".split()
 _BEFORE_NAME = "prof gen col capt lt sgt gov sen rev hon mt cpl maj cmdr supt".split()
-_AFTER_CAPITAL_WORD = {"st": "street", "ave": "avenue", "rd": "road", "ln": "lane", "dr": "drive", "sq": "square",
-                       "inc": "incorporated", "corp": "corporation", "bros": "brothers", "jr": "junior",
-                       "sr": "senior"}  # fmt: skip
+_AFTER_CAPITAL_WORD = {
+    "st": "street", "ave": "avenue", "rd": "road", "ln": "lane", "dr": "drive", "sq": "square",
+    "inc": "incorporated", "corp": "corporation", "bros": "brothers", "jr": "junior",
+    "sr": "senior",
+}  # fmt: skip
 # Words without vowels that are not read letter by letter, as others are: tv, fpcc.
 _VOWELLESS = {
     *_FULL,

@@ -100,7 +100,10 @@ _MAGNITUDES = {
     "b": "billion", "bn": "billion", "bln": "billion", "t": "trillion", "tn": "trillion", "trn": "trillion",
 }  # fmt: skip
 _UNIT = "|".join(re.escape(unit) for unit in sorted(_CURRENCIES, key=len, reverse=True))
-_AMOUNT = r"(\d{1,3}(?:[.,]\d{3}){1,4},\d\d(?!\d)|\d{1,9},\d\d?(?!\d)|\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,9})?|\d{0,12}\.\d{1,9}|\d{1,12})"
+_AMOUNT = (
+    r"(\d{1,3}(?:[.,]\d{3}){1,4},\d\d(?!\d)|\d{1,9},\d\d?(?!\d)|"
+    r"\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,9})?|\d{0,12}\.\d{1,9}|\d{1,12})"
+)
 _MAGNITUDE = (
     r"(?:[ -]?((?i:hundred|thousand|million|billion|trillion))\b|((?i:k|mm|mn|mio|bn|bln|trn|tn|m|b|t))\b"
     r"| ((?:[KMBT]|mn|mio|bn|bln|trn|tn))\b)?"
@@ -135,7 +138,8 @@ def _sum(amount: str, scale: str, large: str, small: str, *, one: bool) -> str:
     units, _, part = amount.partition(".")
     if scale or not small or (part and len(part) != 2):
         plain = float(amount) == 1 and not scale
-        return f"{numerals.decimal(amount)}{' ' + scale if scale else ''} {numerals.plural(1 if one or plain else 2, large)}"
+        large_number = numerals.decimal(amount) + (f" {scale}" if scale else "")
+        return f"{large_number} {numerals.plural(1 if one or plain else 2, large)}"
     units = units.lstrip("0") or "0"
     words = (
         [f"{numerals.whole(units)} {numerals.plural(1 if one else int(units), large)}"]

@@ -1,4 +1,4 @@
-"""Dates and times of day to words: slashed, dotted, ISO, with names of months. Cased text in, rules in order."""
+"""Dates and times of day to words: slashed, dotted, ISO, with names of months. Rules in order."""
 
 from __future__ import annotations
 

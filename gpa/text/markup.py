@@ -59,7 +59,11 @@ _INVISIBLE = re.compile(
 )
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 # Of a compound that a line's end divides, the hyphen stays after these.
-_KEPT = "well self ex non half all co high low long short much so old new ill good best twenty thirty forty fifty sixty seventy eighty ninety".split()
+_KEPT = (
+    "well self ex non half all co high low long short much so old new ill good best twenty "
+    "thirty forty fifty "
+    "sixty seventy eighty ninety"
+).split()
 _DIVIDED = re.compile(r"(?<![a-z])([A-Za-z]{1,30})[-\u2010]\n[^\S\n]{0,80}(?=[a-z])")
 
 
@@ -172,9 +176,12 @@ _FORMULA = re.compile(
     r"\${1,2}(?=[A-Za-z\\({])([^$\n]{1,400}?[\^_\\=+{][^$\n]{0,400}?)\${1,2}|\\[(\[]([^\n]{1,400}?)\\[)\]]"
 )
 _COMMAND = re.compile(r"\\(frac|sqrt|times|cdot|pm|leq?|geq?|neq?|approx|infty|[a-zA-Z]{2,20})\b")
-_COMMANDS = {"sqrt": "\u221a", "times": "\u00d7", "cdot": "\u00d7", "pm": "\u00b1", "le": "\u2264", "leq": "\u2264", "ge": "\u2265",
-             "geq": "\u2265", "ne": "\u2260", "neq": "\u2260", "approx": "\u2248", "infty": "\u221e",
-             "left": "", "right": ""}  # fmt: skip
+_COMMANDS = {
+    "sqrt": "\u221a", "times": "\u00d7", "cdot": "\u00d7", "pm": "\u00b1", "le": "\u2264",
+    "leq": "\u2264", "ge": "\u2265",
+    "geq": "\u2265", "ne": "\u2260", "neq": "\u2260", "approx": "\u2248", "infty": "\u221e",
+    "left": "", "right": "",
+}  # fmt: skip
 _ESCAPE = re.compile(r"\\([\\`*_{}\[\]()#+.!|>~-])")
 _MARKDOWN = re.compile(
     r"[*_`~\[\\|#<$\u2022\u2023\u25e6\u2043\u25aa]|^[^\S\n]*(?:[-+=>\u00b7]|\d{1,2}[.)] )", re.M

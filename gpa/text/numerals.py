@@ -86,9 +86,11 @@ def fraction(above: str, below: str) -> str:
     return f"{cardinal(n)} {name if n == 1 else 'halves' if d == 2 else name + 's'}"
 
 
-_PLURALS = {"penny": "pence", "foot": "feet", "inch": "inches", "zloty": "zlotys", "swedish krona": "swedish kronor",
+_PLURALS = {
+    "penny": "pence", "foot": "feet", "inch": "inches", "zloty": "zlotys", "swedish krona": "swedish kronor",
             "norwegian krone": "norwegian kroner", "danish krone": "danish kroner", "agora": "agorot",
-            "paisa": "paise", "lux": "lux", "century": "centuries"}  # fmt: skip
+    "paisa": "paise", "lux": "lux", "century": "centuries",
+}  # fmt: skip
 _INVARIABLE = (
     "hertz",
     "yen",
