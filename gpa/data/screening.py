@@ -125,6 +125,8 @@ class Doctor:
         Hours of dropped rows are counted too, so sound is measured even where the manifest alone would do.
         """
         clips = [clip for clip in (row.audio, row.reference, row.target) if clip]
+        if row.bad_name:
+            return Judgement("bad_name", row.bad_name)
         try:
             wavs = {clip: read(clip, self.reader.codec.sample_rate) for clip in dict.fromkeys(clips)}
         except Unusable as found:

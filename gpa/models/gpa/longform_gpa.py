@@ -56,6 +56,9 @@ class Pending:
             raise progress.error
         return True
 
+    def __contains__(self, handle: int) -> bool:
+        return handle in self._handlers
+
     def forget(self, handle: int) -> None:
         """Cancel a request, unless it is complete."""
         if self._handlers.pop(handle, None):
@@ -96,6 +99,10 @@ class LongForm(ABC, Generic[P, T]):
     def done(self) -> bool:
         """Whether there is nothing more to come."""
         return self._closed and not self.busy
+
+    def owns(self, handle: int) -> bool:
+        """Whether a request of the engine is this recording's."""
+        return handle in self._pending
 
     def feed(self, wav: np.ndarray) -> list[T]:
         """More sound (S,) at the codec's rate; what can be handed out without the engine."""

@@ -148,6 +148,10 @@ class Utterance:
         """How many parts are on their way: never more than PARTS, however long the text."""
         return len(self._parts)
 
+    def owns(self, handle: int) -> bool:
+        """Whether a request of the engine is this text's."""
+        return handle in self._pending
+
     def take(self, progress: Progress) -> list[Chunk]:
         """What can be handed out after a step of the engine; none for another's progress.
 
