@@ -79,6 +79,10 @@ class AudioWarning(UserWarning):
     """Audio that can be used but probably should not: silence, clipping, a short reference."""
 
 
+class TextWarning(UserWarning):
+    """Text that can be spoken in part: the message names what is left out."""
+
+
 def exit_code(main: Callable[[], None], log: logging.Logger) -> int:
     """Run the main function of a module: talk on stderr, an error of ours as one line, its exit code."""
     logging.basicConfig(format="%(levelname)s %(message)s")

@@ -20,7 +20,7 @@ import gpa
 from gpa.cli import bench, codec_import, commands, evaluation, exporting, options, preparation
 from gpa.cli import restoration as speechop
 from gpa.cli.transcribing import asr
-from gpa.errors import AudioWarning, GPAError, reader_gone
+from gpa.errors import AudioWarning, GPAError, TextWarning, reader_gone
 from gpa.models.gpa.subtitles_gpa import FORMATS
 
 INTERRUPTED, FAILED = 130, 1  # the first as a shell reports signal 2
@@ -87,6 +87,7 @@ def _talk_on_stderr(verbose: bool) -> Iterator[None]:
             if not verbose:
                 warnings.simplefilter("ignore")
             warnings.simplefilter("always", AudioWarning)
+            warnings.simplefilter("always", TextWarning)
             warnings.showwarning = show  # catch_warnings restores it
             yield
     finally:

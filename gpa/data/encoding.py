@@ -28,7 +28,8 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, normalise_text, train_sentencepiece
+from gpa.text.normaliser import normalise_text
+from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, train_sentencepiece
 
 if TYPE_CHECKING:
     from gpa.codec.base import CodecSpec

@@ -18,7 +18,7 @@ from gpa.data.checks import CHECKS, Case, Limits, Sound, letters, measure
 from gpa.data.sequences import longest, stored_text
 from gpa.errors import AudioError, PromptError
 from gpa.text.edit_distance import edits
-from gpa.text.tokenizer import normalise_text
+from gpa.text.normaliser import normalise_text
 
 if TYPE_CHECKING:
     from gpa.codec.base import CodecSpec

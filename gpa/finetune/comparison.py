@@ -27,7 +27,7 @@ from gpa.evals.measurement import Bench, Case
 from gpa.evals.measurement import measure as bench_measure
 from gpa.finetune import collect
 from gpa.prompt.tasks import TASKS
-from gpa.text.tokenizer import normalise_text
+from gpa.text.normaliser import normalise_text
 
 if TYPE_CHECKING:
     from gpa.models.gpa.pipeline_gpa import GPA

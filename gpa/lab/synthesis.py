@@ -28,7 +28,7 @@ from gpa.evals.programs import call
 from gpa.lab.backtranslation import UNSPOKEN, sentences
 from gpa.lab.word_list import texts_in
 from gpa.text.lexicon import words_of
-from gpa.text.tokenizer import normalise_text
+from gpa.text.normaliser import normalise_text
 
 VOICES = ("slt", "rms", "awb", "kal16")  # Flite's of 16 kHz
 STRETCH = (0.85, 1.15)  # of durations
