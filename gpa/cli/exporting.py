@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the file or the folder, whole or not at all."""
     if args.gguf and args.out.exists():
         raise UsageError(f"{args.out} exists: remove it, or choose another name")
-    from gpa import hub
+    from gpa import disk
     from gpa.engine.network import Network
     from gpa.models.gpa.checkpoint_gpa import find
 
@@ -56,6 +56,6 @@ def run(args: argparse.Namespace) -> None:
         finally:
             partial.unlink(missing_ok=True)
     else:
-        with hub.written_whole(args.out) as folder:
+        with disk.written_whole(args.out) as folder:
             export_onnx(network, folder)
     print(args.out)
