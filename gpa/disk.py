@@ -22,14 +22,16 @@ from gpa.errors import DiskError, GPAError, UsageError
 
 LOCK = ".lock"
 _FULL = {
-    errno.ENOSPC: "no space is left",
-    getattr(errno, "EDQUOT", errno.ENOSPC): "your quota is used up",
-    errno.EFBIG: "a file may not become that large (ulimit -f)",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "your quota of the disk is used up",
+    errno.ENOSPC: "the disk is full",
+    errno.EFBIG: "the disk may not hold a file that large (ulimit -f)",
+    errno.EIO: "the disk has a fault",
 }
 # What libraries say who lose the errno: Rust's standard library, and torch's zip writer.
 _SAID = {f"os error {number}": why for number, why in _FULL.items()}
 _SAID |= {os.strerror(number).lower(): why for number, why in _FULL.items()}
-_TORCH = ("pytorchstreamwriter failed", "unexpected pos", "file write failed")
+# By libraries that do not know why a write failed: torch's zip writer, libsndfile.
+_CUT = ("pytorchstreamwriter failed", "unexpected pos", "file write failed", "system error.")
 _LITTLE = 1 << 16  # bytes: with less free, a writer that failed for no reason of its own met a full disk
 _HELD: dict[Path, int] = {}  # folder -> open file of its lock
 
@@ -48,6 +50,11 @@ def room(path: str | os.PathLike) -> Iterator[None]:
         raise DiskError(_told(Path(path), why)) from error
 
 
+def is_full(error: OSError) -> bool:
+    """Whether the system says by it that a disk is full."""
+    return error.errno in _FULL
+
+
 def _why(error: BaseException | None, path: Path) -> str:
     """What makes this error one of a full disk; empty if it is another."""
     first = error
@@ -58,9 +65,11 @@ def _why(error: BaseException | None, path: Path) -> str:
         if why := next((why for sign, why in _SAID.items() if sign in text), ""):
             return why
         error = error.__cause__ or error.__context__
-    failed = isinstance(first, (RuntimeError, AssertionError))  # as libsndfile and its wrapper fail
-    torch = any(sign in str(first).lower() for sign in _TORCH)
-    return _FULL[errno.ENOSPC] if failed and (torch or _free(path) < _LITTLE) else ""
+    if not isinstance(first, (RuntimeError, AssertionError)):
+        return ""
+    if _free(path) < _LITTLE:
+        return _FULL[errno.ENOSPC]
+    return "the disk took only a part of it" if any(sign in str(first).lower() for sign in _CUT) else ""
 
 
 def _told(path: Path, why: str) -> str:
@@ -69,8 +78,8 @@ def _told(path: Path, why: str) -> str:
         place = place.parent
     free = _free(path)
     return (
-        f"{path}: the disk is full: {why} on the disk at {place} ({free / 2**20:,.1f} MiB free); nothing "
-        "half written was kept. Make room there, or choose another disk, and give the same command again"
+        f"{path}: {why}: it is the one at {place}, with {free / 2**20:,.1f} MiB free. Nothing half written "
+        "was kept. Make room there, or choose another disk, and give the same command again"
     )
 
 

@@ -88,10 +88,12 @@ class Stopped(KeyboardInterrupt):
     No Exception, so that nothing takes it for a failure and goes on.
     """
 
-    def __init__(self, signum: int, kept: str = "what is complete is kept") -> None:
+    exit_code = 130  # of the Ctrl-C that Python raises by itself
+
+    def __init__(self, signum: int, kept: str = "") -> None:
         self.exit_code = 128 + signum
         name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name}: {kept}; the same command goes on from there")
+        super().__init__(f"stopped by {name}: {kept}" if kept else f"stopped by {name}")
 
 
 class AudioWarning(UserWarning):

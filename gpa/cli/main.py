@@ -1,7 +1,7 @@
 """The command `gpa`: which commands and options there are, and how errors and warnings look.
 
 What a command does is in `gpa.cli.commands`. The result of a command alone goes to stdout, everything said
-about it to stderr. Exit codes are those of `gpa.errors`, 2 for wrong usage, 130 after Ctrl-C.
+about it to stderr. Exit codes are those of `gpa.errors`, 2 for wrong usage, 128 and its number for a signal.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import gpa
+from gpa import disk
 from gpa.cli import bench, codec_import, commands, evaluation, exporting, options, preparation
 from gpa.cli import restoration as speechop
 from gpa.cli.transcribing import asr
-from gpa.errors import AudioWarning, GPAError, reader_gone
+from gpa.errors import AudioWarning, DiskError, GPAError, Stopped, reader_gone
 from gpa.models.gpa.subtitles_gpa import FORMATS
+from gpa.train import signals
 
-INTERRUPTED, FAILED = 130, 1  # the first as a shell reports signal 2
+FAILED = 1
+RESUMABLE, RESUMES = ("prepare", "train", "finetune"), "; the same command goes on from what is complete"
 
 ABOUT = """speech from text, text from speech, speech in another voice: one small model
 
@@ -35,7 +38,8 @@ examples:
 """
 EPILOG = """`gpa COMMAND --help` explains a command, with examples.
 exit codes: 0 done, 2 usage, 3 audio, 4 checkpoint, 5 text or prompt, 6 nothing generated,
-            7 optional package missing, 8 training, 9 training data, 130 interrupted, 1 anything else"""
+            7 optional package missing, 8 training, 9 training data, 10 a full disk, 1 anything else;
+            128 and its number for a signal: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and args.run not in (commands.train, commands.lab):  # which hand their arguments on
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest, args.argv = rest, list(sys.argv[1:] if argv is None else argv)
-    with _talk_on_stderr(args.verbose):
+    with _talk_on_stderr(args.verbose), signals.raised():
         try:
             code = int(args.run(args) or 0)
             sys.stdout.flush()
@@ -52,14 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         except GPAError as error:
             commands.say(f"error: {error}")
             return error.exit_code
-        except KeyboardInterrupt:
-            commands.say("interrupted")
-            return INTERRUPTED
+        except KeyboardInterrupt as error:
+            more = RESUMES if args.command in RESUMABLE else ""
+            commands.say((str(error) or "interrupted") + more)
+            return getattr(error, "exit_code", Stopped.exit_code)
         except BrokenPipeError:
             return reader_gone()
-        except OSError as error:  # a full disk, no permission, a folder where a file should be
+        except OSError as error:  # no permission, a folder where a file should be, a full standard output
             commands.say(f"error: {error}")
-            return FAILED
+            if not disk.is_full(error):
+                return FAILED
+            reader_gone()
+            return DiskError.exit_code
 
 
 @contextlib.contextmanager
