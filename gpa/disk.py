@@ -179,14 +179,19 @@ def held(folder: Path, job: str) -> Iterator[None]:
         file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(file, folder, job)
+    except UsageError:
+        os.close(file)
+        raise
+    _HELD[folder.resolve()] = file
+    try:
         about = {"pid": os.getpid(), "host": platform.node(), "job": job}
         os.ftruncate(file, 0)
         with suppress(OSError):  # who holds it is for people; a full disk shows where it matters
             os.write(file, json.dumps(about).encode())
-        _HELD[folder.resolve()] = file
         yield
     finally:
         _HELD.pop(folder.resolve(), None)
+        _unlock(file)
         os.close(file)
 
 
@@ -204,6 +209,14 @@ def _lock(file: int, folder: Path, job: str) -> None:
         ) from None
     except OSError:  # a file system without locks
         return
+
+
+def _unlock(file: int) -> None:
+    """Also where a child that was forked this moment still has the file."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _holder(folder: Path) -> str:

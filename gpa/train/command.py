@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "overrides", nargs="*", help="recipe keys to change, e.g. optim.lr=3e-4 train.steps=10"
     )
-    parser.add_argument("--run", type=Path, help="run folder (default runs/<recipe name>)")
+    about = "default runs/<recipe name>; torchrun takes the short option for one of its own"
+    parser.add_argument("--run", "--run-folder", type=Path, metavar="DIR", help=about)
     parser.add_argument(
         "--threads", type=int, metavar="N", help="of the processor, as train.threads=N (default: GPA_THREADS)"
     )

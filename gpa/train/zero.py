@@ -184,7 +184,10 @@ class Zero:
             if self.average:
                 file = path / f"ema-{self.rank}.pt"
                 self.average.load_state_dict(torch.load(file, map_location=self.device, weights_only=True))
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except pickle.UnpicklingError as error:
+            why = "it holds more than tensors, or other bytes, and nothing of it was executed"
+            raise checkpoint.damaged(path, why) from error
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
             raise checkpoint.damaged(path, str(error) or type(error).__name__) from error
         return int(facts["step"])
 
@@ -299,8 +302,9 @@ def tensors_alone() -> Iterator[None]:
     """
     from deepspeed.runtime.fp16 import loss_scaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
-    known = [ZeroStageEnum, loss_scaler.LossScaler, loss_scaler.DynamicLossScaler]
+    known = [ZeroStageEnum, fragment_address, loss_scaler.LossScaler, loss_scaler.DynamicLossScaler]
     before = os.environ.get(_SWITCH)
     os.environ[_SWITCH] = "1"
     try:
