@@ -24,6 +24,7 @@ from gpa.train.command import main
 from training import lm_tree, write_recipe, write_tokens
 
 STEPS = 120
+HERE = Path(__file__).parent
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
@@ -373,19 +374,40 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_resuming_zero_executes_nothing(stage: int, recipe: Path, tmp_path: Path) -> None:
+def try_to_execute(recipe: Path, folder: Path) -> None:
+    """At all stages, in one group of processes, which DeepSpeed can have but once."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    for stage in (1, 2, 3):
+        run, trace = folder / str(stage), folder / f"executed-{stage}"
+        argv = [
+            str(recipe),
+            "--run",
+            str(run),
+            f"train.zero={stage}",
+            "train.save_every=1",
+            "train.workers=0",
+        ]
+        main([*argv, "train.steps=1"])
+        main([*argv, "train.steps=2"])  # what DeepSpeed itself stores is read
+        newest = checkpoint.found(run, shards=True)[-1]
+        for file in newest.rglob("*.pt"):
+            torch.save({"module": Evil(trace)}, file)
+        (newest / checkpoint.SUMS).unlink()
+        checkpoint.publish(newest.rename(newest.with_suffix(".partial")), newest, run)
+        with pytest.raises(CheckpointError, match="holds more than tensors"):
+            main([*argv, "train.steps=3"])
+        assert not trace.exists()
+        print("refused", stage)
+
+
+def test_resuming_zero_executes_nothing(recipe: Path, tmp_path: Path) -> None:
     """Nor where somebody has written the digests anew, who could also write the files."""
     pytest.importorskip("deepspeed")
-    run, trace = tmp_path / "run", tmp_path / "executed"
-    argv = [str(recipe), "--run", str(run), f"train.zero={stage}", "train.save_every=1", "train.workers=0"]
-    main([*argv, "train.steps=1"])
-    main([*argv, "train.steps=2"])  # what DeepSpeed itself stores is read
-    [newest] = checkpoint.found(run, shards=True)[-1:]
-    for file in newest.rglob("*.pt"):
-        torch.save({"module": Evil(trace)}, file)
-    (newest / checkpoint.SUMS).unlink()
-    checkpoint.publish(newest.rename(newest.with_suffix(".partial")), newest, run)
-    with pytest.raises(CheckpointError, match="holds more than tensors"):
-        main([*argv, "train.steps=3"])
-    assert not trace.exists()
+    code = "import sys, pathlib, test_runs; test_runs.try_to_execute(*map(pathlib.Path, sys.argv[1:]))"
+    process = started(
+        "-c", f"import sys; sys.path.insert(0, {str(HERE)!r}); {code}", str(recipe), str(tmp_path)
+    )
+    told, said = process.communicate(timeout=120)
+    assert told.count("refused") == 3, said
