@@ -41,10 +41,9 @@ def room(path: str | os.PathLike) -> Iterator[None]:
     """Within it a full disk, however a library says so, is a DiskError naming `path` and its disk."""
     try:
         yield
-    except GPAError:
-        raise
     except Exception as error:
-        why = _why(error, Path(path))
+        ours = isinstance(error, GPAError)  # which may be made of what a library said
+        why = "" if isinstance(error, DiskError) else _why(error.__cause__ if ours else error, Path(path))
         if not why:
             raise
         raise DiskError(_told(Path(path), why)) from error

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gpa import disk
+
 OURS, PEER = "#2a6f97", "#b08968"
 
 
@@ -78,7 +80,8 @@ def draw(path: Path, title: str, charts: Sequence[Chart]) -> None:
         _bars(axis, chart)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with disk.file_whole(path) as made:
+        figure.savefig(made, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

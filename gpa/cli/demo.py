@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpa import disk
 from gpa.errors import GenerationError, UsageError
 
 TEXT = "When the rain had stopped, we all went out and looked at the sea."
@@ -139,7 +140,8 @@ def picture(clips: dict[str, Any], path: Path) -> None:
         column[2].set(xlabel="seconds", xlim=(0, seconds))
     for row, label in zip(axes[:, 0], ("waveform", "mel bands", "semantic tokens"), strict=True):
         row.set_ylabel(label)
-    figure.savefig(path, dpi=110)
+    with disk.file_whole(path) as made:
+        figure.savefig(made, dpi=110)
 
 
 def log_mel(wav: np.ndarray, sample_rate: int) -> np.ndarray:  # (S,) -> (M, T)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpa import disk
 from gpa.cli.commands import fields, load, print_json, sampling, say, sound_of
 from gpa.errors import GPAError, UsageError
 from gpa.models.gpa.subtitles_gpa import FORMATS, SUFFIXES, verbose
@@ -100,7 +101,7 @@ def _deliver(args: argparse.Namespace, path: str, place: Path | None, found: Tra
 def _write(place: Path, text: str) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text, encoding="utf-8")
+        disk.write_text(place, text)
     except OSError as error:
         raise UsageError(f"{place} cannot be written ({error.strerror}): choose another place") from error
 

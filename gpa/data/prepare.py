@@ -237,7 +237,7 @@ class _Run:
         }
         if self.part.is_main:
             for name, content in self.processor.text_files.items():
-                (self.job.out / name).write_bytes(content)
+                disk.write_bytes(self.job.out / name, content)
             token_folder.write_json(self.job.out / PREPARED, about)
             shutil.rmtree(self.work, ignore_errors=True)
         return Report(about, self.part.is_main, sum(found["shard_seconds"][k] for k in absent), took)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpa import disk
 from gpa.evals.report import Item, Summary, value_of
 
 NAMES = ("wer.png", "items.png", "voices.png")
@@ -31,7 +32,8 @@ def draw(
     for name, paint in zip(NAMES, (_wer, _items, _voices), strict=True):
         figure = paint(plt, summaries, found, peers)
         if figure is not None:
-            figure.savefig(folder / name, dpi=110, bbox_inches="tight")
+            with disk.file_whole(folder / name) as partial:
+                figure.savefig(partial, dpi=110, bbox_inches="tight")
             plt.close(figure)
             made.append(folder / name)
     return made

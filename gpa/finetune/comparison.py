@@ -283,7 +283,8 @@ def picture(
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    with disk.file_whole(path) as made:
+        figure.savefig(made, dpi=90)
     plt.close(figure)
 
 

@@ -100,6 +100,12 @@ def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = 
     if only_plan:
         return None
     _claim(job)
+    with disk.held(job.out, "fine-tune"):
+        return _staged(job, told, say)
+
+
+def _staged(job: Job, told: estimate.Plan, say: Callable[[str], None]) -> Outcome:
+    """All stages that an earlier run of the job left."""
     predicted = _once_json(job.out / "plan.json", lambda: {"minutes": told.minutes, **told.seconds})
     clock = estimate.Clock(job.out / "times.json")
     base = GPA.from_pretrained(job.model, device=job.device, offline=job.offline)

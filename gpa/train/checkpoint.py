@@ -73,14 +73,17 @@ def _recipe(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             fault = _fault(file)
+        tree = {} if fault else yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         fault = f"cannot be read: {error.strerror or error}"
+    except (ValueError, yaml.YAMLError):
+        fault = "no YAML"
     if fault:
         raise CheckpointError(
             f"{path}: {fault}. What the checkpoints here were trained with is not known, so they are not "
             "continued: bring the file back as the run wrote it, or choose a new --run"
         )
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return tree
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

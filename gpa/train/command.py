@@ -90,7 +90,7 @@ def _text(tree: dict[str, Any], run: Path) -> None:
     from gpa.train.families.text_tokenizer import TextRecipe, train_text
 
     recipe = config.build(TextRecipe, tree)
-    with disk.held(run, "run"):
+    with disk.held(run, "run"), disk.room(run):
         checkpoint.claim(run, recipe)
         found = train_text(recipe, run)
     log.info("%s  %s", run / "export", "  ".join(f"{name} {value:.4g}" for name, value in found.items()))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gpa import disk
 from gpa.errors import Stopped, TrainingError
 from gpa.train import checkpoint, environment, launch, signals
 from gpa.train.metrics import Meter, MetricsLog, mean
@@ -252,4 +253,5 @@ def _evaluate(
 
 def _export(family: Family, module: nn.Module | None, path: Path) -> None:
     assert module is not None
-    family.export(module.eval(), path)
+    with disk.written_whole(path, overwrite=True) as folder:
+        family.export(module.eval(), folder)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpa import disk
 from gpa.evals import report
 from gpa.evals.restoration import systems
 from gpa.evals.wer import Rate
@@ -34,7 +35,8 @@ def draw(folder: Path, found: Found, swept: Sequence[str], usual: tuple[int, flo
     for name, paint in zip(NAMES, (_gamma, _steps), strict=True):
         figure = paint(plt, sums, usual)
         figure.tight_layout()
-        figure.savefig(folder / name, dpi=110, bbox_inches="tight")
+        with disk.file_whole(folder / name) as partial:
+            figure.savefig(partial, dpi=110, bbox_inches="tight")
         plt.close(figure)
         made.append(folder / name)
     return made
