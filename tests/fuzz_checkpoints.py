@@ -88,13 +88,13 @@ def trial(random: np.random.Generator, folder: Path) -> bool:
     """One damage, or two; resumed with the learning rate of the run, or another, which is never taken."""
     run = folder / "run"
     shutil.copytree(made(), run)
-    for _ in range(random.integers(1, 3)):
+    for _ in range(1 + (random.random() < 0.2)):
         try:
             DAMAGES[random.integers(len(DAMAGES))](random, run)
         except (OSError, ValueError, IndexError):  # the file is gone, or empty, by the first
             pass
     there = bool(checkpoint.found(run))
-    other = bool(random.integers(2)) and there
+    other = random.random() < 0.2 and there
     try:
         checkpoint.claim(run, OptimArgs(lr=0.5 if other else 0.01))
         assert not other, "another learning rate was taken"

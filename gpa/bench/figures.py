@@ -9,8 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpa import disk
-
 OURS, PEER = "#2a6f97", "#b08968"
 
 
@@ -71,6 +69,8 @@ def draw(path: Path, title: str, charts: Sequence[Chart]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
+    from gpa import disk
 
     heights = [0.9 + 0.3 * len(chart.bars) for chart in charts]
     figure, axes = plt.subplots(

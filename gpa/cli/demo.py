@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from gpa import disk
 from gpa.errors import GenerationError, UsageError
 
 TEXT = "When the rain had stopped, we all went out and looked at the sea."
@@ -124,6 +123,8 @@ def table(rows: list[Row]) -> str:
 def picture(clips: dict[str, Any], path: Path) -> None:
     """Draw every clip as waveform, log-mel and semantic tokens, one column each, into a PNG."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display needed
+
+    from gpa import disk
 
     figure = Figure(figsize=(4.6 * len(clips), 6.5), layout="constrained")
     axes = figure.subplots(3, len(clips), squeeze=False)

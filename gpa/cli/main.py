@@ -17,16 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa import disk
 from gpa.cli import bench, codec_import, commands, evaluation, exporting, options, preparation
 from gpa.cli import restoration as speechop
 from gpa.cli.transcribing import asr
-from gpa.errors import AudioWarning, DiskError, GPAError, Stopped, reader_gone
+from gpa.errors import AudioWarning, DiskError, GPAError, reader_gone
 from gpa.models.gpa.subtitles_gpa import FORMATS
 from gpa.train import signals
-
-FAILED = 1
-RESUMABLE, RESUMES = ("prepare", "train", "finetune"), "; the same command goes on from what is complete"
 
 ABOUT = """speech from text, text from speech, speech in another voice: one small model
 
@@ -57,17 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             commands.say(f"error: {error}")
             return error.exit_code
         except KeyboardInterrupt as error:
-            more = RESUMES if args.command in RESUMABLE else ""
-            commands.say((str(error) or "interrupted") + more)
-            return getattr(error, "exit_code", Stopped.exit_code)
+            return commands.stopped(error, args.command)
         except BrokenPipeError:
             return reader_gone()
         except OSError as error:  # no permission, a folder where a file should be, a full standard output
+            from gpa import disk
+
             commands.say(f"error: {error}")
-            if not disk.is_full(error):
-                return FAILED
-            reader_gone()
-            return DiskError.exit_code
+            return GPAError.exit_code if not disk.is_full(error) else reader_gone() and DiskError.exit_code
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpa import disk
 from gpa.cli.commands import fields, load, print_json, sampling, say, sound_of
 from gpa.errors import GPAError, UsageError
 from gpa.models.gpa.subtitles_gpa import FORMATS, SUFFIXES, verbose
@@ -99,6 +98,8 @@ def _deliver(args: argparse.Namespace, path: str, place: Path | None, found: Tra
 
 
 def _write(place: Path, text: str) -> None:
+    from gpa import disk
+
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         disk.write_text(place, text)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpa import disk
 from gpa.evals.report import Item, Summary, value_of
 
 NAMES = ("wer.png", "items.png", "voices.png")
@@ -27,6 +26,8 @@ def draw(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
+    from gpa import disk
 
     made = []
     for name, paint in zip(NAMES, (_wer, _items, _voices), strict=True):

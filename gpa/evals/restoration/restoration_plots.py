@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpa import disk
 from gpa.evals import report
 from gpa.evals.restoration import systems
 from gpa.evals.wer import Rate
@@ -28,6 +27,8 @@ def draw(folder: Path, found: Found, swept: Sequence[str], usual: tuple[int, flo
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
+    from gpa import disk
 
     own = {name: [item for item in items if item.id in swept] for name, items in found.items()}
     sums = {name: report.summarise(name, items, seed) for name, items in own.items() if items}
