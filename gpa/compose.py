@@ -325,7 +325,7 @@ def _shift(
     shift = combine(weights, {branch: _log_softmax(xp, logits[branch]) for branch in weights})
     if plausibility > 0:
         junk = log_p < xp.amax(log_p, axis=-1, keepdims=True) + math.log(plausibility)
-        shift = xp.where(junk & (shift > 0), xp.zeros_like(shift), shift)
+        shift = xp.where(junk & (shift > 0), 0, shift)
     return shift - _log_sum_exp(xp, log_p + shift)
 
 
@@ -339,6 +339,8 @@ def _log_softmax(xp: Any, x: Array) -> Array:
 
 
 def _without(xp: Any, x: Array, at: int) -> Array:  # (..., V) -> (..., V - 1)
+    if at in (0, x.shape[-1] - 1):
+        return x[..., 1:] if at == 0 else x[..., :-1]  # nothing is copied
     return xp.concatenate([x[..., :at], x[..., at + 1 :]], axis=-1)
 
 

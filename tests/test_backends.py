@@ -1,7 +1,6 @@
 """Engines that others wrote: their ids are ours where the margin allows, and what they cannot do is said."""
 
 import json
-import random
 import subprocess
 import sys
 import time
@@ -20,7 +19,6 @@ from gpa.compose import Branch, Guided, Plan, Term, given
 from gpa.engine.backends import find_engine
 from gpa.engine.backends.dialects import VLLM, Asked, SGLang
 from gpa.engine.backends.export_gguf import character, export_gguf
-from gpa.engine.backends.export_onnx import FILE, export_onnx
 from gpa.engine.backends.remote import Ending, Remote, Server
 from gpa.engine.base import Completer
 from gpa.engine.network import Network
@@ -71,16 +69,6 @@ def llama(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Completer:
     path = tmp_path_factory.mktemp("gguf") / "net.gguf"
     export_gguf(net, path, "f16")
     return find_engine(f"llamacpp:{path}", net)()
-
-
-@pytest.fixture(scope="module")
-def graph(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an export for onnxruntime."""
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    pytest.importorskip("onnx", reason="needs the extra onnx")
-    folder = tmp_path_factory.mktemp("onnx")
-    export_onnx(net, folder)
-    return folder
 
 
 def differences(net: Network, requests: Sequence[Request], made: Sequence[Completion]) -> list[float]:
@@ -245,86 +233,6 @@ def test_what_a_gguf_file_cannot_hold_is_refused(tmp_path: Path) -> None:
         export_gguf(network(attention_bias=True), tmp_path / "net.gguf")
 
 
-# onnxruntime ------------------------------------------------------------------------------------------------
-
-
-def test_ids_of_onnxruntime_are_ours(net: Network, graph: Path) -> None:
-    """Greedy, drawn, penalised, guided, searched, in rounds: all in one batch, and each alone."""
-    engine, requests = find_engine(f"onnx:{graph}", net)(), [*PLAIN, *OURS]
-    ours = Engine(net).generate(requests)
-    assert engine.generate(requests) == ours
-    assert [engine.generate([request])[0] for request in requests] == ours
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_requests_join_and_leave_onnxruntime_at_any_step(net: Network, graph: Path, seed: int) -> None:
-    requests = [*PLAIN, *OURS]
-    alone, rng = Engine(net).generate(requests), random.Random(seed)
-    engine, order = find_engine(f"onnx:{graph}", net)(), rng.sample(range(len(requests)), len(requests))
-    handles: dict[int, int] = {}
-    told: dict[int, list[int]] = {}
-    done = {}
-    while order or engine.busy:
-        if order and rng.random() < 0.5:
-            n = order.pop()
-            handles[engine.add(requests[n])] = n
-        live = sorted(handles.keys() - done.keys())
-        if live and rng.random() < 0.05:
-            engine.cancel(gone := rng.choice(live))
-            del handles[gone]
-            continue
-        for each in engine.step():
-            told.setdefault(each.handle, []).extend(each.ids)
-            if each.completion:
-                done[each.handle] = each.completion
-    assert done == {handle: alone[n] for handle, n in handles.items()} and len(done) > 8
-    assert all(told[handle] == completion.ids for handle, completion in done.items())
-
-
-def test_one_that_fails_in_onnxruntime_stops_no_other(net: Network, graph: Path) -> None:
-    """A prior that raises in the third step, in which another request ends."""
-
-    def failing(state: str, token_id: int) -> tuple[float, str]:
-        if len(state) == 2:
-            raise RuntimeError("out of its mind")
-        return 0.0, state + "."
-
-    rules = [Rules(n, frozenset()) for n in (3, 4, 12)]
-    good = [Request([1, 2, 3], each, Sampling(1.5), seed=each.max_new) for each in rules]
-    expected = find_engine(f"onnx:{graph}", net)().generate(good)
-    engine = find_engine(f"onnx:{graph}", net)()
-    failed = Request([1, 2, 3], rules[2], beams=Beams(2, failing))
-    handles = [engine.add(each) for each in (good[0], failed, *good[1:])]
-    found, errors = {}, []
-    while engine.busy:
-        try:
-            found |= {each.handle: each.completion for each in engine.step() if each.completion}
-        except GenerationError as error:
-            errors.append(str(error))
-    assert errors == [f"request {handles[1]} failed: out of its mind"]
-    assert [found[handle] for handle in (handles[0], *handles[2:])] == expected
-
-
-def test_a_graph_of_another_network_is_refused(net: Network, graph: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="another model"):
-        find_engine(f"onnx:{graph}", network(num_hidden_layers=1))()
-    with pytest.raises(CheckpointError, match=FILE):
-        find_engine(f"onnx:{tmp_path}", net)()
-
-
-def test_a_head_and_biases_of_their_own_are_in_the_graph(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    pytest.importorskip("onnx", reason="needs the extra onnx")
-    net = network(hidden_size=64, head_dim=32, attention_bias=True)
-    with torch.no_grad():
-        for layer in net.model.layers:
-            layer.self_attn.k_proj.bias.fill_(1.0)
-            layer.self_attn.v_proj.bias.copy_(torch.linspace(-1, 1, 32))
-    export_onnx(net, tmp_path)
-    requests = PLAIN[:4]
-    assert find_engine(f"onnx:{tmp_path}", net)().generate(requests) == Engine(net).generate(requests)
-
-
 # vLLM and SGLang --------------------------------------------------------------------------------------------
 
 
@@ -420,23 +328,6 @@ def gpa(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gpa", *map(str, words)], capture_output=True, text=True, timeout=100, **more
     )
-
-
-def test_export_and_speak_by_onnxruntime(tiny: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    pytest.importorskip("onnx", reason="needs the extra onnx")
-    run = gpa("export", tiny, tmp_path / "graph", "--onnx", "float32")
-    assert run.returncode == 0 and run.stdout == f"{tmp_path / 'graph'}\n", run.stderr
-    sounds = []
-    for n, engine in enumerate(([], ["--engine", f"onnx:{tmp_path / 'graph'}"])):
-        out = tmp_path / f"{n}.wav"
-        speak = ("tts", "hello there", "--voice", "anna", "--max-new-tokens", 12, "--model", tiny, "-o", out)
-        run = gpa(*speak, *engine)
-        assert run.returncode == 0, run.stderr
-        sounds.append(out.read_bytes())
-    assert sounds[0] == sounds[1]
-    run = gpa("export", tiny, tmp_path / "graph", "--onnx", "float32")
-    assert run.returncode == 2 and "exists" in run.stderr
 
 
 def test_export_and_speak_by_llama_cpp(tiny: Path, tmp_path: Path) -> None:

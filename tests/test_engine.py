@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from gpa.compose import Branch, Guided, Plan, Term, compose_logits, given
+from gpa.engine.cache import Cache
 from gpa.engine.drawing import PLAUSIBLE, Composition, Draw
 from gpa.engine.linear import Kernel
 from gpa.engine.network import Network
@@ -26,7 +27,7 @@ from gpa.engine.request import Beams, Completion, Guidance, Request, Rules, Samp
 from gpa.engine.sampler import Choices, LoopDetector, filtered, penalised
 from gpa.engine.scheduler import Engine
 from gpa.engine.search import Search
-from gpa.errors import GenerationError, PromptError, UsageError
+from gpa.errors import PromptError, UsageError
 from gpa.models.gpa.checkpoint_gpa import SHIPPED
 from networks import SIZE, network, reference
 
@@ -381,16 +382,16 @@ def test_a_request_that_fails_is_forgotten_and_no_other_notices(bad: Any) -> Non
     if isinstance(bad, float):
         head = net.packed.head(Choices.build(SHORT, SIZE).ids)
         head.weight, head.kernel = torch.full((4, 16), math.nan), Kernel(False, 1)
-    found, ids = {}, dict[int, list[int]]()
+    found, ids, errors = {}, dict[int, list[int]](), []
     while engine.busy and next(steps) < 50:
-        try:
-            for each in engine.step():
-                ids.setdefault(each.handle, []).extend(each.ids)
-                if each.completion:
-                    found[each.handle] = each.completion
-        except GenerationError as error:
-            assert str(error).startswith(f"request {handles[1]} failed: the ")
-    assert engine.cache.used == 0 and handles[1] not in found
+        for each in engine.step():
+            ids.setdefault(each.handle, []).extend(each.ids)
+            if each.completion:
+                found[each.handle] = each.completion
+            if each.error:
+                assert str(each.error).startswith(f"request {each.handle} failed: the ")
+                errors.append(each.handle)
+    assert engine.cache.used == 0 and errors == [handles[1]]
     assert [found[handle] for handle in (handles[0], *handles[2:])] == expected
     assert all(ids[handle] == done.ids for handle, done in found.items())
 
@@ -511,3 +512,22 @@ def test_words_change_what_comes_and_not_when_it_may_stop(net: Network) -> None:
     base, made = (np.exp(logits) / np.exp(logits).sum() for logits in composed(net, 2.0))
     np.testing.assert_allclose(made[-1], base[-1], rtol=1e-5)
     assert np.abs(made - base).max() > 0.01
+
+
+def test_a_step_that_cannot_be_computed_fails_its_requests_and_no_later_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory that ends, say: in a prompt that is read, then in a step of those who generate."""
+    net, rules = network(), Rules(6, frozenset())
+    good = Request([1, 2], rules)
+    expected = Engine(net).generate([good])
+    for broken in (Cache.prompted, Cache.extended):
+        engine = Engine(net)
+        handles = [engine.add(replace(good, seed=n)) for n in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Cache, broken.__name__, lambda *_: torch.empty(-1))
+            found = engine.step() + engine.step()
+        failed = [each.handle for each in found if each.error]
+        assert sorted(failed) == handles and not engine.busy and engine.cache.used == 0
+        assert "negative dimension" in str(next(each.error for each in found if each.error))
+        assert engine.generate([good]) == expected

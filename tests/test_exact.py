@@ -1,6 +1,7 @@
 """What a request gets depends on nothing but the request: bit for bit, on a CPU, in float32."""
 
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from gpa.engine.cache import Cache
 from gpa.engine.decode_attention import BUCKET, Grouping, attend, exact_grouping, padded
 from gpa.engine.linear import KERNELS, ROW_BY_ROW, Kernel, Linear, Then, exact_kernel
 from gpa.engine.network import Network
-from gpa.engine.packed import PackedNetwork
+from gpa.engine.onnx_network import OnnxNetwork, is_exact
+from gpa.engine.packed import Forward, PackedNetwork
 from gpa.engine.request import Beams, Guidance, Request, Rules, Sampling
 from gpa.engine.sampler import highest, noise
 from gpa.engine.scheduler import Engine
@@ -27,6 +29,12 @@ PLAIN = Kernel(False, 1)  # torch's own product, whose bits depend on the number
 @pytest.fixture(scope="module")
 def shipped() -> Network:
     return Network.load(SHIPPED / "gpa-mini")[0]
+
+
+@pytest.fixture(scope="module", params=[PackedNetwork, OnnxNetwork])
+def forward(shipped: Network, request: pytest.FixtureRequest) -> Forward:
+    """What decodes: torch's layers, and onnxruntime's graph."""
+    return request.param(shipped)
 
 
 # Layers -----------------------------------------------------------------------------------------------------
@@ -157,12 +165,12 @@ def mixed(count: int) -> list[Request]:
     return [kinds[n % 4](n) for n in range(count)]
 
 
-def test_the_same_alone_and_among_32_and_under_churn(shipped: Network) -> None:
-    requests, rng = mixed(16), random.Random(5)
-    alone = [Engine(shipped).generate([request])[0] for request in requests]
-    assert Engine(shipped).generate(requests) == alone
-    assert Engine(shipped, rows=64).generate(requests[::-1]) == alone[::-1]
-    engine, who, done, gone = Engine(shipped, rows=20, read=1), {}, {}, set()
+def test_the_same_alone_and_among_32_and_under_churn(shipped: Network, forward: Forward) -> None:
+    requests, rng, make = mixed(16), random.Random(5), partial(Engine, shipped, forward=forward)
+    alone = [make().generate([request])[0] for request in requests]
+    assert make().generate(requests) == alone
+    assert make(rows=64).generate(requests[::-1]) == alone[::-1]
+    engine, who, done, gone = make(rows=20, read=1), {}, {}, set()
     order = rng.sample(range(16), 16) + rng.sample(range(16), 16)
     while order or engine.busy:
         if order and rng.random() < 0.3:
@@ -180,16 +188,64 @@ def test_the_same_alone_and_among_32_and_under_churn(shipped: Network) -> None:
 
 
 @pytest.mark.parametrize("read", [1, 3, 100])
-def test_prompts_are_read_alike_however_many_blocks_a_step(shipped: Network, read: int) -> None:
-    requests = mixed(8)
-    assert Engine(shipped, read=read).generate(requests) == Engine(shipped).generate(requests)
+def test_prompts_are_read_alike_however_many_blocks_a_step(
+    shipped: Network, forward: Forward, read: int
+) -> None:
+    requests, make = mixed(8), partial(Engine, shipped, forward=forward)
+    assert make(read=read).generate(requests) == make().generate(requests)
+
+
+def test_a_prompt_that_somebody_has_read_is_not_read_again(
+    shipped: Network, forward: Forward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Takes of one text, beams and the wordless prompt of other texts: the same ids, fewer blocks read."""
+    speech = Rules(20, frozenset({301}), (range(568, 4664), range(301, 302)))
+    prompts = [[*range(600 + n, 690 + n)] for n in range(3)]
+    led = [Guidance(guidance(1.0).plan, {BASE: p, WORDS: p, NULL: prompts[0]}) for p in prompts]
+    requests = [
+        *(Request(prompts[0], speech, Sampling(0.8), seed) for seed in range(3)),
+        Request(prompts[0], speech, beams=Beams(3)),
+        *(Request(p, speech, Sampling(0.8), 7, each) for p, each in zip(prompts, led, strict=True)),
+    ]
+    alone = [Engine(shipped, forward=forward).generate([request])[0] for request in requests]
+    read, prompted = [], Cache.prompted
+    monkeypatch.setattr(
+        Cache, "prompted", lambda self, row, count: read.append(count) or prompted(self, row, count)
+    )
+    assert Engine(shipped, forward=forward).generate(requests) == alone
+    assert sum(read) == sum(map(len, prompts))
+
+
+def test_both_that_decode_make_the_same_ids(shipped: Network) -> None:
+    """Greedy, drawn, searched and guided: what one rounds otherwise decides nothing here."""
+    requests = mixed(16)
+    made = [
+        Engine(shipped, forward=form(shipped)).generate(requests) for form in (PackedNetwork, OnnxNetwork)
+    ]
+    assert made[0] == made[1]
+
+
+def test_a_graph_whose_rows_depend_on_each_other_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: rows that read with others get a last bit more."""
+    assert type(network(head_dim=16).packed) is OnnxNetwork
+    run = OnnxNetwork._run
+
+    def together(self: OnnxNetwork, ids: np.ndarray, *where: Any) -> np.ndarray:
+        return np.nextafter(run(self, ids, *where), np.float32(2 * (len(ids) > 2)))
+
+    monkeypatch.setattr(OnnxNetwork, "_run", together)
+    is_exact.cache_clear()
+    try:
+        assert type(network(head_dim=16).packed) is PackedNetwork
+    finally:
+        is_exact.cache_clear()
 
 
 def test_a_batch_that_is_not_exact_is_seen(shipped: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: with torch's own products these very requests do depend on each other."""
 
     def states(count: int) -> torch.Tensor:
-        packed = Network.load(SHIPPED / "gpa-mini")[0].packed
+        packed = PackedNetwork(Network.load(SHIPPED / "gpa-mini")[0])
         cache = prompted(packed, count)
         with torch.inference_mode():
             return packed(torch.arange(600, 600 + count), cache.extended(list(range(count))))

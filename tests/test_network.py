@@ -13,12 +13,15 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 from golden import draw_weights
 from gpa.engine.cache import GRAIN, Cache
 from gpa.engine.network import Network
-from gpa.engine.packed import Past
+from gpa.engine.onnx_network import OnnxNetwork
+from gpa.engine.packed import Forward, PackedNetwork, Past
 from gpa.errors import CheckpointError
 from gpa.models.gpa.checkpoint_gpa import SHIPPED, save_network
 from networks import CONTEXT, SIZE, network, reference
 from published import DIRECTORY, read_cases, unpack
 
+Form = type[PackedNetwork] | type[OnnxNetwork]
+forms = pytest.mark.parametrize("form", [PackedNetwork, OnnxNetwork])
 IDS = [(7 * i * i + 3 * i) % SIZE for i in range(40)]
 
 
@@ -79,29 +82,31 @@ def test_the_shipped_network_is_transformers() -> None:
     torch.testing.assert_close(half.logits(ids), theirs(lm, ids), atol=1e-2, rtol=1e-2)
 
 
-def logits(ours: Network, ids: list[int], past: Past) -> torch.Tensor:
-    """Of all ids, after those given, by the network that is made ready to decode."""
-    return ours.packed.head(np.arange(SIZE))(ours.packed(torch.tensor(ids), past))
+def logits(forward: Forward, ids: list[int], past: Past) -> torch.Tensor:
+    """Of all ids, after those given, by a network that is made ready to decode."""
+    return forward.head(np.arange(SIZE))(forward(torch.tensor(ids), past))
 
 
-def test_a_cached_pass_is_a_pass_over_everything() -> None:
+@forms
+def test_a_cached_pass_is_a_pass_over_everything(form: Form) -> None:
     """Prompts of three lengths in three rows, one id each at a time, a row copied on the way."""
-    ours = network()
-    cache, sequences = Cache(ours.packed), [IDS[:5], IDS[3:4], IDS[10:22]]
+    ours = network(head_dim=16)
+    ready = form(ours)
+    cache, sequences = Cache(ready), [IDS[:5], IDS[3:4], IDS[10:22]]
     rows = cache.take(3)
     with torch.inference_mode():
         for row, ids in zip(rows, sequences, strict=True):
             for part in (ids[:3], ids[3:]):  # a prompt may be read bit by bit
                 if part:
-                    last = logits(ours, part, cache.prompted(row, len(part)))
+                    last = logits(ready, part, cache.prompted(row, len(part)))
             torch.testing.assert_close(last[-1], ours.logits(ids)[-1], atol=1e-5, rtol=1e-5)
         cache.copy([rows[2], rows[0]], [rows[0], rows[1]])  # at once: row 1 gets what row 0 had before
         sequences = [sequences[2], sequences[0], sequences[2]]
         for new in ([1, 2, 3], [4, 5, 6], [7, 8, 9]):
             sequences = [[*ids, i] for ids, i in zip(sequences, new, strict=True)]
-            for row, ids in zip(logits(ours, new, cache.extended(rows)), sequences, strict=True):
+            for row, ids in zip(logits(ready, new, cache.extended(rows)), sequences, strict=True):
                 torch.testing.assert_close(row, ours.logits(ids)[-1], atol=1e-5, rtol=1e-5)
-        found = logits(ours, [11, 12], cache.extended([rows[0], rows[2]]))  # no neighbours
+        found = logits(ready, [11, 12], cache.extended([rows[0], rows[2]]))  # no neighbours
         torch.testing.assert_close(found[1], ours.logits([*sequences[2], 12])[-1], atol=1e-5, rtol=1e-5)
 
 
@@ -111,49 +116,61 @@ def test_a_cached_pass_is_a_pass_over_everything() -> None:
         {"tie_word_embeddings": True, "rms_norm_eps": 0.1},
         {"attention_bias": True, "num_attention_heads": 4, "num_key_value_heads": 4},
         {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10},
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "rope_theta": 100.0},
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_packed_network_is_the_network(changes: dict[str, Any], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [(PackedNetwork, torch.float32), (PackedNetwork, torch.bfloat16), (OnnxNetwork, torch.float32)],
+)
+def test_the_packed_network_is_the_network(changes: dict[str, Any], form: Form, dtype: torch.dtype) -> None:
+    if form is OnnxNetwork:
+        changes = {"head_dim": 16, **changes}
+        if changes["head_dim"] % 16:
+            pytest.skip("onnxruntime's attention takes heads of 16 numbers, or a multiple")
     lm = reference(**changes)
     with torch.no_grad():
         for name, weight in lm.named_parameters():  # so that norms and biases matter
             if weight.ndim == 1:
                 weight.add_(torch.linspace(-0.5, 0.5, len(weight)), alpha=1 + len(name) % 3)
     ours = Network.of(lm.config.to_dict(), lm.state_dict()).to("cpu", dtype)
-    cache = Cache(ours.packed)
+    ready = form(ours)
+    cache = Cache(ready)
     with torch.inference_mode():
-        found = logits(ours, IDS, cache.prompted(cache.take(1)[0], len(IDS)))
-        one = logits(ours, [9], cache.extended([0]))
+        found = logits(ready, IDS, cache.prompted(cache.take(1)[0], len(IDS)))
+        one = logits(ready, [9], cache.extended([0]))
     expected = ours.logits([*IDS, 9])
     error = (torch.cat([found, one]).float() - expected).norm() / expected.norm()
     assert error < (1e-5 if dtype == torch.float32 else 0.05)
 
 
-def test_the_packed_network_follows_the_weights() -> None:
-    ours = network()
+@pytest.mark.parametrize(("width", "form"), [(8, PackedNetwork), (16, OnnxNetwork)])
+def test_the_packed_network_follows_the_weights(width: int, form: Form) -> None:
+    ours = network(head_dim=width)
     packed = ours.packed
-    assert ours.packed is packed
+    assert ours.packed is packed and type(packed) is form
     with torch.no_grad():
         ours.model.norm.weight.mul_(2)
     assert ours.packed is not packed
     cache = Cache(ours.packed)
     with torch.inference_mode():
-        found = logits(ours, IDS, cache.prompted(cache.take(1)[0], len(IDS)))
+        found = logits(ours.packed, IDS, cache.prompted(cache.take(1)[0], len(IDS)))
     torch.testing.assert_close(found, ours.logits(IDS), atol=1e-4, rtol=1e-4)
 
 
-def test_rows_of_the_cache_are_used_again() -> None:
-    ours = network()
-    cache = Cache(ours.packed)
+@forms
+def test_rows_of_the_cache_are_used_again(form: Form) -> None:
+    ours = network(head_dim=16)
+    ready = form(ours)
+    cache = Cache(ready)
     with torch.inference_mode():
         for n in (3, 40, 7):
             rows = cache.take(2)
             assert rows == [0, 1] and cache.used == 2
-            found = logits(ours, IDS[:n], cache.prompted(rows[1], n))
+            found = logits(ready, IDS[:n], cache.prompted(rows[1], n))
             torch.testing.assert_close(found, ours.logits(IDS[:n]), atol=1e-5, rtol=1e-5)
             cache.release(rows)
-    assert [k.shape for k in cache.keys] == [(2, 1, GRAIN, 8)] * 2 and cache.used == 0
+    assert [k.shape for k in cache.keys] == [(2, 1, GRAIN, 16)] * 2 and cache.used == 0
 
 
 def test_the_cache_stays_within_its_bound_whatever_came_before() -> None:
@@ -169,20 +186,22 @@ def test_the_cache_stays_within_its_bound_whatever_came_before() -> None:
             cache.release(rows)
 
 
-def test_what_is_held_survives_new_buffers() -> None:
-    ours = network(max_position_embeddings=4 * GRAIN)
+@forms
+def test_what_is_held_survives_new_buffers(form: Form) -> None:
+    ours = network(max_position_embeddings=4 * GRAIN, head_dim=16)
+    ready = form(ours)
     ids = (IDS * 40)[: 2 * GRAIN]
-    cache = Cache(ours.packed, 2 * GRAIN)
+    cache = Cache(ready, 2 * GRAIN)
     with torch.inference_mode():
         first = cache.take(1)
-        logits(ours, ids, cache.prompted(first[0], len(ids)))
+        logits(ready, ids, cache.prompted(first[0], len(ids)))
         more = cache.take(2)
         cache.release(first)
         assert cache.rows_with(1) == 3  # the free one is used again
         for row in more:
-            logits(ours, IDS[:7], cache.prompted(row, 7))
-        logits(ours, ids, cache.prompted(cache.take(1)[0], len(ids)))
-        for row in logits(ours, [3, 3], cache.extended(more)):
+            logits(ready, IDS[:7], cache.prompted(row, 7))
+        logits(ready, ids, cache.prompted(cache.take(1)[0], len(ids)))
+        for row in logits(ready, [3, 3], cache.extended(more)):
             torch.testing.assert_close(row, ours.logits([*IDS[:7], 3])[-1], atol=1e-5, rtol=1e-5)
 
 

@@ -172,8 +172,9 @@ class Failing(Engine):
     def step(self) -> list[Progress]:
         self.steps += 1
         if self.steps == 3:
-            self.cancel(min(job.handle for job in (*self._waiting, *self._running)))
-            raise GenerationError("the server is gone")
+            oldest = min(job.handle for job in (*self._waiting, *self._running))
+            self.cancel(oldest)
+            return [Progress(oldest, [], error=GenerationError("the server is gone"))]
         return super().step()
 
 
@@ -226,9 +227,9 @@ def test_blocks_are_what_load_gives(tmp_path: Path, rate: int, suffix: str) -> N
     path = tmp_path / f"long.{suffix}"
     soundfile.write(path, np.stack([speechlike(23.3, rate), 0.5 * speechlike(23.3, rate, seed=4)], 1), rate)
     found = list(audio.blocks(path))
-    assert len(found) == 3
+    assert max(map(len, found)) <= 10 * RATE + 1
     np.testing.assert_array_equal(np.concatenate(found), audio.load(path))
-    for given in (path.read_bytes(), audio.load_raw(path)[:2]):
+    for given in (path.read_bytes(), soundfile.read(path)):
         np.testing.assert_array_equal(np.concatenate(list(audio.blocks(given))), audio.load(path))
 
 

@@ -79,18 +79,22 @@ def checked(title: str, found: Sequence[Sequence[int]], rows: int, ids: int) -> 
 # Ours -------------------------------------------------------------------------------------------------------
 
 
-def _engine(sampling: Sampling, every: bool) -> Open:
+def _engine(sampling: Sampling, every: bool, torch: bool = False) -> Open:
+    """Our engine over the legal ids or over `every` one; by torch's layers, as without onnxruntime."""
+
     def opened(work: Work, closing: ExitStack) -> Decode:
         from gpa.engine.network import Network
+        from gpa.engine.packed import PackedNetwork
         from gpa.engine.scheduler import Engine
 
         network = Network.load(work.folder)[0].to(work.device, _dtype(work))
+        forward = PackedNetwork(network) if torch else network.packed
         legal = None if every else _runs(work)
 
         def decode(prompts: Prompts, ids: int) -> list[list[int]]:
             rules = Rules(ids, frozenset() if every else frozenset({work.stop}), legal, min_new=ids)
             requests = [Request(prompt, rules, sampling, seed) for seed, prompt in enumerate(prompts)]
-            return [done.ids for done in Engine(network, rows=len(prompts)).generate(requests)]
+            return [done.ids for done in Engine(network, len(prompts), forward=forward).generate(requests)]
 
         return decode
 
@@ -168,7 +172,7 @@ def _generate_batch(work: Work, closing: ExitStack) -> Decode:
     return decode
 
 
-# llama.cpp and onnxruntime ---------------------------------------------------------------------------------
+# llama.cpp -----------------------------------------------------------------------------------------------
 
 
 def _llamacpp(precision: str) -> Open:
@@ -219,32 +223,6 @@ def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
         return json.load(answer)
 
 
-def _onnxruntime(work: Work, closing: ExitStack) -> Decode:
-    """Our rules over onnxruntime's logits; the network is there for its sizes, its weights for nothing."""
-    from gpa.engine.backends import find_engine
-    from gpa.engine.network import Network
-
-    folder = work.scratch / "onnx"
-    if not folder.exists():
-        machine.alone(write_onnx, work.folder, folder)
-    make = find_engine(f"onnx:{folder}", Network.load(work.folder)[0])
-
-    def decode(prompts: Prompts, ids: int) -> list[list[int]]:
-        rules = Rules(ids, frozenset(), None, min_new=ids)
-        return [done.ids for done in make().generate([Request(prompt, rules) for prompt in prompts])]
-
-    return decode
-
-
-def write_onnx(folder: Path, out: Path) -> None:
-    """Write a checkpoint for onnxruntime."""
-    from gpa.engine.backends.export_onnx import export_onnx
-    from gpa.engine.network import Network
-
-    out.mkdir()
-    export_onnx(Network.load(folder)[0], out)
-
-
 def _needs(package: str, extra: str) -> Callable[[Work], str]:
     """Why a decoder of an optional package cannot run."""
 
@@ -265,6 +243,9 @@ DECODERS = {
         slice=True,
     ),
     "gpa-every": Decoder("gpa, any id, greedy", _engine(Sampling(), every=True), same=True),
+    "gpa-torch": Decoder(
+        "gpa by torch's layers, any id, greedy", _engine(Sampling(), every=True, torch=True), same=True
+    ),
     TRANSFORMERS: Decoder("transformers generate", _generate, same=True),
     "transformers-batch": Decoder("transformers generate_batch", _generate_batch, same=True),
     **{
@@ -277,7 +258,4 @@ DECODERS = {
         )
         for precision, size in (("f16", 2.0), ("q8_0", 34 / 32))
     },
-    "onnxruntime": Decoder(
-        "onnxruntime float32", _onnxruntime, _needs("onnxruntime", "onnx"), weight_bytes=4.0, same=True
-    ),
 }

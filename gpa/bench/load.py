@@ -206,7 +206,10 @@ def _step(engine: Engine, alive: dict[int, Client], began: float) -> None:
         if client.state == "waiting":
             client.state, client.began = "running", now
         client.ids += progress.ids
-        if progress.completion:
+        if progress.error:
+            client.state, client.error = "error", str(progress.error)
+            del alive[progress.handle]
+        elif progress.completion:
             client.state, client.ended, client.completion = "completed", now, progress.completion
             del alive[progress.handle]
     for handle, client in list(alive.items()):

@@ -15,6 +15,7 @@ from typing import Any
 
 from gpa.cli import commands, options
 from gpa.errors import GPAError, UsageError
+from gpa.text.wordlist import read_text
 
 SPLIT = "dev-unseen-speaker"
 EXAMPLES = """\
@@ -176,8 +177,8 @@ def _seen(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, KeyError) as error:
+        return [json.loads(line)["text"] for line in read_text(path).splitlines()]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UsageError(f"--seen {path}: lines of JSON with a text are needed ({error!r})") from error
 
 

@@ -192,7 +192,7 @@ have two lines of 42 characters at most. verbose_json has segments and words wit
 servers answer.
 """
     )  # fmt: skip
-    p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, Opus or MP3; any rate; - reads standard input")
+    p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, MP3, M4A and more; - reads standard input")
     p.add_argument(
         "--format", choices=FORMATS, help="default: that of the suffix of -o, else text; json: the text alone"
     )
@@ -342,13 +342,13 @@ def _finetune(sub: Any) -> None:
   gpa finetune --voice recordings/anna -o anna
   gpa tts "It is me." --model anna/model --voice anna
 
-FOLDER holds audio files, with a .txt of the same name where the words are known; what has none is
-transcribed by the model and marked so. prints a plan, learns what carries the voice (speaker vector,
-changes of the decoder, timbre, pitch) and ends with a table before and after; other voices keep their
-sound to the bit. --adapt-lm trains an adapter of the language model as well, while it rehearses what
-it could do before; exits with 1 if an old task lost more than --limit points. a run that was killed goes
-on where it was: start it again. use your own voice, or one whose owner agreed. docs/finetuning.md says
-what was measured.
+FOLDER holds audio files, with a .txt of the same name where the words are known, or a label file such as
+metadata.csv (docs/data.md); what has no text is transcribed by the model and marked so. prints a plan, learns
+what carries the voice (speaker vector, changes of the decoder, timbre, pitch) and ends with a table before
+and after; other voices keep their sound to the bit. --adapt-lm trains an adapter of the language model as
+well, while it rehearses what it could do before; exits with 1 if an old task lost more than --limit points.
+a run that was killed goes on where it was: start it again. use your own voice, or one whose owner agreed.
+docs/finetuning.md says what was measured.
 """
     )  # fmt: skip
     p.add_argument("--voice", type=Path, required=True, metavar="FOLDER", help="recordings, or a manifest")

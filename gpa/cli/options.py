@@ -85,7 +85,7 @@ def engine(p: argparse.ArgumentParser) -> None:
         "--engine",
         default="",
         metavar="E",
-        help="instead of gpa's own: llamacpp:FILE.gguf, onnx:DIR, vllm:http://HOST:PORT or sglang:... "
+        help="instead of gpa's own: llamacpp:FILE.gguf, vllm:http://HOST:PORT or sglang:... "
         "with the same weights (`gpa export`, docs/serving.md)",
     )
 

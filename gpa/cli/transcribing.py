@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpa.audio.opening import readable_name
 from gpa.cli.commands import fields, load, print_json, sampling, say, sound_of
 from gpa.errors import GPAError, UsageError
 from gpa.models.gpa.subtitles_gpa import FORMATS, SUFFIXES, verbose
@@ -50,6 +51,7 @@ def outputs(args: argparse.Namespace) -> list[Path | None]:
     UsageError for what does not go together, before any work is done.
     """
     several, target = len(args.audio) > 1, args.output
+    readable_name(str(target))
     folder = target is not None and (several or target.is_dir() or str(args.output).endswith("/"))
     if args.format is None:
         known = {suffix: name for name, suffix in reversed(SUFFIXES.items())}

@@ -71,6 +71,9 @@ class Voice:
         codes = raw.get("codes")
         if not isinstance(codes, list) or not codes or not all(type(c) is int for c in codes):
             raise CheckpointError(f"{path}: codes must be a list of whole numbers")
+        about = raw.get("about") or {}
+        if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+            raise CheckpointError(f"{path}: about must be a section of texts")
         timbre, adaptation = raw.get("timbre"), raw.get("adaptation")
         if adaptation is not None:
             from gpa.codec.adaptation import Adaptation  # with torch, which most voices need not
@@ -80,7 +83,7 @@ class Voice:
             tuple(codes),
             str(raw.get("codec", "")),
             str(raw.get("name") or path.stem),
-            dict(raw.get("about") or {}),
+            about,
             None if timbre is None else Timbre.from_dict(timbre, str(path)),
             adaptation,
             str(raw.get("text", "")),

@@ -22,6 +22,7 @@ from gpa.codec import load_codec, trained
 from gpa.data import sequences
 from gpa.data.alignment import align, letter_targets
 from gpa.data.augmented_copies import AugmentedCopies
+from gpa.data.records import read_sentences
 from gpa.errors import GenerationError
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.processing_gpa import GPAProcessor
@@ -58,7 +59,7 @@ class Extras:
 @dataclass(frozen=True)
 class Wording:
     """The text tokenizer of a codec without a model: that of the folder `like`, else one of `size` pieces,
-    learnt from the training transcripts and from the lines of `texts` (their last column).
+    learnt from the training transcripts and from the lines of `texts` (records.read_sentences).
     """
 
     size: int = 512
@@ -76,8 +77,7 @@ def write_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, fol
 
 
 def _learn_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, folder: Path) -> None:
-    lines = (line for path in wording.texts for line in path.read_text(encoding="utf-8").splitlines())
-    texts = chain(texts, (line.split("\t")[-1] for line in lines))
+    texts = chain(texts, *map(read_sentences, wording.texts))
     words = [instruction for task in DEFAULT for instruction in TASKS[task].instructions]
     said = [normalise_text(text) for text in texts if text]
     train_sentencepiece([*words, *said], folder / "spm.model", wording.size, at_most=True)

@@ -154,7 +154,8 @@ def _spell(job: Job, share: Share) -> None:
         _check_free(job.out)
         rows = open_source(job.source, job.columns, job.splits).check()
         spec = load_codec(job.codec, offline=job.offline).spec
-        write_tokenizer((row.text for row in rows if row.trains), spec, job.wording, folder)
+        texts = (row.text.encode("utf-8", "ignore").decode() for row in rows if row.trains)
+        write_tokenizer(texts, spec, job.wording, folder)
     for _ in wait([folder], job.patience, lambda: None, "to make the tokenizer"):
         pass
 

@@ -31,19 +31,20 @@ class Completer(ABC):
 
     @abstractmethod
     def step(self) -> list[Progress]:
-        """What is new: ids of some requests, and the completions of those that ended.
-
-        GenerationError for a request that failed and is forgotten; the others go on with the next step.
-        """
+        """What is new: ids of some requests, and how those ended that did: complete, or failed."""
 
     @abstractmethod
     def cancel(self, handle: int) -> None:
         """Forget a request. UsageError if it is not on its way."""
 
     def run(self) -> Iterator[Progress]:
-        """Step until every request is complete."""
+        """Step until every request is complete. The error of one that failed, once the others were told."""
         while self.busy:
-            yield from self.step()
+            found = self.step()
+            yield from (each for each in found if not each.error)
+            for each in found:
+                if each.error:
+                    raise each.error
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """The completions of requests in their order, or an error, and then none is left on its way.

@@ -10,16 +10,17 @@ would grow beyond a bound.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpa.engine.decode_attention import attend, groups
+from gpa.engine.decode_attention import Grouping, attend, groups
 
 if TYPE_CHECKING:
-    from gpa.engine.packed import PackedNetwork
+    from gpa.engine.packed import Forward
 
 GRAIN = 256  # positions by which the buffers grow, a multiple of attention's bucket
 
@@ -27,17 +28,23 @@ GRAIN = 256  # positions by which the buffers grow, a multiple of attention's bu
 class Cache:
     """Rows of keys and values of one network, on its device and in its precision."""
 
-    def __init__(self, network: PackedNetwork, most: int = 0) -> None:
+    def __init__(self, network: Forward, most: int = 0) -> None:
         """Buffers have at most `most` positions, all rows together, unless more are needed at once."""
-        s, self._most = network.sizes, most
+        s = self._sizes = network.sizes
+        self._most = most
         self._shape = (s.num_key_value_heads, s.head_dim)
         empty = torch.empty(
             (0, s.num_key_value_heads, 0, s.head_dim), dtype=network.dtype, device=network.device
         )
         self.keys, self.values = ([empty] * s.num_hidden_layers for _ in range(2))  # each (R, Hk, P, Dh)
         self.lengths: list[int] = []  # positions that each row holds
+        self.version = 0  # of the buffers, which are others after each time they grow
         self._free: list[int] = []
-        self.grouped = groups(s, network.device, network.dtype)
+
+    @cached_property
+    def grouped(self) -> Grouping:
+        """Which rows torch's attention reads together."""
+        return groups(self._sizes, self.keys[0].device, self.keys[0].dtype)
 
     @property
     def used(self) -> int:
@@ -45,7 +52,7 @@ class Cache:
         return len(self.lengths) - len(self._free)
 
     @staticmethod
-    def bytes_per_position(network: PackedNetwork) -> int:
+    def bytes_per_position(network: Forward) -> int:
         """Memory of one position of one row."""
         s = network.sizes
         return 2 * s.num_hidden_layers * s.num_key_value_heads * s.head_dim * network.dtype.itemsize
@@ -84,6 +91,13 @@ class Cache:
         for row, length in zip(new, lengths, strict=True):
             self.lengths[row] = length
 
+    def begin(self, source: int, target: int, count: int) -> None:
+        """Let an empty row begin with the first `count` positions of another."""
+        self._reserve(count)
+        for buffer in (*self.keys, *self.values):
+            buffer[target, :, :count] = buffer[source, :, :count]
+        self.lengths[target] = count
+
     def prompted(self, row: int, count: int) -> PromptPast:
         """A row that reads `count` positions of its prompt."""
         self._reserve(self.lengths[row] + count)
@@ -92,7 +106,7 @@ class Cache:
 
     def extended(self, rows: Sequence[int]) -> StepPast:
         """Rows that read one id each."""
-        self._reserve(1 + max(self.lengths[row] for row in rows))
+        self._reserve(1 + max(self.lengths))
         for row in rows:
             self.lengths[row] += 1
         return StepPast(self, rows)
@@ -105,6 +119,7 @@ class Cache:
         count, longest = len(self.lengths), -(-max(positions, *self.lengths) // GRAIN) * GRAIN
         if max(rows, count) * max(length, longest) <= self._most:
             count, longest = max(rows, count), max(length, longest)
+        self.version += 1
         kept, held = min(rows, count), min(length, longest)
         for buffers in (self.keys, self.values):
             for n, old in enumerate(buffers):
@@ -120,21 +135,30 @@ class PromptPast:
     """
 
     def __init__(self, cache: Cache, row: int, start: int, count: int) -> None:
-        self._cache, self._row, self._start = cache, row, start
-        device = cache.keys[0].device
-        self.longest = start + count
-        self.positions = torch.arange(start, self.longest, device=device)
-        self._mask = self.positions[:, None] >= torch.arange(self.longest, device=device)  # (L, P)
+        self.cache, self.rows, self.lengths = cache, [row], [start + count]
+        self._start = start
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Where the new ids stand (L,)."""
+        return torch.arange(self._start, self.lengths[0], device=self.cache.keys[0].device)
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        return self.positions[:, None] >= torch.arange(
+            self.lengths[0], device=self.positions.device
+        )  # (L, P)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Scaled queries (L, H, Dh) on this row's positions up to each of theirs: (L, H Dh)."""
-        keys, values = self._cache.keys[layer][self._row], self._cache.values[layer][self._row]
-        keys[:, self._start : self.longest] = k.transpose(0, 1)
-        values[:, self._start : self.longest] = v.transpose(0, 1)
+        (row,), (length,) = self.rows, self.lengths
+        keys, values = self.cache.keys[layer][row, :, :length], self.cache.values[layer][row, :, :length]
+        keys[:, self._start :] = k.transpose(0, 1)
+        values[:, self._start :] = v.transpose(0, 1)
         found = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
-            keys[None, :, : self.longest],
-            values[None, :, : self.longest],
+            keys[None],
+            values[None],
             attn_mask=self._mask,
             scale=1.0,
             enable_gqa=True,
@@ -146,35 +170,37 @@ class StepPast:
     """Rows of a cache that read one id each, neighbours of like length together."""
 
     def __init__(self, cache: Cache, rows: Sequence[int]) -> None:
-        self._cache = cache
-        device, lengths = cache.keys[0].device, [cache.lengths[row] for row in rows]
-        self.longest = max(lengths)
-        self.positions = torch.tensor(lengths, device=device) - 1
-        self._rows = torch.tensor(rows, device=device)
-        self._runs = [
-            (begin, end, rows[begin], size, self.positions[begin:end])
-            for begin, end, size in cache.grouped.runs(rows, lengths)
-        ]
-        self._masks = [
-            (torch.arange(size, device=device) > last[:, None])[:, None, None]  # (R, 1, 1, P)
-            for _, _, _, size, last in self._runs
-        ]
+        self.cache, self.rows = cache, list(rows)
+        self.lengths = [cache.lengths[row] for row in rows]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Where the new ids stand (R,)."""
+        return torch.tensor(self.lengths, device=self.cache.keys[0].device) - 1
+
+    @cached_property
+    def _places(self) -> Tensor:
+        return torch.tensor(self.rows, device=self.positions.device)
+
+    @cached_property
+    def _runs(self) -> list[tuple[int, int, slice, int, Tensor]]:
+        """Of rows that are read together: from, to, in the cache, positions, mask (R, 1, 1, P)."""
+        found = []
+        for begin, end, size in self.cache.grouped.runs(self.rows, self.lengths):
+            held = slice(self.rows[begin], self.rows[begin] + end - begin)
+            last = self.positions[begin:end, None]
+            mask = torch.arange(size, device=last.device) > last
+            found.append((begin, end, held, size, mask[:, None, None]))
+        return found
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Scaled queries (R, H, Dh) on all positions of their rows: (R, H Dh)."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._rows, :, self.positions] = k
-        values[self._rows, :, self.positions] = v
-        made = []
-        for (begin, end, row, size, _), mask in zip(self._runs, self._masks, strict=True):
-            held = slice(row, row + end - begin)
-            made.append(
-                attend(
-                    q[begin:end],
-                    keys[held, :, :size],
-                    values[held, :, :size],
-                    mask,
-                    self._cache.grouped.queries,
-                )
-            )
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self._places, :, self.positions] = k
+        values[self._places, :, self.positions] = v
+        queries = self.cache.grouped.queries
+        made = [
+            attend(q[begin:end], keys[held, :, :size], values[held, :, :size], mask, queries)
+            for begin, end, held, size, mask in self._runs
+        ]
         return made[0] if len(made) == 1 else torch.cat(made)

@@ -9,6 +9,7 @@ those rows of the head are computed whose ids may be generated.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -19,17 +20,24 @@ from gpa.engine.linear import Linear
 if TYPE_CHECKING:
     import numpy as np
 
-    from gpa.engine.network import Layer, Network, Norm
+    from gpa.engine.cache import Cache
+    from gpa.engine.network import Layer, Network, Norm, Sizes
 
 HEADS = 16  # slices of the head that are kept
 Rotation = tuple[Tensor, Tensor]  # cosines and signed sines (M, 1, Dh)
+Head = Callable[[Tensor], Tensor]  # hidden states (R, D) to logits (R, N)
 
 
 class Past(Protocol):
     """What rows of the network look at: the part of a cache that one pass reads and extends."""
 
-    positions: Tensor  # (M,)
-    longest: int  # more than any of them
+    cache: Cache
+    rows: list[int]  # of the cache
+    lengths: list[int]  # of the rows, with what they read now
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the new ids stand (M,)."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Scaled queries (M, H, Dh) on all keys and values, the new (M, Hk, Dh) taken in: (M, H Dh)."""
@@ -69,6 +77,39 @@ def scaled(norm: Norm) -> Tensor:
     return norm.weight * norm.weight.shape[0] ** 0.5
 
 
+class Forward(Protocol):
+    """A network made ready to decode."""
+
+    sizes: Sizes
+    device: torch.device
+    dtype: torch.dtype
+    head: Heads
+
+    @property
+    def kernels(self) -> Sequence[str]:
+        """What computes its layers, for people."""
+
+    def __call__(self, ids: Tensor, past: Past) -> Tensor:
+        """Hidden states (M, D) after ids (M,), normalised."""
+
+
+class Heads:
+    """The heads of a network: hidden states to logits of some ids (N,), in their order."""
+
+    def __init__(self, make: Callable[[Tensor], Head]) -> None:
+        self._make = make
+        self._made: dict[bytes, Head] = {}
+
+    def __call__(self, ids: np.ndarray) -> Head:
+        """The head of these ids, which is kept for those who ask for the same ones."""
+        key = ids.tobytes()
+        found = self._made.pop(key) if key in self._made else self._make(torch.from_numpy(ids))
+        self._made[key] = found  # the newest is the last
+        if len(self._made) > HEADS:
+            del self._made[next(iter(self._made))]
+        return found
+
+
 class PackedNetwork:
     """The forward pass of a `Network` for decoding, and its head for any choice of ids."""
 
@@ -78,7 +119,7 @@ class PackedNetwork:
         self._embedding, self._norm = network.model.embed_tokens.weight, scaled(network.model.norm)
         self._unembedding = self._embedding if self.sizes.tie_word_embeddings else network.lm_head.weight
         self._layers = [PackedLayer.of(layer) for layer in network.model.layers]
-        self._heads: dict[bytes, Linear] = {}
+        self.head = Heads(self._make_head)
         widths = torch.tensor([self.sizes.hidden_size, self.sizes.head_dim], device=self.device)
         self._eps = (widths * self.sizes.rms_norm_eps).sqrt()
         self._speeds = network.speeds.to(self.device)
@@ -93,8 +134,8 @@ class PackedNetwork:
     def __call__(self, ids: Tensor, past: Past) -> Tensor:
         """Hidden states (M, D) after ids (M,), normalised."""
         s, x = self.sizes, self._embedding[ids]
-        if past.longest > len(self._rotations[0]):
-            self._rotations = self._rotation_table(2 * past.longest)
+        if max(past.lengths) > len(self._rotations[0]):
+            self._rotations = self._rotation_table(2 * max(past.lengths))
         cos, sin = (table[past.positions] for table in self._rotations)  # (M, 1, Dh)
         heads = s.num_attention_heads + s.num_key_value_heads
         eps, eps_head = self._eps
@@ -108,17 +149,9 @@ class PackedNetwork:
             x = layer.down(layer.up(normal, layer.gate(normal)), x)
         return unit(x, eps)
 
-    def head(self, ids: np.ndarray) -> Linear:
-        """Hidden states to logits of ids (N,), in this order; kept for those who ask for the same ones."""
-        key = ids.tobytes()
-        found = self._heads.pop(key, None)
-        if found is None:
-            with torch.inference_mode():
-                found = Linear(self._unembedding[torch.from_numpy(ids).to(self.device)] * self._norm)
-        self._heads[key] = found  # the newest is the last
-        if len(self._heads) > HEADS:
-            del self._heads[next(iter(self._heads))]
-        return found
+    def _make_head(self, ids: Tensor) -> Head:
+        with torch.inference_mode():
+            return Linear(self._unembedding[ids.to(self.device)] * self._norm)
 
     def _rotation_table(self, positions: int) -> Rotation:
         """Cosines and sines (P, 1, Dh) of positions; the first half of the sines turns the other way."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PERIODS = 16  # the longest cycle that counts as a loop
 FEW = 3  # distinct ids, in any order, that count as one
+FIRST = 64  # of the highest logits, among which those that top-p keeps are looked for
 _WORD = (1 << 64) - 1
 
 
@@ -93,15 +94,27 @@ def penalised(logits: np.ndarray, ids: np.ndarray, made: Sequence[int], sampling
 
 
 def filtered(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Tempered logits, float64, that top-k and top-p keep of (N,), highest first, and their places in it."""
-    places = highest(logits, sampling.top_k or len(logits))
-    values = logits[places].astype(np.float64) / sampling.temperature
-    if sampling.top_p < 1:
-        probability = np.exp(values - values[0])
-        before = probability.cumsum() - probability
-        kept = int((before < sampling.top_p * probability.sum()).sum())  # the first one always is
-        values, places = values[:kept], places[:kept]
-    return values, places
+    """Tempered logits, float64, that top-k and top-p keep of (N,), highest first, and their places in it.
+
+    As few as are kept are looked at in their order: sorting all takes longer than everything else here.
+    """
+    few = sampling.top_k or (FIRST if sampling.top_p < 1 else len(logits))
+    while True:
+        places = highest(logits, few)
+        values = logits[places].astype(np.float64) / sampling.temperature
+        if sampling.top_p == 1:
+            return values, places
+        mass = np.exp(values - values[0]).cumsum()
+        whole = mass[-1] if sampling.top_k else _mass(logits, sampling.temperature)
+        kept = int(mass.searchsorted(sampling.top_p * whole)) + 1  # what reaches that share is the last
+        if kept <= few or few >= len(logits):
+            return values[:kept], places[:kept]
+        few *= 4
+
+
+def _mass(logits: np.ndarray, temperature: float) -> np.float64:
+    """The sum of the probabilities of (N,), that of the likeliest being 1."""
+    return np.exp((logits - logits.max()) / max(temperature, 1e-30)).sum(dtype=np.float64)
 
 
 def highest(values: np.ndarray, count: int) -> np.ndarray:

@@ -9,6 +9,7 @@ depends on nothing but the request (docs/serving.md).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -25,8 +26,8 @@ from gpa.engine.search import Search
 from gpa.errors import GenerationError, UsageError
 
 if TYPE_CHECKING:
-    from gpa.engine.linear import Linear
     from gpa.engine.network import Network
+    from gpa.engine.packed import Forward, Head
     from gpa.engine.request import Completion, Request
 
 ROWS = 32  # of one batch, unless a single request needs more
@@ -39,12 +40,14 @@ READ = 4  # blocks that are read between two ids of those who already generate
 class Progress:
     """What a step did for one request: its new ids, and its completion if that was the last of them.
 
-    Ids are never taken back: a search tells those on which all its hypotheses agree.
+    Ids are never taken back: a search tells those on which all its hypotheses agree. A request that has an
+    `error` is forgotten.
     """
 
     handle: int
     ids: list[int]
     completion: Completion | None = None
+    error: GenerationError | None = None
 
 
 @dataclass(eq=False)
@@ -54,7 +57,7 @@ class Job:
     handle: int
     decoder: Draw | Search
     priority: int
-    head: Linear
+    head: Head
     longest: int  # positions that a row of it may need
     rows: list[int] = field(default_factory=list)
     ends: list[Tensor] = field(default_factory=list)  # hidden states (1, D) after its prompts
@@ -70,23 +73,31 @@ class Job:
 class Engine(Completer):
     """Completions of requests by one network. One thread at a time; a second engine is cheap."""
 
-    def __init__(self, network: Network, rows: int = ROWS, memory: int = MEMORY, read: int = READ) -> None:
+    def __init__(
+        self,
+        network: Network,
+        rows: int = ROWS,
+        memory: int = MEMORY,
+        read: int = READ,
+        forward: Forward | None = None,
+    ) -> None:
         """At most `rows` are decoded together, their keys and values take `memory` bytes at most, and `read`
-        blocks of prompts are read a step. Who does not fit waits.
+        blocks of prompts are read a step. Who does not fit waits. `forward` computes in the place of
+        `network.packed`.
         """
         self.network, self.rows, self.read = network, rows, read
-        self._packed = network.packed
+        self._packed = forward or network.packed
         self._positions = memory // Cache.bytes_per_position(self._packed)
         self.cache = Cache(self._packed, self._positions)
         self._handles = count()
         self._waiting: list[Job] = []
         self._running: list[Job] = []
-        self._failures: list[GenerationError] = []  # that nobody was told of yet
+        self._failures: list[Progress] = []  # of this step
 
     @property
     def busy(self) -> bool:
         """Whether any request is not complete."""
-        return bool(self._waiting or self._running or self._failures)
+        return bool(self._waiting or self._running)
 
     @property
     def waiting(self) -> int:
@@ -108,20 +119,16 @@ class Engine(Completer):
         self._drop(found[0])
 
     def step(self) -> list[Progress]:
-        """One more id for every running request whose prompts are read: schedule, run, choose, finish.
-
-        GenerationError for one whose choice failed. It is forgotten; the next step tells what the others got.
-        """
-        if not self._failures:
-            self._schedule()
-            with torch.inference_mode():
-                for job, logits in self._run():
-                    if error := choice_error(job.handle, job.decoder, logits):
-                        self._failures.append(error)
-                        self._drop(job)
-        if self._failures:
-            raise self._failures.pop(0)
-        return self._finish()
+        """One more id for every running request whose prompts are read: schedule, run, choose, finish."""
+        self._failures = []
+        self._schedule()
+        with torch.inference_mode():
+            for job, logits in self._run():
+                with self._failing(job):
+                    if np.isnan(logits).any():
+                        raise GenerationError("the logits are no numbers: load the model in float32")
+                    job.decoder.advance(logits)
+        return [*self._failures, *self._finish()]
 
     def _decoder(self, request: Request) -> Draw | Search:
         if request.beams:
@@ -156,34 +163,51 @@ class Engine(Completer):
         yield from self._prefill()
         if not old:
             return
-        sizes = [self._continue(job) for job in old]
-        rows = [row for job, size in zip(old, sizes, strict=True) for row in job.rows[:size]]
-        ids = [token_id for job in old for token_id, _ in job.decoder.following]
-        hidden = self._packed(self._tensor(ids), self.cache.extended(rows))
-        yield from self._logits(old, list(hidden.split(sizes)))
+        with self._failing(*old):
+            sizes = [self._continue(job) for job in old]
+            rows = [row for job, size in zip(old, sizes, strict=True) for row in job.rows[:size]]
+            ids = [token_id for job in old for token_id, _ in job.decoder.following]
+            hidden = self._packed(self._tensor(ids), self.cache.extended(rows))
+            yield from self._logits(old, list(hidden.split(sizes)))
 
     def _prefill(self) -> Iterator[tuple[Job, np.ndarray]]:
         """Read blocks of prompts, in the requests' order; logits of those whose last one is read."""
         left = self.read
         for job in sorted((job for job in self._running if not job.started), key=lambda job: job.order):
-            while left and not job.started:
-                self._read(job)
-                left -= 1
-            if job.started:
-                yield from self._logits([job], [torch.cat(job.ends)])
+            with self._failing(job):
+                while left > 0 and not job.started:
+                    left -= self._read(job)
+                if job.started:
+                    yield from self._logits([job], [torch.cat(job.ends)])
 
-    def _read(self, job: Job) -> None:
-        """One more block of a request's prompts. A block is read alone, and where it ends is fixed, so what
-        a row holds depends on its prompt only.
+    def _read(self, job: Job) -> int:
+        """One more block of a request's prompts, or all of one that a running request has read: how many
+        blocks that took. A block is read alone, and where it ends is fixed, so what a row holds depends on
+        its prompt only.
         """
         n = len(job.ends)
         row, prompt = job.rows[n], job.decoder.prompts[n]
         begin = self.cache.lengths[row]
-        ids = prompt[begin : begin + BLOCK]
-        hidden = self._packed(self._tensor(ids), self.cache.prompted(row, len(ids)))
-        if begin + len(ids) == len(prompt):
-            job.ends.append(hidden[-1:])
-            job.started = len(job.ends) == len(job.decoder.prompts)
+        known = None if begin else self._read_before(prompt)
+        if known:
+            source, end = known
+            self.cache.begin(source, row, len(prompt))
+            job.ends.append(end)
+        else:
+            ids = prompt[begin : begin + BLOCK]
+            hidden = self._packed(self._tensor(ids), self.cache.prompted(row, len(ids)))
+            if begin + len(ids) == len(prompt):
+                job.ends.append(hidden[-1:])
+        job.started = len(job.ends) == len(job.decoder.prompts)
+        return 0 if known else 1
+
+    def _read_before(self, prompt: Sequence[int]) -> tuple[int, Tensor] | None:
+        """The row of a request on its way that begins with this prompt, and the state (1, D) after it."""
+        for job in self._running:
+            for row, known, end in zip(job.rows, job.decoder.prompts, job.ends, strict=False):
+                if known == prompt:
+                    return row, end
+        return None
 
     def _continue(self, job: Job) -> int:
         """Let the rows of a request hold what its next ids continue; how many rows those are."""
@@ -215,19 +239,18 @@ class Engine(Completer):
                 self._drop(job)
         return found
 
+    @contextlib.contextmanager
+    def _failing(self, *jobs: Job) -> Iterator[None]:
+        """Whatever is raised fails these requests, and no other."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a prior may raise anything, and memory may end
+            for job in (job for job in jobs if job in self._running):
+                found = GenerationError(f"request {job.handle} failed: {error}")
+                found.__cause__ = error
+                self._failures.append(Progress(job.handle, [], error=found))
+                self._drop(job)
+
     def _drop(self, job: Job) -> None:
         self.cache.release(job.rows)
         (self._running if job in self._running else self._waiting).remove(job)
-
-
-def choice_error(handle: int, decoder: Draw | Search, logits: np.ndarray) -> GenerationError | None:
-    """Let a request choose by logits (R, N); the error if that fails, whatever it is."""
-    try:
-        if np.isnan(logits).any():
-            raise GenerationError("the logits are no numbers: load the model in float32")
-        decoder.advance(logits)
-    except Exception as error:  # noqa: BLE001 - a prior may raise anything
-        found = GenerationError(f"request {handle} failed: {error}")
-        found.__cause__ = error
-        return found
-    return None

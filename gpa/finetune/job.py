@@ -193,7 +193,7 @@ def _data(job: Job, base: GPA) -> None:
 
 def _say_rejected(job: Job, say: Callable[[str], None]) -> None:
     rejected = token_folder.read_about(job.out / "tokens")["rejected"]
-    dropped = ", ".join(f"{code} {n}" for code, n in rejected.items()) or "none"
+    dropped = ", ".join(f"{code} {n['rows']}" for code, n in rejected.items()) or "none"
     say(f"rejected   {dropped}")
 
 

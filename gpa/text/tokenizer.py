@@ -36,7 +36,10 @@ class TextTokenizer:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         plain = {**spec, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        self._tokenizer = Tokenizer.from_str(json.dumps(plain))
+        try:
+            self._tokenizer = Tokenizer.from_str(json.dumps(plain))
+        except Exception as error:
+            raise VocabError(f"tokenizer.json: no tokenizer that this library reads ({error})") from error
         self.size = self._tokenizer.get_vocab_size()
 
     @classmethod
@@ -48,7 +51,7 @@ class TextTokenizer:
         """Ids of the text as it stands (leading spaces kept), all below `size`; "" gives []."""
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             raise PromptError(f"text cannot be encoded, {error}: {text!r:.80}") from error
 
     def pieces(self, text: str) -> list[str]:

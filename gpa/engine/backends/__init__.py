@@ -19,7 +19,6 @@ KINDS = {
     "llamacpp": "FILE.gguf of `gpa export`, or the address of a llama.cpp server that has it",
     "vllm": "http://HOST:PORT",
     "sglang": "http://HOST:PORT",
-    "onnx": "DIR of `gpa export`",
 }
 SLOTS = 4  # requests that a llama.cpp server in this process completes at once
 
@@ -34,10 +33,6 @@ def find_engine(spec: str, network: Network) -> Callable[[], Completer]:
     if kind not in KINDS or not where:
         known = ", ".join(f"{name}:{what}" for name, what in KINDS.items())
         raise UsageError(f"engine {spec!r}: choose one of {known}")
-    if kind == "onnx":
-        from gpa.engine.backends.onnx_engine import Graph, OnnxEngine
-
-        return partial(OnnxEngine, Graph(Path(where), network), network)
     from gpa.engine.backends.dialects import VLLM, LlamaCpp, SGLang
     from gpa.engine.backends.remote import Remote, Server
 

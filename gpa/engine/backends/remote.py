@@ -105,13 +105,15 @@ class Remote(Completer):
         if stream.handle not in self._open:  # cancelled meanwhile, or complete
             return []
         if isinstance(event, Exception):
-            self._drop(stream)
-            raise GenerationError(f"{self.server}: {event}") from event
+            return [self._failed(stream, f"{self.server}: {event}", event)]
         ending, told = stream.ending, len(stream.ending.completion.ids)
         if event is None:
             ending.done = True
+        elif strange := [i for i in event if not any(i in run for run in stream.asked.legal)]:
+            # An old server ignores fields that it does not know.
+            why = f"{self.server} drew id {strange[0]}, which the request does not allow: "
+            return [self._failed(stream, why + "update the server, and let it serve this model")]
         else:
-            self._checked(stream, event)
             ending.take(event)
         if ending.done:
             self._drop(stream)
@@ -143,20 +145,14 @@ class Remote(Completer):
             "a closed end of several stop ids": len(rules.stop) != 1 and bool(rules.closed or rules.closers),
         }
         if refused := [what for what, is_asked in cannot.items() if is_asked]:
-            raise UsageError(
-                f"{dialect.name} cannot be asked for {refused[0]}; gpa's own engine and onnx can do it"
-            )
+            raise UsageError(f"{dialect.name} cannot be asked for {refused[0]}; gpa's own engine can do it")
         return Asked(request, most - (rules.closed and most == rules.max_new), legal, size)
 
-    def _checked(self, stream: _Stream, ids: list[int]) -> None:
-        """GenerationError for an id that is not legal: an old server ignores fields that it does not know."""
-        strange = [i for i in ids if not any(i in run for run in stream.asked.legal)]
-        if strange:
-            self._drop(stream)
-            raise GenerationError(
-                f"{self.server} drew id {strange[0]}, which the request does not allow: "
-                "update the server, and let it serve this model"
-            )
+    def _failed(self, stream: _Stream, why: str, cause: Exception | None = None) -> Progress:
+        self._drop(stream)
+        error = GenerationError(why)
+        error.__cause__ = cause
+        return Progress(stream.handle, [], error=error)
 
     def _start(self) -> None:
         while self._waiting and len(self._open) < self.server.streams:

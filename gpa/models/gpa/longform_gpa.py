@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from gpa.errors import UsageError
+from gpa.errors import GenerationError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PARTS = 8  # of one recording at a time
 
+Failed = Callable[[GenerationError], None]
 P = TypeVar("P")  # a stretch on its way
 T = TypeVar("T")  # what is handed out
 
@@ -32,23 +33,31 @@ class Pending:
 
     def __init__(self, engine: Completer) -> None:
         self._engine = engine
-        self._handlers: dict[int, Callable[[Progress], None]] = {}
+        self._handlers: dict[int, tuple[Callable[[Progress], None], Failed | None]] = {}
 
-    def ask(self, request: Request, handler: Callable[[Progress], None]) -> int:
-        """Add a request; the handler is told of its progress."""
+    def ask(self, request: Request, handler: Callable[[Progress], None], failed: Failed | None = None) -> int:
+        """Add a request; the handler is told of its progress, `failed` of the error that ends it."""
         handle = self._engine.add(request)
-        self._handlers[handle] = handler
+        self._handlers[handle] = handler, failed
         return handle
 
     def take(self, progress: Progress) -> bool:
-        """Tell the handler; False for another's progress."""
-        handler = self._handlers.get(progress.handle)
-        if handler is None:
+        """Tell the handler; False for another's progress. Raises an error that nobody is told of."""
+        if progress.handle not in self._handlers:
             return False
-        if progress.completion:
+        handler, failed = self._handlers[progress.handle]
+        if progress.completion or progress.error:
             del self._handlers[progress.handle]
-        handler(progress)
+        if not progress.error:
+            handler(progress)
+        elif failed:
+            failed(progress.error)
+        else:
+            raise progress.error
         return True
+
+    def __contains__(self, handle: int) -> bool:
+        return handle in self._handlers
 
     def forget(self, handle: int) -> None:
         """Cancel a request, unless it is complete."""
@@ -90,6 +99,10 @@ class LongForm(ABC, Generic[P, T]):
     def done(self) -> bool:
         """Whether there is nothing more to come."""
         return self._closed and not self.busy
+
+    def owns(self, handle: int) -> bool:
+        """Whether a request of the engine is this recording's."""
+        return handle in self._pending
 
     def feed(self, wav: np.ndarray) -> list[T]:
         """More sound (S,) at the codec's rate; what can be handed out without the engine."""

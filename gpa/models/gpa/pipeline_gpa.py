@@ -1,8 +1,7 @@
 """GPA: one decoder-only transformer over audio and text ids that recognises, speaks and converts voices.
 
-The public class that joins three parts: inputs become requests and completions become results in
-utterance_gpa.py, recognition_gpa.py and conversion_gpa.py, `gpa.engine` completes requests, the codec is
-sound's.
+The public class. Inputs become requests and completions become results in utterance_gpa.py,
+recognition_gpa.py and conversion_gpa.py, `gpa.engine` completes requests, the codec is sound's.
 """
 
 from __future__ import annotations
@@ -97,13 +96,12 @@ class GPA:
         """Load a directory, a repository id or a shipped name.
 
         It may hold a published checkpoint (at its root or in gpa_0_3b/) or what `save_pretrained` wrote.
-
         `dtype` is that of the language model; the codec computes in float32. Nothing is downloaded for a
         local path. `engine` completes prompts in the place of ours and has the same weights:
-        "llamacpp:FILE.gguf", "onnx:DIR", "vllm:http://HOST:PORT" or "sglang:http://HOST:PORT"
-        (docs/serving.md). `threads` of the processor hold for the whole process: None lets the model's size
-        decide, 0 leaves torch's number alone (docs/performance.md). Raises CheckpointError for missing,
-        unexpected or mismatched parts.
+        "llamacpp:FILE.gguf", "vllm:http://HOST:PORT" or "sglang:http://HOST:PORT" (docs/serving.md).
+        `threads` of the processor hold for the whole process: None lets the model's size decide, 0 leaves
+        torch's number alone (docs/performance.md). Raises CheckpointError for missing, unexpected or
+        mismatched parts.
         """
         check_options(hub, HubOptions)
         folder = files.find(path_or_repo, **hub)
@@ -277,15 +275,12 @@ class GPA:
         `stream="parts"` hands out no part before it has been checked. See `SpeechOptions`. PromptError for
         text that says nothing, GenerationError where no part of a text could be spoken.
         """
-        check_options(options, SpeechOptions)
         if stream not in (False, True, "parts"):
             raise UsageError(f"stream={stream!r}: expected True, False or 'parts'")
         if stream and isinstance(text, list):
             raise UsageError("a stream speaks one text: give a str, or leave stream out")
-        speaker, engine = self.resolve_voice(voice), self.engine()
-        how: dict[str, Any] = {"live": stream is True, "evidence": partial(evidence, self.network)}
-        given = _list(text)
-        utterances = [Utterance(self.processor, engine, one, speaker, options, **how) for one in given]
+        speaker, engine, live = self.resolve_voice(voice), self.engine(), stream is True
+        utterances = [self.utterance(engine, one, speaker, options, live) for one in _list(text)]
         if stream:
             return chunks(engine, utterances[0])
         return _as_asked(text, together(engine, utterances))
@@ -329,7 +324,7 @@ class GPA:
             made = [exchanged(self.processor, speaker, wavs) for wavs in sources]
             return made[0] if stream else _as_asked(source, [Speech.of(each) for each in made])
         engine = self.engine()
-        works = [Conversion(self.processor, engine, speaker, options) for _ in sources]
+        works = [self.conversion(engine, speaker, options) for _ in sources]
         if stream:
             return longform.stream(engine, works[0], sources[0])
         return _as_asked(source, [Speech.of(each) for each in longform.together(engine, works, sources)])
@@ -358,7 +353,7 @@ class GPA:
         if stream and isinstance(audio, list):
             raise UsageError("a stream writes down one recording: give one, or leave stream out")
         engine, sources = self.engine(), [self.processor.listened(one, "the audio") for one in _list(audio)]
-        recognitions = [self._recognition(engine, options) for _ in sources]
+        recognitions = [self.recognition(engine, options) for _ in sources]
         if stream:
             return longform.stream(engine, recognitions[0], sources[0])
         longform.together(engine, recognitions, sources)
@@ -367,9 +362,22 @@ class GPA:
     def recogniser(self, **options: Unpack[TranscriptOptions]) -> Recogniser:
         """What writes down live sound, as it is recorded. See `TranscriptOptions`."""
         engine = self.engine()
-        return Recogniser(engine, self._recognition(engine, options))
+        return Recogniser(engine, self.recognition(engine, options))
 
-    def _recognition(self, engine: Completer, options: TranscriptOptions) -> Recognition:
+    def utterance(
+        self, engine: Completer, text: str, voice: Voice, options: SpeechOptions, live: bool = False
+    ) -> Utterance:
+        """A text on its way; where it is `live`, its first part is handed out as it is made."""
+        check_options(options, SpeechOptions)
+        read = partial(evidence, self.network)
+        return Utterance(self.processor, engine, text, voice, options, live, read)
+
+    def conversion(self, engine: Completer, voice: Voice, options: ConversionOptions) -> Conversion:
+        """A recording on its way into another voice, by the language model."""
+        return Conversion(self.processor, engine, voice, options)
+
+    def recognition(self, engine: Completer, options: TranscriptOptions) -> Recognition:
+        """A recording on its way into text."""
         check_options(options, TranscriptOptions)
         words = options.get("words", ())
         options["words"] = [words] if isinstance(words, str) else list(words)

@@ -149,6 +149,10 @@ class Utterance:
         """How many parts are on their way: never more than PARTS, however long the text."""
         return len(self._parts)
 
+    def owns(self, handle: int) -> bool:
+        """Whether a request of the engine is this text's."""
+        return handle in self._pending
+
     def take(self, progress: Progress) -> list[Chunk]:
         """What can be handed out after a step of the engine; none for another's progress.
 
@@ -184,7 +188,9 @@ class Utterance:
         for n in range(part.tries * self._takes, (part.tries + 1) * self._takes):
             seed = request.seed + part.number * SEED_STEP + n * TAKE_STEP
             take = Take(self._processor, self._stream())
-            self._pending.ask(replace(request, seed=seed), partial(self._made, part, take))
+            self._pending.ask(
+                replace(request, seed=seed), partial(self._made, part, take), partial(self._broken, part)
+            )
             part.takes.append(take)
         part.tries += 1
 
@@ -195,6 +201,10 @@ class Utterance:
         take.add(progress.ids, progress.completion)
         if all(take.completion for take in part.takes):
             self._judge(part)
+
+    def _broken(self, part: Part, error: GenerationError) -> None:
+        """The engine could not complete a request of this part: the others go on."""
+        part.error = error
 
     def _judge(self, part: Part) -> None:
         """Choose a take and, if that is asked for, have it read back; or try again."""
@@ -208,7 +218,7 @@ class Utterance:
             part.chosen = best
             return None
         for request, handler in reading(self._processor, best.wav, partial(self._read, part, best)):
-            self._pending.ask(request, handler)
+            self._pending.ask(request, handler, partial(self._broken, part))
         return None
 
     def _likelihood(self, part: Part, evidence: Read, take: Take) -> float:

@@ -1,0 +1,99 @@
+"""What went wrong, as clients of OpenAI's interface read it: {"error": {message, type, param, code}}.
+
+The codes of HTTP tell them whether asking again may help; `x-should-retry` says so in so many words.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from gpa.errors import AudioError, GenerationError, GPAError, MissingExtraError, PromptError, UsageError
+
+KINDS = {  # status -> type, as OpenAI names them
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "unavailable_error",
+}
+
+
+class Failure(Exception):
+    """An answer that is an error: its status, whose fault it is (`param`), and a `code` for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, headers or {}
+
+    @classmethod
+    def of(cls, error: Exception, param: str | None = None) -> Failure:
+        """The answer for whatever was raised. What we did not expect is not told to strangers."""
+        if isinstance(error, Failure):
+            return error
+        if isinstance(error, GenerationError):
+            return cls(500, str(error), param, "generation_failed")
+        if isinstance(error, MissingExtraError):
+            return cls(501, str(error), param, "not_installed")
+        if isinstance(error, AudioError | PromptError | UsageError):
+            return cls(400, str(error), param, "invalid_value")
+        if isinstance(error, GPAError):
+            return cls(500, str(error), param, "internal_error")
+        return cls(500, "the server failed; its log says why", param, "internal_error")
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The answer, or an event of a stream that has begun."""
+        kind = KINDS.get(self.status, "server_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The answer to a request."""
+        retry = "true" if self.status in (408, 409, 429, 503) else "false"
+        return JSONResponse(self.body, self.status, {"x-should-retry": retry, **self.headers})
+
+
+def busy(message: str, seconds: float = 1.0) -> Failure:
+    """Too many requests, and when to ask again."""
+    headers = {"Retry-After": str(max(1, round(seconds))), "retry-after-ms": str(round(1000 * seconds))}
+    return Failure(429, message, None, "rate_limit_exceeded", headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of an application in this shape, the framework's own included."""
+
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return Failure.of(error).response()
+
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = "not_found" if error.status_code == 404 else None
+        return Failure(error.status_code, str(error.detail), None, code, dict(error.headers or {})).response()
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        return Failure(422, f"{param or 'the body'}: {first['msg']}", param, "invalid_value").response()
+
+    app.add_exception_handler(Failure, failed)
+    app.add_exception_handler(GPAError, failed)
+    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, failed)

@@ -1,0 +1,29 @@
+"""What whoever runs a server may set: bounds on what is asked of it, and who may ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Bounds of a server; every one is an option of `gpa serve`.
+
+    `requests` are those on their way at once, `per_client` those of one address or key: more get 429. An
+    upload has `upload_bytes` at most and `audio_seconds` once it is decoded, a text `text_characters`. A
+    request may take `seconds` and `seconds_per_second` more for each second of sound that it gets or is
+    estimated to make, then it is 408. `keys` are the API keys, none meaning that anybody may ask. Voices
+    that are registered live in `voices`. `drain_seconds` is how long requests may go on after SIGTERM.
+    """
+
+    requests: int = 64
+    per_client: int = 32
+    upload_bytes: int = 100 << 20
+    audio_seconds: float = 4 * 3600.0
+    text_characters: int = 100_000
+    seconds: float = 120.0
+    seconds_per_second: float = 2.0
+    keys: tuple[str, ...] = ()
+    voices: Path | None = None
+    drain_seconds: float = 30.0
