@@ -75,15 +75,23 @@ def outputs(args: argparse.Namespace) -> list[Path | None]:
 
 def _streamed(model: Any, path: str, given: dict[str, Any]) -> None:
     """Print words as soon as they are certain."""
+    said = False
     for partial in model.asr(sound_of(path), stream=True, **given):
         print(partial.text, end="", flush=True)
+        said = True
     print(flush=True)
+    if not said:
+        say(f"{_name(path)}: no speech")
+
+
+def _name(path: str) -> str:
+    return "standard input" if path == "-" else path
 
 
 def _deliver(args: argparse.Namespace, path: str, place: Path | None, found: Transcript, took: float) -> None:
-    name = "standard input" if path == "-" else path
+    name = _name(path)
     if not found.segments:
-        say(f"{name}: no speech in {found.duration:.1f} s of sound (silence or steady noise)")
+        say(f"{name}: no speech in {found.duration:.1f} s of sound (silence, noise or music)")
     elif found.skipped >= SAID:
         say(f"{name}: skipped {found.skipped:.1f} of {found.duration:.1f} s without speech")
     if args.json:

@@ -53,6 +53,7 @@ def _colour(suite: str, peers: Sequence[str]) -> str:
 
 def _wer(plt: Any, summaries: Sequence[Summary], found: Any, peers: Sequence[str]) -> Any:
     """A bar a suite with its interval, and a tick where the recordings of the same items are."""
+    summaries = [s for s in summaries if s.invented is None]
     if not summaries:
         return None
     figure, axis = plt.subplots(figsize=(7.5, 0.9 + 0.42 * len(summaries)))
