@@ -12,16 +12,14 @@ import math
 import os
 import pickle
 import re
-import shutil
 import struct
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gpa.errors import CheckpointError, UsageError
+from gpa.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype, nn
@@ -92,29 +90,6 @@ def _snapshot(repo: str, revision: str | None, offline: bool) -> Path:
             f"{name} could not be fetched ({error}). Check the name, the revision and your access, "
             "or pass a local directory instead"
         ) from error
-
-
-@contextmanager
-def written_whole(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary directory that becomes `out` at the end of the block: never half of one.
-
-    UsageError for an existing directory unless it is empty or `overwrite`, which keeps a README.md there if
-    none was written.
-    """
-    if out.exists() and not (overwrite or (out.is_dir() and not any(out.iterdir()))):
-        raise UsageError(f"{out} exists and is not empty: choose another directory, or overwrite=True")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if out.exists():
-            if (out / "README.md").is_file() and not (temporary / "README.md").exists():
-                shutil.copyfile(out / "README.md", temporary / "README.md")
-            shutil.rmtree(out)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gpa import audio
 from gpa.audio.opening import readable_name
-from gpa.errors import CheckpointError, GenerationError, UsageError
+from gpa.errors import CheckpointError, GenerationError, Stopped, UsageError
 from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.text.wordlist import read_text
 
@@ -164,6 +164,14 @@ def demo(args: argparse.Namespace) -> None:
     from gpa.cli.demo import run
 
     run(load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
+
+
+def stopped(error: KeyboardInterrupt, command: str) -> int:
+    """Say that a signal came, and of some commands that they go on; returns the exit code."""
+    resumes = command in ("prepare", "train", "finetune")
+    more = "; the same command goes on from what is complete" if resumes else ""
+    say((str(error) or "interrupted") + more)
+    return getattr(error, "exit_code", Stopped.exit_code)
 
 
 def train(args: argparse.Namespace) -> None:

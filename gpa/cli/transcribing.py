@@ -108,9 +108,11 @@ def _deliver(args: argparse.Namespace, path: str, place: Path | None, found: Tra
 
 
 def _write(place: Path, text: str) -> None:
+    from gpa import disk
+
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text, encoding="utf-8")
+        disk.write_text(place, text)
     except OSError as error:
         raise UsageError(f"{place} cannot be written ({error.strerror}): choose another place") from error
 

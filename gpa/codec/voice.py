@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpa import hub
+from gpa import disk, hub
 from gpa.codec.timbre import Timbre
 from gpa.errors import CheckpointError, UsageError
 
@@ -55,11 +54,8 @@ class Voice:
             tree["timbre"] = self.timbre.to_dict()
         if self.adaptation is not None:
             tree["adaptation"] = self.adaptation.to_dict()
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            disk.write_text(path, json.dumps(tree, ensure_ascii=False, indent=2) + "\n")
         except OSError as error:
             raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
 

@@ -27,11 +27,14 @@ def draw(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from gpa import disk
+
     made = []
     for name, paint in zip(NAMES, (_wer, _items, _voices), strict=True):
         figure = paint(plt, summaries, found, peers)
         if figure is not None:
-            figure.savefig(folder / name, dpi=110, bbox_inches="tight")
+            with disk.file_whole(folder / name) as partial:
+                figure.savefig(partial, dpi=110, bbox_inches="tight")
             plt.close(figure)
             made.append(folder / name)
     return made

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpa.data.token_folder import write_text
+from gpa.disk import write_text
 from gpa.errors import UsageError
 from gpa.evals import items, plots, report, report_file, significance, suites, wer
 from gpa.evals.judges.base import versions

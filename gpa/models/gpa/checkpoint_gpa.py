@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from gpa import hub
+from gpa import disk, hub
 from gpa.codec import load_codec
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
 from gpa.engine.network import Network
@@ -176,7 +176,7 @@ def write_checkpoint(  # noqa: PLR0913
     refused unless it is empty or `overwrite`, which keeps a README.md there.
     """
     out = Path(out)
-    with hub.written_whole(out, overwrite) as temporary:
+    with disk.written_whole(out, overwrite) as temporary:
         save_network(network, temporary, dtypes[0])
         for name, content in text_files.items():
             (temporary / name).write_bytes(content)

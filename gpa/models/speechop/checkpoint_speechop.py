@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from gpa import hub
+from gpa import disk, hub
 from gpa.codec.feature_encoder import half_where_it_fits
 from gpa.codec.kl import KLCodec
 from gpa.errors import CheckpointError
@@ -94,7 +94,7 @@ def write_checkpoint(
     unless it is empty or `overwrite`, which keeps a README.md there.
     """
     out = Path(out)
-    with hub.written_whole(out, overwrite) as temporary:
+    with disk.written_whole(out, overwrite) as temporary:
         state = half_where_it_fits(model.state_dict(), dtypes[0])
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         model.config.write(temporary)
