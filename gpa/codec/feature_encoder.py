@@ -298,7 +298,11 @@ def library_config(cls: type[C], raw: Mapping[str, Any], where: str, also: Itera
     import or download. CheckpointError for values that the class refuses.
     """
     own = (kind for kind in cls.__mro__ if vars(kind).get("model_type"))  # empty in the common base
-    names = {name for kind in own for name in vars(kind)["__annotations__"]} | {*OLD_NAMES, *also}
+    names = {name for kind in own for name in vars(kind)["__annotations__"]} | {
+        "architectures",
+        *OLD_NAMES,
+        *also,
+    }
     kept = {name: value for name, value in raw.items() if name in names}
     try:
         for name, value in kept.items():
