@@ -195,6 +195,27 @@ def test_prompts_are_read_alike_however_many_blocks_a_step(
     assert make(read=read).generate(requests) == make().generate(requests)
 
 
+def test_a_prompt_that_somebody_has_read_is_not_read_again(
+    shipped: Network, forward: Forward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Takes of one text, beams and the wordless prompt of other texts: the same ids, fewer blocks read."""
+    speech = Rules(20, frozenset({301}), (range(568, 4664), range(301, 302)))
+    prompts = [[*range(600 + n, 690 + n)] for n in range(3)]
+    led = [Guidance(guidance(1.0).plan, {BASE: p, WORDS: p, NULL: prompts[0]}) for p in prompts]
+    requests = [
+        *(Request(prompts[0], speech, Sampling(0.8), seed) for seed in range(3)),
+        Request(prompts[0], speech, beams=Beams(3)),
+        *(Request(p, speech, Sampling(0.8), 7, each) for p, each in zip(prompts, led, strict=True)),
+    ]
+    alone = [Engine(shipped, forward=forward).generate([request])[0] for request in requests]
+    read, prompted = [], Cache.prompted
+    monkeypatch.setattr(
+        Cache, "prompted", lambda self, row, count: read.append(count) or prompted(self, row, count)
+    )
+    assert Engine(shipped, forward=forward).generate(requests) == alone
+    assert sum(read) == sum(map(len, prompts))
+
+
 def test_both_that_decode_make_the_same_ids(shipped: Network) -> None:
     """Greedy, drawn, searched and guided: what one rounds otherwise decides nothing here."""
     requests = mixed(16)

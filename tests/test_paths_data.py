@@ -367,7 +367,7 @@ def test_columns_keys_and_splits_that_are_not_there(
     assert open_source(saved, RENAMED).digest != open_source(saved, {**RENAMED, "text": "reader"}).digest
     open_source(saved, {"audio": "clip"})
     assert "no column of text, so rows serve vc only" in caplog.text
-    with pytest.raises(DataError, match="columns and splits are named for datasets only"):
+    with pytest.raises(DataError, match="columns and splits are named for datasets and tables only"):
         open_source(corpus / "manifest.jsonl", {"text": "words"})
     for name in ("saved", "manifest.jsonl"):
         with pytest.raises(DataError, match="--streaming is for hf:NAME and Parquet"):

@@ -164,12 +164,11 @@ class Sound:
     def open(
         cls, audio: Path, model: str, tokens: Path, *, device: torch.device, offline: bool = False
     ) -> Sound:
-        """Read a manifest, or a folder that holds manifest.jsonl or audio, and load a model's codec.
+        """Read a manifest, or a folder of recordings, and load a model's codec.
 
         DataError for a source without rows, CheckpointError if `tokens` was made with another codec.
         """
-        manifest = audio / "manifest.jsonl"
-        source = open_source(manifest if manifest.is_file() else audio)
+        source = open_source(audio)
         found = {(row.id, row.split): row for row in source.rows()}
         folder = checkpoint_gpa.find(model, offline=offline)
         codec, glm = checkpoint_gpa.load_parts(folder, device)

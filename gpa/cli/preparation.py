@@ -18,6 +18,8 @@ def add(sub: Any) -> None:
         sub, "prepare", prepare, "check a corpus and encode it once, for training", """\
   gpa prepare corpus/manifest.jsonl -o tokens
   gpa prepare recordings/ -o tokens --licence CC0-1.0 --workers 4
+  gpa prepare LJSpeech-1.1/ -o tokens --licence PD
+  gpa prepare common-voice/en/train.tsv -o tokens --licence CC0-1.0
   gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
   gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
   gpa prepare manifest.jsonl -o tokens --codec runs/codec/export --align --copies 2 --noise noise/
@@ -26,11 +28,13 @@ def add(sub: Any) -> None:
 
 every row is judged first; dropped rows stand with their reason in DIR/rejected.jsonl, and above
 --max-rejected nothing is encoded. a run that was killed goes on where it was: start it again.
-docs/data.md explains manifests, reasons and the files written. prints a table, then the throughput.
+docs/data.md explains manifests, label files, reasons and the files written. prints a table, then the
+throughput.
 """
     )  # fmt: skip
     p.add_argument(
-        "source", help="JSONL manifest, folder of audio and text, saved dataset, Parquet, or hf:owner/name"
+        "source",
+        help="JSONL manifest, folder of audio, label file, saved dataset, Parquet, or hf:owner/name",
     )
     p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
     p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
@@ -40,7 +44,7 @@ docs/data.md explains manifests, reasons and the files written. prints a table, 
         metavar="DIR",
         help="ids of this codec, not of --model: for models that are yet to be trained (docs/add-a-codec.md)",
     )
-    sets = p.add_argument_group("datasets")
+    sets = p.add_argument_group("datasets and tables")
     sets.add_argument(
         "--columns", nargs="+", default=[], metavar="KEY=NAME", help="what its columns are called"
     )

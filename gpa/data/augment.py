@@ -99,7 +99,8 @@ def load_noise(folder: str | Path) -> list[np.ndarray]:
 
 def load_rooms(folder: str | Path) -> list[np.ndarray]:
     """The impulse responses (WAV) of a folder, in order of their names, float32 at 16 kHz."""
-    paths = sorted(Path(folder).glob("*.wav"))
+    files = sorted(path for path in Path(folder).glob("*") if path.is_file())
+    paths = [path for path in files if path.suffix.lower() == ".wav" and not path.name.startswith(".")]
     if not paths:
         raise DataError(f"{folder}: holds no impulse responses (*.wav)")
     return [audio.load(path) for path in paths]

@@ -29,6 +29,7 @@ class Reason(NamedTuple):
 REASONS = {
     "missing_file": Reason("There is no such file.", "correct the path, or fetch the file"),
     "lfs_pointer": Reason("The file is a Git-LFS pointer, not the audio.", "run  git lfs pull"),
+    "bad_name": Reason("A name of the file or row is no Unicode.", "rename it (convmv -f latin1 -t utf8)"),
     "unreadable": Reason("The file is empty, or no audio we read.", "fetch it again, or convert it"),
     "truncated": Reason("The file ends early, or is shorter than stated.", "copy or download it again"),
     "bad_segment": Reason("begin_time..end_time is no span of the file.", "correct the times"),

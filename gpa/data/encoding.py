@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gpa import hub
+from gpa import disk
 from gpa.codec import load_codec, trained
 from gpa.data import sequences
 from gpa.data.alignment import align, letter_targets
 from gpa.data.augmented_copies import AugmentedCopies
+from gpa.data.records import read_sentences
 from gpa.errors import GenerationError
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, normalise_text, train_sentencepiece
+from gpa.text.normaliser import normalise_text
+from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, train_sentencepiece
 
 if TYPE_CHECKING:
     from gpa.codec.base import CodecSpec
@@ -58,7 +60,7 @@ class Extras:
 @dataclass(frozen=True)
 class Wording:
     """The text tokenizer of a codec without a model: that of the folder `like`, else one of `size` pieces,
-    learnt from the training transcripts and from the lines of `texts` (their last column).
+    learnt from the training transcripts and from the lines of `texts` (records.read_sentences).
     """
 
     size: int = 512
@@ -68,7 +70,7 @@ class Wording:
 
 def write_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, folder: Path) -> None:
     """Learn a text tokenizer and write it with the codec's tokens behind, whole or not at all."""
-    with hub.written_whole(folder) as made:
+    with disk.written_whole(folder) as made:
         if wording.like:
             copy_tokenizer(Path(wording.like), made)
         else:
@@ -76,8 +78,7 @@ def write_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, fol
 
 
 def _learn_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, folder: Path) -> None:
-    lines = (line for path in wording.texts for line in path.read_text(encoding="utf-8").splitlines())
-    texts = chain(texts, (line.split("\t")[-1] for line in lines))
+    texts = chain(texts, *map(read_sentences, wording.texts))
     words = [instruction for task in DEFAULT for instruction in TASKS[task].instructions]
     said = [normalise_text(text) for text in texts if text]
     train_sentencepiece([*words, *said], folder / "spm.model", wording.size, at_most=True)

@@ -10,7 +10,8 @@ import array
 import difflib
 import hashlib
 import json
-import math
+import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,11 @@ from gpa.audio import AudioLike, load
 from gpa.errors import DataError, PromptError
 from gpa.prompt.tasks import TASKS, Task, canonical_task
 
+logger = logging.getLogger(__name__)
+
 SHOWN = 5  # problems of one manifest that are printed
+# From so many rows on a text that so many rows share on average is suspicious; more texts are not counted.
+FEW_ROWS, FEW_TEXTS, MOST_TEXTS = 8, 4, 10_000
 
 _Text, _Number, _Any = (str, type(None)), (int, float), (str, int, float, type(None))
 KEYS: dict[str, tuple[type, ...]] = {
@@ -29,6 +34,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("begin_time", "end_time", "duration"), _Number),
     **dict.fromkeys(("corpus", "gender", "orig_sr", "age", "emotion", "pitch", "speed"), _Any),  # not used
 }
+_MOST = 1e12  # of a number
 _WORDS = {str: "text", int: "a number", type(None): "null"}
 
 
@@ -82,9 +88,20 @@ class ManifestRow:
         return tuple(name for name, task in tasks.items() if task.uses_text == self.needs_text)
 
     @property
+    def bad_name(self) -> str:
+        """The first of its names that is `undecodable`, "" for none."""
+        clips = [clip.name for clip in (self.audio, self.reference, self.target) if clip]
+        return undecodable(*clips, self.id, self.speaker, self.split, self.licence)
+
+    @property
     def voice(self) -> Clip:
         """The recording whose voice the row's speech has: the reference, else the speech itself."""
         return self.reference or self.target or self.audio
+
+
+def undecodable(*names: str) -> str:
+    """The first name that is no Unicode, as ASCII, "" for none: Python has its bytes as lone surrogates."""
+    return next((ascii(name) for name in names if any("\ud800" <= c <= "\udfff" for c in name)), "")
 
 
 class Raw(NamedTuple):
@@ -113,15 +130,30 @@ class Source:
             yield _typed(row, where, self.find)
 
     def check(self) -> Iterator[ManifestRow]:
-        """All rows; DataError after the last one, showing the first few that do not fit."""
+        """All rows; DataError after the last one, showing the first few that do not fit.
+
+        Few different texts in many rows are suspicious, and a warning says so.
+        """
         problems: list[str] = []
+        texts: set[int] = set()
+        told = 0  # rows with a text
         if not self.size:
             raise DataError(f"{self.name}: no rows in it")
         for where, row in self.raw(0, self.size):
             try:
-                yield _typed(row, where, self.find)
+                typed = _typed(row, where, self.find)
             except DataError as error:
                 problems.append(str(error))
+                continue
+            if typed.text and len(texts) < MOST_TEXTS:
+                texts.add(hash(typed.text))
+            told += bool(typed.text)
+            yield typed
+        if told >= FEW_ROWS and len(texts) * FEW_TEXTS <= told:
+            logger.warning(
+                "%s: only %d different texts in %d rows: is the text column that of a speaker?",
+                *(self.name, len(texts), told),
+            )
         if problems:
             more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
             raise DataError("\n  ".join([f"{len(problems)} rows do not fit:", *problems[:SHOWN]]) + more)
@@ -167,7 +199,7 @@ def _mapping(raw: str | Mapping[str, Any], where: str) -> Mapping[str, Any]:
         return raw
     try:
         row = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a row is an object, this is {type(row).__name__}")
@@ -184,7 +216,7 @@ def _check_types(row: Mapping[str, Any], where: str) -> None:
             raise DataError(f"{where}: unknown key {key!r}; {hint}")
         legal = KEYS[key]
         fits = isinstance(value, (*legal, Clip)) and not isinstance(value, bool)
-        if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        if not fits or (isinstance(value, (int, float)) and not abs(value) < _MOST):
             kinds = " or ".join(_WORDS[kind] for kind in legal if kind in _WORDS)
             raise DataError(f"{where}: key {key!r} is {value!r:.60}, {kinds} expected")
 
@@ -235,12 +267,12 @@ def read_jsonl(path: Path) -> Source:
                 lines.seek(starts[i])
                 where = f"{path}:{numbers[i]}"
                 try:
-                    yield Raw(where, lines.readline().decode("utf-8"))
+                    yield Raw(where, lines.readline().decode("utf-8" if starts[i] else "utf-8-sig"))
                 except UnicodeDecodeError as error:
                     raise DataError(f"{where}: not UTF-8 ({error}); save the manifest again") from error
 
     def find(name: str, published: bool) -> str:
         """The reference reads its paths from the working folder; the manifest's folder comes second."""
-        return name if published and Path(name).exists() else str(path.parent / name)
+        return name if published and os.path.exists(name) else str(path.parent / name)
 
     return Source(str(path), digest.hexdigest(), len(starts), raw, find)

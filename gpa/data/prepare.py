@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from gpa import disk
 from gpa.codec import load_codec
 from gpa.data import huggingface, require_datasets, screening, streaming, token_folder, validation_summary
 from gpa.data.checks import REASONS, Limits
@@ -153,7 +154,8 @@ def _spell(job: Job, share: Share) -> None:
         _check_free(job.out)
         rows = open_source(job.source, job.columns, job.splits).check()
         spec = load_codec(job.codec, offline=job.offline).spec
-        write_tokenizer((row.text for row in rows if row.trains), spec, job.wording, folder)
+        texts = (row.text.encode("utf-8", "ignore").decode() for row in rows if row.trains)
+        write_tokenizer(texts, spec, job.wording, folder)
     for _ in wait([folder], job.patience, lambda: None, "to make the tokenizer"):
         pass
 
@@ -236,7 +238,7 @@ class _Run:
         }
         if self.part.is_main:
             for name, content in self.processor.text_files.items():
-                (self.job.out / name).write_bytes(content)
+                disk.write_bytes(self.job.out / name, content)
             token_folder.write_json(self.job.out / PREPARED, about)
             shutil.rmtree(self.work, ignore_errors=True)
         return Report(about, self.part.is_main, sum(found["shard_seconds"][k] for k in absent), took)
@@ -296,7 +298,7 @@ class _Run:
         for n, row in self._rows(k):
             lines.append(json.dumps(validation_summary.record(n, row, self.doctor.judge(row))) + "\n")
             bar.update()
-        token_folder.write_text(self.screens[k], "".join(lines))
+        disk.write_text(self.screens[k], "".join(lines))
 
     def _summary(self) -> dict[str, Any]:
         """What all rows together say; the lead works it out and writes every dropped row down."""
@@ -305,7 +307,7 @@ class _Run:
             copies = screening.duplicates(validation_summary.usable(self._records()))
             allowed = "duplicate" in self.job.limits.allow
             dropped = validation_summary.rejections(self._records(), {} if allowed else copies)
-            token_folder.write_text(self.job.out / REJECTED, "".join(dropped))
+            disk.write_text(self.job.out / REJECTED, "".join(dropped))
             found = validation_summary.summarise(self._records(), copies, allowed, self.job.shard_rows)
             token_folder.write_json(path, found)
         for _ in wait([path], self.job.patience, self._look, "to sum up"):

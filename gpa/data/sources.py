@@ -1,29 +1,30 @@
-"""Where rows come from: a JSONL manifest, a folder of audio and text, or a dataset (huggingface.py).
+"""Where rows come from: a manifest, a label file, a folder of audio, or a dataset (huggingface.py).
 
-Each becomes a `Source` of raw rows with our keys, which manifest.py types. Sound is fetched when it is used.
+The one way in for `gpa prepare`, `gpa finetune` and the rest: each becomes a `Source` of raw rows with our
+keys, which manifest.py types. Which label files of a folder count is decided in label_choice.py.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpa.data import huggingface
-from gpa.data.huggingface import NAMES
+from gpa import audio
+from gpa.data import huggingface, kaldi, label_choice
+from gpa.data.audio_folder import OTHER_SUFFIXES, AudioFolder, split_of
+from gpa.data.column_names import NAMES
+from gpa.data.label_files import read_labels
 from gpa.data.manifest import Raw, Source, read_jsonl
-from gpa.errors import DataError
+from gpa.data.records import Rows
+from gpa.errors import AudioError, DataError
 
 logger = logging.getLogger(__name__)
-
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
-TEXT_SUFFIXES = (".txt", ".lab")
-# The first folder below the source may be the split, as Hugging Face's audio folders have it.
-SPLITS = ("train", "dev", "valid", "validation", "eval", "test")
 
 
 def open_source(source: Any, columns: Mapping[str, str] | None = None, splits: Sequence[str] = ()) -> Source:
@@ -44,14 +45,14 @@ def open_source(source: Any, columns: Mapping[str, str] | None = None, splits: S
         data = huggingface.load(name, splits)
         folder = None if name.startswith(huggingface.HUB) else path if path.is_dir() else path.parent
         return huggingface.from_dataset(data, name, columns or {}, splits, folder)
-    if columns or splits:
-        raise DataError(
-            f"{name}: columns and splits are named for datasets only; a manifest has keys for them"
-        )
+    if splits:
+        raise DataError(f"{name}: splits are named for datasets only; a manifest has a key for them")
     if path.is_dir():
-        return _listing(path)
+        return _of_folder(path, columns or {})
     if path.is_file():
-        return read_jsonl(path)
+        return _of_file(path, columns or {})
+    if path.exists():
+        raise DataError(f"{name}: is no regular file or folder: write the manifest to a file first")
     raise DataError(f"{name}: no such manifest or folder; a dataset of the hub is written  hf:owner/name")
 
 
@@ -63,17 +64,127 @@ def is_dataset(source: str | Path) -> bool:
     )
 
 
-# Folders ----------------------------------------------------------------------------------------------------
+# Files and folders ------------------------------------------------------------------------------------------
 
 
-def _listing(root: Path) -> Source:
-    table = root / "metadata.csv"
-    found = _from_table(table) if table.is_file() else _from_files(root)
+def _of_file(path: Path, columns: Mapping[str, str]) -> Source:
+    """A manifest of ours, or a label file of any layout, whose folder is that of the sound."""
+    if path.name in kaldi.SURE:
+        return _of_folder(path.parent, columns)
+    if _is_manifest(path):
+        if columns:
+            raise DataError(
+                f"{path}: columns and splits are named for datasets and tables only; a manifest has keys"
+            )
+        return read_jsonl(path)
+    files = AudioFolder.read(path.parent)
+    return _listing(path.parent, read_labels(path, files, columns))
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether the first row of JSONL has our keys or GPA's, or no recording, which manifest.py says."""
+    with path.open("rb") as file:
+        line = next((line for line in file if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").lstrip()
+    if line.startswith(b"[") or not line.startswith(b"{") and path.suffix.lower() not in (".jsonl", ".json"):
+        return False
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return path.suffix.lower() != ".json"
+    if not isinstance(row, dict) or {"task", "ref_audio", "vc_audio"} & set(row):
+        return True
+    return {"id", "path"} <= set(row) or not set(NAMES["audio"]) & set(row)
+
+
+def _of_folder(root: Path, columns: Mapping[str, str]) -> Source:
+    files = AudioFolder.read(root)
+    kaldis = {PurePosixPath(name).parent for name in files.files if PurePosixPath(name).name in kaldi.SURE}
+    if kaldis:
+        parts = {str(root / here): kaldi.read_kaldi(root / here, root, files) for here in sorted(kaldis)}
+    else:
+        used = label_choice.choose_labels(files)
+        if [path for path in used if _is_manifest(path)]:
+            return _of_file(used[0], columns)
+        read = {str(path): _labels(path, files, columns) for path in used}
+        parts = {path: rows for path, rows in read.items() if rows is not None}
+        if len(parts) > 1:
+            parts = {path: _with_split(Path(path), rows) for path, rows in parts.items()}
+    if columns and not parts:
+        raise DataError(f"{root}: holds no table with columns to be named")
+    _refuse_overlap(parts)
+    if parts:
+        rows = [row for part in parts.values() for row in part]
+        _tell_unnamed(root, files, rows)
+    else:
+        rows = [*files.beside()]
+    return _listing(root, rows, labelled=bool(parts))
+
+
+def _labels(path: Path, files: AudioFolder, columns: Mapping[str, str]) -> Rows | None:
+    """Rows of a label file; None, with a warning, if it is not read but texts lie beside the sound."""
+    try:
+        return read_labels(path, files, columns)
+    except DataError as error:
+        if not files.texts or label_choice.must_be_read(path):
+            raise
+        logger.warning("%s; the texts beside the recordings count instead", error)
+        return None
+
+
+def _with_split(path: Path, rows: Rows) -> Rows:
+    """Rows of one label file of several, which is named after its split."""
+    split = split_of(path.stem)
+    return [(where, {**row, "split": split or row["split"]}) for where, row in rows]
+
+
+def _refuse_overlap(parts: Mapping[str, Rows]) -> None:
+    """DataError where two label files name the same recording."""
+    owner: dict[Any, str] = {}
+    for name, rows in parts.items():
+        for _, row in rows:
+            key = row["path"], row.get("begin_time"), row.get("end_time")
+            if owner.setdefault(key, name) != name:
+                raise DataError(
+                    f"{owner[key]} and {name} both name {row['path']}: "
+                    "give the one to be read, or put the other away"
+                )
+
+
+def _tell_unnamed(root: Path, files: AudioFolder, rows: Rows) -> None:
+    named = {os.path.normpath(row["path"]) for _, row in rows}
+    named |= {os.path.relpath(path, root.absolute()) for path in named if os.path.isabs(path)}
+    if unused := sorted(set(files.audio.values()) - named):
+        logger.warning("%s: %d audio files are not named in its label files and not used", root, len(unused))
+
+
+def _tell_unreadable(root: Path, rows: Rows) -> None:
+    """Count files of formats that need a converter, unless gpa.audio has one: a file of each is tried."""
+    suffixes = Counter(PurePosixPath(row["path"]).suffix.lower() for _, row in rows)
+    for suffix in sorted(OTHER_SUFFIXES & set(suffixes)):
+        first = next(row["path"] for _, row in rows if row["path"].lower().endswith(suffix))
+        try:
+            audio.load_raw(root / first, end=audio.MIN_SECONDS)
+        except AudioError as error:
+            logger.warning("%s: %d %s files cannot be read: %s", root, suffixes[suffix], suffix, error)
+
+
+def _listing(root: Path, rows: Rows, *, labelled: bool = True) -> Source:
+    """Rows in memory as a source, from label files or not; ids are made unique."""
+    counts: Counter[str] = Counter()
+    found = []
+    for where, row in rows:
+        counts[row["id"]] += 1
+        n = counts[row["id"]]
+        found.append((where, row if n == 1 else {**row, "id": f"{row['id']}-{n}"}))
+    _tell_unreadable(root, found)
+    without = sum(not row["text"] for _, row in found)
+    if 0 < without < len(found) or (labelled and without):
+        logger.warning("%s: %d of %d rows have no text", root, without, len(found))
     said = json.dumps([row for _, row in found], sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(said.encode("utf-8", "surrogatepass"))
     for _, row in found:
         path = root / row["path"]
-        digest.update(str(path.stat().st_size if path.is_file() else -1).encode())
+        digest.update(str(path.stat().st_size if os.path.isfile(path) else -1).encode())
     return Source(
         str(root),
         digest.hexdigest(),
@@ -81,66 +192,3 @@ def _listing(root: Path) -> Source:
         lambda begin, end: (Raw(*item) for item in found[begin:end]),
         lambda name, _: str(root / name),
     )
-
-
-def _from_files(root: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Every audio file with the text of the same stem; the folder is the speaker."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
-    stems = {path.with_suffix("") for path in audio}
-    alone = [path for path in files if path.suffix in TEXT_SUFFIXES and path.with_suffix("") not in stems]
-    if alone:
-        logger.warning("%s: %d text files without audio are not used, %s first", root, len(alone), alone[0])
-    rows = []
-    for path in audio:
-        inside = path.relative_to(root)
-        texts = [path.with_suffix(suffix) for suffix in TEXT_SUFFIXES]
-        row = {"id": inside.with_suffix("").as_posix(), "path": inside.as_posix()}
-        row["text"] = next((_read_text(text) for text in texts if text.is_file()), "")
-        row["split"] = inside.parts[0] if inside.parts[0] in SPLITS and len(inside.parts) > 1 else "train"
-        above = inside.parent.name if inside.parent.name not in SPLITS else ""
-        rows.append((str(path), {**row, "speaker": above or root.resolve().name}))
-    return rows
-
-
-def _from_table(table: Path) -> list[tuple[str, dict[str, Any]]]:
-    """metadata.csv: LJSpeech's `id|text|normalised`, or columns named in the first line with file_name."""
-    text = _read_text(table)
-    first = text.split("\n", 1)[0]
-    if "file_name" in first:
-        rows = [(n, _named(row)) for n, row in enumerate(csv.DictReader(text.splitlines()), 2)]
-    else:
-        rows = [(n, _lj(line, table, n)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    named = {(table.parent / row["path"]).resolve() for _, row in rows}
-    unused = [
-        path
-        for path in table.parent.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.resolve() not in named
-    ]
-    if unused:
-        logger.warning("%s: %d audio files are not named in it and not used", table, len(unused))
-    speaker = table.parent.resolve().name
-    return [(f"{table}:{n}", {"speaker": speaker, **row}) for n, row in rows]
-
-
-def _named(row: Mapping[str, Any]) -> dict[str, Any]:
-    ours = {other: key for key, names in NAMES.items() for other in names if other in row}
-    renamed = {ours.get(str(key), str(key)): value for key, value in row.items()}
-    path = str(renamed.pop("audio"))
-    return {"id": Path(path).with_suffix("").as_posix(), **renamed, "path": path}
-
-
-def _lj(line: str, table: Path, number: int) -> dict[str, Any]:
-    name, *texts = line.split("|")
-    if not texts:
-        raise DataError(f"{table}:{number}: id|text expected, or a first line that names file_name and text")
-    places = [Path("wavs") / f"{name}.wav", Path(f"{name}.wav"), Path("wavs") / name, Path(name)]
-    path = next((place for place in places if (table.parent / place).is_file()), places[0])
-    return {"id": name, "path": path.as_posix(), "text": texts[-1].strip() or texts[0].strip()}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error}); save it again") from error

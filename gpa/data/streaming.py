@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpa import audio
+from gpa import audio, disk
 from gpa.data import huggingface, require_datasets, token_folder
+from gpa.data.column_names import NAMES, choose
 from gpa.errors import DataError
 
 STATE = "state.json"  # appears last
@@ -58,7 +59,7 @@ def _read(part: Path) -> Any:
 def _types() -> dict[str, Any]:
     datasets = require_datasets()
     text = datasets.Value("string")
-    return {key: datasets.Audio(decode=False) if key == "audio" else text for key in huggingface.NAMES}
+    return {key: datasets.Audio(decode=False) if key == "audio" else text for key in NAMES}
 
 
 def _rows(parts: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -66,7 +67,7 @@ def _rows(parts: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[dict
     for split, part in parts.items():
         used: dict[str, str] = {}
         for number, row in enumerate(part):
-            used = used or huggingface.choose(row, "stream", columns)
+            used = used or choose(row, "stream", columns)
             yield {**huggingface.labels(row, used, split, number), "audio": row.get(used["audio"])}
 
 
@@ -81,7 +82,7 @@ def _stored(row: Mapping[str, Any]) -> dict[str, Any]:
         with xopen(found, "rb") as remote:
             found = remote.read()
     held = {"bytes": found, "path": None} if isinstance(found, bytes) else {"bytes": None, "path": found}
-    return {**dict.fromkeys(huggingface.NAMES), **row, "audio": held}
+    return {**dict.fromkeys(NAMES), **row, "audio": held}
 
 
 def _check_same(row: Mapping[str, Any] | None, part: Path) -> None:
@@ -110,6 +111,4 @@ def _finish(folder: Path) -> None:
         "_format_type": None,
         "_split": None,
     }
-    token_folder.write_text(
-        folder / STATE, json.dumps({**state, **rest, "_output_all_columns": False}) + "\n"
-    )
+    disk.write_text(folder / STATE, json.dumps({**state, **rest, "_output_all_columns": False}) + "\n")

@@ -91,6 +91,13 @@ class Cache:
         for row, length in zip(new, lengths, strict=True):
             self.lengths[row] = length
 
+    def begin(self, source: int, target: int, count: int) -> None:
+        """Let an empty row begin with the first `count` positions of another."""
+        self._reserve(count)
+        for buffer in (*self.keys, *self.values):
+            buffer[target, :, :count] = buffer[source, :, :count]
+        self.lengths[target] = count
+
     def prompted(self, row: int, count: int) -> PromptPast:
         """A row that reads `count` positions of its prompt."""
         self._reserve(self.lengths[row] + count)

@@ -175,24 +175,39 @@ class Engine(Completer):
         left = self.read
         for job in sorted((job for job in self._running if not job.started), key=lambda job: job.order):
             with self._failing(job):
-                while left and not job.started:
-                    self._read(job)
-                    left -= 1
+                while left > 0 and not job.started:
+                    left -= self._read(job)
                 if job.started:
                     yield from self._logits([job], [torch.cat(job.ends)])
 
-    def _read(self, job: Job) -> None:
-        """One more block of a request's prompts. A block is read alone, and where it ends is fixed, so what
-        a row holds depends on its prompt only.
+    def _read(self, job: Job) -> int:
+        """One more block of a request's prompts, or all of one that a running request has read: how many
+        blocks that took. A block is read alone, and where it ends is fixed, so what a row holds depends on
+        its prompt only.
         """
         n = len(job.ends)
         row, prompt = job.rows[n], job.decoder.prompts[n]
         begin = self.cache.lengths[row]
-        ids = prompt[begin : begin + BLOCK]
-        hidden = self._packed(self._tensor(ids), self.cache.prompted(row, len(ids)))
-        if begin + len(ids) == len(prompt):
-            job.ends.append(hidden[-1:])
-            job.started = len(job.ends) == len(job.decoder.prompts)
+        known = None if begin else self._read_before(prompt)
+        if known:
+            source, end = known
+            self.cache.begin(source, row, len(prompt))
+            job.ends.append(end)
+        else:
+            ids = prompt[begin : begin + BLOCK]
+            hidden = self._packed(self._tensor(ids), self.cache.prompted(row, len(ids)))
+            if begin + len(ids) == len(prompt):
+                job.ends.append(hidden[-1:])
+        job.started = len(job.ends) == len(job.decoder.prompts)
+        return 0 if known else 1
+
+    def _read_before(self, prompt: Sequence[int]) -> tuple[int, Tensor] | None:
+        """The row of a request on its way that begins with this prompt, and the state (1, D) after it."""
+        for job in self._running:
+            for row, known, end in zip(job.rows, job.decoder.prompts, job.ends, strict=False):
+                if known == prompt:
+                    return row, end
+        return None
 
     def _continue(self, job: Job) -> int:
         """Let the rows of a request hold what its next ids continue; how many rows those are."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from gpa import audio
-from gpa.data import token_folder
+from gpa import audio, disk
+from gpa.data.manifest import undecodable
 from gpa.data.sources import open_source
 from gpa.errors import AudioError, DataError
 from gpa.models.gpa.segmentation_gpa import split_audio
@@ -23,10 +25,13 @@ from gpa.models.gpa.segmentation_gpa import split_audio
 if TYPE_CHECKING:
     from gpa.data.manifest import ManifestRow
 
+logger = logging.getLogger(__name__)
+
 Hear = Callable[[np.ndarray], str]
 
 RATE = 16_000
 PART_SECONDS = 12.0  # recordings without a text are cut into parts of at most this
+WHY = "why"  # of a row that cannot be read, until it is written
 LEAST_CLIPS, MOST_HELD, HELD_SHARE = 4, 8, 0.15
 FEW_CLIPS = 6  # of fewer, one is held out and not two
 HELD_SECONDS = (1.5, 20.0)  # of a clip that may be held out
@@ -38,16 +43,21 @@ def collect(folder: Path, name: str, hear: Hear, heard_by: str, out: Path) -> No
     `hear` transcribes what has no text; such rows have `text_source` `heard_by`. A seventh of the clips, one
     to eight, is held out. DataError where fewer than four clips have words.
     """
-    source = open_source(folder)
+    found = [*open_source(folder).check()]
+    if any(row.audio.fetch for row in found):
+        raise DataError(f"{folder}: give a folder of audio files or a manifest, not a dataset")
+    if len(speakers := sorted({row.speaker for row in found})) > 1:
+        logger.warning(
+            "%s: %d speakers, all taken for one voice: %s", folder, len(speakers), ", ".join(speakers[:5])
+        )
     rows: list[dict[str, Any]] = []
-    for given in tqdm(list(source.check()), desc="recordings", unit="file", dynamic_ncols=True):
-        if given.audio.fetch:
-            raise DataError(f"{folder}: give a folder of audio files or a manifest, not a dataset")
+    for given in tqdm(found, desc="recordings", unit="file", dynamic_ncols=True):
         rows += [{**part, "speaker": name} for part in _parts(given, hear, heard_by)]
     held = _held_out(rows, folder)
     for row in rows:
+        row.pop(WHY, None)
         row["split"] = "dev" if row["id"] in held else "train"
-    token_folder.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    disk.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read(manifest: Path) -> list[dict[str, Any]]:
@@ -57,8 +67,14 @@ def read(manifest: Path) -> list[dict[str, Any]]:
 
 def wav_of(row: dict[str, Any], rate: int) -> np.ndarray:
     """Samples (S,) of such a row's span; AudioError as `gpa.audio.load`."""
+    _refuse_bad_name(undecodable(row["path"]))
     end = None if row["end_time"] < 0 else row["end_time"]
     return audio.load(row["path"], rate, begin=row["begin_time"], end=end)
+
+
+def _refuse_bad_name(name: str) -> None:
+    if name:
+        raise AudioError(f"{name} is no Unicode: rename it")
 
 
 def training_sounds(manifest: Path, rate: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -73,12 +89,13 @@ def training_sounds(manifest: Path, rate: int) -> Iterator[tuple[np.ndarray, int
 
 def _parts(row: ManifestRow, hear: Hear, heard_by: str) -> Iterator[dict[str, Any]]:
     """The row with its text, or the parts of a recording without one, each with what was heard."""
-    made = {"id": row.id, "path": str(Path(row.audio.name).resolve()), "licence": row.licence}
+    made = {"id": row.id, "path": os.path.abspath(row.audio.name), "licence": row.licence}
     span = {"begin_time": row.audio.begin, "end_time": -1 if row.audio.end is None else row.audio.end}
     try:
+        _refuse_bad_name(row.bad_name)
         wav = row.audio.wav(RATE)
-    except AudioError:  # the doctor says why, with a code
-        yield {**made, **span, "text": row.text}
+    except AudioError as error:  # the doctor says why, with a code
+        yield {**made, **span, "text": row.text, WHY: str(error)}
         return
     if row.text.strip():
         yield {**made, **span, "text": row.text, "text_source": "given", "duration": len(wav) / RATE}
@@ -93,11 +110,13 @@ def _parts(row: ManifestRow, hear: Hear, heard_by: str) -> Iterator[dict[str, An
 
 def _held_out(rows: list[dict[str, Any]], folder: Path) -> set[str]:
     """Ids of the clips to be tested on, by hash of their names."""
-    spoken = [row for row in rows if row["text"].strip()]
+    spoken = [row for row in rows if row["text"].strip() and WHY not in row]
     if len(spoken) < LEAST_CLIPS:
+        unread = [row[WHY] for row in rows if WHY in row]
+        why = f". {len(unread)} files cannot be read, the first because {unread[0]}" if unread else ""
         raise DataError(
             f"{folder}: {len(spoken)} clips with words in {len(rows)}; at least {LEAST_CLIPS} are needed, "
-            "and a minute or more of speech does better"
+            f"and a minute or more of speech does better{why}"
         )
     fits = [row for row in spoken if HELD_SECONDS[0] <= _seconds(row) <= HELD_SECONDS[1]] or spoken
     count = min(MOST_HELD, max(1 + (len(spoken) >= FEW_CLIPS), round(HELD_SHARE * len(spoken))))

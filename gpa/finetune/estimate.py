@@ -60,6 +60,8 @@ class Found:
         for row in open_source(folder).check():
             if row.audio.fetch:
                 raise DataError(f"{folder}: give a folder of audio files or a manifest, not a dataset")
+            if row.bad_name:
+                continue
             try:
                 whole = row.seconds or audio.seconds(row.audio.name)
             except AudioError:

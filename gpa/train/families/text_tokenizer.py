@@ -5,22 +5,23 @@ Not a family of the loop: SentencePiece has no steps. The run folder holds the s
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpa.data.records import read_sentences
 from gpa.errors import DataError, UsageError
 from gpa.prompt.tasks import DEFAULT, canonical_task
-from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, normalise_text, train_sentencepiece
+from gpa.text.normaliser import normalise_text
+from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, train_sentencepiece
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Files of text: .jsonl with a key `text`, .tsv whose last column counts, anything else line by line."""
+    """Files of text: JSON lines and tables with a column of text, else each line from its last tab on."""
 
     files: tuple[str, ...]
 
@@ -78,8 +79,7 @@ def _lines(recipe: TextRecipe) -> Iterator[str]:
         path = Path(name)
         if not path.is_file():
             raise DataError(f"{path}: no such file; data.files lists texts, transcripts or manifests")
-        for line in path.read_text(encoding="utf-8").splitlines():
-            text = json.loads(line).get("text") or "" if path.suffix == ".jsonl" else line.split("\t")[-1]
+        for text in read_sentences(path):
             text = normalise_text(text) if recipe.normalise else text
             if text.strip():
                 yield text
