@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa.cli import bench, codec_import, commands, evaluation, exporting, learning, options, preparation
+from gpa.cli import (
+    bench,
+    codec_import,
+    commands,
+    evaluation,
+    exporting,
+    learning,
+    options,
+    preparation,
+    serving,
+)
 from gpa.cli import restoration as speechop
 from gpa.cli.transcribing import asr
 from gpa.errors import AudioWarning, DiskError, GPAError, TextWarning, reader_gone
@@ -114,7 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo):
         add(sub)
     preparation.add(sub)
+<<<<<<< HEAD
+    for add in (_train, _finetune, _plan, _lab):
+        add(sub)
+    serving.add(sub)
+=======
     learning.add(sub)
+>>>>>>> main
     speechop.add(sub)
     codec_import.add(sub)
     exporting.add(sub)
