@@ -124,13 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo):
         add(sub)
     preparation.add(sub)
-<<<<<<< HEAD
-    for add in (_train, _finetune, _plan, _lab):
-        add(sub)
-    serving.add(sub)
-=======
     learning.add(sub)
->>>>>>> main
+    serving.add(sub)
     speechop.add(sub)
     codec_import.add(sub)
     exporting.add(sub)

@@ -48,7 +48,8 @@ FORMATS = {
     "mp3": Format("audio/mpeg", MPEG_RATES, _MP3),  # 64 kbit/s at 24 kHz
     "opus": Format("audio/ogg", OPUS_RATES, (("format", "OGG"), ("subtype", "OPUS"))),
     "aac": Format("audio/aac", MPEG_RATES, streamed=False),
-    "flac": Format("audio/flac", (), (("format", "FLAC"), ("subtype", "PCM_16"))),
+    # Without the length in its header, libsndfile does not read FLAC: it comes when the length is known.
+    "flac": Format("audio/flac", (), (("format", "FLAC"), ("subtype", "PCM_16")), streamed=False),
     "wav": Format("audio/wav"),
     "pcm": Format("audio/pcm"),
 }
