@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from gpa.serve import catalogue, failures, speaking, transcribing
+from gpa.serve import catalogue, converting, failures, shims, speaking, transcribing
 from gpa.serve.request_ids import RequestIds
 from gpa.serve.service import Service
 from gpa.serve.settings import Settings
@@ -43,6 +43,7 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
             service.draining = True
             service.worker.stop()
             service.pool.shutdown(cancel_futures=True)
+            service.enhancing.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(title="gpa", lifespan=lifespan)
     failures.install(app)
@@ -50,4 +51,6 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
     app.include_router(catalogue.router)
     app.include_router(speaking.router)
     app.include_router(transcribing.router)
+    app.include_router(converting.router)
+    app.include_router(shims.router)
     return app
