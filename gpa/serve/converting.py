@@ -16,7 +16,6 @@ from fastapi import APIRouter, Form, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from gpa.errors import GenerationError, PromptError, UsageError
-from gpa.models.gpa.conversion_gpa import exchanged
 from gpa.models.gpa.options_gpa import ConversionOptions
 from gpa.models.gpa.outputs_gpa import Chunk
 from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of
@@ -130,7 +129,7 @@ async def converted(
     else:
         voice = find_voice(service, asked.voice)
     recording = await attended(request, recorded(service, asked.file, param))
-    processor, options = service.model.processor, asked.options()
+    options = asked.options()
     given = {name: value for name, value in options.items() if name not in ("mode", "seed")}
     try:
         mode = service.model.config.conversion_mode(asked.mode, given)
@@ -140,7 +139,7 @@ async def converted(
         raise Failure.of(error, "mode") from error
     source: Source
     if mode == "codec":
-        source = Aside(service, exchanged(processor, voice, recording.blocks(service)))
+        source = Aside(service, service.model.vc(recording.data, voice, mode="codec", stream=True))
     else:
         source = await service.worker.submit(
             lambda engine: service.model.conversion(engine, voice, options), recording.blocks(service)
