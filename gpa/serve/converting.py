@@ -24,7 +24,7 @@ from gpa.serve.encoders import FORMATS
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service, Serving
 from gpa.serve.speech_request import SAMPLE_RATE, SEEDS
-from gpa.serve.transcribing import recognising, written
+from gpa.serve.transcription import recognising, written
 from gpa.serve.uploads import Recording, copied_from, recorded
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from gpa.serve.failures import Failure
 from gpa.serve.service import Service, Serving
 from gpa.serve.speaking import begin
 from gpa.serve.speech_request import SpeechRequest
-from gpa.serve.transcribing import recognising, written
+from gpa.serve.transcription import recognising, written
 from gpa.serve.uploads import copied_from, received, recorded
 
 LEAST, MOST = 8000, 48000  # Hz of sound
