@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from gpa.serve import catalogue, failures, speaking
+from gpa.serve import catalogue, converting, failures, shims, speaking, transcription
 from gpa.serve.request_ids import RequestIds
 from gpa.serve.service import Service
 from gpa.serve.settings import Settings
@@ -43,10 +43,14 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
             service.draining = True
             service.worker.stop()
             service.pool.shutdown(cancel_futures=True)
+            service.enhancing.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(title="gpa", lifespan=lifespan)
     failures.install(app)
     app.add_middleware(RequestIds)
     app.include_router(catalogue.router)
     app.include_router(speaking.router)
+    app.include_router(transcription.router)
+    app.include_router(converting.router)
+    app.include_router(shims.router)
     return app
