@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa.cli import bench, codec_import, commands, evaluation, exporting, learning, options, preparation
+from gpa.cli import (
+    bench,
+    codec_import,
+    commands,
+    evaluation,
+    exporting,
+    learning,
+    options,
+    preparation,
+    serving,
+)
 from gpa.cli import restoration as speechop
 from gpa.cli.transcribing import asr
 from gpa.errors import AudioWarning, DiskError, GPAError, TextWarning, reader_gone
@@ -115,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         add(sub)
     preparation.add(sub)
     learning.add(sub)
+    serving.add(sub)
     speechop.add(sub)
     codec_import.add(sub)
     exporting.add(sub)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from gpa.serve import failures, health, voice_routes
+from gpa.serve import catalogue, failures, health, speaking, transcribing, voice_routes
 from gpa.serve.admission import Gate
 from gpa.serve.measures import Measures
 from gpa.serve.service import Service
@@ -66,6 +66,9 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
     app.state.measures = measures
     app.add_middleware(Gate, settings=settings, measures=measures)
     failures.install(app)
+    app.include_router(catalogue.router)
+    app.include_router(speaking.router)
+    app.include_router(transcribing.router)
     app.include_router(health.router)
     app.include_router(voice_routes.router)
     return app
