@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
+from gpa.errors import GPAError
 from gpa.serve import catalogue, failures, health, speaking, transcribing, voice_routes
 from gpa.serve.admission import Gate
 from gpa.serve.measures import Measures
@@ -45,7 +46,7 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
         try:
             service = await asyncio.to_thread(_service, load, settings)
         except Exception as error:
-            logger.exception("the model was not loaded")
+            logger.error("the model was not loaded: %s", error, exc_info=not isinstance(error, GPAError))
             app.state.error = error
             return
         measures.serve(service)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from types import FrameType
@@ -28,6 +29,7 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(app, **given))
         self.app, self._seconds = app, drain_seconds
         self._until: float | None = None  # which time the drain lasts
+        self.interrupted = False  # by Ctrl-C
 
     def drain(self) -> None:
         """Take nothing new; end when nothing is on its way, at the latest after `drain_seconds`."""
@@ -41,6 +43,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first signal begins the drain, a second one ends it."""
         if self._until is None and not self.should_exit:
+            self.interrupted = sig == signal.SIGINT
             self.drain()
         else:
             super().handle_exit(sig, frame)
@@ -58,7 +61,7 @@ class Server(uvicorn.Server):
 def run(
     app: FastAPI, drain_seconds: float, sockets: list[socket.socket] | None = None, **config: Any
 ) -> None:
-    """Serve until a signal comes; raises what kept the model from being loaded.
+    """Serve until a signal comes; raises what kept the model from being loaded, KeyboardInterrupt for Ctrl-C.
 
     `config` is uvicorn's. The access log goes to standard output, one JSON object a line.
     """
@@ -66,10 +69,13 @@ def run(
     access.addHandler(lines)
     access.setLevel(logging.INFO)
     access.propagate = False
+    server = Server(app, drain_seconds, **config)
     try:
-        Server(app, drain_seconds, **config).run(sockets)
+        server.run(sockets)
     finally:
         access.removeHandler(lines)
         access.propagate = True
     if app.state.error:
         raise app.state.error
+    if server.interrupted:
+        raise KeyboardInterrupt
