@@ -30,7 +30,7 @@ from gpa.serve.service import ready_service
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from gpa.serve.measures import Measures
+    from gpa.serve.prometheus import Measures
     from gpa.serve.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from gpa.errors import GPAError
 from gpa.serve import catalogue, failures, health, speaking, transcribing, voice_routes
 from gpa.serve.admission import Gate
-from gpa.serve.measures import Measures
+from gpa.serve.prometheus import Measures
 from gpa.serve.service import Service
 from gpa.serve.settings import Settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from gpa.serve.failures import Failure
-from gpa.serve.measures import TYPE
+from gpa.serve.prometheus import TYPE
 from gpa.serve.service import ready_service
 
 router = APIRouter()
