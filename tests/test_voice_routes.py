@@ -31,7 +31,9 @@ BRIEF = {"max_new_tokens": 12, "temperature": 0.7}
 def model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> GPA:
     """Of a codec that tells voices apart."""
     keen = write_keen_model(tiny, tmp_path_factory.mktemp("keen") / "tiny")
-    return GPA.from_pretrained(keen, device="cpu", threads=1)
+    model = GPA.from_pretrained(keen, device="cpu", threads=1)
+    model.add_voice("anna", model.voice((speechlike(3.0, seed=1), 16000), name="anna"))
+    return model
 
 
 @pytest.fixture
