@@ -70,11 +70,11 @@ def lines() -> Iterator[list[dict]]:
     log.removeHandler(handler)
 
 
-def numbers(server: Served) -> dict[str, float]:
+def numbers(server: Served, headers: dict[str, str] | None = None) -> dict[str, float]:
     """The metrics, read as Prometheus reads them."""
     from prometheus_client.parser import text_string_to_metric_families as parse
 
-    answer = httpx.get(f"{server.url}/metrics")
+    answer = httpx.get(f"{server.url}/metrics", headers=headers)
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=")
     found = {}
     for family in parse(answer.text):
@@ -125,6 +125,9 @@ def test_one_client_does_not_take_the_places_of_another(model: GPA) -> None:
             again = httpx.post(url, params={"text": "hello"}, headers=one)
             assert again.status_code == 429 and again.json()["error"]["type"] == "rate_limit_error"
             assert httpx.post(url, params={"text": "hello"}, headers=two).status_code == 200
+            found = numbers(server, one)
+            assert found["gpa_requests_in_flight{}"] == 1
+            assert found[f"gpa_requests_total{{method=POST,route={SPEAK},status=429}}"] == 1
         assert server.settled()
         assert until(lambda: httpx.post(url, params={"text": "hello"}, headers=one).status_code == 200)
 

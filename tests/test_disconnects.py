@@ -7,10 +7,12 @@ import random
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from gpa.models.gpa import GPA
 from gpa.serve.settings import Settings
@@ -63,7 +65,7 @@ def test_a_thousand_leave_nothing_behind(tiny: Path) -> None:
     """No job, row of the engine, place at the gate, open file or thread; memory as it was after the first."""
     model = GPA.from_pretrained(tiny, device="cpu", threads=1)
     process = psutil.Process()
-    with served(model, Settings(requests=8, per_client=8)) as server:
+    with served(model, Settings(requests=64, per_client=64)) as server:
         many(server, range(200))
         assert server.settled()
         before, files, threads = process.memory_info().rss, process.num_fds(), process.num_threads()
@@ -76,6 +78,30 @@ def test_a_thousand_leave_nothing_behind(tiny: Path) -> None:
         assert gate.in_flight() == 0 and engine.cache.used == 0 and not server.service.worker.jobs
         assert process.num_fds() <= files and process.num_threads() <= threads + 1
         grown = (process.memory_info().rss - before) / 2**20
+        statuses = {
+            sample.labels["status"]: sample.value
+            for family in server.app.state.measures.requests.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }
+        assert set(statuses) == {"200", "499"} and statuses["499"] > 200
         assert grown < 24, f"{grown:.1f} MiB more after a thousand clients that left"
         answer = httpx.post(f"{server.url}/v1/audio/speech", json={**SAY, "response_format": "pcm"})
         assert answer.status_code == 200 and len(answer.content) > 1000
+
+
+@pytest.mark.slow
+def test_a_thousand_that_stay_take_no_more_memory_than_two_hundred(tiny: Path) -> None:
+    model, process = GPA.from_pretrained(tiny, device="cpu", threads=1), psutil.Process()
+    with served(model) as server, httpx.Client(timeout=30) as client, ThreadPoolExecutor(8) as threads:
+
+        def ask(number: int) -> int:
+            given = {**SAY, **KINDS[number % 3], "seed": number}
+            return client.post(f"{server.url}/v1/audio/speech", json=given).status_code
+
+        assert set(threads.map(ask, range(200))) == {200}
+        before = process.memory_info().rss
+        assert set(threads.map(ask, range(200, 1200))) == {200}
+        grown = (process.memory_info().rss - before) / 2**20
+        assert grown < 24, f"{grown:.1f} MiB more after a thousand requests"
+        print(f"{grown:.1f} MiB")

@@ -23,6 +23,7 @@ import anyio
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Match
 
 from gpa.serve.failures import Failure, busy
 from gpa.serve.service import ready_service
@@ -109,6 +110,12 @@ class Visit:
     def route(self) -> str:
         """The path as the application has it; "other" for what it has not, so that there are not too many."""
         found = self.scope.get("route")
+        if found is None:  # it was refused before the application looked
+            for route in self.scope["app"].routes:
+                fits, more = route.matches(self.scope)
+                if fits == Match.FULL:
+                    found = more.get("route", route)
+                    break
         return getattr(found, "path", None) or "other"
 
     async def run(self, app: ASGIApp) -> None:
@@ -139,6 +146,7 @@ class Visit:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._leave()
+            await anyio.sleep(0)  # where the application is cancelled: half a request is no wrong one
         elif message["type"] == "http.request":
             self.bytes_in += len(message.get("body", b""))
             await self._check_size()
