@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from gpa.errors import GPAError
-from gpa.serve import catalogue, failures, health, speaking, transcribing, voice_routes
+from gpa.serve import catalogue, converting, failures, health, shims, speaking, transcription, voice_routes
 from gpa.serve.admission import Gate
 from gpa.serve.prometheus import Measures
 from gpa.serve.service import Service
@@ -69,7 +69,9 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
     failures.install(app)
     app.include_router(catalogue.router)
     app.include_router(speaking.router)
-    app.include_router(transcribing.router)
+    app.include_router(transcription.router)
+    app.include_router(converting.router)
+    app.include_router(shims.router)
     app.include_router(health.router)
     app.include_router(voice_routes.router)
     return app
