@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from fastapi import Response, WebSocket
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 
+from gpa import audio
 from gpa.models.gpa import GPA
 from gpa.models.gpa.options_gpa import SpeechOptions
 from gpa.serve.admission import Admitted
@@ -309,3 +311,18 @@ def test_the_loop_turns_while_the_worker_computes_and_the_pool_is_starved(model:
             ticking.join(10)
         assert answer.status_code == ready.status_code == 200 and len(answer.content) > 1000
         assert len(within) > 5 and sorted(within)[len(within) // 2] >= 3, within
+
+
+def test_routes_tell_how_much_sound_there_is(model: GPA, second: np.ndarray) -> None:
+    """So that it is counted, and what takes long because it is long has the time."""
+    with serving(model) as server:
+        body = {"input": "hello there", "response_format": "pcm", "sample_rate": 16000, "max_new_tokens": 12}
+        made = httpx.post(f"{server.url}/v1/audio/speech", json=body).content
+        batch = {"items": [body, body]}
+        assert httpx.post(f"{server.url}/v1/audio/speech/batch", json=batch).status_code == 200
+        file = {"file": audio.to_bytes(second, 16000)}
+        heard = httpx.post(f"{server.url}/v1/audio/transcriptions", files=file, timeout=30)
+        assert heard.status_code == 200
+        found = numbers(server)
+        assert found["gpa_audio_seconds_total{direction=out}"] == pytest.approx(3 * len(made) / 2 / 16000)
+        assert found["gpa_audio_seconds_total{direction=in}"] == pytest.approx(1)
