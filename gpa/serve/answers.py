@@ -15,6 +15,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from gpa.errors import UsageError
+from gpa.serve.admission import Visit, visit_of
 from gpa.serve.encoders import FORMATS, Encoder, available
 from gpa.serve.failures import Failure
 
@@ -134,11 +135,14 @@ class Speaking:
     def __init__(self, service: Service, asked: Asked, source: Source, encoder: Encoder, said: Said) -> None:
         self._service, self._source, self._encoder = service, source, encoder
         self.asked, self.said = asked, said
+        self.visit: Visit | None = None  # which is told how much was made
 
     async def bodies(self) -> AsyncIterator[tuple[bytes, Chunk | None]]:
         """Bytes that are ready, with the chunk that they end in; nothing empty, but for a chunk with news."""
         async for chunk in self._source:
             self.said.add(chunk)
+            if self.visit is not None:
+                self.visit.make(chunk.seconds)
             data = await self._service.aside(self._encoder.push, chunk.wav)
             if data or chunk.text:
                 yield data, chunk
@@ -187,6 +191,7 @@ class Streamed(StreamingResponse):
 async def answered(request: Request, speaking: Speaking) -> Response:
     """The answer in which speech goes out; what fails before the first sound has a status."""
     asked, form = speaking.asked, FORMATS[speaking.asked.response_format]
+    speaking.visit = visit_of(request)
     try:
         if asked.complete and not asked.events:
             body = await attended(request, speaking.whole())

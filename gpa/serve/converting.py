@@ -128,7 +128,7 @@ async def converted(
         voice = await attended(request, copied_from(service, asked.ref_audio, "ref_audio"))
     else:
         voice = find_voice(service, asked.voice)
-    recording = await attended(request, recorded(service, asked.file, param))
+    recording = await recorded(request, service, asked.file, param)
     options = asked.options()
     given = {name: value for name, value in options.items() if name not in ("mode", "seed")}
     try:
@@ -164,7 +164,7 @@ async def enhanced(
     if asked.model != "speechop-mini":
         check_model(service, asked.model)
     encoder = encoder_of(asked, enhancer.sample_rate, asked.complete)
-    recording = await attended(request, recorded(service, asked.file, param))
+    recording = await recorded(request, service, asked.file, param)
     if recording.seconds > ENHANCED_SECONDS:
         what = f"{param}: {recording.seconds:.0f} s, {ENHANCED_SECONDS:.0f} are the limit; cut it"
         raise Failure(400, what, param, "invalid_audio")

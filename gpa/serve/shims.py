@@ -163,7 +163,7 @@ class VcForm(Drawn):
 @router.post("/stt")
 async def stt(asked: Annotated[SttForm, Form()], request: Request, service: Serving) -> dict[str, str]:
     """Write down a recording."""
-    recording = await attended(request, recorded(service, asked.file))
+    recording = await recorded(request, service, asked.file)
     options: Any = asked.options()
     job = await recognising(service, recording.blocks(service), options)
     return {"text": (await attended(request, written(job))).text}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 
 from gpa.errors import AudioError, PromptError, UsageError
+from gpa.serve.admission import visit_of
 from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of
 from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.encoders import FORMATS
@@ -45,6 +46,7 @@ async def speak_many(asked: BatchRequest, request: Request, service: Serving) ->
             if isinstance(item, Failure):
                 raise item
             speaking = await begin(service, item, complete=True)
+            speaking.visit = visit_of(request)
             try:
                 body = await speaking.whole()
             finally:

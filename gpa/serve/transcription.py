@@ -118,7 +118,7 @@ async def transcribe(
     """Write down what is said in a recording; with `stream`, as events while it is read."""
     check_model(service, asked.model)
     asked.check()
-    recording = await attended(request, recorded(service, asked.file))
+    recording = await recorded(request, service, asked.file)
     job = await recognising(service, recording.blocks(service), asked.options(), "keywords[]")
     headers = {"X-Ignored-Fields": ", ".join(asked.ignored)} if asked.ignored else {}
     if asked.stream:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from fastapi import UploadFile
+from fastapi import Request, UploadFile
 
 from gpa import audio
 from gpa.errors import AudioError
+from gpa.serve.admission import visit_of
 from gpa.serve.failures import Failure
 
 if TYPE_CHECKING:
@@ -35,13 +36,15 @@ class Recording:
         return service.model.processor.listened(self.data, "the upload")
 
 
-async def recorded(service: Service, upload: UploadFile, param: str = "file") -> Recording:
+async def recorded(request: Request, service: Service, upload: UploadFile, param: str = "file") -> Recording:
     """An upload that may be used. Failure 413 for too many bytes, else 400."""
     data = await received(service, upload, param)
     try:
-        return Recording(data, await service.aside(_seconds, service, data))
+        seconds = await service.aside(_seconds, service, data)
     except AudioError as error:
         raise Failure(400, f"{param}: {error}", param, "invalid_audio") from error
+    visit_of(request).hear(seconds)
+    return Recording(data, seconds)
 
 
 async def copied_from(service: Service, upload: UploadFile, param: str) -> Voice:
