@@ -16,7 +16,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
@@ -26,9 +26,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Match
 
 from gpa.serve.failures import Failure, busy
-from gpa.serve.service import ready_service
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from gpa.serve.prometheus import Measures
@@ -225,8 +225,11 @@ Admitted = Annotated[Visit, Depends(visit_of)]  # as a parameter of a route
 class Gate:
     """Middleware around an application: who comes in, how many at once, and what became of them."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, measures: Measures) -> None:
-        self.app, self.settings, self.measures = app, settings, measures
+    def __init__(
+        self, app: ASGIApp, settings: Settings, measures: Measures, check: Callable[[FastAPI], object]
+    ) -> None:
+        """`check` raises Failure where the application takes no requests."""
+        self.app, self.settings, self.measures, self._check = app, settings, measures, check
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.keys]
         self._clients: Counter[str] = Counter()  # requests on their way
         self._typical = 1.0  # seconds that one takes
@@ -268,7 +271,7 @@ class Gate:
         if not visit.socket and visit.scope["method"] != "POST":
             yield
             return
-        ready_service(visit.scope["app"])
+        self._check(visit.scope["app"])
         visit.check_size(int(visit.headers.get("content-length", 0)))
         taken = self._clients.total()
         wait = min(max(self._typical / max(taken, 1), 0.25), 30.0)

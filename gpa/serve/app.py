@@ -13,8 +13,9 @@ from fastapi import FastAPI
 from gpa.errors import GPAError
 from gpa.serve import catalogue, converting, failures, health, shims, speaking, transcription, voice_routes
 from gpa.serve.admission import Gate
+from gpa.serve.library import Library
 from gpa.serve.prometheus import Measures
-from gpa.serve.service import Service
+from gpa.serve.service import Service, ready_service
 from gpa.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
     app = FastAPI(title="gpa", lifespan=lifespan)
     app.state.service, app.state.error = None, None
     app.state.measures = measures
-    app.add_middleware(Gate, settings=settings, measures=measures)
+    app.add_middleware(Gate, settings=settings, measures=measures, check=ready_service)
     failures.install(app)
     app.include_router(catalogue.router)
     app.include_router(speaking.router)
@@ -79,6 +80,6 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
 
 def _service(load: Load, settings: Settings) -> Service:
     model, enhancer = load()
-    service = Service(model, settings, enhancer)
+    service = Service(model, settings, Library(model, settings.voices), enhancer)
     service.worker.start()
     return service

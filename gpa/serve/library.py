@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpa import disk
-from gpa.codec.voice import Voice
 from gpa.errors import GPAError, UsageError
 
 if TYPE_CHECKING:
+    from gpa.codec.voice import Voice
     from gpa.models.gpa import GPA
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ MOST = 1000  # that may be registered
 NUMBERS = ("created_at", "file_size")
 
 
-class Library(Mapping[str, Voice]):
+class Library(Mapping[str, "Voice"]):
     """What voices there are, by name; a registered one by its id as well."""
 
     def __init__(self, model: GPA, folder: Path | None) -> None:
@@ -59,7 +59,7 @@ class Library(Mapping[str, Voice]):
             left.unlink(missing_ok=True)
         for path in sorted(folder.glob("voice_*.json")):
             try:
-                voice = self._model.codec.checked(Voice.load(path))
+                voice = self._model.resolve_voice(path)
                 self._enter(path.stem, voice)
             except (GPAError, ValueError) as error:
                 logger.warning("%s is not served: %s", path, error)
@@ -124,7 +124,7 @@ class Library(Mapping[str, Voice]):
             if voice is None:
                 if self._folder is None or ident not in self._about:
                     raise KeyError(name)
-                voice = self._model.codec.checked(Voice.load(self._folder / f"{ident}.json"))
+                voice = self._model.resolve_voice(self._folder / f"{ident}.json")
             self._keep(ident, voice)
             return voice
 

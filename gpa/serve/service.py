@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from fastapi import Depends, FastAPI, Request, WebSocket
 
 from gpa.serve.failures import Failure
-from gpa.serve.library import Library
 from gpa.serve.worker import Worker
 
 if TYPE_CHECKING:
     from gpa.models.gpa import GPA
     from gpa.models.speechop.pipeline_speechop import SpeechOp
+    from gpa.serve.library import Library
     from gpa.serve.settings import Settings
 
 T = TypeVar("T")
@@ -24,12 +24,12 @@ T = TypeVar("T")
 class Service:
     """One model behind the routes. `started` and `ready` are told apart: it is live while it loads."""
 
-    def __init__(self, model: GPA, settings: Settings, enhancer: SpeechOp | None = None) -> None:
+    def __init__(self, model: GPA, settings: Settings, voices: Library, enhancer: SpeechOp | None = None):
         self.model, self.settings, self.enhancer = model, settings, enhancer
         self.worker = Worker(model.engine())
         self.pool = ThreadPoolExecutor(2, "gpa-pool")  # sound that is read or encoded, voices
         self.enhancing = ThreadPoolExecutor(1, "gpa-enhance")  # takes long, and holds up nobody else
-        self.voices = Library(model, settings.voices)
+        self.voices = voices
         self.draining = False
 
     @property
