@@ -5,6 +5,7 @@ The codes of HTTP tell them whether asking again may help; `x-should-retry` says
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -57,6 +58,13 @@ class Failure(Exception):
             return cls(500, str(error), param, "internal_error")
         return cls(500, "the server failed; its log says why", param, "internal_error")
 
+    @classmethod
+    def invalid(cls, kind: str, where: Sequence[str | int], what: str) -> Failure:
+        """The answer for a field as pydantic refuses it: 422 for another type, 400 for a value."""
+        param = ".".join(map(str, where)) or None
+        status = 422 if kind.endswith(("_type", "_parsing", "_invalid")) else 400
+        return cls(status, f"{param or 'the body'}: {what}", param, "invalid_value")
+
     @property
     def body(self) -> dict[str, Any]:
         """The answer, or an event of a stream that has begun."""
@@ -89,8 +97,7 @@ def install(app: FastAPI) -> None:
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        return Failure(422, f"{param or 'the body'}: {first['msg']}", param, "invalid_value").response()
+        return Failure.invalid(first["type"], first["loc"][1:], first["msg"]).response()
 
     app.add_exception_handler(Failure, failed)
     app.add_exception_handler(GPAError, failed)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from fastapi import Request, WebSocket
+from fastapi import Depends, Request, WebSocket
 
 from gpa.serve.failures import Failure
 from gpa.serve.worker import Worker
@@ -53,3 +53,6 @@ def _ready(service: Service | None) -> Service:
     if service is None or not service.ready:
         raise Failure(503, "loading the model" if service is None else "the server stops", code="unavailable")
     return service
+
+
+Serving = Annotated[Service, Depends(service_of)]  # as a parameter of a route

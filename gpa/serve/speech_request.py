@@ -1,0 +1,95 @@
+"""What a client may ask of speech, field by field: OpenAI's, and by the usual names what is ours."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from gpa.models.gpa.options_gpa import SpeechOptions
+from gpa.serve.failures import Failure
+
+SAMPLE_RATE = 24000  # Hz of every body, unless asked otherwise: what OpenAI's client plays
+SEEDS = 1 << 63
+
+_VOICE = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"id": {"type": "string"}}}]}
+
+
+def _voice_id(given: Any) -> Any:
+    """The name in {"id": name}, which newer clients send."""
+    return given.get("id") if isinstance(given, dict) else given
+
+
+class SpeechSettings(BaseModel):
+    """All but the text. What is unknown is ignored, and the answer says so."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    model: str | None = None
+    voice: Annotated[str | None, BeforeValidator(_voice_id), WithJsonSchema(_VOICE)] = None
+    instructions: str | None = Field(None, max_length=4096)
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    speed: float = Field(1.0, ge=0.25, le=4)
+    stream_format: Literal["audio", "sse"] = "audio"
+    stream: bool | None = Field(None, description="true: events; false: a complete body with its length")
+    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_k: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    max_new_tokens: int | None = Field(None, ge=1)
+    gamma: float | None = Field(None, ge=0, le=10)
+    best_of: int = Field(1, ge=1, le=8)
+    verify: bool = False
+    pause: float = Field(0.2, ge=0, le=60)
+    pronunciations: dict[str, str] | None = None
+    initial_chunk_tokens: int | None = Field(None, ge=0, description="frames that the first sound waits for")
+    sample_rate: int = Field(SAMPLE_RATE, ge=8000, le=48000)
+    ref_audio: str | None = Field(None, description="a voice to copy: data:audio/wav;base64,...")
+    ref_text: str | None = None
+    language: str | None = None
+    normalize: bool = True
+    timestamps: bool = Field(False, description="the last event has the times of each segment of the text")
+
+    @property
+    def events(self) -> bool:
+        """Whether the answer is a stream of events."""
+        return self.stream_format == "sse" or self.stream is True
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of given fields that change nothing."""
+        names = [name for name in ("instructions", "ref_text", "language") if getattr(self, name) is not None]
+        return names + ([] if self.normalize else ["normalize"]) + sorted(self.model_extra or {})
+
+    def options(self) -> SpeechOptions:
+        """For the model."""
+        names = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "gamma")
+        drawn: dict[str, Any] = {name: getattr(self, name) for name in names}
+        kept = {name: getattr(self, name) for name in ("best_of", "verify", "pause", "pronunciations")}
+        return SpeechOptions(**drawn, **kept, lookahead=self.initial_chunk_tokens)
+
+
+class SpeechRequest(SpeechSettings):
+    """One text."""
+
+    input: str
+
+
+class BatchRequest(SpeechSettings):
+    """Many texts, `input` and whatever counts instead of the settings of all."""
+
+    items: list[dict[str, Any]] = Field(min_length=1, max_length=32)
+
+    def requests(self) -> list[SpeechRequest | Failure]:
+        """A request each, or why it is none."""
+        shared = self.model_dump(exclude={"items"}, exclude_unset=True)
+        return [_request({**shared, **item}) for item in self.items]
+
+
+def _request(given: dict[str, Any]) -> SpeechRequest | Failure:
+    try:
+        return SpeechRequest.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return Failure.invalid(first["type"], first["loc"], first["msg"])
