@@ -81,7 +81,8 @@ smoke: $(STAMP)  ## Check this machine and the installed command
 	$(BIN)/gpa doctor
 
 # What a user of the library meets; '!' leaves out the modules inside. pdoc does not read what stands under TYPE_CHECKING.
-API = gpa '!gpa.' gpa.audio gpa.errors gpa.compose gpa.codec '!gpa.codec.' gpa.codec.base gpa.prompt.tasks \
+API = gpa '!gpa.' gpa.audio '!gpa.audio.' gpa.audio.decoding gpa.audio.arrays \
+  gpa.audio.saving gpa.errors gpa.compose gpa.codec '!gpa.codec.' gpa.codec.base gpa.prompt.tasks \
   gpa.engine.request gpa.engine.scheduler gpa.models.speechop.pipeline_speechop
 
 docs: $(STAMP)  ## Check the documentation against the code, and write the API reference to build/api

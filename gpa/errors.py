@@ -6,6 +6,7 @@ An error message says what is wrong, with the file, key or number concerned, and
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -66,6 +67,12 @@ class DataError(GPAError, ValueError):
     exit_code = 9
 
 
+class DiskError(GPAError):
+    """A full disk, or a used-up quota; the message names the disk."""
+
+    exit_code = 10
+
+
 class MissingExtraError(GPAError, ImportError):
     """An optional dependency is absent; the message names the extra to install."""
 
@@ -75,8 +82,26 @@ class MissingExtraError(GPAError, ImportError):
         super().__init__(f"{package} is not installed: run  pip install 'gpa-audio[{extra}]'")
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that asked for the end; its exit code is the one a shell reports for it.
+
+    No Exception, so that nothing takes it for a failure and goes on.
+    """
+
+    exit_code = 130  # of the Ctrl-C that Python raises by itself
+
+    def __init__(self, signum: int, kept: str = "") -> None:
+        self.exit_code = 128 + signum
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name}: {kept}" if kept else f"stopped by {name}")
+
+
 class AudioWarning(UserWarning):
     """Audio that can be used but probably should not: silence, clipping, a short reference."""
+
+
+class TextWarning(UserWarning):
+    """Text that can be spoken in part: the message names what is left out."""
 
 
 def exit_code(main: Callable[[], None], log: logging.Logger) -> int:

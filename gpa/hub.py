@@ -6,26 +6,44 @@ inside the functions that need them, so that `import gpa.hub` stays cheap.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
+import math
 import os
 import pickle
 import re
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gpa.errors import CheckpointError, UsageError
+from gpa.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, dtype, nn
+
+    M = TypeVar("M", bound=nn.Module)
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What readers of damaged weights and constructors of impossible sizes raise.
+DAMAGE: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+LEAST = 1024  # what a tensor counts, however small
+SPARE = 1 << 22  # numbers that a network may have beyond its weights: windows, filters, positions
 _DIFF_LINES = 10  # names shown of each kind; the counts are always complete
 
 
@@ -36,9 +54,14 @@ def resolve(path_or_repo: str | os.PathLike, revision: str | None = None, offlin
     With `offline` (or HF_HUB_OFFLINE=1) only the cache is used. Raises CheckpointError saying what to do.
     """
     text = os.fspath(path_or_repo)
-    path = Path(text).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(text).expanduser()
+        if path.exists():
+            if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return path
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a null, of an unknown home
+        raise CheckpointError(f"{text!r:.200}: cannot be read ({error})") from error
     repo, _, at = text.partition("@")
     if not _REPO_ID.fullmatch(repo) or repo.startswith("."):
         raise CheckpointError(
@@ -69,41 +92,11 @@ def _snapshot(repo: str, revision: str | None, offline: bool) -> Path:
         ) from error
 
 
-@contextmanager
-def written_whole(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary directory that becomes `out` at the end of the block: never half of one.
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file; CheckpointError naming the file and what is wrong with it."""
+    from gpa.config import read_json as read  # here, since half the package needs hub and nothing of yaml
 
-    UsageError for an existing directory unless it is empty or `overwrite`, which keeps a README.md there if
-    none was written.
-    """
-    if out.exists() and not (overwrite or (out.is_dir() and not any(out.iterdir()))):
-        raise UsageError(f"{out} exists and is not empty: choose another directory, or overwrite=True")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if out.exists():
-            if (out / "README.md").is_file() and not (temporary / "README.md").exists():
-                shutil.copyfile(out / "README.md", temporary / "README.md")
-            shutil.rmtree(out)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """The JSON object in a file; CheckpointError naming the file if it is absent, broken or not an object."""
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    return read(path, CheckpointError)
 
 
 def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -123,7 +116,9 @@ def _weight_file(path: Path) -> Path:
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
         if not found:
-            raise CheckpointError(f"{path}: none of {', '.join(WEIGHT_FILES)} is there")
+            folders = [name for name in WEIGHT_FILES if (path / name).is_dir()]
+            state = f"{folders[0]} is a folder, a file is needed" if folders else "all are missing"
+            raise CheckpointError(f"{path}: none of {', '.join(WEIGHT_FILES)}, {state}")
         return found[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weight file")
@@ -144,7 +139,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    except DAMAGE as error:
         raise _damaged(path, error) from error
 
 
@@ -158,10 +155,14 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors, or is damaged; it was not executed. Convert it to "
             "safetensors, or download it again"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise _damaged(path, error) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: expected a flat mapping from names to tensors")
+    for name, tensor in state.items():
+        held = tensor.untyped_storage().nbytes() if tensor.layout == torch.strided else 0
+        if not isinstance(name, str) or tensor.is_meta or tensor.nbytes > held:  # a view may claim any size
+            raise CheckpointError(f"{path}: {name!r:.80} is no tensor that the file holds whole")
     return dict(state)
 
 
@@ -171,7 +172,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     for shard in sorted(set(names.values())):
         state.update(read_state(index.parent / shard))
     if absent := [name for name in names if name not in state]:
-        raise CheckpointError(f"{index}: {_listing('listed but not in any shard', absent)}")
+        raise CheckpointError(f"{index}: {listing('listed but not in any shard', absent)}")
     return state
 
 
@@ -181,14 +182,65 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: no weight_map")
     for shard in names.values():
-        if not isinstance(shard, str) or Path(shard).name != shard:  # never outside the index's own folder
-            raise CheckpointError(f"{index}: shard {shard!r} is not a plain file name")
+        plain = isinstance(shard, str) and Path(shard).name == shard  # never outside the index's own folder
+        if not plain or not shard.endswith((".safetensors", ".bin")):
+            raise CheckpointError(f"{index}: shard {shard!r:.80} is not the name of a weight file")
     return names
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
     return CheckpointError(f"{path}: truncated or damaged ({reason}); download or copy the file again")
+
+
+def build_strict(
+    make: Callable[[], M],
+    state: dict[str, Tensor],
+    *,
+    ignore: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    where: str = "",
+) -> M:
+    """`load_strict` into what `make` builds, which may not take much more memory than the tensors have.
+
+    CheckpointError for sizes of which no network can be built, too.
+    """
+    with sizes_checked(state, where):
+        module = make()
+    load_strict(module, state, ignore=ignore, optional=optional, where=where)
+    return module
+
+
+@contextmanager
+def sizes_checked(state: Mapping[str, Tensor], where: str = "") -> Iterator[None]:
+    """A float32 network is built inside, hardly larger than a state; CheckpointError for impossible sizes."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Budget(TorchFunctionMode):
+        """Refuses a tensor before its memory is taken."""
+
+        left = SPARE + 2 * sum(max(tensor.numel(), LEAST) for tensor in state.values())
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__name__", "") in ("empty", "zeros", "ones", "randn", "hann_window"):
+                size = args[0] if args and isinstance(args[0], (tuple, list)) else args
+                self.left -= max(math.prod(size), LEAST)
+                if self.left < 0:
+                    raise MemoryError("more numbers than the file of its weights holds")
+            return func(*args, **(kwargs or {}))
+
+    usual = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)  # that of our files, whatever the program around us likes
+        with Budget():
+            yield
+    except DAMAGE as error:
+        raise CheckpointError(
+            f"{where}: weights do not fit the model: no network has the sizes of its config ({error})"
+        ) from error
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def load_strict(
@@ -199,29 +251,64 @@ def load_strict(
     optional: Sequence[str] = (),
     where: str = "",
 ) -> None:
-    """Copy `state` into `module`; every tensor must be there, be expected, and have its shape.
+    """Copy `state` into `module`; every tensor must be there, be expected, have its shape and be finite.
 
     `ignore` and `optional` are glob patterns (fnmatch): tensors of the file that the module does not want,
     and tensors of the module that the file may lack. Floating tensors take the module's precision. Parameters
     on the meta device are replaced, as float32, rather than filled. Raises CheckpointError with a readable
     difference headed by `where`, before anything is changed.
     """
-    wanted = module.state_dict()
-    unexpected = [n for n in state if n not in wanted and not _matches(n, ignore)]
-    missing = [n for n in wanted if n not in state and not _matches(n, optional)]
+    wanted = _compare(module, state, ignore, optional, where)
     shared = [n for n in wanted if n in state]
-    bad = [line for n in shared if (line := _mismatch(n, state[n], wanted[n]))]
-    if missing or unexpected or bad:
-        parts = [
-            _listing("missing", missing),
-            _listing("unexpected", unexpected),
-            _listing("wrong shape", bad),
-        ]
-        head = f"{where or type(module).__name__}: weights do not fit the model"
-        raise CheckpointError("\n".join([head, *(p for p in parts if p)]))
+    check_finite({n: state[n] for n in shared}, where or type(module).__name__)
     meta = any(t.is_meta for t in wanted.values())
     chosen = {n: state[n].float() if meta and state[n].is_floating_point() else state[n] for n in shared}
     module.load_state_dict(chosen, strict=False, assign=meta)
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """CheckpointError naming the tensors that hold NaN or infinity."""
+    if wild := [n for n, tensor in state.items() if tensor.is_floating_point() and not _finite(tensor)]:
+        head = f"{where}: damaged weights, or those of a training that diverged"
+        raise CheckpointError(f"{head}\n{listing('NaN or infinite', wild)}")
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.numel():
+        return True
+    wide = tensor if tensor.element_size() > 1 else tensor.float()
+    return all(bool(end.isfinite()) for end in wide.aminmax())  # in one pass; a NaN is both
+
+
+def _compare(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    ignore: Sequence[str],
+    optional: Sequence[str],
+    where: str,
+) -> dict[str, Tensor]:
+    """The tensors of a module; CheckpointError where a state does not fit them."""
+    wanted: dict[str, Tensor] = module.state_dict()
+    unexpected = [n for n in state if n not in wanted and not _matches(n, ignore)]
+    missing = [n for n in wanted if n not in state and not _matches(n, optional)]
+    bad = [line for n in wanted if n in state and (line := _mismatch(n, state[n], wanted[n]))]
+    if missing or unexpected or bad:
+        parts = [
+            listing("missing", missing),
+            listing("unexpected", unexpected),
+            listing("wrong shape", bad),
+        ]
+        head = f"{where or type(module).__name__}: weights do not fit the model"
+        raise CheckpointError("\n".join([head, *(p for p in parts if p)]))
+    return wanted
+
+
+def stored_precision(state: dict[str, Tensor]) -> dtype:
+    """The precision of a state's first floating tensor; CheckpointError without one."""
+    found = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None)
+    if found is None:
+        raise CheckpointError("the weights hold no floating-point tensor")
+    return found
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -236,7 +323,7 @@ def _mismatch(name: str, found: Tensor, wanted: Tensor) -> str:
     return ""
 
 
-def _listing(title: str, lines: Sequence[str]) -> str:
+def listing(title: str, lines: Sequence[str]) -> str:
     if not lines:
         return ""
     shown = [f"    {line}" for line in lines[:_DIFF_LINES]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import speechlike
-from gpa.models.gpa.activity_gpa import Segmenter, Stretch
+from gpa.models.gpa.activity_gpa import Segmenter, Stretch, may_be_speech
 
 RATE = 16_000
 
@@ -122,3 +122,13 @@ def test_an_hour_of_silence_takes_seconds_and_little_memory() -> None:
     total += sum(len(each.wav) for each in segmenter.finish())
     assert total == 3600 * RATE and held < 15 * RATE
     assert time.perf_counter() - began < 40
+
+
+def test_a_held_tone_is_not_like_speech_and_speech_after_it_is() -> None:
+    t = np.arange(4 * RATE) / RATE
+    swelling = 0.3 * np.sin(2 * np.pi * 330 * t) * (0.2 + (t % 1))
+    siren = 0.3 * np.sin(2 * np.pi * (600 * t + 40 * np.sin(2 * np.pi * t)))
+    for rate in (RATE, 24_000):
+        assert may_be_speech(speechlike(2.0), rate)
+    assert not may_be_speech(swelling, RATE) and not may_be_speech(siren, RATE)
+    assert may_be_speech(np.concatenate([swelling, speechlike(2.0)]), RATE)

@@ -44,7 +44,31 @@ def test_everything_needed_works_on_this_machine(checks: list[Check]) -> None:
 def test_optional_parts_are_listed_and_never_a_problem(checks: list[Check]) -> None:
     for extra in doctor.EXTRAS:
         check = named(checks, f"[{extra}]")
-        assert check.ok in (True, None) and f"gpa-audio[{extra}]" in check.fix
+        assert check.ok in (True, None) and f"gpa-audio[{extra}]" in check.detail + check.fix
+    assert named(checks, "ffmpeg").ok in (True, None)
+
+
+def test_an_extra_that_is_absent_is_one_line_with_what_to_type() -> None:
+    (check,) = doctor._extra("serve", ("fastapi", "a_package_that_nobody_has"))
+    assert doctor.report([check]).splitlines()[:-1] == [
+        "-     [serve]  not installed: pip install 'gpa-audio[serve]' (lacks a_package_that_nobody_has)"
+    ]
+
+
+def test_ffmpeg_is_used_once_and_named_where_it_is_absent_or_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (absent,) = doctor._ffmpeg()
+    assert absent.ok is None and "m4a" in absent.detail and "install ffmpeg" in absent.detail
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\necho ffmpeg version 7.1 Copyright\n")
+    program.chmod(0o755)
+    (found,) = doctor._ffmpeg()
+    assert found.ok is True and found.detail.startswith(f"7.1 at {program}")
+    program.write_text("#!/bin/sh\nexit 127\n")
+    (broken,) = doctor._ffmpeg()
+    assert broken.ok is False and "127" in broken.detail and broken.fix
 
 
 def test_extras_are_those_of_the_package(repo: Path) -> None:

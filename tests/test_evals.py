@@ -321,6 +321,8 @@ def sound(data: Path) -> Path:
     for row in ROWS:
         voice = int(row["speaker"][-1]) / 4 if row["speaker"][-1].isdigit() else 0.9
         audio.save(data / "speech" / f"{row['path']}.wav", say(row["text"] or "", voice), 16000)
+    for number in range(8):
+        audio.save(data / f"noise/{number}.wav", np.full(16000 * 2, 0.1, np.float32), 16000)
     rows = [{**row, "path": f"{row['path']}.wav"} for row in ROWS]
     (data / "speech/manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return data
@@ -375,6 +377,26 @@ def test_a_few_items_are_the_beginning_of_many(sound: Path) -> None:
         assert [c.id for c in suites.SUITES[ours].cases(ready, 3)] == [
             c.id for c in suites.SUITES[peer].cases(ready, 3)
         ]
+
+
+def test_words_invented_where_nobody_speaks_are_counted_by_the_minute(sound: Path) -> None:
+    """Two words in one of three sounds of 2 s are 20 a minute; a folder of one's own needs no speech."""
+    pytest.importorskip("jiwer")
+
+    class Inventor:
+        asked = 0
+
+        def asr(self, sound: Any) -> Any:
+            self.asked += 1
+            return SimpleNamespace(text="two words" if self.asked == 2 else "")
+
+    bench = set_up(sound / "noise", Inventor(), noise=sound / "noise", n=3)
+    summary = report.summarise("asr-noise", suites.run("asr-noise", bench))
+    assert summary.invented is not None and summary.invented.value == pytest.approx(20)
+    assert summary.empty == 2 and bench.manifest == []
+    assert "20.00 [0.00, 60.00] invented words a minute" in report.markdown([summary])
+    assert not suites.lacking("asr-noise", bench)
+    assert "--noise DIR" in suites.lacking("asr-noise", set_up(sound / "speech"))
 
 
 def test_items_hold_what_every_judge_found(sound: Path) -> None:

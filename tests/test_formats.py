@@ -16,7 +16,8 @@ from gpa.prompt.formats import (
 )
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, normalise_text, train_sentencepiece
+from gpa.text.normaliser import normalise_text
+from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, train_sentencepiece
 from published import GLM_SIZE, VOCAB_SIZE, read_cases, write_tokenizer
 
 TEXTS = [

@@ -158,7 +158,7 @@ def test_damaged_files_are_named(tmp_path: Path, damage: Callable[[Path], Path])
     [
         ({"b": "three.safetensors"}, "three.safetensors"),
         ({"c": "two.safetensors"}, "listed but not in any shard"),
-        ({"b": "../two.safetensors"}, "plain file name"),
+        ({"b": "../two.safetensors"}, "not the name of a weight file"),
     ],
 )
 def test_incomplete_shards_are_refused(tmp_path: Path, changes: dict[str, str], named: str) -> None:

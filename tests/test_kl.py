@@ -134,7 +134,7 @@ def test_misfits_are_refused(codec: KLCodec, tmp_path: Path) -> None:
         ({"n_fft": 1280}, "one of bands and n_fft"),
         ({"hop_length": 500}, "hop_length is a multiple"),
         ({"frame": 100}, "frame is a multiple"),
-        ({"channels": 0}, "positive"),
+        ({"channels": 0}, "channels: 0 is outside 1 to"),
         ({"sharpen": (0.5,)}, "sharpen"),
         ({"voiced_to": -1.0}, "voiced_to"),
     ],

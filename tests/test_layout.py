@@ -35,7 +35,7 @@ MAX_LINES = 400
 MAX_DEPTH = 2
 
 # The layer of every module, by its first name under gpa. A new module needs a place here and in the docs.
-LAYERS = dict.fromkeys(("errors", "config", "audio", "hub", "compose", "text", "prompt"), 0)
+LAYERS = dict.fromkeys(("errors", "config", "disk", "audio", "hub", "compose", "text", "prompt"), 0)
 LAYERS |= {"nn": 1, "codec": 2, "engine": 2, "models": 3, "speechop": 3, "data": 4}
 LAYERS |= dict.fromkeys(("train", "serve", "evals", "finetune"), 5)
 LAYERS |= dict.fromkeys(("cli", "bench", "__main__", "__init__"), 6) | {"lab": 7}

@@ -184,7 +184,7 @@ def test_unreadable_directories(ours: GPA, tmp_path: Path) -> None:
         ("fingerprints", {}, "codec"),
         ("gamma", "strong", "gamma: expected a number"),
         ("gamma", -1, "finite number of at least 0"),
-        ("max_audio_seconds", "nan", "max_audio_seconds=nan: a finite number above 0"),
+        ("max_audio_seconds", "nan", "max_audio_seconds: nan is not a finite number"),
         ("max_text_chars", -5, "max_text_chars=-5: a finite number above 0"),
         ("sampling", {"sing": {}}, r"unknown tasks \['sing'\]"),
         ("max_text_chars", 1.5, "max_text_chars: expected int"),

@@ -132,7 +132,7 @@ def test_the_best_path_takes_every_frame_and_every_id() -> None:
 def test_silence_is_an_empty_transcript_with_a_reason(model: GPA, seconds: float) -> None:
     with pytest.warns(match="silent"):
         found = model.asr((quiet(seconds), RATE))
-    assert (found.text, found.finish_reason, found.segments, found.words) == ("", "silence", (), [])
+    assert (found.text, found.finish_reason, found.segments, found.words) == ("", "no speech", (), [])
     assert found.skipped == found.duration == pytest.approx(seconds)
     live = model.recogniser()
     assert live.push(quiet(0.01)) == [] == live.finish() and live.transcript.text == ""
@@ -227,9 +227,9 @@ def test_blocks_are_what_load_gives(tmp_path: Path, rate: int, suffix: str) -> N
     path = tmp_path / f"long.{suffix}"
     soundfile.write(path, np.stack([speechlike(23.3, rate), 0.5 * speechlike(23.3, rate, seed=4)], 1), rate)
     found = list(audio.blocks(path))
-    assert len(found) == 3
+    assert max(map(len, found)) <= 10 * RATE + 1
     np.testing.assert_array_equal(np.concatenate(found), audio.load(path))
-    for given in (path.read_bytes(), audio.load_raw(path)[:2]):
+    for given in (path.read_bytes(), soundfile.read(path)):
         np.testing.assert_array_equal(np.concatenate(list(audio.blocks(given))), audio.load(path))
 
 
@@ -305,7 +305,7 @@ def test_words_are_where_they_are_said(mini: GPA) -> None:
     later = [word for each in found.segments[len(first) :] for word in each.words]
     assert all(border + 1.6 <= word.start < word.end <= len(wav) / RATE - 0.6 for word in later)
     assert found.language == "english" and 2.0 < found.skipped < 6.0
-    assert all(each.no_speech_prob < 0.5 and each.avg_logprob > -0.45 for each in found.segments)
+    assert all(each.no_speech_prob < 0.5 and each.avg_logprob > -0.5 for each in found.segments)
 
 
 def test_no_words_are_invented_for_what_is_no_speech(mini: GPA) -> None:
@@ -313,8 +313,38 @@ def test_no_words_are_invented_for_what_is_no_speech(mini: GPA) -> None:
     g = np.random.default_rng(1)
     noise = g.standard_normal(20 * RATE).astype(np.float32)
     bursts = noise * (np.sin(2 * np.pi * 0.7 * np.arange(len(noise)) / RATE) > 0.3)
-    assert mini.asr((0.05 * noise, RATE), beams=1).finish_reason == "silence"
+    assert mini.asr((0.05 * noise, RATE), beams=1).finish_reason == "no speech"
     assert len(mini.asr(((0.1 * bursts).astype(np.float32), RATE), beams=1).words) <= 3
+
+
+T = np.arange(6 * RATE) / RATE
+SOUNDS = {
+    "tone": 0.3 * np.sin(2 * np.pi * 440 * T),
+    "hum": sum(0.2 / k * np.sin(2 * np.pi * 50 * k * T) for k in range(1, 20)) * (T % 2 > 1),
+    "chirp": 0.3 * np.sin(2 * np.pi * (100 * T + 325 * T**2)),
+    "vibrato": 0.3 * np.sin(2 * np.pi * (300 * T + 1.2 * np.sin(10 * np.pi * T))),
+    "chords": sum(
+        0.1 * np.sin(2 * np.pi * k * f * 2 ** (np.floor(T / 1.5) * 5 % 12 / 12) * T) * np.exp(-2 * (T % 1.5))
+        for f in (262, 330, 392) for k in (1, 2, 3)
+    ),
+    "offset": np.full(6 * RATE, 0.4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_no_words_are_invented_for_tones_and_music(mini: GPA, name: str) -> None:
+    found = mini.asr((SOUNDS[name].astype(np.float32), RATE), beams=1)
+    assert (found.text, found.finish_reason) == ("", "no speech") and found.skipped == found.duration
+
+
+def test_speech_after_zeros_and_across_a_gap_is_read(mini: GPA) -> None:
+    """The gap is skipped, and nothing is lost beside it."""
+    clip = audio.load(MINI / "golden" / "audio_0.wav")[: 5 * RATE]
+    alone = mini.asr((clip, RATE), beams=1)
+    wav = np.concatenate([quiet(10.0), clip, quiet(20.0), clip])
+    found = mini.asr((wav, RATE), beams=1)
+    assert alone.text and len(found.text.split()) >= 2 * len(alone.text.split()) - 2
+    assert found.skipped > 25 and found.words[0].start > 9.5
 
 
 # The command line -------------------------------------------------------------------------------------------

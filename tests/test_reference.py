@@ -39,14 +39,14 @@ def undocumented(name: str, thing: Any) -> Iterator[str]:
 
 
 def public(module: ModuleType) -> dict[str, Any]:
-    """Return a module's public classes and functions; of `gpa` those it fetches when asked."""
-    if module is gpa:
-        return {name: getattr(gpa, name) for name in gpa.__all__ if name != "__version__"}
+    """Return a module's public classes and functions; those it fetches when asked too."""
     own = {
         name: value
         for name, value in vars(module).items()
         if getattr(value, "__module__", "") == module.__name__
     }
+    if "__getattr__" in own:  # it fetches them when asked
+        own = {name: getattr(module, name) for name in module.__all__}
     return {n: v for n, v in own.items() if n[0] != "_" and (inspect.isclass(v) or inspect.isfunction(v))}
 
 

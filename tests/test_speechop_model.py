@@ -102,7 +102,7 @@ def test_config_survives_its_file(tmp_path: Path) -> None:
         ({"dit": {"adaln": "all"}}, "ffn, both"),
         ({"text": {"kind": "words"}}, "bytes, byt5"),
         ({"loss": {"space": "score"}}, "v, eps, x"),
-        ({"drop": {"text": 1.5}}, "probability"),
+        ({"drop": {"text": 1.5}}, "drop.text: 1.5 is outside 0 to 1"),
         ({"inpaint": {"concentration": 2.0}}, "above 2"),
         ({"schedule": {"shift": 0.0}}, "positive"),
         ({"sampler": {"lambda_range": [3.0, -3.0]}}, "rising"),

@@ -75,7 +75,7 @@ def test_json_forms() -> None:
 
 
 def test_an_empty_transcript_has_every_form() -> None:
-    nothing = Transcript("", np.zeros(0, np.int64), "silence", duration=3.0, skipped=3.0)
+    nothing = Transcript("", np.zeros(0, np.int64), "no speech", duration=3.0, skipped=3.0)
     forms = {name: form(nothing) for name, form in FORMATS.items()}
     assert forms["srt"] == "" and forms["vtt"] == "WEBVTT\n\n" and forms["text"] == "\n"
     assert json.loads(forms["verbose_json"])["segments"] == []

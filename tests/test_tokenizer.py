@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from gpa.errors import DataError, PromptError, VocabError
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import CONTROL, TASK_TOKEN, Vocab
-from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, normalise_text, train_sentencepiece
+from gpa.text.normaliser import normalise_text
+from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, train_sentencepiece
 from published import read_cases, tokenizer_json, write_tokenizer
 
 HOSTILE = [

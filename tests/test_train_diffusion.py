@@ -22,7 +22,7 @@ from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 from gpa.models.speechop.diffusion_speechop import Choice
 from gpa.models.speechop.layers_speechop import CrossAttention
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
-from gpa.text.tokenizer import normalise_text
+from gpa.text.normaliser import normalise_text
 from gpa.train import metrics
 from gpa.train.families.base import Loss
 from gpa.train.families.diffusion import DiffusionFamily, DiffusionRecipe

@@ -16,8 +16,9 @@ from gpa.errors import CheckpointError, UsageError
 from gpa.lab import merge
 from gpa.models.gpa.modeling_gpa import alignment_loss, new_backbone
 from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS
+from gpa.text.edit_distance import without_punctuation
 from gpa.text.lexicon import words_of
-from gpa.text.normaliser import normalise_text, without_punctuation
+from gpa.text.normaliser import normalise_text
 from gpa.text.pronunciations import Pronunciations
 from gpa.train.arguments import TrainArgs
 from gpa.train.families.lm import LMFamily, LMRecipe

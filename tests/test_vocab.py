@@ -169,7 +169,7 @@ def test_fingerprint_tells_vocabularies_apart(vocab: Vocab, tmp_path: Path) -> N
 
 def test_unreadable_files_name_the_path(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    with pytest.raises(VocabError, match="tokenizer.json.*cannot be read"):
+    with pytest.raises(VocabError, match="tokenizer.json.*no such file"):
         Vocab.from_file(path)
     for content in ("version https://git-lfs", "[]", "{}", json.dumps({"model": {}, "added_tokens": []})):
         path.write_text(content)

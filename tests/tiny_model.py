@@ -14,7 +14,8 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.modeling_gpa import inference_network, new_backbone
 from gpa.models.gpa.verify_gpa import record
 from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import build_tokenizer_json, normalise_text, train_sentencepiece
+from gpa.text.normaliser import normalise_text
+from gpa.text.tokenizer import build_tokenizer_json, train_sentencepiece
 
 TEXTS = ("hello there, how are you?", "a quick brown fox jumps over the lazy dog.")
 

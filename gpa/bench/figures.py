@@ -70,6 +70,8 @@ def draw(path: Path, title: str, charts: Sequence[Chart]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from gpa import disk
+
     heights = [0.9 + 0.3 * len(chart.bars) for chart in charts]
     figure, axes = plt.subplots(
         len(charts), 1, figsize=(8, sum(heights)), height_ratios=heights, squeeze=False
@@ -78,7 +80,8 @@ def draw(path: Path, title: str, charts: Sequence[Chart]) -> None:
         _bars(axis, chart)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with disk.file_whole(path) as made:
+        figure.savefig(made, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -31,10 +31,10 @@ of transformers. each codebook makes speech better and every sequence longer. pr
 
 def run(args: argparse.Namespace) -> None:
     """Write the directory, whole or not at all."""
-    from gpa import hub
+    from gpa import disk
     from gpa.codec import load_codec
 
     codec = load_codec(args.source, offline=args.offline, n_codebooks=args.codebooks)
-    with hub.written_whole(args.out) as folder:
+    with disk.written_whole(args.out) as folder:
         codec.save_pretrained(folder)
     print(args.out)

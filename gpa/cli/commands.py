@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gpa import audio
-from gpa.errors import CheckpointError, GenerationError, UsageError
+from gpa.audio.opening import readable_name
+from gpa.errors import CheckpointError, GenerationError, Stopped, UsageError
 from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.text.wordlist import read_text
 
@@ -165,6 +166,14 @@ def demo(args: argparse.Namespace) -> None:
     run(load(args), args.out, text=args.text, voices=args.voices, seed=args.seed)
 
 
+def stopped(error: KeyboardInterrupt, command: str) -> int:
+    """Say that a signal came, and of some commands that they go on; returns the exit code."""
+    resumes = command in ("prepare", "train", "finetune")
+    more = "; the same command goes on from what is complete" if resumes else ""
+    say((str(error) or "interrupted") + more)
+    return getattr(error, "exit_code", Stopped.exit_code)
+
+
 def train(args: argparse.Namespace) -> None:
     """Hand everything after `gpa train` to gpa.train."""
     from gpa.train.command import main
@@ -269,7 +278,7 @@ def sampling(args: argparse.Namespace) -> SamplingOptions:
 
 def sound_of(path: str) -> Any:
     """Audio of a path, or of standard input for -."""
-    return sys.stdin.buffer.read() if path == "-" else path
+    return sys.stdin.buffer if path == "-" else path
 
 
 def _stdin_text() -> str:
@@ -285,7 +294,7 @@ def check_output(args: argparse.Namespace) -> None:
         raise UsageError("-o - and --json both want standard output: choose one")
     if args.output == "-" and sys.stdout.isatty():
         raise UsageError("-o - writes a WAV file to standard output: redirect it to a file or a pipe")
-    if args.output != "-" and Path(args.output).suffix.lower() not in audio.FORMATS:
+    if readable_name(args.output) != "-" and Path(args.output).suffix.lower() not in audio.FORMATS:
         raise UsageError(f"{args.output}: choose a name that ends in one of {', '.join(audio.FORMATS)}")
 
 
@@ -316,8 +325,9 @@ def fields(result: Any, *more: str) -> dict[str, Any]:
 
 
 def print_json(value: Any) -> None:
-    """One line for machines."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """One line for machines; of a file name that is not UTF-8, \\udcXX as `os.fsencode` takes it back."""
+    text = json.dumps(value, ensure_ascii=False)
+    print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
 
 
 def _lines(tree: dict[str, Any], indent: str = "") -> list[str]:

@@ -124,6 +124,8 @@ def picture(clips: dict[str, Any], path: Path) -> None:
     """Draw every clip as waveform, log-mel and semantic tokens, one column each, into a PNG."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display needed
 
+    from gpa import disk
+
     figure = Figure(figsize=(4.6 * len(clips), 6.5), layout="constrained")
     axes = figure.subplots(3, len(clips), squeeze=False)
     for column, (name, clip) in zip(axes.T, clips.items(), strict=True):
@@ -139,7 +141,8 @@ def picture(clips: dict[str, Any], path: Path) -> None:
         column[2].set(xlabel="seconds", xlim=(0, seconds))
     for row, label in zip(axes[:, 0], ("waveform", "mel bands", "semantic tokens"), strict=True):
         row.set_ylabel(label)
-    figure.savefig(path, dpi=110)
+    with disk.file_whole(path) as made:
+        figure.savefig(made, dpi=110)
 
 
 def log_mel(wav: np.ndarray, sample_rate: int) -> np.ndarray:  # (S,) -> (M, T)

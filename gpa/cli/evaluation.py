@@ -15,6 +15,7 @@ from typing import Any
 
 from gpa.cli import commands, options
 from gpa.errors import GPAError, UsageError
+from gpa.text.wordlist import read_text
 
 SPLIT = "dev-unseen-speaker"
 EXAMPLES = """\
@@ -22,6 +23,7 @@ EXAMPLES = """\
   gpa eval --data DATA --quick                    a few items of each, two minutes
   gpa eval runs/mini/export --data DATA --baselines --save-wavs
   gpa eval gpa-mini --suite tts tts-flite -n 100 --data DATA
+  gpa eval --suite asr-noise --noise MY_SOUNDS    words invented a minute where nobody speaks
   gpa eval --codec runs/codec/export --suite codec --data DATA
   gpa eval --compare before/report.json after/report.json
 
@@ -38,10 +40,12 @@ def add(sub: Any) -> None:
     options.which(p)
     what = p.add_argument_group("what is measured")
     what.add_argument("--suite", nargs="+", default=["mini"], metavar="NAME",
-        help="mini (floor codec tts tts-clip asr vc-lm vc-codec) or some of it (default mini)")  # fmt: skip
+        help="mini (floor codec tts tts-clip asr asr-noise vc-lm vc-codec) or some of it")  # fmt: skip
     what.add_argument("--baselines", action="store_true",
         help="also espeak-ng, flite, pocketsphinx, Opus and Codec2 on the same items")  # fmt: skip
     what.add_argument("--data", metavar="DIR", help="data folder (default: GPA_DATA)")
+    what.add_argument("--noise", type=Path, metavar="DIR",
+        help="sounds without speech, for asr-noise (default: DATA/noise)")  # fmt: skip
     what.add_argument("--split", default=SPLIT, metavar="S", help=f"held-out split (default {SPLIT})")
     what.add_argument("-n", type=int, metavar="N", help="items of every suite, 0 for all (default: 40 to 80)")
     what.add_argument("--quick", action="store_true", help="4 items of every suite")
@@ -117,14 +121,18 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 def _bench(args: argparse.Namespace) -> Any:
     """The data and what was asked for; a split that cannot be used is refused before anything is loaded."""
-    from gpa.evals import items
+    from gpa.evals import items, suites
     from gpa.evals.measurement import Bench
 
-    data = items.data_root(args.data)
+    alone = args.noise is not None and _names(args) == [suites.NOISE]
+    if args.noise is not None and not args.noise.is_dir():
+        raise UsageError(f"--noise {args.noise}: not a folder")
+    data = args.noise if alone else items.data_root(args.data)
     speakers = dict(_pair(text) for text in args.speakers)
     bench = Bench(data, voices=args.voices, speakers=speakers, seen=_seen(args.seen))
-    bench.seed, bench.split = args.seed, args.split
-    items.dev_clips(bench.manifest, 1, args.seed, args.split)
+    bench.seed, bench.split, bench.noise = args.seed, args.split, args.noise
+    if not alone:
+        items.dev_clips(bench.manifest, 1, args.seed, args.split)
     return bench
 
 
@@ -153,6 +161,8 @@ def _load(args: argparse.Namespace, bench: Any, needs: set[str]) -> dict[str, An
 
 def _warm(bench: Any) -> None:
     """Every task once, so that the first item's time is that of any other."""
+    if not bench.manifest:
+        return
     try:
         clip = bench.clip(min(bench.manifest, key=lambda row: abs(float(row["duration"]) - 4)))
         voice = bench.voices[0] if bench.voices else (clip, 16_000)
@@ -176,8 +186,8 @@ def _seen(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, KeyError) as error:
+        return [json.loads(line)["text"] for line in read_text(path).splitlines()]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UsageError(f"--seen {path}: lines of JSON with a text are needed ({error!r})") from error
 
 

@@ -37,14 +37,11 @@ def run(args: argparse.Namespace) -> None:
     """Write the file, whole or not at all."""
     if args.out.exists():
         raise UsageError(f"{args.out} exists: remove it, or choose another name")
+    from gpa import disk
     from gpa.engine.network import Network
     from gpa.models.gpa.checkpoint_gpa import find
 
     network, _ = Network.load(find(args.model, offline=args.offline))
-    partial = args.out.with_name(f".{args.out.name}.part")
-    try:
+    with disk.file_whole(args.out) as partial:
         export_gguf(network, partial, args.gguf)
-        partial.rename(args.out)
-    finally:
-        partial.unlink(missing_ok=True)
     print(args.out)

@@ -1,7 +1,7 @@
 """The command `gpa`: which commands and options there are, and how errors and warnings look.
 
 What a command does is in `gpa.cli.commands`. The result of a command alone goes to stdout, everything said
-about it to stderr. Exit codes are those of `gpa.errors`, 2 for wrong usage, 130 after Ctrl-C.
+about it to stderr. Exit codes are those of `gpa.errors`, 2 for wrong usage, 128 and its number for a signal.
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import gpa
-from gpa.cli import bench, codec_import, commands, evaluation, exporting, options, preparation
+from gpa.cli import (
+    bench,
+    codec_import,
+    commands,
+    evaluation,
+    exporting,
+    learning,
+    options,
+    preparation,
+    serving,
+)
 from gpa.cli import restoration as speechop
 from gpa.cli.transcribing import asr
-from gpa.errors import AudioWarning, GPAError, reader_gone
+from gpa.errors import AudioWarning, DiskError, GPAError, TextWarning, reader_gone
 from gpa.models.gpa.subtitles_gpa import FORMATS
-
-INTERRUPTED, FAILED = 130, 1  # the first as a shell reports signal 2
+from gpa.train import signals
 
 ABOUT = """speech from text, text from speech, speech in another voice: one small model
 
@@ -35,7 +44,8 @@ examples:
 """
 EPILOG = """`gpa COMMAND --help` explains a command, with examples.
 exit codes: 0 done, 2 usage, 3 audio, 4 checkpoint, 5 text or prompt, 6 nothing generated,
-            7 optional package missing, 8 training, 9 training data, 130 interrupted, 1 anything else"""
+            7 optional package missing, 8 training, 9 training data, 10 a full disk, 1 anything else;
+            128 and its number for a signal: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and args.run not in (commands.train, commands.lab):  # which hand their arguments on
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest, args.argv = rest, list(sys.argv[1:] if argv is None else argv)
-    with _talk_on_stderr(args.verbose):
+    with _talk_on_stderr(args.verbose), signals.raised():
         try:
             code = int(args.run(args) or 0)
             sys.stdout.flush()
@@ -52,14 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         except GPAError as error:
             commands.say(f"error: {error}")
             return error.exit_code
-        except KeyboardInterrupt:
-            commands.say("interrupted")
-            return INTERRUPTED
+        except KeyboardInterrupt as error:
+            return commands.stopped(error, args.command)
         except BrokenPipeError:
             return reader_gone()
-        except OSError as error:  # a full disk, no permission, a folder where a file should be
+        except OSError as error:  # no permission, a folder where a file should be, a full standard output
+            from gpa import disk
+
             commands.say(f"error: {error}")
-            return FAILED
+            return GPAError.exit_code if not disk.is_full(error) else reader_gone() and DiskError.exit_code
 
 
 @contextlib.contextmanager
@@ -87,6 +98,7 @@ def _talk_on_stderr(verbose: bool) -> Iterator[None]:
             if not verbose:
                 warnings.simplefilter("ignore")
             warnings.simplefilter("always", AudioWarning)
+            warnings.simplefilter("always", TextWarning)
             warnings.showwarning = show  # catch_warnings restores it
             yield
     finally:
@@ -112,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo):
         add(sub)
     preparation.add(sub)
-    for add in (_train, _finetune, _plan, _lab):
-        add(sub)
+    learning.add(sub)
+    serving.add(sub)
     speechop.add(sub)
     codec_import.add(sub)
     exporting.add(sub)
@@ -191,7 +203,7 @@ have two lines of 42 characters at most. verbose_json has segments and words wit
 servers answer.
 """
     )  # fmt: skip
-    p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, Opus or MP3; any rate; - reads standard input")
+    p.add_argument("audio", nargs="+", help="WAV, FLAC, Ogg, MP3, M4A and more; - reads standard input")
     p.add_argument(
         "--format", choices=FORMATS, help="default: that of the suffix of -o, else text; json: the text alone"
     )
@@ -309,91 +321,3 @@ def _demo(sub: Any) -> None:
     p.add_argument("--voices", nargs=2, metavar=("FROM", "TO"), help="two voices (default: two shipped ones)")
     p.add_argument("--seed", type=int, default=0, help="default 0: the same sound every time")
     options.model(p)
-
-
-def _train(sub: Any) -> None:
-    options.command(
-        sub, "train", commands.train, "train from a recipe", """\
-  gpa train recipes/gpa/codec.yaml
-  gpa train recipes/gpa/codec.yaml train.steps=10 --run runs/try
-
-the same as `python -m gpa.train`; its own --help says more.
-""", add_help=False
-    )  # fmt: skip
-    about, example = "draw the metrics of training runs", "  gpa plot runs/mini     prints RUN/loss.png\n"
-    p = options.command(sub, "plot", commands.plot, about, example)
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
-
-
-def _lab(sub: Any) -> None:
-    options.command(
-        sub, "lab", commands.lab, "tools that made the shipped models", """\
-  gpa lab --help
-  gpa lab merge runs/a/export runs/b/export -o runs/mean
-""", add_help=False
-    )  # fmt: skip
-
-
-def _finetune(sub: Any) -> None:
-    p = options.command(
-        sub, "finetune", commands.finetune, "teach a model a new voice from a folder of recordings", """\
-  gpa finetune --voice recordings/anna --plan          say what it would take, train nothing
-  gpa finetune --voice recordings/anna -o anna
-  gpa tts "It is me." --model anna/model --voice anna
-
-FOLDER holds audio files, with a .txt of the same name where the words are known, or a label file such as
-metadata.csv (docs/data.md); what has no text is transcribed by the model and marked so. prints a plan, learns
-what carries the voice (speaker vector, changes of the decoder, timbre, pitch) and ends with a table before
-and after; other voices keep their sound to the bit. --adapt-lm trains an adapter of the language model as
-well, while it rehearses what it could do before; exits with 1 if an old task lost more than --limit points.
-a run that was killed goes on where it was: start it again. use your own voice, or one whose owner agreed.
-docs/finetuning.md says what was measured.
-"""
-    )  # fmt: skip
-    p.add_argument("--voice", type=Path, required=True, metavar="FOLDER", help="recordings, or a manifest")
-    p.add_argument("-o", "--output", type=Path, metavar="DIR", help="default runs/voice-NAME")
-    p.add_argument("--plan", action="store_true", help="print the plan and stop")
-    p.add_argument("--name", default="", help="of the voice (default: the folder's)")
-    p.add_argument("--licence", default="", metavar="L", help="of recordings that state none")
-    p.add_argument(
-        "--transcriber", choices=("model", "judge"), default="model", help="fills in texts (default model)"
-    )
-    how = p.add_argument_group("training")
-    how.add_argument(
-        "--voice-rank",
-        type=int,
-        default=4,
-        help="of the decoder's changes; 0: none (default 4)",
-    )
-    how.add_argument("--voice-steps", type=int, default=100, help="of the voice (default 100)")
-    how.add_argument("--seed", type=int, default=0, help="default 0")
-    how = p.add_argument_group("the language model")
-    how.add_argument("--adapt-lm", action="store_true", help="train it too: recognition of the voice gains")
-    how.add_argument("--rank", type=int, default=16, help="of the adapter; 0 trains all weights (default 16)")
-    how.add_argument("--steps", type=int, default=0, help="default: eight passes over the voice")
-    how.add_argument("--lr", type=float, default=0.0, help="default 1e-3, for all weights 1e-4")
-    how.add_argument("--batch-ids", type=int, default=2048, metavar="N", help="of a step (default 2048)")
-    how.add_argument("--replay", default="", metavar="DIR", help="a prepared folder to rehearse from")
-    seen = p.add_argument_group("the table")
-    seen.add_argument("--items", type=int, default=12, metavar="N", help="of each line; 0: no table")
-    seen.add_argument("--judge", choices=("auto", "extra", "own"), default="auto", help="who listens")
-    seen.add_argument("--limit", type=float, default=10.0, metavar="POINTS", help="of loss (default 10)")
-    options.model(p)
-
-
-def _plan(sub: Any) -> None:
-    p = options.command(
-        sub, "plan", commands.plan, "what a training run would take: memory per GPU, days, cost", """\
-  gpa plan recipes/gpa/gpa_0_3b.yaml --gpus 64 --gpu h100 --hours 1000000
-  gpa plan recipes/gpa/gpa_3b.yaml --gpus 256 --hours 200000 --epochs 3 --mfu 0.38
-
-arithmetic only: nothing is allocated, no data is needed.
-"""
-    )  # fmt: skip
-    p.add_argument("recipe", help="a recipe of kind gpa, with model.vocab_size")
-    p.add_argument("--gpus", type=int, default=8, help="how many (default 8)")
-    p.add_argument("--gpu", default="h100", help="a100, h100, h200 or rtx4090 (default h100)")
-    p.add_argument("--hours", type=float, default=1000.0, help="hours of speech (default 1000)")
-    p.add_argument("--epochs", type=float, default=1.0, help="passes over them (default 1)")
-    p.add_argument("--mfu", type=float, default=0.4, help="share of peak reached (default 0.4; `gpa bench`)")
-    p.add_argument("--price", type=float, help="dollars per GPU hour (default: a guess per kind)")

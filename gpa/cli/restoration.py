@@ -16,7 +16,7 @@ from gpa.cli import commands, options
 from gpa.errors import CheckpointError, UsageError
 
 DEFAULT_MODEL, RECOGNISER = "speechop-mini", commands.DEFAULT_MODEL
-AUDIO = "WAV, FLAC, Ogg, Opus or MP3; any rate; - reads standard input"
+AUDIO = "WAV, FLAC, Ogg, MP3, M4A and more; any rate; - reads standard input"
 
 
 def add(sub: Any) -> None:

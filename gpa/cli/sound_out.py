@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpa import audio
+from gpa import audio, disk
 from gpa.errors import AudioError
 
 Write = Callable[[np.ndarray], object]
@@ -27,10 +27,10 @@ def destination(output: str, sample_rate: int, stream: bool = False) -> Iterator
         with _piped(sample_rate, stream) as write:
             yield write
     elif stream and Path(output).suffix.lower() == ".wav":
-        with _growing(Path(output), sample_rate) as write:
+        with disk.room(output), _growing(Path(output), sample_rate) as write:
             yield write
     else:
-        with audio.writing(output, sample_rate) as write:
+        with disk.room(output), audio.writing(output, sample_rate) as write:
             yield write
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpa.audio.opening import readable_name
 from gpa.cli.commands import fields, load, print_json, sampling, say, sound_of
 from gpa.errors import GPAError, UsageError
 from gpa.models.gpa.subtitles_gpa import FORMATS, SUFFIXES, verbose
@@ -50,6 +51,7 @@ def outputs(args: argparse.Namespace) -> list[Path | None]:
     UsageError for what does not go together, before any work is done.
     """
     several, target = len(args.audio) > 1, args.output
+    readable_name(str(target))
     folder = target is not None and (several or target.is_dir() or str(args.output).endswith("/"))
     if args.format is None:
         known = {suffix: name for name, suffix in reversed(SUFFIXES.items())}
@@ -73,15 +75,23 @@ def outputs(args: argparse.Namespace) -> list[Path | None]:
 
 def _streamed(model: Any, path: str, given: dict[str, Any]) -> None:
     """Print words as soon as they are certain."""
+    said = False
     for partial in model.asr(sound_of(path), stream=True, **given):
         print(partial.text, end="", flush=True)
+        said = True
     print(flush=True)
+    if not said:
+        say(f"{_name(path)}: no speech")
+
+
+def _name(path: str) -> str:
+    return "standard input" if path == "-" else path
 
 
 def _deliver(args: argparse.Namespace, path: str, place: Path | None, found: Transcript, took: float) -> None:
-    name = "standard input" if path == "-" else path
+    name = _name(path)
     if not found.segments:
-        say(f"{name}: no speech in {found.duration:.1f} s of sound (silence or steady noise)")
+        say(f"{name}: no speech in {found.duration:.1f} s of sound (silence, noise or music)")
     elif found.skipped >= SAID:
         say(f"{name}: skipped {found.skipped:.1f} of {found.duration:.1f} s without speech")
     if args.json:
@@ -98,9 +108,11 @@ def _deliver(args: argparse.Namespace, path: str, place: Path | None, found: Tra
 
 
 def _write(place: Path, text: str) -> None:
+    from gpa import disk
+
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text, encoding="utf-8")
+        disk.write_text(place, text)
     except OSError as error:
         raise UsageError(f"{place} cannot be written ({error.strerror}): choose another place") from error
 

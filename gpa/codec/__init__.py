@@ -94,8 +94,8 @@ def codec_kind(path: str | os.PathLike) -> str:
         return "bicodec"
     if "quantize_vocab_size" in config:  # says model_type "whisper"
         return "glm4voice"
-    if model_type in KINDS:
-        return str(model_type)
+    if isinstance(model_type, str) and model_type in KINDS:
+        return model_type
     raise CheckpointError(
-        f"{folder / 'config.json'}: model_type {model_type!r} is none of {', '.join(KINDS)}"
+        f"{folder / 'config.json'}: model_type {model_type!r:.80} is none of {', '.join(KINDS)}"
     )

@@ -82,7 +82,8 @@ class Adaptation:
         weights = dict(made.named_parameters())
         expected = tuple(self.vector.shape) == (network.config.speaker_encoder.out_dim,)
         for name in (key.removesuffix(".b") for key in self.tensors if key.endswith(".b")):
-            change = self.tensors[f"{name}.b"] @ self.tensors.get(f"{name}.a", torch.zeros(0, 0))
+            b = self.tensors[f"{name}.b"]
+            change = b @ self.tensors.get(f"{name}.a", b.new_zeros(0, 0))
             weight = weights.get(name) if name.startswith(PARTS) else None
             if not expected or weight is None or weight.numel() != change.numel():
                 raise CheckpointError("an adaptation does not fit the decoder: it is another codec's")
@@ -118,7 +119,7 @@ def intonation(real: Tensor, ours: Tensor) -> tuple[float, float]:
     trust = min(1.0, min(len(real), len(ours)) / ENOUGH)
     if not trust:
         return 1.0, 0.0
-    quartiles = torch.tensor([0.25, 0.5, 0.75], device=real.device)
+    quartiles = real.new_tensor([0.25, 0.5, 0.75])
     (low, wanted, high), (own_low, found, own_high) = real.quantile(quartiles), ours.quantile(quartiles)
     width = float((high - low) / (own_high - own_low).clamp_min(1e-3))
     gain = min(max(math.exp(trust * math.log(max(width, 1e-3))), RANGE[0]), RANGE[1])

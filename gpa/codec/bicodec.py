@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,12 +107,12 @@ class BiCodec(TokenCodec):
         folder = hub.resolve(path, revision, offline)
         published = (folder / "config.yaml").is_file()
         config = BiCodecConfig.read(folder)
-        model = BiCodecModel(config)
         state = hub.read_state(folder)
-        hub.load_strict(model, state, ignore=_RECOMPUTED, where=str(folder))
+        made = partial(BiCodecModel, config)
+        model = hub.build_strict(made, state, ignore=_RECOMPUTED, where=str(folder))
         features = StoredFeatures(folder / (WAV2VEC2_FOLDER if published else "features"), config.features)
         codec = cls(model, features, device)
-        codec.precision = next(t.dtype for t in state.values() if t.is_floating_point())
+        codec.precision = hub.stored_precision(state)
         return codec
 
     def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:

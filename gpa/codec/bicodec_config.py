@@ -3,41 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Annotated, Any, Literal
 
 from gpa import hub
-from gpa.errors import CheckpointError
+from gpa.config import Layers, Rate, Size, Within, build, read_yaml
+from gpa.errors import CheckpointError, UsageError
+
+Ratio = Annotated[int, Within(1, 64)]
+Ratios = Annotated[tuple[Ratio, ...], Within(0, 8)]
+Bands = Annotated[int, Within(0, 1024)]
+Hop = Annotated[int, Within(1, 1 << 13)]
+Hertz = Annotated[int | float, Within(0, 1 << 20)]  # as written: fingerprints tell 10 from 10.0
 
 
 @dataclass(frozen=True)
 class MelConfig:
     """Mel of the global path: magnitude STFT, Slaney scale and norm; `log` is ours, published is linear."""
 
-    sample_rate: int = 16_000
-    n_fft: int = 1024
-    win_length: int = 640
-    hop_length: int = 320
-    mel_fmin: float = 10
-    mel_fmax: float | None = None
-    num_mels: int = 128
+    sample_rate: Rate = 16_000
+    n_fft: Annotated[int, Within(2, 1 << 14)] = 1024
+    win_length: Rate = 640
+    hop_length: Rate = 320
+    mel_fmin: Hertz = 10
+    mel_fmax: Hertz | None = None
+    num_mels: Annotated[int, Within(1, 1024)] = 128
     log: bool = False
+
+    def __post_init__(self) -> None:
+        top = self.mel_fmax or self.sample_rate / 2
+        require(self.win_length <= self.n_fft, "mel_params.win_length is above n_fft")
+        require(self.mel_fmin < top <= self.sample_rate / 2, "mel_params: mel_fmin, mel_fmax do not rise")
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
     """Sizes of the semantic encoder, of the prenet or of the postnet."""
 
-    input_channels: int
-    vocos_dim: int
-    vocos_intermediate_dim: int
-    vocos_num_layers: int
-    out_channels: int
-    sample_ratios: tuple[int, ...] = (1, 1)
-    condition_dim: int | None = None
+    input_channels: Size
+    vocos_dim: Size
+    vocos_intermediate_dim: Size
+    vocos_num_layers: Layers
+    out_channels: Size
+    sample_ratios: Ratios = (1, 1)
+    condition_dim: Size | None = None
     use_tanh_at_final: bool = False
 
 
@@ -47,21 +58,21 @@ class QuantizerConfig:
     `FactorizedVQ`.
     """
 
-    input_dim: int
-    codebook_size: int
-    codebook_dim: int
+    input_dim: Size
+    codebook_size: Size
+    codebook_dim: Size
 
 
 @dataclass(frozen=True)
 class SpeakerConfig:
     """Sizes of the global path; `channels` is 512 in the published model and not in its config."""
 
-    input_dim: int
-    out_dim: int
-    latent_dim: int
-    token_num: int
-    fsq_levels: tuple[int, ...]
-    channels: int = 512
+    input_dim: Size
+    out_dim: Size
+    latent_dim: Size
+    token_num: Annotated[int, Within(1, 4096)]
+    fsq_levels: Annotated[tuple[Annotated[int, Within(2, 64)], ...], Within(1, 8)]
+    channels: Annotated[int, Within(8, 1 << 16)] = 512
     normalise: bool = False  # batch norm before rounding (ours)
     x_vector: bool = True  # the utterance embedding of published training, which nothing else uses
     pre_norm: bool = False  # scale what enters the perceiver's layers; training them then is stable (ours)
@@ -72,17 +83,31 @@ class WaveConfig:
     """Waveform decoder: `rates` and `kernel_sizes` make the published one, `n_fft` the ISTFT decoder,
     `bands` the source-filter decoder."""
 
-    input_channel: int
-    channels: int
-    rates: tuple[int, ...] = ()
-    kernel_sizes: tuple[int, ...] = ()
-    n_fft: int = 0
-    bands: int = 0
-    hop_length: int = 320
-    hidden: int = 0
-    layers: int = 0
-    sharpen: tuple[float, float] = (0.0, 0.0)  # of the source-filter decoder, see there
-    voiced_to: float = 0.0  # Hz, the same
+    input_channel: Size
+    channels: Size
+    rates: Ratios = ()
+    kernel_sizes: Ratios = ()
+    n_fft: Annotated[int, Within(0, 1 << 14)] = 0
+    bands: Bands = 0
+    hop_length: Hop = 320
+    hidden: Annotated[int, Within(0, 1 << 24)] = 0
+    layers: Layers = 0
+    sharpen: tuple[int | float, int | float] = (0.0, 0.0)  # of the source-filter decoder, see there
+    voiced_to: Hertz = 0.0  # the same
+
+    def __post_init__(self) -> None:
+        require(len(self.rates) == len(self.kernel_sizes), "decoder: as many kernel_sizes as rates")
+        drawn = bool(self.bands) + bool(self.n_fft) + bool(self.rates)
+        require(drawn == 1, "decoder: one of bands, n_fft and rates is given")
+        halves = self.channels >> len(self.rates)
+        require(halves > 0, f"decoder.channels {self.channels} cannot be halved {len(self.rates)} times")
+        wide = not self.n_fft or self.n_fft >= self.hop_length
+        require(wide, f"decoder.n_fft {self.n_fft} is below hop_length {self.hop_length}")
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame of what it reads."""
+        return math.prod(self.rates) if self.rates else self.hop_length
 
 
 @dataclass(frozen=True)
@@ -98,57 +123,65 @@ class BiCodecConfig:
         None  # reconstructs features in published training; never used for inference
     )
     mel_params: MelConfig = field(default_factory=MelConfig)
-    features: str = "wav2vec2"  # or "whisper"
+    features: Literal["wav2vec2", "whisper"] = "wav2vec2"
     standardise: bool = False  # features are centred and scaled by statistics stored with the weights (ours)
-    sample_rate: int = 16_000
-    ref_segment_duration: float = 6.0
+    sample_rate: Rate = 16_000
+    ref_segment_duration: Annotated[int | float, Within(0.1, 60)] = 6.0
     volume_normalize: bool = True
-    latent_hop_length: int = 320  # samples per semantic id
+    latent_hop_length: Rate = 320  # samples per semantic id
+
+    def __post_init__(self) -> None:
+        ratio, hop = math.prod(self.prenet.sample_ratios), self.decoder.hop
+        fits = self.latent_hop_length == ratio * hop
+        require(fits, f"latent_hop_length {self.latent_hop_length} is not {ratio} x {hop}, what is drawn")
+        pairs = {
+            "encoder.out_channels, quantizer.input_dim": (
+                self.encoder.out_channels,
+                self.quantizer.input_dim,
+            ),
+            "quantizer.input_dim, prenet.input_channels": (
+                self.quantizer.input_dim,
+                self.prenet.input_channels,
+            ),
+            "prenet.out_channels, decoder.input_channel": (
+                self.prenet.out_channels,
+                self.decoder.input_channel,
+            ),
+            "speaker_encoder.input_dim, mel_params.num_mels": (
+                self.speaker_encoder.input_dim,
+                self.mel_params.num_mels,
+            ),
+        }
+        for names, (one, other) in pairs.items():
+            require(one == other, f"{names}: {one} and {other} must be equal")
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> BiCodecConfig:
+    def from_dict(cls, raw: dict[str, Any], where: str = "codec config") -> BiCodecConfig:
         """Typed config; raises CheckpointError for a key or value this code does not implement."""
-        raw = dict(raw)
-        sizes = dict(raw.pop("audio_tokenizer", {}))
-        for key in ("highpass_cutoff_freq", "segment_duration", "max_val_duration"):
-            raw.pop(key, None)  # named in the published file, used by nothing
-        sizes.update(raw)
-        parts: dict[str, Any] = {}
-        for f in dataclasses.fields(cls):
-            if f.name in sizes:
-                value = sizes.pop(f.name)
-                parts[f.name] = _PARTS[f.name](value) if f.name in _PARTS and value is not None else value
-        if sizes:
-            raise CheckpointError(f"codec config: unknown keys {sorted(sizes)}")
-        missing = [name for name in _PARTS if name not in parts and name not in ("mel_params", "postnet")]
-        if missing:
-            raise CheckpointError(f"codec config: missing sections {missing}")
-        return cls(**parts)
+        sizes = {name: value for name, value in raw.items() if name != "audio_tokenizer"}
+        try:
+            tree = {**_section(raw.get("audio_tokenizer", {})), **sizes}
+            kept = {name: _section(value) for name, value in tree.items() if name not in _UNUSED}
+            return build(cls, kept, "codec config")
+        except UsageError as error:
+            raise CheckpointError(f"{where}: {error}") from error
 
     @classmethod
     def read(cls, folder: Path) -> BiCodecConfig:
         """Of a codec's directory: its config.yaml if it is a published one, else its config.json."""
-        if (folder / "config.yaml").is_file():
-            return cls.from_dict(_read_yaml(folder / "config.yaml"))
-        config = hub.read_json(folder / "config.json")
+        if (path := folder / "config.yaml").is_file():
+            return cls.from_dict(read_yaml(path, CheckpointError), str(path))
+        config = hub.read_json(path := folder / "config.json")
         config.pop("model_type", None)
-        return cls.from_dict(config)
+        return cls.from_dict(config, str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: expected a mapping, found {type(tree).__name__}")
-    return tree
-
-
+# Named in the published file, used by nothing.
+_UNUSED = ("highpass_cutoff_freq", "segment_duration", "max_val_duration")
 _IGNORED = {
     "commitment",
     "codebook_loss_weight",
@@ -158,28 +191,15 @@ _IGNORED = {
 }
 
 
-def _section(cls: type, name: str) -> Any:
-    known = {f.name for f in dataclasses.fields(cls)}
-
-    def read(raw: dict[str, Any]) -> Any:
-        if raw.get("fsq_num_quantizers", 1) != 1:
-            raise CheckpointError(
-                f"codec config: {name}.fsq_num_quantizers={raw['fsq_num_quantizers']} is not implemented"
-            )
-        unknown = set(raw) - known - _IGNORED
-        if unknown:
-            raise CheckpointError(f"codec config: unknown keys {sorted(unknown)} in {name}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known})
-
-    return read
+def _section(value: Any) -> Any:
+    """A section without what published ones hold for training alone."""
+    if not isinstance(value, dict):
+        return value
+    require(value.get("fsq_num_quantizers", 1) == 1, "fsq_num_quantizers other than 1 is not implemented")
+    return {name: setting for name, setting in value.items() if name not in _IGNORED}
 
 
-_PARTS = {
-    "encoder": _section(BackboneConfig, "encoder"),
-    "quantizer": _section(QuantizerConfig, "quantizer"),
-    "speaker_encoder": _section(SpeakerConfig, "speaker_encoder"),
-    "prenet": _section(BackboneConfig, "prenet"),
-    "postnet": _section(BackboneConfig, "postnet"),
-    "decoder": _section(WaveConfig, "decoder"),
-    "mel_params": _section(MelConfig, "mel_params"),
-}
+def require(condition: bool, message: str) -> None:
+    """UsageError with a message where a condition fails."""
+    if not condition:
+        raise UsageError(message)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,10 @@ from gpa.nn.mel import mel_filters
 if TYPE_CHECKING:  # transformers takes seconds to import, which speech in a stored voice has no use for
     from transformers import Wav2Vec2Config, WhisperConfig
 
+C = TypeVar("C")
 POSITIONS = "embed_positions.weight"  # of Whisper: sinusoids, which an encoder without them begins with
+OLD_NAMES = ("frame_rate", "_frame_rate", "rope_theta", "rope_scaling")  # that transformers still reads
+MOST_LAYERS = 512
 FRAME = 320  # samples of 16 kHz audio per feature frame, both kinds
 
 
@@ -92,7 +95,7 @@ class WhisperFeatures(nn.Module):
             torch.stft(wav, 400, 160, window=self.window, return_complex=True)[..., :-1].abs() ** 2
         )  # (B, 201, 2T)
         if warp != 1.0:
-            position = (torch.arange(201, device=wav.device) / warp).clamp(max=200)
+            position = (torch.arange(201, device=wav.device).float() / warp).clamp(max=200)
             low = position.floor().long().clamp(max=199)
             part = (position - low)[:, None]
             spec = spec[:, low] * (1 - part) + spec[:, low + 1] * part
@@ -129,9 +132,12 @@ def load_whisper_features(path: str | Path) -> WhisperFeatures:
     """Whisper encoder from a plain transformers directory (`WhisperEncoder`), in float32."""
     from transformers import WhisperConfig
 
-    path = Path(path)
-    features = WhisperFeatures(WhisperConfig(**hub.read_json(path / "config.json")))
-    hub.load_strict(features.encoder, _read_whisper(path), optional=(POSITIONS,), where=str(path))
+    path, state = Path(path), _read_whisper(Path(path))
+    raw, where = hub.read_json(path / "config.json"), str(path / "config.json")
+    config = library_config(WhisperConfig, raw, where)
+    with hub.sizes_checked(state, str(path)):
+        features = WhisperFeatures(config)
+    hub.load_strict(features.encoder, state, optional=(POSITIONS,), where=str(path))
     return features.eval()
 
 
@@ -141,8 +147,8 @@ def _read_whisper(path: Path) -> dict[str, Tensor]:
 
 def sinusoids(length: int, width: int) -> Tensor:
     """Whisper's positions (length, width), by transformers' order of operations: they are in fingerprints."""
-    speeds = torch.exp(-(math.log(10_000) / (width // 2 - 1)) * torch.arange(width // 2))
-    angles = torch.arange(length).view(-1, 1) * speeds.view(1, -1)
+    speeds = torch.exp(-(math.log(10_000) / (width // 2 - 1)) * torch.arange(width // 2).float())
+    angles = torch.arange(length).float().view(-1, 1) * speeds.view(1, -1)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -161,21 +167,25 @@ def load_wav2vec2_features(path: str | Path) -> Wav2Vec2Features:
             raise CheckpointError(
                 f"{path / 'config.json'}: {key} = {raw[key]!r} is not implemented, only {value!r}"
             )
-    if raw.get("num_hidden_layers", 0) < max(Wav2Vec2Features.taps):
-        raise CheckpointError(f"{path / 'config.json'}: fewer than {max(Wav2Vec2Features.taps)} layers")
-    with torch.device("meta"):  # a gigabyte of initial values would be drawn only to be overwritten
-        features = Wav2Vec2Features(Wav2Vec2Config(**raw))
+    config = library_config(Wav2Vec2Config, raw, str(path / "config.json"))
+    layers = config.num_hidden_layers
+    if not max(Wav2Vec2Features.taps) <= layers <= MOST_LAYERS:
+        least = max(Wav2Vec2Features.taps)
+        raise CheckpointError(f"{path / 'config.json'}: {layers} layers, {least} to {MOST_LAYERS} are needed")
     state = {_wav2vec2_name(name): tensor for name, tensor in hub.read_state(path).items()}
+    # A gigabyte of initial values would be drawn only to be overwritten.
+    with hub.sizes_checked(state, str(path)), torch.device("meta"):
+        features = Wav2Vec2Features(config)
     ignore = [
         *_PRETRAINING,
-        *(f"encoder.layers.{i}.*" for i in range(max(features.taps), raw["num_hidden_layers"])),
+        *(f"encoder.layers.{i}.*" for i in range(max(features.taps), layers)),
     ]
     hub.load_strict(features.model, state, ignore=ignore, optional=("masked_spec_embed",), where=str(path))
     unused = getattr(
         features.model, "masked_spec_embed", None
     )  # of pre-training alone, and not in every file
     if unused is not None and unused.is_meta:
-        features.model.masked_spec_embed = nn.Parameter(torch.zeros(raw["hidden_size"]))
+        features.model.masked_spec_embed = nn.Parameter(torch.zeros(config.hidden_size, dtype=torch.float32))
     return features.eval()
 
 
@@ -229,7 +239,10 @@ class StoredFeatures:
     def channels(self) -> int:
         """C of its features."""
         raw = hub.read_json(self.path / "config.json")
-        return int(raw.get("hidden_size", 1024) if self.kind == "wav2vec2" else 2 * raw.get("d_model", 384))
+        name, usual, times = ("hidden_size", 1024, 1) if self.kind == "wav2vec2" else ("d_model", 384, 2)
+        if type(width := raw.get(name, usual)) is not int:
+            raise CheckpointError(f"{self.path / 'config.json'}: {name} {width!r:.80}, an integer is needed")
+        return times * width
 
     def build(self) -> FeatureEncoder:
         """The network; CheckpointError for tensors that do not fit it."""
@@ -240,6 +253,7 @@ class StoredFeatures:
         if self.kind != "whisper":
             return self.build().state_dict()
         raw, state = hub.read_json(self.path / "config.json"), _read_whisper(self.path)
+        hub.check_finite(state, str(self.path))
         if POSITIONS not in state:
             state[POSITIONS] = sinusoids(raw["max_source_positions"], raw["d_model"])
         return {f"encoder.{name}": tensor.float() for name, tensor in state.items()}
@@ -275,6 +289,50 @@ def _rounding(features: WhisperFeatures) -> float:
     """How far the positions are from Whisper's sinusoids."""
     table = features.encoder.embed_positions.weight.detach().float().cpu()
     return float((table - sinusoids(*table.shape)).abs().max())
+
+
+def library_config(cls: type[C], raw: Mapping[str, Any], where: str, also: Iterable[str] = ()) -> C:
+    """A config of transformers from the fields that its own class declares, and those named in `also`.
+
+    All other keys are left out, so that a file chooses no attention kernel, remote code or quantisation to
+    import or download. CheckpointError for values that the class refuses.
+    """
+    own = (kind for kind in cls.__mro__ if vars(kind).get("model_type"))  # empty in the common base
+    names = {name for kind in own for name in vars(kind)["__annotations__"]} | {*OLD_NAMES, *also}
+    kept = {name: value for name, value in raw.items() if name in names}
+    try:
+        for name, value in kept.items():
+            if isinstance(value, int) and abs(value) >= 1 << 31:
+                raise ValueError(f"{name} is out of range")
+        return cls(**kept)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{where}: no {cls.__name__} of transformers ({reason})") from error
+
+
+def library_model(cls: Any, config: Any, folder: Path) -> Any:
+    """A model of transformers in float32, with the weights of a folder, of which it opens no file itself.
+
+    CheckpointError for tensors that are missing, unexpected, of another shape or not finite.
+    """
+    state = hub.read_state(folder)
+    hub.check_finite(state, str(folder))
+    with hub.sizes_checked(state, str(folder)):  # the library renames tensors of older files, so it loads
+        model, report = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    whole = [sum(not t.is_floating_point() for t in s.values()) for s in (state, model.state_dict())]
+    if whole[0] != whole[1]:
+        raise CheckpointError(f"{folder}: {whole[0]} tensors of integers, the model has {whole[1]}")
+    if lines := [hub.listing(kind, sorted(map(str, report[kind]))) for kind in kinds if report.get(kind)]:
+        raise CheckpointError("\n".join([f"{folder}: weights do not fit the model", *lines]))
+    return model
 
 
 def half_where_it_fits(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

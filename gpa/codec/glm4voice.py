@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from gpa import hub
 from gpa.audio import AudioLike, load
 from gpa.codec.base import CodecSpec
 from gpa.codec.feature_encoder import state_digest
-from gpa.errors import CheckpointError
+from gpa.config import Rate, Size, Within, build
+from gpa.errors import CheckpointError, UsageError
 from gpa.nn.mel import mel_filters
 
 # Behaviours this file implements; any other value of these keys is refused by name.
@@ -61,24 +62,29 @@ _TRAINING_KEYS = {
 _IGNORED_TENSORS = ("ema_count", "ema_weight", "layer_norm.*")
 
 
+Mels = Annotated[int, Within(1, 1024)]
+Window = Annotated[int, Within(2, 1 << 14)]
+Depth = Annotated[int, Within(1, 512)]
+
+
 @dataclass(frozen=True)
 class GLM4VoiceConfig:
     """Sizes under the names of config.json; the last four are from preprocessor_config.json."""
 
-    d_model: int
-    encoder_attention_heads: int
-    encoder_ffn_dim: int
-    max_source_positions: int  # frames of 20 ms
-    num_mel_bins: int
-    pooling_kernel_size: int  # frames per id
-    pooling_position: int
-    quantize_causal_block_size: int  # frames of a bidirectional block
-    quantize_position: int  # layers before the quantiser, all that are kept
-    quantize_vocab_size: int
-    hop_length: int  # samples per 10-ms mel frame
-    n_fft: int
-    n_samples: int  # longest clip of one pass
-    sampling_rate: int
+    d_model: Size
+    encoder_attention_heads: Size
+    encoder_ffn_dim: Size
+    max_source_positions: Rate  # frames of 20 ms
+    num_mel_bins: Mels
+    pooling_kernel_size: Rate  # frames per id
+    pooling_position: Depth
+    quantize_causal_block_size: Rate  # frames of a bidirectional block
+    quantize_position: Depth  # layers before the quantiser, all that are kept
+    quantize_vocab_size: Size
+    hop_length: Rate  # samples per 10-ms mel frame
+    n_fft: Window
+    n_samples: Size  # longest clip of one pass
+    sampling_rate: Rate
 
     @classmethod
     def from_dir(cls, path: Path) -> GLM4VoiceConfig:
@@ -92,12 +98,12 @@ class GLM4VoiceConfig:
             if key.startswith(_FAMILIES) and key not in known | _TRAINING_KEYS | set(_ENCODER_RULES):
                 raise CheckpointError(f"{model_file}: {key} = {model[key]!r} is not implemented")
         source: dict[str, Any] = {**model, **{key: feature.get(key) for key in _FEATURE_SIZES}}
-        for key in sorted(known):
-            if not isinstance(source.get(key), int) or source[key] < 1:
-                raise CheckpointError(f"{path}: {key} = {source.get(key)!r}: a positive integer is needed")
+        try:
+            config = build(cls, {key: source[key] for key in known if key in source}, "sizes")
+        except UsageError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         if feature.get("feature_size", model["num_mel_bins"]) != model["num_mel_bins"]:
             raise CheckpointError(f"{feature_file}: feature_size differs from num_mel_bins of config.json")
-        config = cls(**{key: source[key] for key in known})
         config._check(model_file)
         return config
 
@@ -275,9 +281,10 @@ class GLM4VoiceTokenizer:
         """Load a directory or repository in float32; CheckpointError shows what does not fit."""
         folder = hub.resolve(path, revision, offline)
         config = GLM4VoiceConfig.from_dir(folder)
-        with torch.device("meta"):  # 1.4 GB of initial values would be drawn only to be overwritten
-            model = GLM4VoiceEncoder(config)
         state = _encoder_state(hub.read_state(folder), config.quantize_position)
+        # 1.4 GB of initial values would be drawn only to be overwritten.
+        with hub.sizes_checked(state, str(folder)), torch.device("meta"):
+            model = GLM4VoiceEncoder(config)
         hub.load_strict(model, state, ignore=_IGNORED_TENSORS, where=str(folder))
         tokenizer = cls(model, device)
         configs = (folder / "config.json", folder / "preprocessor_config.json")

@@ -222,7 +222,7 @@ def _smooth(x: Tensor, width: int) -> Tensor:  # (B, C, N)
 
 def mel_interpolation(bands: int, bins: int, sample_rate: int) -> Tensor:
     """Linear interpolation from `bands` points, even on the mel scale, to `bins` of an STFT: (F, K)."""
-    mel = _mel(torch.linspace(0, sample_rate / 2, bins))
+    mel = _mel(torch.linspace(0, sample_rate / 2, bins, dtype=torch.float32))
     place = mel / mel[-1] * (bands - 1)
     distance = (place[:, None] - torch.arange(bands)).abs()
     return (1 - distance).clamp_min(0)

@@ -33,7 +33,7 @@ from transformers import (
 from gpa import hub
 from gpa.audio import AudioLike, load
 from gpa.codec.base import AudioTokens, CodecSpec, Stream, TokenCodec, checked_codes
-from gpa.codec.feature_encoder import half_where_it_fits, state_digest
+from gpa.codec.feature_encoder import half_where_it_fits, library_config, library_model, state_digest
 from gpa.codec.hf_decoder import decoder
 from gpa.errors import CheckpointError, UsageError, VocabError
 from gpa.nn.incremental import BlockDecoder, Each
@@ -41,6 +41,7 @@ from gpa.nn.incremental import BlockDecoder, Each
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
 
+MOST_HOP, MOST_RATE = 1 << 14, 1 << 20  # samples, Hz
 KEPT = "gpa_codebooks"  # key of our own in config.json: how many codebooks are in use
 # Of a config: where it was, and how it was written.
 _NO_SETTINGS = (KEPT, "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -96,11 +97,25 @@ class HFCodec(TokenCodec):
         An original EnCodec file (`encodec_24khz-d7cc33bc.th`) is accepted as `path` as well.
         """
         folder = hub.resolve(path, revision, offline)
-        if folder.suffix == ".th":
-            model: PreTrainedModel = load_encodec_th(folder)
-        else:
-            model = _load_model(folder)
-        return cls(model, n_codebooks=n_codebooks, bandwidth=bandwidth, device=device)
+        model = load_encodec_th(folder) if folder.suffix == ".th" else _load_model(folder)
+        try:
+            codec = cls(model, n_codebooks=n_codebooks, bandwidth=bandwidth, device=device)
+            codec._try()
+        except hub.DAMAGE as error:
+            if isinstance(error, UsageError):
+                raise
+            raise CheckpointError(f"{folder}: its settings do not work together ({error})") from error
+        return codec
+
+    def _try(self) -> None:
+        """Encode and decode a moment: half of a config shows in no tensor's shape."""
+        hop = self.spec.hop_length
+        if not 0 < hop <= MOST_HOP or not 1000 <= self.spec.sample_rate <= MOST_RATE:
+            raise ValueError(f"{hop} samples a frame at {self.spec.sample_rate} Hz")
+        wav = np.random.default_rng(0).standard_normal(max(4 * hop, self.spec.sample_rate // 10))
+        tokens = self.encode((0.1 * wav.astype(np.float32), self.spec.sample_rate))
+        if not np.isfinite(self.decode(tokens)).all():
+            raise ValueError("what is decoded is not finite")
 
     def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
         """Write a directory of transformers; its config also names the codebooks in use, `gpa_codebooks`.
@@ -184,38 +199,13 @@ class HFCodec(TokenCodec):
 
 def _load_model(folder: Path) -> PreTrainedModel:
     """Model of a transformers directory, every weight accounted for."""
-    from safetensors import SafetensorError
-
-    config = hub.read_json(folder / "config.json")
-    kind = str(config.get("model_type"))
+    path = folder / "config.json"
+    raw = hub.read_json(path)
+    kind = str(raw.get("model_type"))
     if kind not in MODELS:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type {kind!r} is not one of {', '.join(MODELS)}"
-        )
-    cls: Any = MODELS[kind][1]
-    try:
-        # The library renames the weight norms of older files, so it loads and its report is checked here.
-        model, report = cls.from_pretrained(
-            folder,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded as {kind} ({error})") from error
-    wrong = {
-        key: report.get(key)
-        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if report.get(key)
-    }
-    if wrong:
-        lines = [
-            f"  {key} ({len(names)}): {', '.join(map(str, sorted(names)[:10]))}"
-            for key, names in wrong.items()
-        ]
-        raise CheckpointError("\n".join([f"{folder}: weights do not fit the model", *lines]))
-    return model
+        raise CheckpointError(f"{path}: model_type {kind!r:.80} is not one of {', '.join(MODELS)}")
+    settings, cls = MODELS[kind]
+    return library_model(cls, library_config(settings, raw, str(path), (KEPT,)), folder)
 
 
 def _refuse_chunked(config: Any) -> None:

@@ -16,8 +16,9 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +26,16 @@ from torch import Tensor, nn
 
 from gpa import hub
 from gpa.codec.base import LatentSpec
-from gpa.codec.bicodec_config import BackboneConfig, WaveConfig
+from gpa.codec.bicodec_config import BackboneConfig, Bands, Hop, WaveConfig
 from gpa.codec.bicodec_model import Decoder, Encoder, wave_decoder
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
 from gpa.codec.losses import MelDistance
-from gpa.config import build, stated
+from gpa.config import Rate, Size, Within, build, stated
 from gpa.errors import AudioError, CheckpointError, UsageError
 
 KIND = "latent"  # model_type of its config.json
 LOG_VARIANCE = (-12.0, 4.0)  # of the posterior; beyond it nothing is gained and exp overflows
-OPTIONAL = ("bands", "n_fft", "sharpen", "voiced_to")  # sizes that may be zero
+Depth = Annotated[int, Within(1, 512)]
 START = -4.0  # log-variance before training: latents are heard through little noise
 
 
@@ -45,31 +46,27 @@ class LatentConfig:
     `bands` asks for the source-filter decoder, `n_fft` for the ISTFT decoder; exactly one of them.
     """
 
-    channels: int = 64
-    sample_rate: int = 16_000  # Hz
-    hop_length: int = 640  # samples
-    frame: int = 320  # samples
-    mels: int = 100
-    mel_window: int = 640  # samples; four mel frames a window
-    width: int = 192
-    hidden: int = 512  # of the ConvNeXt blocks
-    encoder_layers: int = 4
-    prenet_layers: int = 1
-    decoder_layers: int = 4
-    bands: int = 0
-    n_fft: int = 0
-    sharpen: tuple[float, ...] = (0.0, 0.0)  # of the source-filter decoder, at inference
-    voiced_to: float = 0.0  # Hz, of the same
+    channels: Size = 64
+    sample_rate: Rate = 16_000  # Hz
+    hop_length: Rate = 640  # samples
+    frame: Hop = 320  # samples
+    mels: Annotated[int, Within(1, 1024)] = 100
+    mel_window: Annotated[int, Within(4, 1 << 14)] = 640  # samples; four mel frames a window
+    width: Size = 192
+    hidden: Size = 512  # of the ConvNeXt blocks
+    encoder_layers: Depth = 4
+    prenet_layers: Depth = 1
+    decoder_layers: Depth = 4
+    bands: Bands = 0
+    n_fft: Annotated[int, Within(0, 1 << 14)] = 0
+    sharpen: tuple[float, float] = (0.0, 0.0)  # of the source-filter decoder, at inference
+    voiced_to: Annotated[float, Within(0, 1 << 20)] = 0.0  # Hz, of the same
 
     def __post_init__(self) -> None:
         step = self.mel_window // 4
-        numbers = [v for k, v in vars(self).items() if k not in OPTIONAL]
-        _require(min(numbers) > 0, "sizes are positive")
         _require(self.mel_window % 4 == 0 and self.frame % step == 0, "frame is a multiple of mel_window / 4")
         _require(self.hop_length % self.frame == 0, "hop_length is a multiple of frame")
         _require((self.bands > 0) != (self.n_fft > 0), "one of bands and n_fft is given")
-        _require(len(self.sharpen) == 2, "sharpen is two numbers")
-        _require(self.voiced_to >= 0, "voiced_to is no negative frequency")
 
     @property
     def joined(self) -> int:
@@ -136,7 +133,7 @@ class LatentModel(nn.Module):
             bands=c.bands,
             n_fft=c.n_fft,
             hop_length=c.frame,
-            sharpen=(c.sharpen[0], c.sharpen[1]),
+            sharpen=c.sharpen,
             voiced_to=c.voiced_to,
         )
         self.decoder = wave_decoder(wave, c.sample_rate)
@@ -200,11 +197,11 @@ class KLCodec:
         if raw.get("model_type") != KIND:
             found = raw.get("model_type")
             raise CheckpointError(f"{folder}: model_type {found!r}, a latent codec has {KIND!r}")
-        model = LatentModel(LatentConfig.from_dict(raw, str(folder / "config.json")))
+        made = partial(LatentModel, LatentConfig.from_dict(raw, str(folder / "config.json")))
         state = hub.read_state(folder)
-        hub.load_strict(model, state, where=str(folder))
+        model = hub.build_strict(made, state, where=str(folder))
         codec = cls(model, device)
-        codec.precision = next(t.dtype for t in state.values() if t.is_floating_point())
+        codec.precision = hub.stored_precision(state)
         return codec
 
     def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:

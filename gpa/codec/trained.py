@@ -107,9 +107,7 @@ def load_network(path: Path) -> BiCodecModel:
         state = {k.removeprefix("codec."): v for k, v in module.items() if k.startswith("codec.")}
     else:
         settings, state = read_config(path), hub.read_state(_found(path, "model.safetensors"))
-    network = BiCodecModel(settings)
-    hub.load_strict(network, state, where=str(path))
-    return network.eval()
+    return hub.build_strict(lambda: BiCodecModel(settings), state, where=str(path)).eval()
 
 
 def load(path: str | Path, features: str | Path = "") -> BiCodec:

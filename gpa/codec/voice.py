@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpa import hub
+from gpa import disk, hub
 from gpa.codec.timbre import Timbre
 from gpa.errors import CheckpointError, UsageError
 
@@ -55,11 +54,8 @@ class Voice:
             tree["timbre"] = self.timbre.to_dict()
         if self.adaptation is not None:
             tree["adaptation"] = self.adaptation.to_dict()
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            disk.write_text(path, json.dumps(tree, ensure_ascii=False, indent=2) + "\n")
         except OSError as error:
             raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
 
@@ -75,6 +71,9 @@ class Voice:
         codes = raw.get("codes")
         if not isinstance(codes, list) or not codes or not all(type(c) is int for c in codes):
             raise CheckpointError(f"{path}: codes must be a list of whole numbers")
+        about = raw.get("about") or {}
+        if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+            raise CheckpointError(f"{path}: about must be a section of texts")
         timbre, adaptation = raw.get("timbre"), raw.get("adaptation")
         if adaptation is not None:
             from gpa.codec.adaptation import Adaptation  # with torch, which most voices need not
@@ -84,7 +83,7 @@ class Voice:
             tuple(codes),
             str(raw.get("codec", "")),
             str(raw.get("name") or path.stem),
-            dict(raw.get("about") or {}),
+            about,
             None if timbre is None else Timbre.from_dict(timbre, str(path)),
             adaptation,
             str(raw.get("text", "")),

@@ -30,7 +30,7 @@ from gpa.models.speechop import diffusion_speechop
 from gpa.models.speechop.layers_speechop import Text
 from gpa.models.speechop.modeling_speechop import Conditions, Latents
 from gpa.models.speechop.text_speechop import text_ids
-from gpa.text.tokenizer import normalise_text
+from gpa.text.normaliser import normalise_text
 
 if TYPE_CHECKING:
     from gpa.codec.kl import KLCodec

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gpa import hub
+from gpa import disk
 from gpa.codec import load_codec, trained
 from gpa.data import sequences
 from gpa.data.alignment import align, letter_targets
@@ -28,7 +28,8 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, normalise_text, train_sentencepiece
+from gpa.text.normaliser import normalise_text
+from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, train_sentencepiece
 
 if TYPE_CHECKING:
     from gpa.codec.base import CodecSpec
@@ -69,7 +70,7 @@ class Wording:
 
 def write_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, folder: Path) -> None:
     """Learn a text tokenizer and write it with the codec's tokens behind, whole or not at all."""
-    with hub.written_whole(folder) as made:
+    with disk.written_whole(folder) as made:
         if wording.like:
             copy_tokenizer(Path(wording.like), made)
         else:

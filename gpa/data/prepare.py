@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from gpa import disk
 from gpa.codec import load_codec
 from gpa.data import huggingface, require_datasets, screening, streaming, token_folder, validation_summary
 from gpa.data.checks import REASONS, Limits
@@ -237,7 +238,7 @@ class _Run:
         }
         if self.part.is_main:
             for name, content in self.processor.text_files.items():
-                (self.job.out / name).write_bytes(content)
+                disk.write_bytes(self.job.out / name, content)
             token_folder.write_json(self.job.out / PREPARED, about)
             shutil.rmtree(self.work, ignore_errors=True)
         return Report(about, self.part.is_main, sum(found["shard_seconds"][k] for k in absent), took)
@@ -297,7 +298,7 @@ class _Run:
         for n, row in self._rows(k):
             lines.append(json.dumps(validation_summary.record(n, row, self.doctor.judge(row))) + "\n")
             bar.update()
-        token_folder.write_text(self.screens[k], "".join(lines))
+        disk.write_text(self.screens[k], "".join(lines))
 
     def _summary(self) -> dict[str, Any]:
         """What all rows together say; the lead works it out and writes every dropped row down."""
@@ -306,7 +307,7 @@ class _Run:
             copies = screening.duplicates(validation_summary.usable(self._records()))
             allowed = "duplicate" in self.job.limits.allow
             dropped = validation_summary.rejections(self._records(), {} if allowed else copies)
-            token_folder.write_text(self.job.out / REJECTED, "".join(dropped))
+            disk.write_text(self.job.out / REJECTED, "".join(dropped))
             found = validation_summary.summarise(self._records(), copies, allowed, self.job.shard_rows)
             token_folder.write_json(path, found)
         for _ in wait([path], self.job.patience, self._look, "to sum up"):

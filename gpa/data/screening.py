@@ -18,7 +18,7 @@ from gpa.data.checks import CHECKS, Case, Limits, Sound, letters, measure
 from gpa.data.sequences import longest, stored_text
 from gpa.errors import AudioError, PromptError
 from gpa.text.edit_distance import edits
-from gpa.text.tokenizer import normalise_text
+from gpa.text.normaliser import normalise_text
 
 if TYPE_CHECKING:
     from gpa.codec.base import CodecSpec
@@ -58,7 +58,7 @@ def read(clip: Clip, sample_rate: int) -> np.ndarray:
 def _begins(clip: Clip) -> bool:
     """Whether the first moment of a file can be decoded: it was audio once, and its end is damaged."""
     try:
-        audio.load_raw(clip.fetch() if clip.fetch else clip.name, end=audio.MIN_SECONDS)
+        audio.load(clip.fetch() if clip.fetch else clip.name, end=audio.MIN_SECONDS)
     except AudioError:
         return False
     return True

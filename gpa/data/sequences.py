@@ -11,7 +11,8 @@ from gpa.data import token_folder
 from gpa.prompt.formats import Example, Format, get_format
 from gpa.prompt.tasks import FIELD_OF, Task
 from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import TextTokenizer, normalise_text
+from gpa.text.normaliser import normalise_text
+from gpa.text.tokenizer import TextTokenizer
 
 
 def example(format: Format, task: str, row: Mapping[str, Any], instruction: str | None = None) -> Example:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpa.errors import DataError, GPAError, UsageError
+from gpa.errors import DataError, GPAError, Stopped, UsageError
 from gpa.nn import threads
 
 POLL = 0.2  # seconds between two looks at the files
@@ -142,6 +143,10 @@ class Workers:
 
 def _child(target: Callable[..., None], job: Any, part: Part, workers: int, said: Any) -> None:
     threads.share_with(workers)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):  # the parent's to answer, which then ends this process
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(Stopped(signal.SIGTERM).exit_code))
     try:
         target(job, part, _orphaned)
     except GPAError as error:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpa import audio
+from gpa import audio, disk
 from gpa.data import huggingface, require_datasets, token_folder
 from gpa.data.column_names import NAMES, choose
 from gpa.errors import DataError
@@ -111,6 +111,4 @@ def _finish(folder: Path) -> None:
         "_format_type": None,
         "_split": None,
     }
-    token_folder.write_text(
-        folder / STATE, json.dumps({**state, **rest, "_output_all_columns": False}) + "\n"
-    )
+    disk.write_text(folder / STATE, json.dumps({**state, **rest, "_output_all_columns": False}) + "\n")

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gpa import hub
+from gpa import disk, hub
 from gpa.data import require_datasets
 from gpa.errors import CheckpointError
 from gpa.prompt.vocab import Vocab
@@ -83,11 +83,14 @@ def write_arrow(
 
     temporary = scratch / f"{path.name}.{uuid.uuid4().hex}.tmp"
     options = {"path": str(temporary), "features": datasets.Features(types), "writer_batch_size": batch}
-    with ArrowWriter(**options) as writer:
-        for row in rows:
-            writer.write({name: row[name] for name in types})
-        writer.finalize()
-    os.replace(temporary, path)
+    try:
+        with disk.room(path), ArrowWriter(**options) as writer:
+            for row in rows:
+                writer.write({name: row[name] for name in types})
+            writer.finalize()
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -211,16 +214,4 @@ def check_fits(folder: str | os.PathLike, fingerprints: Mapping[str, str]) -> No
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
-    write_text(path, json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    write_bytes(path, text.encode(errors="backslashreplace"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    disk.write_text(path, json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -12,17 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import hub
+from gpa.config import Layers, Size, Within, build, shown
 from gpa.engine.onnx_network import OnnxNetwork, is_exact
 from gpa.engine.packed import Forward, PackedNetwork
-from gpa.errors import CheckpointError, PromptError
+from gpa.errors import CheckpointError, PromptError, UsageError
 
+Heads = Annotated[int, Within(1, 1 << 12)]
 Rotation = tuple[Tensor, Tensor]  # cosines and sines (L, Dh)
 
 
@@ -30,23 +32,34 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines (L, Dh)
 class Sizes:
     """What config.json says of a network, by its names there; defaults are transformers'."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    max_position_embeddings: int
-    head_dim: int = 128
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_key_value_heads: Heads
+    max_position_embeddings: Size
+    head_dim: Annotated[int, Within(2, 1 << 12)] = 128
+    rms_norm_eps: Annotated[float, Within(0, 1)] = 1e-6
+    rope_theta: Annotated[float, Within(1, 1e12)] = 10000.0
     attention_bias: bool = False
     tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.head_dim % 2:
+            raise UsageError(f"head_dim {self.head_dim} is odd")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UsageError(
+                f"num_attention_heads {self.num_attention_heads} is no multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}"
+            )
 
     @classmethod
     def read(cls, config: Mapping[str, Any], where: str = "config.json") -> Sizes:
         """From a config; CheckpointError for another architecture, and for what is not implemented here."""
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping):
+            raise CheckpointError(f"{where}: rope_parameters: expected a section of keys, got {shown(rope)}")
         known = {
             "model_type": (config.get("model_type"), "qwen3"),
             "hidden_act": (config.get("hidden_act", "silu"), "silu"),
@@ -55,14 +68,16 @@ class Sizes:
         }
         for name, (found, only) in known.items():
             if found != only:
-                raise CheckpointError(f"{where}: {name} {found!r} is not implemented, only {only!r}")
+                raise CheckpointError(f"{where}: {name} {shown(found)} is not implemented, only {only!r}")
         given = {**config, **{name: value for name, value in rope.items() if name == "rope_theta"}}
         if given.get("num_key_value_heads") is None:
             given["num_key_value_heads"] = given.get("num_attention_heads")
         try:
-            return cls(**{name: given[name] for name in cls.__dataclass_fields__ if name in given})
-        except TypeError as error:
-            raise CheckpointError(f"{where}: {str(error).partition('() ')[2]}") from error
+            return build(
+                cls, {name: given[name] for name in cls.__dataclass_fields__ if name in given}, "sizes"
+            )
+        except UsageError as error:
+            raise CheckpointError(f"{where}: {error}") from error
 
 
 class Norm(nn.Module):
@@ -172,12 +187,12 @@ class Network(nn.Module):
         Remote code is never run. CheckpointError for what is missing, superfluous or not implemented.
         """
         config, state = hub.read_json(folder / "config.json"), hub.read_state(folder)
-        return cls.of(config, state, str(folder)), next(iter(state.values())).dtype
+        return cls.of(config, state, str(folder)), hub.stored_precision(state)
 
     @classmethod
     def of(cls, config: Mapping[str, Any], state: Mapping[str, Tensor], where: str = "") -> Network:
         """The network of tensors that are already read; float32 ones are shared, not copied."""
-        with torch.device("meta"):
+        with hub.sizes_checked(state, where), torch.device("meta"):
             network = cls(config, f"{where}/config.json" if where else "config.json")
         state = dict(state)
         embedding = state.get("model.embed_tokens.weight")

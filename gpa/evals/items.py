@@ -21,6 +21,7 @@ T = TypeVar("T")
 Row = dict[str, Any]  # one line of the manifest
 
 MIN_WORDS, MAX_WORDS = 4, 16
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")
 REFERENCE_SECONDS = 3.0  # least length of a target clip
 
 
@@ -60,10 +61,10 @@ def read_manifest(root: Path) -> list[Row]:
 
 
 def data_hash(root: Path) -> str:
-    """SHA-256 of the manifest and of the sentence lists: equal hashes, equal items."""
+    """SHA-256 of the manifest, if there is one, and of the sentence lists: equal hashes, equal items."""
     digest = hashlib.sha256()
     for path in (root / "speech" / "manifest.jsonl", *sentence_files(root)):
-        digest.update(path.read_bytes())
+        digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()
 
 
@@ -79,6 +80,15 @@ def pick(pool: Iterable[T], n: int, seed: int, name: Callable[[T], str]) -> list
     """The first n of the pool in an order that only `seed` and the names decide; all where n is 0."""
     ordered = sorted(pool, key=lambda item: hashlib.sha256(f"{seed}:{name(item)}".encode()).digest())
     return ordered[:n] if n else ordered
+
+
+def noises(folder: Path, n: int, seed: int) -> list[Row]:
+    """n sounds without speech of a folder and those below it; UsageError where there are none."""
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SOUNDS and path.is_file()]
+    if not found:
+        raise UsageError(f"{folder}: holds no sound without speech; pass --noise DIR ({', '.join(SOUNDS)})")
+    rows = [{"id": path.relative_to(folder).as_posix(), "path": str(path.absolute())} for path in found]
+    return pick(rows, n, seed, _id)
 
 
 def is_training(row: Row) -> bool:

@@ -78,13 +78,14 @@ class Bench:
     n: int = 50
     seed: int = 0
     split: str = "dev"
+    noise: Path | None = None  # sounds without speech; the folder noise of the data where None
     wavs: Path | None = None  # where to keep what was made
     kept: dict[str, Any] = field(default_factory=dict)  # what baselines load once
 
     @cached_property
     def manifest(self) -> list[items.Row]:
-        """Rows of the data's manifest."""
-        return items.read_manifest(self.data)
+        """Rows of the data's manifest; none where only `noise` was given."""
+        return [] if self.data == self.noise else items.read_manifest(self.data)
 
     @cached_property
     def _heard(self) -> dict[str, Heard]:

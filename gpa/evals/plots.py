@@ -27,11 +27,14 @@ def draw(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from gpa import disk
+
     made = []
     for name, paint in zip(NAMES, (_wer, _items, _voices), strict=True):
         figure = paint(plt, summaries, found, peers)
         if figure is not None:
-            figure.savefig(folder / name, dpi=110, bbox_inches="tight")
+            with disk.file_whole(folder / name) as partial:
+                figure.savefig(partial, dpi=110, bbox_inches="tight")
             plt.close(figure)
             made.append(folder / name)
     return made
@@ -50,6 +53,7 @@ def _colour(suite: str, peers: Sequence[str]) -> str:
 
 def _wer(plt: Any, summaries: Sequence[Summary], found: Any, peers: Sequence[str]) -> Any:
     """A bar a suite with its interval, and a tick where the recordings of the same items are."""
+    summaries = [s for s in summaries if s.invented is None]
     if not summaries:
         return None
     figure, axis = plt.subplots(figsize=(7.5, 0.9 + 0.42 * len(summaries)))

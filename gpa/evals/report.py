@@ -65,6 +65,8 @@ class Item:
 class Summary:
     """A suite's numbers. `rise` is WER minus the floor on the same items; 0.15 is 15 points.
 
+    Where nobody spoke there are no error rates (0 here): `invented` are the words a minute heard instead.
+
     `values` are means, `originals` those of the recordings; `counted` says over how many items each mean is.
     """
 
@@ -74,6 +76,7 @@ class Summary:
     empty: int
     wer: Rate
     cer: Rate
+    invented: Rate | None
     floor: Rate | None
     rise: Rate | None
     per: Rate | None
@@ -103,7 +106,9 @@ def value_of(item: Item, name: str) -> float | None:
 
 
 def summarise(suite: str, items: Sequence[Item], seed: int = 0) -> Summary:
-    """Pool scored items; UsageError where there is no reference word among them."""
+    """Pool scored items."""
+    said = any(item.words.length for item in items) or not items
+    nothing = wer.Rate(0.0, 0.0, 0.0)
     floors = [(item.words, item.floor_words) for item in items if item.floor_words is not None]
     with_floor = bool(floors) and len(floors) == len(items)
     shares = sorted({name for item in items for name in item.shares})
@@ -117,8 +122,9 @@ def summarise(suite: str, items: Sequence[Item], seed: int = 0) -> Summary:
         items=len(items),
         failed=sum(item.heard is None for item in items),
         empty=sum(item.heard is not None and not item.heard.strip() for item in items),
-        wer=wer.rate([item.words for item in items], seed),
-        cer=wer.rate([item.chars for item in items], seed),
+        wer=wer.rate([item.words for item in items], seed) if said else nothing,
+        cer=wer.rate([item.chars for item in items], seed) if said else nothing,
+        invented=None if said else _invented(items, seed),
         floor=wer.rate([floor for _, floor in floors], seed) if with_floor else None,
         rise=wer.rate([(a.errors - b.errors, a.length) for a, b in floors], seed) if with_floor else None,
         per=_pooled([item.phones for item in items], seed),
@@ -136,6 +142,12 @@ def summarise(suite: str, items: Sequence[Item], seed: int = 0) -> Summary:
 def mean(values: Sequence[float], seed: int = 0) -> Rate:
     """The mean of some numbers with its bootstrap interval."""
     return wer.rate([(value, 1) for value in values], seed)
+
+
+def _invented(items: Sequence[Item], seed: int) -> Rate | None:
+    """Words a minute of sounds in which nobody speaks; None where no item could be made."""
+    made = [(item.words.errors, item.audio_seconds / 60) for item in items if not item.reference]
+    return wer.rate(made, seed) if any(minutes for _, minutes in made) else None
 
 
 def _pooled(edits: Sequence[Edits | None], seed: int) -> Rate | None:
@@ -180,12 +192,14 @@ def _cells(s: Summary, absent: Mapping[str, str]) -> list[str]:
     other += [
         f"second judge {100 * share.value:.1f} %" for n, share in s.shares.items() if n.endswith(SECOND)
     ]
+    if s.invented:
+        other.append(f"{s.invented.plain()} invented words a minute")
     if bits := s.values.get("bits_per_second"):
         other.append(f"{bits.value:.0f} bit/s")
     return [
         s.suite,
         f"{s.items} ({s.failed}, {s.empty})",
-        s.wer.percent(),
+        "-" if s.invented else s.wer.percent(),
         s.floor.percent() if s.floor else "-",
         s.rise.percent() if s.rise else "-",
         _phones(s, made and "phonemes" in absent),

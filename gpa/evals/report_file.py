@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpa import hub
-from gpa.data.token_folder import write_text
+from gpa.disk import write_text
 from gpa.errors import UsageError
 from gpa.evals.report import Item
 from gpa.evals.wer import Edits

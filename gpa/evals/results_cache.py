@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpa import disk
 from gpa.data.token_folder import write_json
 from gpa.errors import UsageError
 from gpa.evals.report_file import item_of
@@ -61,11 +62,10 @@ class ResultsCache:
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
-            path.write_bytes(whole)
+            disk.write_bytes(path, whole)
         rows = [item_of(json.loads(line)) for line in whole.decode("utf-8").splitlines()]
         return {item.id: item for item in rows}
 
     def add(self, suite: str, item: Item) -> None:
         """One more line, on disk when this returns."""
-        with self.path(suite).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
+        disk.append(self.path(suite), json.dumps(asdict(item), ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpa.data.token_folder import write_text
+from gpa.disk import write_text
 from gpa.errors import UsageError
 from gpa.evals import items, plots, report, report_file, significance, suites, wer
 from gpa.evals.judges.base import versions
@@ -58,6 +58,7 @@ def settings(bench: Bench, hashes: Mapping[str, Any]) -> dict[str, Any]:
         "data_sha256": items.data_hash(bench.data),
         "clips_sha256": items.clips_hash(bench.data, clips),
         "code_sha256": report_file.code_hash(),
+        "noise_sha256": _noise_hash(bench),
         "split": bench.split,
         "seed": bench.seed,
         "voices": [str(voice) for voice in bench.voices],
@@ -68,6 +69,12 @@ def settings(bench: Bench, hashes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _noise_hash(bench: Bench) -> str:
+    """Of the sounds without speech, "" where there are none."""
+    folder = bench.noise or bench.data / "noise"
+    return items.clips_hash(folder, items.noises(folder, 0, 0)) if folder.is_dir() else ""
+
+
 def run(
     bench: Bench, wanted: Mapping[str, int], store: ResultsCache, say: Callable[[str], None] = log.info
 ) -> Outcome:
@@ -76,7 +83,7 @@ def run(
     UsageError before the first item where data, model or voices do not suffice for all of them.
     """
     outcome = Outcome()
-    outcome.skipped = {name: reason for name in wanted if (reason := suites.SUITES[name].missing())}
+    outcome.skipped = {name: reason for name in wanted if (reason := suites.lacking(name, bench))}
     for name, reason in outcome.skipped.items():
         say(f"{name}: not measured: {reason}")
     plan = {name: _cases(name, n, bench) for name, n in wanted.items() if name not in outcome.skipped}

@@ -83,7 +83,9 @@ def items(suite: str, a: Sequence[Row], b: Sequence[Row], seed: int = 0) -> list
 
 
 def _measures(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
-    names = {name: key for name, key in _EDITS.items() if any(x[key] and y[key] for x, y in pairs)}
+    names = {
+        name: key for name, key in _EDITS.items() if any(x[key] and y[key] and x[key][1] for x, y in pairs)
+    }
     shares = {name for x, y in pairs for name in x["shares"].keys() & y["shares"].keys()}
     values = {name for x, y in pairs for name in x["values"].keys() & y["values"].keys()} - set(NEUTRAL)
     return [*names, *sorted(shares), *sorted(values)]

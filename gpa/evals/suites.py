@@ -34,6 +34,20 @@ def _of_clip(row: items.Row) -> Case:
     return Case(row["id"], row["text"], row, None, str(row["speaker"]), (row["id"],), labels)
 
 
+def noises(bench: Bench, n: int) -> list[Case]:
+    """Sounds in which nobody speaks."""
+    folder = bench.noise or bench.data / "noise"
+    return [Case(row["id"], "", row) for row in items.noises(folder, n, bench.seed)]
+
+
+def lacking(name: str, bench: Bench) -> str:
+    """Why a suite cannot run, a program or the sounds without speech being absent; "" if it can."""
+    folder = bench.noise or bench.data / "noise"
+    if name == NOISE and not folder.is_dir():
+        return f"{folder} is no folder: pass --noise DIR with sounds without speech"
+    return SUITES[name].missing()
+
+
 def sentences(bench: Bench, n: int) -> list[items.Sentence]:
     """Sentences that nothing was trained on."""
     seen = [*items.training_texts(bench.manifest), *bench.seen]
@@ -111,6 +125,10 @@ def _recognise(bench: Bench, case: Case, wav: np.ndarray) -> Made:
     return Made(text=found.text, stopped=found.finish_reason == "stop")
 
 
+def _overhear(bench: Bench, case: Case, wav: np.ndarray) -> Made:
+    return Made(text=bench.need_model().asr((wav, SAMPLE_RATE)).text)
+
+
 def _converter(mode: Mode) -> Callable[[Bench, Case, np.ndarray], Made]:
     def convert(bench: Bench, case: Case, wav: np.ndarray) -> Made:
         options: dict[str, Any] = {"mode": mode} if mode == "codec" else {"mode": mode, "seed": bench.seed}
@@ -121,6 +139,7 @@ def _converter(mode: Mode) -> Callable[[Bench, Case, np.ndarray], Made]:
     return convert
 
 
+NOISE = "asr-noise"  # needs no speech: a folder of one's own does
 MINI: dict[str, Suite] = {
     "floor": Suite("the recordings themselves", clips, _itself),
     "codec": Suite("recordings encoded and decoded", clips, _resynthesise, "codec"),
@@ -131,6 +150,7 @@ MINI: dict[str, Suite] = {
     "asr": Suite(
         "recordings written down by the model", clips, _recognise, "model", stops=True, reads=True
     ),
+    NOISE: Suite("sounds without speech: words invented a minute", noises, _overhear, "model", reads=True),
     "vc-lm": Suite(
         "recordings in another voice, by the language model", conversions, _converter("lm"), "model",
         stops=True, converts=True,
@@ -148,7 +168,7 @@ BASELINES: dict[str, Suite] = {
 }
 SUITES = MINI | BASELINES
 # Items of a full run, and of a quick one. Sentences are short, so there are more of them.
-FULL = dict.fromkeys(SUITES, 40) | {"asr": 60, "asr-pocketsphinx": 60}
+FULL = dict.fromkeys(SUITES, 40) | {"asr": 60, "asr-pocketsphinx": 60, NOISE: 100}
 FULL |= dict.fromkeys(("tts", "tts-clip", "tts-espeak-ng", "tts-flite"), 80)
 QUICK = dict.fromkeys(SUITES, 4)
 # Which suites are about the same cases, so that a report can say which of two is better: ours, the peer.

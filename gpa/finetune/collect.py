@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from gpa import audio
-from gpa.data import token_folder
+from gpa import audio, disk
 from gpa.data.manifest import undecodable
 from gpa.data.sources import open_source
 from gpa.errors import AudioError, DataError
@@ -58,7 +57,7 @@ def collect(folder: Path, name: str, hear: Hear, heard_by: str, out: Path) -> No
     for row in rows:
         row.pop(WHY, None)
         row["split"] = "dev" if row["id"] in held else "train"
-    token_folder.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    disk.write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read(manifest: Path) -> list[dict[str, Any]]:

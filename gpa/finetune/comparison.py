@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpa import audio
+from gpa import audio, disk
 from gpa.data import token_folder
 from gpa.errors import GPAError, MissingExtraError, UsageError
 from gpa.evals import report, suites
@@ -27,7 +27,7 @@ from gpa.evals.measurement import Bench, Case
 from gpa.evals.measurement import measure as bench_measure
 from gpa.finetune import collect
 from gpa.prompt.tasks import TASKS
-from gpa.text.tokenizer import normalise_text
+from gpa.text.normaliser import normalise_text
 
 if TYPE_CHECKING:
     from gpa.models.gpa.pipeline_gpa import GPA
@@ -83,10 +83,8 @@ def write_items(model: GPA, manifest: Path, name: str, texts: Sequence[str], cou
     mixed = [{**row, "id": f"{row['id']}-mixed", "split": MIXED} for row in rows]
     (out / "text").mkdir(exist_ok=True)
     lines = "".join(f"sentence-{n}\t{text}\n" for n, text in enumerate(texts))
-    token_folder.write_text(out / "text" / "sentences.tsv", lines)
-    token_folder.write_text(
-        speech / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in [*rows, *mixed])
-    )
+    disk.write_text(out / "text" / "sentences.tsv", lines)
+    disk.write_text(speech / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in [*rows, *mixed]))
 
 
 def _recordings(manifest: Path, name: str, folder: Path, count: int) -> Iterator[dict[str, Any]]:
@@ -285,7 +283,8 @@ def picture(
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    with disk.file_whole(path) as made:
+        figure.savefig(made, dpi=90)
     plt.close(figure)
 
 

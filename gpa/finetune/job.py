@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from gpa import config as recipes
+from gpa import disk
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.voice import Voice
 from gpa.data import token_folder
@@ -99,6 +100,12 @@ def finetune(job: Job, say: Callable[[str], None] = print, *, only_plan: bool = 
     if only_plan:
         return None
     _claim(job)
+    with disk.held(job.out, "fine-tune"):
+        return _staged(job, told, say)
+
+
+def _staged(job: Job, told: estimate.Plan, say: Callable[[str], None]) -> Outcome:
+    """All stages that an earlier run of the job left."""
     predicted = _once_json(job.out / "plan.json", lambda: {"minutes": told.minutes, **told.seconds})
     clock = estimate.Clock(job.out / "times.json")
     base = GPA.from_pretrained(job.model, device=job.device, offline=job.offline)
@@ -231,7 +238,7 @@ def _learn_voice(job: Job, base: GPA) -> Voice:
 
 def _run(path: Path, recipe: Mapping[str, Any], run: Path) -> None:
     """The one training loop; the recipe is a file of its own: `gpa train OUT/recipe.yaml` is the same."""
-    _once(path, lambda: token_folder.write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False)))
+    _once(path, lambda: disk.write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False)))
     trainer.main([str(path), "--run", str(run)])
 
 
@@ -321,7 +328,7 @@ def _compared(job: Job, base: GPA, made: Path, judges: Judges) -> tuple[str, lis
     base.add_voice(job.called, Voice.load(job.out / "start.json"))
     before, after = (_measured(job, model, scale, when) for model, when in ((base, "before"), (new, "after")))
     told = comparison.table(before, after, comparison.names(judges))
-    token_folder.write_text(job.out / "comparison.md", told + "\n")
+    disk.write_text(job.out / "comparison.md", told + "\n")
     logs = [job.out / run / "metrics.jsonl" for run in ("run-voice", "run")]
     rows = [row for path in logs if path.is_file() for row in metrics.read(path)]
     comparison.picture(before, after, rows, job.out / "comparison.png")

@@ -24,7 +24,8 @@ from gpa.engine.scheduler import Engine
 from gpa.errors import UsageError
 from gpa.prompt.formats import Format, get_format
 from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import TextTokenizer, copy_tokenizer, normalise_text
+from gpa.text.normaliser import normalise_text
+from gpa.text.tokenizer import TextTokenizer, copy_tokenizer
 
 WORDS = (3, 22)  # of a sentence
 PER_LETTER = (0.8, 3.0)  # ids of plausible speech; others were cut short or went astray

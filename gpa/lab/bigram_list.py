@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from gpa.data import token_folder
+from gpa import disk
 from gpa.errors import UsageError
 from gpa.text import wordlist
 from gpa.text.bigrams import Bigrams
@@ -66,5 +66,5 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     shares = shares_of(counts_in(args.pairs, 2), counts_in(args.words, 1))
     bigrams = Bigrams.of_shares(shares, SOURCE + wordlist.read_text(args.licence))
-    token_folder.write_bytes(args.out, bigrams.content())
+    disk.write_bytes(args.out, bigrams.content())
     print(f"{sum(len(after) for after in shares.values())} pairs of {len(shares)} words")

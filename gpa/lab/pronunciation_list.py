@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gpa.data import token_folder
+from gpa import disk
 from gpa.errors import UsageError
 from gpa.text import wordlist
 from gpa.text.pronunciations import of_cmudict
@@ -27,5 +27,5 @@ def main(argv: list[str] | None = None) -> None:
     found = of_cmudict(wordlist.read_text(args.cmudict).splitlines(), wordlist.read_text(args.licence))
     if not found:
         raise UsageError(f"{args.cmudict}: no words and phones in it")
-    token_folder.write_bytes(args.out, found.content())
+    disk.write_bytes(args.out, found.content())
     print(f"{len(found.phones)} words")

@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpa import audio
-from gpa.data import token_folder
+from gpa import audio, disk
 from gpa.errors import GenerationError, UsageError
 from gpa.evals.programs import call
 from gpa.lab.backtranslation import UNSPOKEN, sentences
 from gpa.lab.word_list import texts_in
 from gpa.text.lexicon import words_of
-from gpa.text.tokenizer import normalise_text
+from gpa.text.normaliser import normalise_text
 
 VOICES = ("slt", "rms", "awb", "kal16")  # Flite's of 16 kHz
 STRETCH = (0.85, 1.15)  # of durations
@@ -139,5 +138,5 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError("no sentence of that length is left to speak")
     args.out.mkdir(parents=True, exist_ok=True)
     made = list(rows(texts, args.out, args.seed, args.workers))
-    token_folder.write_text(args.out / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in made))
+    disk.write_text(args.out / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in made))
     print(f"{len(made)} sentences, {sum(row['duration'] for row in made) / 3600:.1f} h")

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpa.data import token_folder
+from gpa import disk
 from gpa.errors import UsageError
 from gpa.text.lexicon import Lexicon
 
@@ -32,5 +32,5 @@ def main(argv: list[str] | None = None) -> None:
     found = Lexicon.of_texts(texts_in(args.manifest, training=True))
     if not found:
         raise UsageError("no training text in these manifests")
-    token_folder.write_text(args.out, found.lines())
+    disk.write_text(args.out, found.lines())
     print(f"{len(found)} words")

@@ -42,7 +42,7 @@ def merge_heads(x: Tensor) -> Tensor:
 def rotary_angles(positions: Tensor, width: int, base: float = 10000.0) -> Angles:
     """Angles of rotary positions: positions (B, L), head width `width`, even."""
     speed = base ** (
-        -torch.arange(0, width, 2, device=positions.device) / width
+        -torch.arange(0, width, 2, device=positions.device).float() / width
     )  # (Dh / 2,), radians a position
     angle = (positions[..., None] * speed)[:, None]  # (B, 1, L, Dh / 2)
     return angle.cos(), angle.sin()

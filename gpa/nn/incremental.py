@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
+EMPTY = torch.zeros(0, dtype=torch.float32)
 
 
 class Layer(ABC):
@@ -69,14 +70,14 @@ class Join(Layer):
 
     def __init__(self, function: Callable[..., Tensor], *branches: Layer) -> None:
         self._function, self._branches = function, branches
-        self._queues = (torch.zeros(0),) * len(branches)
+        self._queues = (EMPTY,) * len(branches)
 
     def push(self, x: Tensor, end: bool) -> Tensor:
         made = zip(self._queues, self._branches, strict=True)
         queues = [joined(queue, branch.push(x, end)) for queue, branch in made]
         n = min(queue.shape[-1] for queue in queues)
         self._queues = tuple(queue[..., n:] for queue in queues)
-        return self._function(*(queue[..., :n] for queue in queues)) if n else torch.zeros(0)
+        return self._function(*(queue[..., :n] for queue in queues)) if n else EMPTY
 
 
 class Windows(Layer):
@@ -90,7 +91,7 @@ class Windows(Layer):
         self, function: Map, span: int, stride: int = 1, pad: tuple[int, int] = (0, 0), mode: str = "constant"
     ) -> None:
         self._function, self._span, self._stride, self._pad, self._mode = function, span, stride, pad, mode
-        self._held = torch.zeros(0)  # inputs of windows to come
+        self._held = EMPTY  # inputs of windows to come
         self._begun = False
 
     def push(self, x: Tensor, end: bool) -> Tensor:
@@ -104,7 +105,7 @@ class Windows(Layer):
         n = (held.shape[-1] - self._span) // self._stride + 1 if self._begun else 0
         if n <= 0:
             self._held = held
-            return torch.zeros(0)
+            return EMPTY
         self._held = held[..., n * self._stride :]
         return self._function(held[..., : (n - 1) * self._stride + self._span])
 
@@ -117,7 +118,7 @@ class OverlapAdd(Layer):
 
     def __init__(self, function: Map, span: int, stride: int, trim: tuple[int, int]) -> None:
         self._function, self._overlap, self._stride, self._trim = function, span - stride, stride, trim
-        self._tail = torch.zeros(0)
+        self._tail = EMPTY
         self._skip = trim[0]
 
     def push(self, x: Tensor, end: bool) -> Tensor:
@@ -243,7 +244,9 @@ class BlockDecoder:
 
     def __init__(self, network: Layer, render: Layer, rate: int) -> None:
         self._network, self._render, self._rate = network, render, rate
-        self._drawn = torch.zeros(0)  # frames of the network that may wait for their block, from `_first` on
+        self._drawn = torch.zeros(
+            0, dtype=torch.float32
+        )  # frames of the network that may wait for their block, from `_first` on
         self._first = self._out = 0  # `_out` frames have gone to `render`
 
     @torch.inference_mode()

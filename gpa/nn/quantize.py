@@ -161,8 +161,8 @@ class FSQ(nn.Module):
         z = self.project_in(x)
         if self.norm is not None:
             z = self.norm(z.reshape(-1, self.norm.num_features)).view_as(z)
-        half = (self.levels - 1) * (1 + 1e-3) / 2
-        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+        half = (self.levels - 1).float() * (1 + 1e-3) / 2
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0).float()
         return torch.tanh(z + torch.atanh(offset / half)) * half - offset
 
     def encode(self, x: Tensor) -> Tensor:  # (..., D) -> (...)
@@ -174,7 +174,7 @@ class FSQ(nn.Module):
         """Vectors of the codes."""
         digits = codes[..., None] // self.basis % self.levels
         half = self.levels // 2
-        return self.project_out((digits - half) / half)
+        return self.project_out((digits - half).float() / half)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
         """Training pass: quantised vectors with a straight-through gradient."""

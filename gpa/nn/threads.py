@@ -41,9 +41,20 @@ class _Process:
 
     own: int = 0  # torch's number before the first decision; 0: not read yet
     choice: Choice | None = None
+    forked: bool = False  # from one that had computed: OpenMP's threads are gone, and waiting for them hangs
 
 
 _process = _Process()
+
+
+def _in_child() -> None:
+    _process.forked = True
+    _process.choice = Choice(1, "a forked process has no threads of OpenMP", asked=True)
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def weights(*modules: nn.Module) -> int:
@@ -81,8 +92,16 @@ def settle(need: int | None, threads: int | None = None, device: torch.device | 
     """Decide for this process, and for all threads that it starts from now on.
 
     Of several models the one that needs most decides, unless a number was asked for: that stays. Models on
-    another device than the processor, and `threads=0`, leave torch's number as it is.
+    another device than the processor, and `threads=0`, leave torch's number as it is. A forked process
+    keeps one thread: UsageError if it is asked for more.
     """
+    if _process.forked and _process.choice is not None:
+        if (threads or 1) > 1:
+            raise UsageError(
+                f"threads={threads}: this process was forked, and threads of torch do not survive a fork; "
+                'start it with multiprocessing.get_context("spawn")'
+            )
+        return _process.choice
     _process.own = _process.own or torch.get_num_threads()
     found, before = choose(need, _process.own, threads), _process.choice
     on_device = need is not None and torch.device(device).type != "cpu" and not found.asked

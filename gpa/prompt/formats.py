@@ -30,8 +30,9 @@ from gpa.prompt.tasks import (
     canonical_task,
 )
 from gpa.prompt.vocab import CONTROL, Block, Vocab, control_token
+from gpa.text.normaliser import normalise_text
 from gpa.text.pronunciations import Verbatim
-from gpa.text.tokenizer import TextTokenizer, normalise_text
+from gpa.text.tokenizer import TextTokenizer
 
 __all__ = ["Example", "Format", "InstructFormat", "Parsed", "PublishedFormat", "canonical_task", "get_format"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gpa.errors import PromptError
-from gpa.text.normaliser import without_punctuation
+from gpa.text.edit_distance import without_punctuation
 
 IGNORE = -100  # the label of a position without loss
 KINDS = ("global", "glm", "semantic", "content")

@@ -9,7 +9,7 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +49,8 @@ PUBLISHED_OFFSETS = {"glm": 151_727, "global": 168_111, "semantic": 172_207}
 # Base pieces that stand for no text; a SentencePiece vocabulary starts with them.
 _NOT_TEXT = {"<unk>", "<pad>", "<s>", "</s>"}
 _TASK_NAME = re.compile(r"<\|(task_\w+)\|>")
-_CODE_NAME = re.compile(r"<\|(?:bicodec_)?(semantic|global|audio_\d+)_(0|[1-9]\d*)\|>")
+_CODE_NAME = re.compile(r"<\|(?:bicodec_)?(semantic|global|audio_\d+)_(0|[1-9]\d{0,8})\|>")
+MOST_IDS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -237,19 +238,31 @@ def control_token(name: str) -> str:
 
 def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
     """The parsed `tokenizer.json` at a path or in a directory; VocabError if it is missing or broken."""
+    from gpa.config import read_json, shown  # here: an id space needs no reader of settings
+
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
-    try:
-        spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise VocabError(
-            f"{path}: cannot be read ({error.strerror}); a checkpoint, or a folder of `gpa prepare`, has it"
-        ) from error
-    except ValueError as error:
-        raise VocabError(f"{path}: not JSON ({error}); fetch the file again") from error
-    if not isinstance(spec, dict) or "vocab" not in (spec.get("model") or {}) or "added_tokens" not in spec:
+    if not path.exists():
+        raise VocabError(f"{path}: no such file; a checkpoint, or a folder of `gpa prepare`, has it")
+    spec = read_json(path, VocabError)
+    model, added = spec.get("model"), spec.get("added_tokens")
+    if not isinstance(model, dict) or "vocab" not in model or not isinstance(added, list):
         raise VocabError(f"{path}: no Hugging Face tokenizer (model.vocab and added_tokens are needed)")
+    for piece, token_id in _entries(model["vocab"], added):
+        if not isinstance(piece, str) or type(token_id) is not int or not 0 <= token_id < MOST_IDS:
+            raise VocabError(f"{path}: {shown(piece)} with id {shown(token_id)} is no token")
     return spec
+
+
+def _entries(base: Any, added: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Spellings and ids as a file has them, whatever they are."""
+    yield from ((t.get("content"), t.get("id")) if isinstance(t, dict) else (t, None) for t in added)
+    if isinstance(base, dict):
+        yield from base.items()
+    elif isinstance(base, list):  # Unigram: [[piece, score], ...] in the order of ids
+        yield from ((p[0] if isinstance(p, list) and len(p) == 2 else None, n) for n, p in enumerate(base))
+    else:
+        yield base, None
 
 
 def _show(span: range) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from gpa.serve import catalogue, failures, speaking
+from gpa.serve.request_ids import RequestIds
 from gpa.serve.service import Service
 from gpa.serve.settings import Settings
 
@@ -45,6 +46,7 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
 
     app = FastAPI(title="gpa", lifespan=lifespan)
     failures.install(app)
+    app.add_middleware(RequestIds)
     app.include_router(catalogue.router)
     app.include_router(speaking.router)
     return app

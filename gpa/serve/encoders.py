@@ -18,6 +18,7 @@ import soxr
 
 from gpa.audio import WavStream, pcm16
 from gpa.errors import AudioError, UsageError
+from gpa.serve.tempo import Tempo
 
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
@@ -47,7 +48,8 @@ FORMATS = {
     "mp3": Format("audio/mpeg", MPEG_RATES, _MP3),  # 64 kbit/s at 24 kHz
     "opus": Format("audio/ogg", OPUS_RATES, (("format", "OGG"), ("subtype", "OPUS"))),
     "aac": Format("audio/aac", MPEG_RATES, streamed=False),
-    "flac": Format("audio/flac", (), (("format", "FLAC"), ("subtype", "PCM_16"))),
+    # Without the length in its header, libsndfile does not read FLAC: it comes when the length is known.
+    "flac": Format("audio/flac", (), (("format", "FLAC"), ("subtype", "PCM_16")), streamed=False),
     "wav": Format("audio/wav"),
     "pcm": Format("audio/pcm"),
 }
@@ -119,26 +121,33 @@ class Writer(Protocol):
 
 
 class Encoder:
-    """Sound at one rate becomes a body at another. `complete` bodies come at the end, with true sizes."""
+    """Sound at one rate becomes a body at another. `complete` bodies come at the end, with true sizes.
 
-    def __init__(self, name: str, source_rate: int, rate: int, complete: bool = False) -> None:
+    `speed` makes speech shorter or longer, not higher or lower.
+    """
+
+    def __init__(
+        self, name: str, source_rate: int, rate: int, complete: bool = False, speed: float = 1.0
+    ) -> None:
         """UsageError for a rate that the format cannot have, AudioError for what cannot be encoded here."""
         form = FORMATS[name]
         if name not in available():
             raise AudioError(f"{name} cannot be encoded on this server: choose {', '.join(available())}")
         if form.rates and rate not in form.rates:
             raise UsageError(f"{name} at {rate} Hz: choose {', '.join(map(str, form.rates))}")
+        self._tempo = Tempo(speed, source_rate) if speed != 1 else None
         self._resampler = soxr.ResampleStream(source_rate, rate, 1, "float32", "VHQ")
         self._sink, self._ogg = Sink(complete or not form.streamed), name == "opus"
         self._writer = self._write(name, form, rate)
 
     def push(self, wav: np.ndarray) -> bytes:
         """More sound (S,); the bytes that are ready."""
-        return self._encode(self._resampler.resample_chunk(wav))
+        return self._encode(self._resampler.resample_chunk(self._tempo.push(wav) if self._tempo else wav))
 
     def finish(self) -> bytes:
         """That was all the sound; all other bytes."""
-        head = self._encode(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        rest = self._tempo.finish() if self._tempo else np.zeros(0, np.float32)
+        head = self._encode(self._resampler.resample_chunk(rest, last=True))
         self._writer.close()
         return head + self._named(self._sink.taken(last=True))
 
@@ -224,7 +233,7 @@ def with_serial(pages: bytes) -> bytes:
         segments = data[at + 26]
         end = at + 27 + segments + sum(data[at + 27 : at + 27 + segments])
         data[at + 14 : at + 18], data[at + 22 : at + 26] = SERIAL, bytes(4)
-        data[at + 22 : at + 26] = _checksum(data[at:end]).to_bytes(4, "little")
+        data[at + 22 : at + 26] = _checksum(bytes(data[at:end])).to_bytes(4, "little")
         at = end
     return bytes(data)
 

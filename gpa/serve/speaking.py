@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,7 +47,7 @@ class Said:
 
     text_tokens: int
     voice_tokens: int
-    rate: int
+    rate: float  # samples of the model in a second of what is heard
     samples: int = 0
     tokens: int = 0
     reason: str = "stop"
@@ -62,7 +62,9 @@ class Said:
         self.samples += len(chunk.wav)
         self.tokens += len(chunk.tokens)
         self.reason = chunk.finish_reason or self.reason
-        self.failures += [{"text": f.text, "start": f.seconds, "message": f.reason} for f in chunk.failures]
+        self.failures += [
+            {"text": f.text, "start": self.seconds, "message": f.reason} for f in chunk.failures
+        ]
         if chunk.finish_reason:
             self._end()
 
@@ -82,6 +84,11 @@ class Said:
         details = {"text_tokens": self.text_tokens, "audio_tokens": self.voice_tokens}
         tokens = {"input_tokens": given, "output_tokens": self.tokens, "total_tokens": given + self.tokens}
         return {**tokens, "input_token_details": details}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Once it is made."""
+        return {"usage": self.usage, "finish_reason": self.reason, "duration": self.seconds}
 
 
 class Speaking:
@@ -104,11 +111,11 @@ class Speaking:
         model = service.model
         rate = model.sample_rate
         try:
-            encoder = Encoder(asked.response_format, rate, asked.sample_rate, complete)
+            encoder = Encoder(asked.response_format, rate, asked.sample_rate, complete, asked.speed)
         except UsageError as error:
             raise Failure.of(error, "sample_rate") from error
         voice = await _voice(service, asked)
-        said = await service.aside(_counted, service, asked.input, voice)
+        said = await service.aside(_counted, service, asked, voice)
         options, live = asked.options(), not complete
         job = await service.worker.submit(
             lambda engine: model.utterance(engine, asked.input, voice, options, live)
@@ -157,7 +164,7 @@ class Streamed(StreamingResponse):
         self._speaking = speaking
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer. What fails after the first byte breaks the connection, so that nobody takes it for the end."""
+        """Answer. What fails after the first byte breaks the connection: nobody takes it for the end."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -179,7 +186,9 @@ async def speak(asked: SpeechRequest, request: Request, service: Serving) -> Res
             counted = {"X-Output-Tokens": str(said.tokens), "X-Finish-Reason": said.reason}
             return Response(body, media_type=form.media_type, headers=speaking.headers | counted)
         bodies = speaking.bodies()
-        first = await attended(request, anext(bodies))  # what fails before the first sound has a status
+        first = await attended(
+            request, _awaited(anext(bodies))
+        )  # what fails before the first sound has a status
     except BaseException:
         speaking.cancel()
         raise
@@ -209,9 +218,9 @@ async def _events(
         yield _event(Failure.of(error).body)
         return
     said = speaking.said
-    done = {"type": "speech.audio.done", "usage": said.usage, "finish_reason": said.reason}
-    done |= {"duration": said.seconds} | ({"failures": said.failures} if said.failures else {})
-    yield _event(done | ({"segments": said.segments} if speaking.asked.timestamps else {}))
+    more: dict[str, Any] = {"failures": said.failures} if said.failures else {}
+    more |= {"segments": said.segments} if speaking.asked.timestamps else {}
+    yield _event({"type": "speech.audio.done", **said.summary, **more})
 
 
 def _delta(data: bytes, chunk: Chunk | None) -> bytes:
@@ -239,9 +248,9 @@ async def speak_many(asked: BatchRequest, request: Request, service: Serving) ->
         except Exception as error:  # noqa: BLE001 - the others go on
             return {"index": index, "status": "error", **Failure.of(error).body}
         said, media_type = speaking.said, FORMATS[item.response_format].media_type
-        audio = {"audio_data": base64.b64encode(body).decode(), "media_type": media_type}
-        more = {"usage": said.usage, "finish_reason": said.reason, "duration": said.seconds}
-        return {"index": index, "status": "success", **audio, **more}
+        sound = {"audio_data": base64.b64encode(body).decode(), "media_type": media_type}
+        more = {"failures": said.failures} if said.failures else {}
+        return {"index": index, "status": "success", **sound, **said.summary, **more}
 
     made = asyncio.gather(*(one(index, item) for index, item in enumerate(asked.requests())))
     results = await attended(request, _awaited(made))
@@ -250,7 +259,7 @@ async def speak_many(asked: BatchRequest, request: Request, service: Serving) ->
     return {"id": f"speech-batch-{uuid.uuid4().hex}", "results": results, **counted}
 
 
-async def _awaited(made: asyncio.Future[T]) -> T:
+async def _awaited(made: Awaitable[T]) -> T:
     return await made
 
 
@@ -310,7 +319,8 @@ def _copied(service: Service, data: bytes) -> Voice:
     return service.model.voice((np.concatenate([np.zeros(0, np.float32), *blocks]), rate))
 
 
-def _counted(service: Service, text: str, voice: Voice) -> Said:
+def _counted(service: Service, asked: SpeechRequest, voice: Voice) -> Said:
     """How much there is to read."""
-    processor = service.model.processor
-    return Said(len(processor.text_tokenizer.encode(text)), len(voice.codes), service.model.sample_rate)
+    model = service.model
+    text = model.processor.text_tokenizer.encode(asked.input)
+    return Said(len(text), len(voice.codes), model.sample_rate * asked.speed)

@@ -64,10 +64,20 @@ class SpeechSettings(BaseModel):
 
     def options(self) -> SpeechOptions:
         """For the model."""
-        names = ("seed", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "gamma")
-        drawn: dict[str, Any] = {name: getattr(self, name) for name in names}
-        kept = {name: getattr(self, name) for name in ("best_of", "verify", "pause", "pronunciations")}
-        return SpeechOptions(**drawn, **kept, lookahead=self.initial_chunk_tokens)
+        return {
+            "seed": self.seed,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "repetition_penalty": self.repetition_penalty,
+            "max_new_tokens": self.max_new_tokens,
+            "gamma": self.gamma,
+            "best_of": self.best_of,
+            "verify": self.verify,
+            "pause": self.pause,
+            "pronunciations": self.pronunciations,
+            "lookahead": self.initial_chunk_tokens,
+        }
 
 
 class SpeechRequest(SpeechSettings):

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+_PUNCTUATION = str.maketrans("", "", ".,?!;:")
 # Letters and digits with inner apostrophes; an ideograph is a word of its own.
 _WORD = re.compile(r"[\u3040-\u9fff]|[^\W_\u3040-\u9fff]+(?:'[^\W_\u3040-\u9fff]+)*")
 
@@ -14,6 +15,11 @@ _WORD = re.compile(r"[\u3040-\u9fff]|[^\W_\u3040-\u9fff]+(?:'[^\W_\u3040-\u9fff]
 def words(text: str) -> list[str]:
     """The words of a text, without case and punctuation."""
     return _WORD.findall(text.lower())
+
+
+def without_punctuation(text: str) -> str:
+    """The words of a text alone, as recognition writes them."""
+    return " ".join(text.translate(_PUNCTUATION).split())
 
 
 def edits(said: Sequence[Hashable], heard: Sequence[Hashable]) -> int:

@@ -1,4 +1,4 @@
-"""Text to ids and back: normalisation, the text tokenizer of any model, and SentencePiece for our own.
+"""Text to ids and back: the text tokenizer of any model, and SentencePiece for our own.
 
 A `TextTokenizer` knows the base vocabulary only. The added tokens (control, speech, speaker) are removed
 before it is built, so whatever a user types stays text.
@@ -19,16 +19,8 @@ from tokenizers import Tokenizer
 from gpa.errors import MissingExtraError, PromptError, VocabError
 from gpa.prompt.tasks import DEFAULT
 from gpa.prompt.vocab import CONTROL, TASK_TOKEN, code_names, read_tokenizer_json
-from gpa.text.normaliser import normalise_text
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
-__all__ = [
-    "TextTokenizer",
-    "build_tokenizer_json",
-    "copy_tokenizer",
-    "normalise_text",
-    "train_sentencepiece",
-]
 
 
 class TextTokenizer:
@@ -36,7 +28,10 @@ class TextTokenizer:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         plain = {**spec, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        self._tokenizer = Tokenizer.from_str(json.dumps(plain))
+        try:
+            self._tokenizer = Tokenizer.from_str(json.dumps(plain))
+        except Exception as error:
+            raise VocabError(f"tokenizer.json: no tokenizer that this library reads ({error})") from error
         self.size = self._tokenizer.get_vocab_size()
 
     @classmethod
@@ -48,7 +43,7 @@ class TextTokenizer:
         """Ids of the text as it stands (leading spaces kept), all below `size`; "" gives []."""
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             raise PromptError(f"text cannot be encoded, {error}: {text!r:.80}") from error
 
     def pieces(self, text: str) -> list[str]:
@@ -63,6 +58,11 @@ class TextTokenizer:
             i: piece for piece, i in table.items() if not (piece.startswith("<") and piece.endswith(">"))
         }
         return {i: piece.replace("\u2581", " ").replace("\u0120", " ").lower() for i, piece in plain.items()}
+
+    @cached_property
+    def alphabet(self) -> frozenset[str]:
+        """The characters that its pieces spell; others are known as bytes alone."""
+        return frozenset("".join(self.spellings.values()))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of base ids; an unfinished UTF-8 character becomes U+FFFD; VocabError for other ids."""

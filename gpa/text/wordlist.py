@@ -10,7 +10,7 @@ import lzma
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpa.errors import CheckpointError, UsageError
+from gpa.errors import CheckpointError
 
 NOTICE = ";;; "  # begins a line of the licence
 
@@ -41,8 +41,7 @@ def read(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A plain file of text; UsageError for one that cannot be read as such."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no text file ({error})") from error
+    """A plain file of text, of any length; UsageError for one that cannot be read as such."""
+    from gpa import config  # here: lists of words are packed, and most readers of them need no settings
+
+    return config.read_text(path, most=None)

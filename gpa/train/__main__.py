@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 
-from gpa.errors import GPAError
+from gpa.errors import GPAError, Stopped
+from gpa.train import signals
 from gpa.train.command import main
 
 
@@ -14,11 +15,15 @@ def _command() -> int:
         format=f"%(levelname)s rank {rank}: %(message)s" if rank != "0" else "%(levelname)s %(message)s"
     )
     try:
-        main()
+        with signals.raised():
+            main()
     except GPAError as error:
         logging.getLogger("gpa.train").error("%s", error)
         return error.exit_code
-    except OSError as error:  # a full disk: the checkpoint before is whole
+    except KeyboardInterrupt as error:
+        logging.getLogger("gpa.train").error("%s; the same command goes on from there", error)
+        return getattr(error, "exit_code", Stopped.exit_code)
+    except OSError as error:  # no permission, a folder that is a file
         logging.getLogger("gpa.train").error("%s", error)
         return GPAError.exit_code
     return 0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gpa import hub
+from gpa import disk
 from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.outputs_gpa import Voice
@@ -132,6 +132,6 @@ def stored(
     What a user's computer gives is made by it, not by the network in memory. `dtypes` are those of language
     model and codec; None keeps them.
     """
-    with hub.written_whole(out, overwrite) as folder:
+    with disk.written_whole(out, overwrite) as folder:
         model.save_pretrained(folder, dtype=dtypes[0], codec_dtype=dtypes[1])
         yield GPA.from_pretrained(folder, device="cpu", dtype="float32"), folder

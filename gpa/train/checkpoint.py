@@ -1,30 +1,39 @@
-"""Run folder: its recipe, and checkpoints written to a temporary name and renamed.
+"""Run folder: its recipe, and checkpoints that are written whole, carry a digest, and are verified.
 
-The two newest are kept, the highest step is restored. One process writes a file `step-N.pt`; under ZeRO every
-process writes its shard into a folder `step-N`, which `gpa.train.zero` fills and reads.
+One process writes a file `step-N.pt`, whose last line is the SHA-256 of what stands before; under ZeRO every
+process writes its shard into a folder `step-N`, listed in its SHA256SUMS, which `gpa.train.zero` fills and
+reads. The two newest are kept. The newest whose digest holds is restored; a damaged one is set aside, loudly.
+A digest finds damage. It proves no origin: who can write to the folder can write a digest.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import torch
 import yaml
 from torch import nn
 
-from gpa import config, hub
+from gpa import config, disk, hub
 from gpa.errors import CheckpointError
 
 if TYPE_CHECKING:
     from gpa.train.optim import Optimizer
 
+log = logging.getLogger(__name__)
 KEEP = 2
 FOLDER, BEST = "checkpoints", "best.pt"
+SUMS = "SHA256SUMS"
+_SEAL = re.compile(rb"\n# sha256 ([0-9a-f]{64})\n\Z")
+_SEALED = 75  # bytes of a seal
 # What a resumed run may change. More steps keep the past, though the learning rate then had another future.
 # `world` and `accumulate` may change against each other: the checkpoint holds their product.
 _FREE = "steps max_seconds save_every eval_every log_every threads workers world accumulate timeout"
@@ -41,12 +50,13 @@ class Stateful(Protocol):
 def claim(run: Path, recipe: Any) -> None:
     """Write the resolved recipe (a dataclass) to run/recipe.yaml.
 
-    CheckpointError naming the keys if the folder holds checkpoints of another recipe; `FREE` ones may differ.
+    CheckpointError if the folder holds checkpoints and its recipe is damaged, edited or missing, or another
+    one, whose keys it names; `FREE` ones may differ.
     """
     path = run / "recipe.yaml"
     text = config.dump(recipe)
-    if path.is_file() and (found(run) or found(run, shards=True)):
-        saved, ours = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(yaml.safe_load(text))
+    if found(run) or found(run, shards=True):
+        saved, ours = _flat(_recipe(path)), _flat(yaml.safe_load(text))
         # A key that the saved recipe lacks is newer than it, and was then what its default is now.
         changed = sorted(k for k in saved.keys() | ours.keys() if k in saved and saved[k] != ours.get(k))
         changed = [key for key in changed if key not in FREE]
@@ -55,8 +65,25 @@ def claim(run: Path, recipe: Any) -> None:
             raise CheckpointError(
                 f"{run}: holds checkpoints of another recipe: {was}; give the old values or a new --run"
             )
-    run.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    disk.write_bytes(path, sealed(text.rstrip("\n").encode()))
+
+
+def _recipe(path: Path) -> Any:
+    """The recipe that a run's checkpoints were made with."""
+    try:
+        with path.open("rb") as file:
+            fault = _fault(file)
+        tree = {} if fault else yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fault = f"cannot be read: {error.strerror or error}"
+    except (ValueError, yaml.YAMLError):
+        fault = "no YAML"
+    if fault:
+        raise CheckpointError(
+            f"{path}: {fault}. What the checkpoints here were trained with is not known, so they are not "
+            "continued: bring the file back as the run wrote it, or choose a new --run"
+        )
+    return tree
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -73,6 +100,34 @@ def found(run: Path, *, shards: bool = False) -> list[Path]:
     return sorted(p for p in named if p.is_dir() == shards)
 
 
+def newest(run: Path, *, shards: bool = False) -> Path | None:
+    """The newest checkpoint whose digest holds, None for a fresh run; newer ones are set aside, loudly.
+
+    CheckpointError if there are checkpoints and all of them are damaged.
+    """
+    faults: dict[Path, str] = {}
+    for path in reversed(found(run, shards=shards)):
+        if not (fault := _fault_of(path)):
+            break
+        faults[path] = fault
+    else:
+        if faults:
+            told = "; ".join(f"{path.name} {fault}" for path, fault in faults.items())
+            raise CheckpointError(
+                f"{run / FOLDER}: every checkpoint is damaged ({told}). Bring one back from a copy, or start "
+                "in a new --run"
+            )
+        return None
+    for damaged_one, fault in faults.items():
+        aside = damaged_one.with_name(damaged_one.name + ".damaged")
+        log.error("%s: damaged (%s); it is now %s", damaged_one, fault, aside.name)
+        log.error("the run goes on from the checkpoint before it, %s", path.name)
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        os.replace(damaged_one, aside)
+    return path
+
+
 def save(
     run: Path,
     step: int,
@@ -86,7 +141,7 @@ def save(
     `parts` are stored under their names, `batches` is the number of micro-batches in a step. Only the `KEEP`
     newest checkpoints stay.
     """
-    path = run / "checkpoints" / f"step-{step:08d}.pt"
+    path = run / FOLDER / f"step-{step:08d}.pt"
     optim = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
     state = {"step": step, "module": module.state_dict(), "optim": optim, "batches": batches}
     write(path, state | {name: part.state_dict() for name, part in (parts or {}).items()})
@@ -103,47 +158,101 @@ def save_best(run: Path, step: int, module: nn.Module, metric: str, value: float
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
+    """Write a file whole or not at all, with its digest; DiskError for a full disk."""
+    with disk.file_whole(path) as partial:
         with partial.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError):  # torch has a RuntimeError for a full disk
-        partial.unlink(missing_ok=True)  # or it would keep the disk full
-        raise
-    os.replace(partial, path)
+        with partial.open("rb+") as file:
+            file.write(_seal(_sha256(file)))
 
 
 def publish(partial: Path, path: Path, run: Path) -> None:
-    """Give a folder of shards, complete now, its name; older ones beyond `KEEP` go."""
-    for file in sorted(p for p in partial.rglob("*") if p.is_file()):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(partial, path)
+    """Give a folder of shards, complete now, its digests and its name; older ones beyond `KEEP` go."""
+    with disk.room(path):
+        lines = [f"{_digest(file)}  {file.relative_to(partial).as_posix()}\n" for file in _files(partial)]
+        (partial / SUMS).write_text("".join(lines), encoding="utf-8")
+        for file in (*_files(partial), partial / SUMS):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
     for old in found(run, shards=True)[:-KEEP]:
         shutil.rmtree(old)
 
 
+def _files(folder: Path) -> list[Path]:
+    """Those of a folder of shards that have a digest."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SUMS)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return _sha256(file)
+
+
+def _sha256(file: BinaryIO, size: int | None = None) -> str:
+    """SHA-256 of the first `size` bytes, or of all."""
+    digest = hashlib.sha256()
+    left = file.seek(0, os.SEEK_END) if size is None else size
+    file.seek(0)
+    while part := file.read(min(left, 1 << 20)):
+        digest.update(part)
+        left -= len(part)
+    return digest.hexdigest()
+
+
+def sealed(content: bytes) -> bytes:
+    """Content with the line that its digest is read from."""
+    return content + _seal(hashlib.sha256(content).hexdigest())
+
+
+def _seal(digest: str) -> bytes:
+    """The line that ends a file: of whatever stands before it."""
+    return f"\n# sha256 {digest}\n".encode()
+
+
+def _fault(file: BinaryIO) -> str:
+    """What is wrong with a sealed file, nothing if its content has the digest that it carries."""
+    size = file.seek(0, os.SEEK_END) - _SEALED
+    seal = _SEAL.match(file.read()) if file.seek(max(size, 0)) == size else None
+    if seal is None:
+        return "it carries no digest: cut off, or of an earlier version of gpa"
+    same = _sha256(file, size) == seal[1].decode()
+    return "" if same else "it is not what was written: its digest differs"
+
+
+def _fault_of(path: Path) -> str:
+    """What is wrong with a checkpoint, a file or a folder of shards."""
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return _fault(file)
+        text = (path / SUMS).read_text(encoding="utf-8", errors="replace")
+        listed = dict(line.split("  ", 1)[::-1] for line in text.splitlines() if "  " in line)
+        files = {file.relative_to(path).as_posix(): file for file in _files(path)}
+        if odd := sorted(files.keys() ^ listed.keys()):
+            return f"{odd[0]} is {'not there' if odd[0] in listed else 'not in ' + SUMS}"
+        wrong = [name for name, file in files.items() if _digest(file) != listed[name]]
+        return f"{wrong[0]} is not what was written: its digest differs" if wrong else ""
+    except FileNotFoundError:
+        return f"it has no {SUMS}: a part of it is gone, or it is of an earlier version of gpa"
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
 def restore(
-    run: Path,
+    path: Path,
     module: nn.Module,
     optimizers: Mapping[str, Optimizer],
     parts: Mapping[str, Stateful] | None = None,
     batches: int = 1,
 ) -> int:
-    """Load the newest checkpoint into module, optimisers and parts; returns its step, 0 for a fresh run.
+    """Load the checkpoint `newest` found into module, optimisers and parts; returns its step.
 
-    CheckpointError if it is damaged or does not fit.
+    CheckpointError if it does not fit.
     """
-    paths = found(run)
-    if not paths:
-        return 0
-    path, parts = paths[-1], parts or {}
+    parts = parts or {}
     state = _read(path)
     check_batches(path, int(state.get("batches", 1)), batches)
     if set(state["optim"]) != set(optimizers):
@@ -174,14 +283,21 @@ def check_batches(path: Path, was: int, now: int) -> None:
         )
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote; CheckpointError if it is damaged."""
+    if fault := _fault_of(path):
+        raise damaged(path, fault)
+    return _read(path)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise damaged(path, error) from error
+        raise damaged(path, str(error) or type(error).__name__) from error
 
 
-def damaged(path: Path, error: Exception) -> CheckpointError:
+def damaged(path: Path, reason: str) -> CheckpointError:
     """What to say of a checkpoint that cannot be read."""
-    reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-    return CheckpointError(f"{path}: damaged ({reason}); delete it to go on from the checkpoint before")
+    told = reason.splitlines()[0][:160]
+    return CheckpointError(f"{path}: damaged ({told}); bring it back from a copy, or choose a new --run")

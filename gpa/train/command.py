@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpa import config
+from gpa import config, disk
 from gpa.errors import UsageError
 from gpa.train import checkpoint, environment, launch
 from gpa.train.loop import train
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "overrides", nargs="*", help="recipe keys to change, e.g. optim.lr=3e-4 train.steps=10"
     )
-    parser.add_argument("--run", type=Path, help="run folder (default runs/<recipe name>)")
+    about = "default runs/<recipe name>; torchrun takes the short option for one of its own"
+    parser.add_argument("--run", "--run-folder", type=Path, metavar="DIR", help=about)
     parser.add_argument(
         "--threads", type=int, metavar="N", help="of the processor, as train.threads=N (default: GPA_THREADS)"
     )
@@ -76,7 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         tree["train"] = {**(tree.get("train") or {}), "threads": args.threads}
     launch.resolve(tree, launched)
     family, recipe = family_of(tree)
-    with closing(launch.start(recipe.train, launched)) as parallel:
+    with closing(launch.start(recipe.train, launched)) as parallel, ExitStack() as held:
+        parallel.on_rank_zero(lambda: held.enter_context(disk.held(run, "run")))
         parallel.on_rank_zero(lambda: checkpoint.claim(run, recipe))
         data = parallel.on_rank_zero(lambda: environment.fingerprint(recipe.data))
         train(family, recipe.train, recipe.optim, run, parallel=parallel, about={"data": data})
@@ -88,6 +90,7 @@ def _text(tree: dict[str, Any], run: Path) -> None:
     from gpa.train.families.text_tokenizer import TextRecipe, train_text
 
     recipe = config.build(TextRecipe, tree)
-    checkpoint.claim(run, recipe)
-    found = train_text(recipe, run)
+    with disk.held(run, "run"), disk.room(run):
+        checkpoint.claim(run, recipe)
+        found = train_text(recipe, run)
     log.info("%s  %s", run / "export", "  ".join(f"{name} {value:.4g}" for name, value in found.items()))

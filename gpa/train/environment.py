@@ -10,6 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gpa import disk
+from gpa.errors import CheckpointError
+
 LIBRARIES = ("gpa-audio", "torch", "transformers", "deepspeed", "accelerate", "numpy")
 EDGE = 1 << 20  # of a large file the first and last MiB are hashed, with its size: terabytes stay cheap
 
@@ -17,14 +20,16 @@ EDGE = 1 << 20  # of a large file the first and last MiB are hashed, with its si
 def record(run: Path, step: int, facts: dict[str, Any]) -> None:
     """Add this start, at `step`, to RUN/environment.json: `facts` of the caller, versions, commit, host."""
     path = run / "environment.json"
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except (ValueError, RecursionError):
+        starts = None
+    if not isinstance(starts, list):
+        raise CheckpointError(f"{path}: damaged; it tells of earlier starts: bring it back, or delete it")
     versions = {name: version for name in LIBRARIES if (version := _version(name))}
     machine = {"host": platform.node(), "platform": platform.platform(), "python": platform.python_version()}
     starts.append({"step": step, **facts, "commit": _commit(), "versions": versions, **machine})
-    run.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    disk.write_text(path, json.dumps(starts, indent=1) + "\n")
 
 
 def _version(name: str) -> str:

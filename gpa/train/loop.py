@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gpa.errors import TrainingError
-from gpa.train import checkpoint, environment, launch
+from gpa import disk
+from gpa.errors import Stopped, TrainingError
+from gpa.train import checkpoint, environment, launch, signals
 from gpa.train.metrics import Meter, MetricsLog, mean
 from gpa.train.optim import OptimArgs, learning_rate
 from gpa.train.parallel import Parallel, autocast, to_device
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from gpa.train.families.base import Family, Loss
 
 log = logging.getLogger(__name__)
+_SIGNAL = 1  # beyond it, ranks tell each other a signal: 0 is to go on, 1 that the time is up
 
 
 def train(
@@ -48,14 +50,16 @@ def train(
     """Train to `args.steps`, resuming from the newest checkpoint in `run` if there is one; export at the end.
 
     `about` are facts to keep with the run. TrainingError when a loss or gradient is not finite: nothing of
-    that step is kept.
+    that step is kept. Stopped by a signal (gpa.train.signals), after a checkpoint.
     """
     parallel = parallel or launch.start(args)
     module, start = _prepare(family, parallel, args, optim, run, about or {})
     metrics = MetricsLog(run / "metrics.jsonl", start, active=parallel.rank == 0, board=args.tensorboard)
     story = _Story(parallel, args, optim, metrics)
     deadline = time.monotonic() + (args.max_seconds or math.inf)
-    with prefetch(family.batch, _numbers(parallel, args, range(start, args.steps)), args.workers) as batch:
+    numbers = _numbers(parallel, args, range(start, args.steps))
+    end = 0
+    with signals.noted(log.warning) as asked, prefetch(family.batch, numbers, args.workers) as batch:
         for step in story.steps(start, progress and parallel.rank == 0):
             rows, norms = one_step(family, module, parallel, args, optim, step, batch)
             done, last = step + 1, step + 1 == args.steps
@@ -66,12 +70,16 @@ def train(
                 with parallel.whole() as whole:
                     # B023 warns of loop variables in functions that are called later; this one is at once.
                     parallel.on_rank_zero(lambda: _evaluate(family, whole, args, run, done, metrics))  # noqa: B023
-            late = bool(args.max_seconds) and parallel.on_rank_zero(lambda: time.monotonic() > deadline)
-            if last or late or done % args.save_every == 0:
+            late = int(time.monotonic() > deadline)
+            end = parallel.largest(_SIGNAL + asked.signum if asked.signum else late)
+            if last or end or done % args.save_every == 0:
                 parallel.save(run, done)
-            if late:
-                log.warning("stopped at step %d after max_seconds=%g", done, args.max_seconds)
+            if end:
                 break
+    if end > _SIGNAL:
+        raise Stopped(end - _SIGNAL, f"checkpoint saved at step {done} of {args.steps}")
+    if end:
+        log.warning("stopped at step %d after max_seconds=%g", done, args.max_seconds)
     with parallel.whole() as whole:
         parallel.on_rank_zero(lambda: _export(family, whole, run / "export"))
     return module
@@ -245,4 +253,5 @@ def _evaluate(
 
 def _export(family: Family, module: nn.Module | None, path: Path) -> None:
     assert module is not None
-    family.export(module.eval(), path)
+    with disk.written_whole(path, overwrite=True) as folder:
+        family.export(module.eval(), folder)

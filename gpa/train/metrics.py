@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gpa.errors import MissingExtraError, UsageError
+from gpa import disk
+from gpa.errors import CheckpointError, MissingExtraError, UsageError
 
 COUNTS = ("tokens", "positions")  # metrics that a family may report: without and with padding
 
@@ -30,21 +31,22 @@ class MetricsLog:
         if not active:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        if start and not path.exists():
+            raise CheckpointError(
+                f"{path}: the metrics of the steps before are gone: bring it back, or choose a new --run"
+            )
         kept = [row for row in read(path) if row["step"] <= start] if path.exists() else []
         self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
         for row in kept:
             self._note(row)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(path)
+        disk.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line; empty metrics write nothing."""
         if not metrics or not self.active:
             return
         row = {"step": step, **{name: round(float(value), 6) for name, value in metrics.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        disk.append(self.path, json.dumps(row) + "\n")
         self._note(row)
         if self.board:
             for name, value in row.items():
@@ -104,9 +106,24 @@ def mean(rows: Iterable[dict[str, float]]) -> dict[str, float]:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """All complete lines; a line cut by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    """All lines but a last one cut by a kill; CheckpointError for one that no run has written."""
+    *lines, _ = path.read_bytes().split(b"\n")
+    rows: list[dict[str, float]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            before = rows[-1]["step"] if rows else 0
+            sound = isinstance(row["step"], int) and row["step"] >= before
+            sound = sound and all(isinstance(value, (int, float)) for value in row.values())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            sound = False
+        if not sound:
+            raise CheckpointError(
+                f"{path}: line {number} is damaged: delete the line to go on without it, or bring the file "
+                "back from a copy"
+            )
+        rows.append(row)
+    return rows
 
 
 def plot(run: Path) -> Path:
@@ -140,6 +157,7 @@ def plot(run: Path) -> Path:
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     target = run / "loss.png"
-    figure.savefig(target, dpi=80)
+    with disk.file_whole(target) as partial:
+        figure.savefig(partial, dpi=80)
     plt.close(figure)
     return target

@@ -99,6 +99,10 @@ class Parallel(Protocol):
         """The item of every rank, on all ranks."""
         ...
 
+    def largest(self, number: int) -> int:
+        """The largest number of all ranks, on all ranks."""
+        ...
+
     def close(self) -> None:
         """Leave the group of processes, if it was joined for this run."""
         ...
@@ -171,7 +175,10 @@ class Single:
         )
 
     def restore(self, run: Path) -> int:
-        return checkpoint.restore(run, self.module, self.optimizers, self._parts(), self.batches)
+        path = self.on_rank_zero(lambda: checkpoint.newest(run))
+        if path is None:
+            return 0
+        return checkpoint.restore(path, self.module, self.optimizers, self._parts(), self.batches)
 
     @contextmanager
     def whole(self) -> Iterator[nn.Module | None]:
@@ -183,6 +190,9 @@ class Single:
 
     def gather(self, item: T) -> list[T]:
         return [item]
+
+    def largest(self, number: int) -> int:
+        return number
 
     def close(self) -> None:
         pass
@@ -226,6 +236,9 @@ class Ranks(Single):
 
     def gather(self, item: T) -> list[T]:
         return gather(item, self.world)
+
+    def largest(self, number: int) -> int:
+        return largest(number, self.device)
 
     def close(self) -> None:
         if self.joined:
@@ -324,6 +337,14 @@ def gather(item: T, world: int) -> list[T]:
     with lost_rank():
         dist.all_gather_object(items, item)
     return items
+
+
+def largest(number: int, device: torch.device) -> int:
+    """The largest number of all ranks, on all ranks."""
+    shared = torch.tensor(number, device=device)
+    with lost_rank():
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared)
 
 
 @contextmanager

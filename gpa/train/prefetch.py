@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from gpa.errors import TrainingError
+from gpa.train import signals
 
 Make = Callable[[int], Any]
 WAITING = 2  # batches that each worker may have ready
@@ -77,6 +78,7 @@ def _loader(make: Make, numbers: range, workers: int) -> DataLoader:
         num_workers=workers,
         prefetch_factor=WAITING,
         collate_fn=_as_it_is,
+        worker_init_fn=signals.ignore,
         generator=torch.Generator(),  # the loader draws a seed at its start: not from the run's numbers
         # Forked workers share what the family has read; others, where forking is unsafe, are sent a copy.
         multiprocessing_context="fork" if sys.platform == "linux" else None,

@@ -20,17 +20,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gpa import disk
 from gpa.errors import MissingExtraError, UsageError
 from gpa.train import checkpoint
 from gpa.train.ema import Average
 from gpa.train.optim import OptimArgs, make_optimizer
-from gpa.train.parallel import Parameters, Update, Watch, autocast, gather, leave, lost_rank, on_rank_zero
+from gpa.train.parallel import (
+    Parameters,
+    Update,
+    Watch,
+    autocast,
+    gather,
+    largest,
+    leave,
+    lost_rank,
+    on_rank_zero,
+)
 
 if TYPE_CHECKING:
     from gpa.train.arguments import TrainArgs
     from gpa.train.families.base import Loss
 
 T = TypeVar("T")
+_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 TAG = "shards"  # the folder inside a checkpoint that DeepSpeed fills
 
 
@@ -145,31 +157,38 @@ class Zero:
             self.average.update()
 
     def save(self, run: Path, step: int) -> None:
-        folder = run / "checkpoints"
+        folder = run / checkpoint.FOLDER
         partial, path = folder / f"step-{step:08d}.partial", folder / f"step-{step:08d}"
-        self.on_rank_zero(lambda: _fresh_folder(partial))
-        with lost_rank():
-            self.engine.save_checkpoint(str(partial), tag=TAG, save_latest=False)
-        if self.average:
-            torch.save(self.average.state_dict(), partial / f"ema-{self.rank}.pt")
         facts = {"step": step, "world": self.world, "batches": self.batches, "zero": self.zero}
-        gather(None, self.world)  # every shard is written
-        self.on_rank_zero(lambda: _publish(partial, path, run, facts))
+        self.on_rank_zero(lambda: _fresh_folder(partial))
+        try:
+            with lost_rank(), disk.room(path):
+                self.engine.save_checkpoint(str(partial), tag=TAG, save_latest=False)
+                if self.average:
+                    torch.save(self.average.state_dict(), partial / f"ema-{self.rank}.pt")
+            gather(None, self.world)  # every shard is written
+            self.on_rank_zero(lambda: _publish(partial, path, run, facts))
+        finally:
+            if self.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def restore(self, run: Path) -> int:
-        paths = checkpoint.found(run, shards=True)
-        if not paths:
+        path = self.on_rank_zero(lambda: checkpoint.newest(run, shards=True))
+        if path is None:
             return 0
-        path = paths[-1]
         try:
             facts = json.loads((path / "facts.json").read_text(encoding="utf-8"))
             _check_shards(path, facts, self)
-            self.engine.load_checkpoint(str(path), tag=TAG)
+            with tensors_alone():
+                self.engine.load_checkpoint(str(path), tag=TAG)
             if self.average:
                 file = path / f"ema-{self.rank}.pt"
                 self.average.load_state_dict(torch.load(file, map_location=self.device, weights_only=True))
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise checkpoint.damaged(path, error) from error
+        except pickle.UnpicklingError as error:
+            why = "it holds more than tensors, or other bytes, and nothing of it was executed"
+            raise checkpoint.damaged(path, why) from error
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            raise checkpoint.damaged(path, str(error) or type(error).__name__) from error
         return int(facts["step"])
 
     @contextmanager
@@ -200,6 +219,9 @@ class Zero:
 
     def gather(self, item: T) -> list[T]:
         return gather(item, self.world)
+
+    def largest(self, number: int) -> int:
+        return largest(number, self.device)
 
     def close(self) -> None:
         if self.joined:
@@ -272,6 +294,28 @@ def _full(p: nn.Parameter) -> Tensor:
         return p.detach().float().clone()
 
 
+@contextmanager
+def tensors_alone() -> Iterator[None]:
+    """Within it torch.load, which DeepSpeed calls to execute whatever a file says, takes tensors alone.
+
+    By torch's own switch, an environment variable, and with what DeepSpeed stores beside tensors allowed.
+    """
+    from deepspeed.runtime.fp16 import loss_scaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    known = [ZeroStageEnum, fragment_address, loss_scaler.LossScaler, loss_scaler.DynamicLossScaler]
+    before = os.environ.get(_SWITCH)
+    os.environ[_SWITCH] = "1"
+    try:
+        with torch.serialization.safe_globals(known):
+            yield
+    finally:
+        os.environ.pop(_SWITCH)
+        if before is not None:
+            os.environ[_SWITCH] = before
+
+
 def _fresh_folder(path: Path) -> None:
     if path.exists():  # of a save that was cut short
         shutil.rmtree(path)
@@ -279,7 +323,7 @@ def _fresh_folder(path: Path) -> None:
 
 
 def _publish(partial: Path, path: Path, run: Path, facts: dict[str, int]) -> None:
-    (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    disk.write_text(partial / "facts.json", json.dumps(facts))
     checkpoint.publish(partial, path, run)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from gpa import audio, hub
-from gpa.data.token_folder import write_text
+from gpa.disk import write_text
 from gpa.errors import PromptError, UsageError
 from gpa.evals import items, report, report_file, wer
 from gpa.evals.judges.base import versions

@@ -28,13 +28,16 @@ def draw(folder: Path, found: Found, swept: Sequence[str], usual: tuple[int, flo
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from gpa import disk
+
     own = {name: [item for item in items if item.id in swept] for name, items in found.items()}
     sums = {name: report.summarise(name, items, seed) for name, items in own.items() if items}
     made = []
     for name, paint in zip(NAMES, (_gamma, _steps), strict=True):
         figure = paint(plt, sums, usual)
         figure.tight_layout()
-        figure.savefig(folder / name, dpi=110, bbox_inches="tight")
+        with disk.file_whole(folder / name) as partial:
+            figure.savefig(partial, dpi=110, bbox_inches="tight")
         plt.close(figure)
         made.append(folder / name)
     return made

@@ -17,7 +17,6 @@ import numpy as np
 from gpa.compose import Guided, Plan, given, tc_avg
 from gpa.errors import AudioWarning, MissingExtraError
 from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Suite
-from gpa.models.speechop.processing_speechop import Front
 
 if TYPE_CHECKING:
     from gpa.evals.report import Item
@@ -140,8 +139,7 @@ def names(rows: Sequence[Row]) -> list[str]:
 
 def _codec(scene: Scene, case: Case, wav: np.ndarray) -> Made:
     """The clip through the latent codec, at the level the network works at."""
-    op = scene.op
-    front = Front(op.codec, op.config, op.windows)
+    front = scene.op.front
     heard = front.hear((wav, SAMPLE_RATE), "the clip")
     return Made(front.decode(heard.latents, heard.gain, len(heard.wav)), front.sample_rate)
 

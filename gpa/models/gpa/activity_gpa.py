@@ -27,6 +27,13 @@ PAD = 15  # frames of it that are kept on either side
 TAIL = 25  # frames; no stretch that is cut for its length leaves less
 EARLIEST = 0.6  # of the longest stretch: it is cut there or later
 BLOCK = 500  # frames that are looked at together
+WINDOW, HOP = 0.032, 0.01  # seconds: of a spectrum for the pitch, and between two
+SPAN = 2.0  # seconds that are judged together: speech after a tone is speech
+LOUD = 25.0  # dB below the loudest frames of a span that still count
+PERIODIC, PITCH = 0.6, (70.0, 400.0)  # least autocorrelation, and Hz
+MOVE = 0.004  # octaves in 10 ms; a held tone moves less
+STILL = 0.5  # share of periodic frames that hold their tone; speech has at most 0.4
+VARIED = 1.5  # dB, the deviation of the level; speech has at least 3
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,37 @@ class Activity:
         bands = np.add.reduceat(power, self._bins[:-1], axis=1)
         bands[:, -1] = power[:, self._bins[-2] : self._bins[-1]].sum(1)
         return np.maximum(10 * np.log10(2 * bands + 1e-12), FAINTEST).astype(np.float32)
+
+
+def may_be_speech(wav: np.ndarray, sample_rate: int) -> bool:
+    """Whether active sound (S,) may be speech: somewhere its level varies, and its pitch is not held."""
+    span = round(SPAN * sample_rate)
+    begins = range(0, max(1, len(wav) - span // 2), span)
+    return any(_lively(wav[begin : begin + span], sample_rate) for begin in begins)
+
+
+def _lively(wav: np.ndarray, sample_rate: int) -> bool:
+    """Neither a tone, a chord or a hum, nor a whistle or siren of one level."""
+    size, hop = round(WINDOW * sample_rate), round(HOP * sample_rate)
+    if len(wav) < size + 10 * hop:
+        return True
+    window = np.hanning(size)
+    frames = np.lib.stride_tricks.sliding_window_view(wav, size)[::hop]
+    power = np.square(np.abs(np.fft.rfft((frames - frames.mean(1, keepdims=True)) * window, 2 * size)))
+    levels = 10 * np.log10(power.sum(1) + 1e-12)
+    loud = levels > np.quantile(levels, 0.95) - LOUD
+    if levels[loud].std() < VARIED:
+        return False
+    shape = np.fft.irfft(np.square(np.abs(np.fft.rfft(window, 2 * size))))[:size]
+    lags = slice(round(sample_rate / PITCH[1]), min(size // 2, round(sample_rate / PITCH[0])))
+    echo = np.fft.irfft(power)[:, :size]
+    echo = echo[:, lags] / (echo[:, :1] + 1e-12) / (shape[lags] / shape[0])
+    pitch = np.log2(lags.start + echo.argmax(1))
+    periodic = loud & (echo.max(1) > PERIODIC)
+    pairs = periodic[1:] & periodic[:-1]
+    if pairs.sum() < loud.sum() / 4:  # noise or whisper, which has no pitch
+        return True
+    return bool((np.abs(np.diff(pitch))[pairs] < MOVE).mean() < STILL)
 
 
 def _mel(hertz: float) -> float:

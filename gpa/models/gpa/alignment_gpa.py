@@ -62,6 +62,16 @@ def _attention(attention: Attention, x: Tensor, rotation: Rotation, rows: slice)
     return scores.masked_fill(place > place[rows, None], -torch.inf).softmax(-1).mean((0, 1))
 
 
+def spread(attention: np.ndarray) -> float:
+    """How evenly ids look at frames, by attention (N, T): the mean entropy over its maximum, from 0 to 1.
+
+    Text that was heard is looked up in few frames; invented text looks everywhere.
+    """
+    shares = attention / attention.sum(1, keepdims=True)
+    entropy = -(shares * np.log(shares + 1e-9)).sum(1)
+    return float(entropy.mean() / np.log(attention.shape[1] + 1))
+
+
 def first_frames(attention: np.ndarray) -> np.ndarray:
     """The frame (N + 1,) at which each id begins, and where the last one ends, by attention (N, T).
 

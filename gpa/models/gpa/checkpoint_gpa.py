@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from gpa import hub
+from gpa import disk, hub
 from gpa.codec import load_codec
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
 from gpa.engine.network import Network
@@ -57,7 +57,7 @@ def shipped() -> list[str]:
 def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: bool = False) -> Path:
     """The checkpoint directory behind a path, a shipped name or a repository id."""
     name = os.fspath(path_or_repo)
-    if not Path(name).expanduser().exists() and name in shipped():
+    if name in shipped() and not Path(name).exists():
         return SHIPPED / name
     folder = hub.resolve(path_or_repo, revision, offline)
     for candidate in (folder, folder / NESTED):
@@ -68,6 +68,8 @@ def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: 
 
 def _instead(folder: Path) -> str:
     """What a folder without a checkpoint is, and what to do."""
+    if folder.is_file():
+        return f"a file; a model is a folder, perhaps {folder.parent}"
     if (folder / "prepared.json").is_file():
         return (
             "a folder of ids, which a model is trained on; train one and pass its export:  "
@@ -174,7 +176,7 @@ def write_checkpoint(  # noqa: PLR0913
     refused unless it is empty or `overwrite`, which keeps a README.md there.
     """
     out = Path(out)
-    with hub.written_whole(out, overwrite) as temporary:
+    with disk.written_whole(out, overwrite) as temporary:
         save_network(network, temporary, dtypes[0])
         for name, content in text_files.items():
             (temporary / name).write_bytes(content)

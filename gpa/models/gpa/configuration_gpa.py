@@ -34,8 +34,9 @@ class GPAConfig:
     `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. A model that
     `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
     `beams` are how recognition searches, with the checkpoint's words and bigrams; what it writes with less
-    than `logprob_threshold`, a mean over ids, is taken for no speech (None believes everything). `gamma` is
-    how strongly a text guides its speech, for models that have learnt speech without text too
+    than `logprob_threshold`, a mean over ids, is taken for no speech (None believes everything); where
+    `spread_threshold` is given, attention on the audio that is less spread makes up for a lower one.
+    `gamma` is how strongly a text guides its speech, for models that have learnt speech without text too
     (`data.drop_text` of a recipe). `conversion` is how a voice is converted unless asked otherwise: by the
     language model, or by the codec, which exchanges the voice and keeps all else; whichever measures better.
     `about` is free text for people: licence, training data, command, language.
@@ -51,6 +52,7 @@ class GPAConfig:
     beams: SpellingSearch = SpellingSearch()
     gamma: float = 0.0
     logprob_threshold: float | None = None
+    spread_threshold: float | None = None
     conversion: str = "lm"
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +60,9 @@ class GPAConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
             raise UsageError(f"gamma={self.gamma}: a finite number of at least 0 is needed")
+        for name in ("logprob_threshold", "spread_threshold"):
+            if (limit := getattr(self, name)) is not None and not math.isfinite(limit):
+                raise UsageError(f"{name}={limit}: a finite number or null is needed")
         if self.conversion not in CONVERSIONS:
             raise UsageError(f"conversion={self.conversion!r}: choose one of {', '.join(CONVERSIONS)}")
         for name in ("max_audio_seconds", "max_text_chars"):

@@ -21,7 +21,7 @@ from gpa.models.gpa.longform_gpa import LongForm
 from gpa.models.gpa.outputs_gpa import Chunk
 from gpa.models.gpa.requests_gpa import SEED_STEP, anchored, reading, worst
 from gpa.prompt.tasks import ASR, VC
-from gpa.text.tokenizer import normalise_text
+from gpa.text.normaliser import normalise_text
 
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice

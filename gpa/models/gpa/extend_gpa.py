@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpa import hub
+from gpa import disk, hub
 from gpa.errors import UsageError
 from gpa.models.gpa import checkpoint_gpa as files
 from gpa.models.gpa.configuration_gpa import GPAConfig
@@ -39,7 +39,7 @@ def extend(checkpoint: str | os.PathLike, out: str | os.PathLike, tasks: Sequenc
     if config.format != InstructFormat.name or not new:
         state = "it has these tasks" if not new else f"the {config.format} format has no task tokens"
         raise UsageError(f"{folder}: {state}, so there is nothing to add")
-    with hub.written_whole(out) as made:
+    with disk.written_whole(out) as made:
         left = shutil.ignore_patterns(files.GOLDEN, *files.PAGES, "*.safetensors.index.json")
         shutil.copytree(folder, made, dirs_exist_ok=True, ignore=left)
         network = hub.read_json(folder / "config.json")

@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
-from gpa.engine.network import Network
-from gpa.errors import UsageError
+from gpa import hub
+from gpa.codec.feature_encoder import OLD_NAMES, library_config, library_model
+from gpa.engine.network import Network, Sizes
+from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa import packed_attention_gpa  # noqa: F401 (makes its attention known by name)
 
 if TYPE_CHECKING:
@@ -35,29 +37,45 @@ def new_backbone(sizes: dict[str, Any], vocab: Vocab) -> Backbone:
     """
     if sizes.get("vocab_size", vocab.size) != vocab.size:
         raise UsageError(f"model.vocab_size is {sizes['vocab_size']}, the tokens have {vocab.size} ids")
-    sizes = {name: value for name, value in sizes.items() if name != "vocab_size"}
-    unknown = sorted(set(sizes) - set(Qwen3Config().to_dict()))
-    if unknown:
-        raise UsageError(f"model: unknown keys {unknown}; they are fields of transformers' Qwen3Config")
     ids: dict[str, Any] = {
         "bos_token_id": None,
         "eos_token_id": vocab.stop,
         "pad_token_id": vocab.control["pad"],
     }
-    return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocab.size, **ids, **sizes))
+    return Qwen3ForCausalLM(_config({**ids, **sizes, "vocab_size": vocab.size}))
+
+
+def _config(sizes: dict[str, Any]) -> Qwen3Config:
+    """The config of a recipe's sizes; UsageError for unknown and impossible ones."""
+    known = sorted(name for name in Qwen3Config.__annotations__ if not name.startswith("_"))
+    if unknown := sorted(set(sizes) - {*known, *OLD_NAMES}, key=str):
+        raise UsageError(f"model: unknown keys {unknown}; choose from transformers' Qwen3Config: {known}")
+    try:
+        config = library_config(Qwen3Config, sizes, "model")
+        Sizes.read(config.to_dict(), "model")
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+    return config
 
 
 def meta_backbone(sizes: dict[str, Any]) -> Backbone:
     """The network of `sizes`, with its `vocab_size`, on the meta device: shapes without memory."""
+    if not isinstance(sizes, dict):
+        raise UsageError(f"model: expected a section of keys, got {sizes!r:.80}")
     if "vocab_size" not in sizes:
         raise UsageError("model.vocab_size is missing: without tokens nothing else tells it")
     with torch.device("meta"):
-        return Qwen3ForCausalLM(Qwen3Config(**sizes))
+        return Qwen3ForCausalLM(_config(sizes))
 
 
 def load_backbone(path: str | Path) -> Backbone:
-    """The float32 network of a Hugging Face directory."""
-    return Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
+    """The float32 network of a Hugging Face directory; CheckpointError for what does not fit."""
+    file = Path(path) / "config.json"
+    raw = hub.read_json(file)
+    Sizes.read(raw, str(file))
+    config = library_config(Qwen3Config, raw, str(file))
+    network: Backbone = library_model(Qwen3ForCausalLM, config, Path(path))
+    return network
 
 
 def inference_network(lm: Backbone) -> Network:

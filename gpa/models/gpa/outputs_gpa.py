@@ -107,7 +107,7 @@ class Segment:
 class Transcript:
     """Recognised text; `tokens` (N,) int64 are its text ids, `finish_reason` as for `Speech`.
 
-    Where nobody speaks the text is empty, and `finish_reason` says "silence". `segments` have the times,
+    Where nobody speaks the text is empty, and `finish_reason` says "no speech". `segments` have the times,
     `duration` are the seconds of the audio, `skipped` those of them without speech. `language` is what the
     checkpoint states, "" if nothing.
     """

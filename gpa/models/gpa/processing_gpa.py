@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,14 @@ from gpa.models.gpa.activity_gpa import PAUSE, Segmenter
 from gpa.models.gpa.budgets_gpa import Budgets, budget
 from gpa.models.gpa.checkpoint_gpa import GLM, read_text_files
 from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
-from gpa.models.gpa.segmentation_gpa import Passage, passages, pause_after, split_audio, split_text
+from gpa.models.gpa.segmentation_gpa import (
+    Passage,
+    passages,
+    pause_after,
+    split_audio,
+    split_text,
+    with_rests,
+)
 from gpa.prompt.formats import get_format
 from gpa.prompt.tasks import ASR, SPEECH_INPUTS, TTS, VC, Parsed, Task
 from gpa.prompt.vocab import Vocab
@@ -33,9 +40,12 @@ from gpa.text import bigrams, lexicon, wordlist
 from gpa.text import pronunciations as pronounce
 from gpa.text.bigrams import Bigrams, Wording
 from gpa.text.lexicon import Lexicon
+from gpa.text.markup import pauses, without_markup
+from gpa.text.normaliser import normalise_text
 from gpa.text.pronunciations import Pronunciations, Verbatim
+from gpa.text.scripts import Sayable
 from gpa.text.spelling import Spelling
-from gpa.text.tokenizer import TextTokenizer, normalise_text
+from gpa.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from gpa.audio import AudioLike
@@ -285,17 +295,26 @@ class GPAProcessor(Budgets):
     ) -> Iterator[Passage]:
         """Parts of a text that one pass can speak by a dictionary, made as they are asked for.
 
-        PromptError, at the first, if there is nothing to say.
+        Markup and invisible characters are not said, `[pause 0.5s]` is a rest of that length, and letters
+        that the model has not learnt are left out with a TextWarning that names them. PromptError, at the
+        first, if there is nothing to say; at a pause that is none.
         """
-        spoken = normalise_text if self.config.format == "instruct" else str
+        instruct = self.config.format == "instruct"
+        sayable = Sayable(*(normalise_text, self.text_tokenizer.alphabet) if instruct else (str, None))
+        plan = partial(passages, limit=self.config.max_text_chars, spoken=sayable)
         empty = True
-        for passage in passages(_text(text), self.config.max_text_chars, spoken):
+        for passage in with_rests(*pauses(without_markup(_text(text))), plan):
             fitting = self._fit(passage.text, voice, known)
-            yield from (replace(passage, text=part, pause=pause_after(part)) for part in fitting[:-1])
-            yield replace(passage, text=fitting[-1])
+            begun = replace(passage, after=0.0)
+            for part in fitting[:-1]:
+                yield replace(begun, text=part, pause=pause_after(part))
+                begun = replace(begun, before=None)
+            yield replace(passage, text=fitting[-1], before=begun.before)
+            sayable.warn()
             empty = False
         if empty:
-            raise PromptError(f"there is nothing to say in {text!r}")
+            raise PromptError(f"there is nothing to say in {text!r:.200}{sayable.reason()}")
+        sayable.warn()
 
     def _fit(self, text: str, voice: Sequence[int], known: Pronunciations | None) -> list[str]:
         """The text in pieces whose prompt and speech fit the context."""

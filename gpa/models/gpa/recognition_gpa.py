@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpa.engine.sampler import FEW, PERIODS
-from gpa.models.gpa.alignment_gpa import first_frames
+from gpa.models.gpa.activity_gpa import may_be_speech
+from gpa.models.gpa.alignment_gpa import first_frames, spread
 from gpa.models.gpa.longform_gpa import LongForm, step
 from gpa.models.gpa.outputs_gpa import Partial, Segment, Transcript, Word
 from gpa.models.gpa.requests_gpa import asr_requests, worst
@@ -28,12 +29,13 @@ if TYPE_CHECKING:
     from gpa.engine.request import Completion, Request
     from gpa.engine.scheduler import Progress
     from gpa.models.gpa.activity_gpa import Stretch
-    from gpa.models.gpa.alignment_gpa import Read
+    from gpa.models.gpa.alignment_gpa import Evidence, Read
     from gpa.models.gpa.options_gpa import TranscriptOptions
     from gpa.models.gpa.processing_gpa import GPAProcessor
 
 DECIDED = 24  # ids by which it is decided whether this is speech
-SOFTNESS = 0.05  # nats around the threshold between which no_speech_prob goes from 0.73 to 0.27
+SOFTNESS = 0.1  # nats around the threshold between which no_speech_prob goes from 0.73 to 0.27
+WEIGHT = 10.0  # nats that one unit of spread is worth
 DRAWN = 0.3  # seconds that the first and the last id of a word may take: the rest is a pause
 
 
@@ -78,7 +80,7 @@ class Recognition(LongForm[Part, Partial]):
         rate = self._processor.codec.spec.sample_rate
         text = " ".join(segment.text for segment in self._segments)
         tokens = np.array([i for segment in self._segments for i in segment.tokens], np.int64)
-        reason = worst(self._completions) if self._completions else "silence"
+        reason = worst(self._completions) if self._completions else "no speech"
         about = self._processor.config.about
         return Transcript(
             text,
@@ -93,7 +95,7 @@ class Recognition(LongForm[Part, Partial]):
     # Parts ------------------------------------------------------------------------------------------------
 
     def _begin(self, stretch: Stretch) -> Part | None:
-        if not stretch.speech:
+        if not (stretch.speech and may_be_speech(stretch.wav, self._processor.codec.spec.sample_rate)):
             self._skipped += len(stretch.wav)
             return None
         part = Part(stretch, self._request(stretch.wav, self._begun))
@@ -121,13 +123,23 @@ class Recognition(LongForm[Part, Partial]):
         return part.rejected or (part.completion is not None and part.no_speech is not None)
 
     def _decide(self, part: Part) -> None:
-        """Whether this is speech, by how sure the network is of the first ids."""
-        threshold = self._processor.config.logprob_threshold
-        if threshold is None:
+        """Whether this is speech: how sure the network is of the first ids, and how narrowly it looks."""
+        config = self._processor.config
+        if config.logprob_threshold is None:
             part.no_speech = 0.0
         elif part.no_speech is None and (part.completion or len(part.ids) >= DECIDED):
-            log_probs = self._read(part.request.prompt, part.ids[:DECIDED], [0]).log_probs
-            part.no_speech = 1 / (1 + math.exp(min(50.0, (log_probs.mean() - threshold) / SOFTNESS)))
+            shown, attention = self._shown(part, part.ids[:DECIDED])
+            surplus = float(shown.log_probs.mean()) - config.logprob_threshold
+            if config.spread_threshold is not None:
+                surplus += WEIGHT * (config.spread_threshold - spread(attention))
+            part.no_speech = 1 / (1 + math.exp(float(np.clip(surplus / SOFTNESS, -50, 50))))
+
+    def _shown(self, part: Part, ids: list[int]) -> tuple[Evidence, np.ndarray]:
+        """What the network shows of ids, and their attention (N, T) on frames."""
+        vocab = self._processor.vocab
+        audio = [n for n, i in enumerate(part.request.prompt) if i in vocab.semantic]
+        shown = self._read(part.request.prompt, ids, audio)
+        return shown, shown.attention.reshape(len(ids), -1, vocab.n_codebooks).sum(-1)
 
     def _tell(self, part: Part, text: str) -> Iterator[Partial]:
         if new := text[part.told :]:
@@ -154,10 +166,8 @@ class Recognition(LongForm[Part, Partial]):
 
     def _segment(self, part: Part, tokens: list[int], text: str) -> Segment:
         rate, vocab = self._processor.codec.spec.sample_rate, self._processor.vocab
-        audio = [n for n, i in enumerate(part.request.prompt) if i in vocab.semantic]
-        shown = self._read(part.request.prompt, part.ids, audio)
-        rows = [n for n, i in enumerate(part.ids) if i in vocab.text][: len(tokens)]
-        attention = shown.attention[rows].reshape(len(rows), -1, vocab.n_codebooks).sum(-1)
+        shown, attention = self._shown(part, part.ids)
+        attention = attention[[n for n, i in enumerate(part.ids) if i in vocab.text][: len(tokens)]]
         begin = part.stretch.begin / rate
         times = begin + first_frames(attention) / self._processor.codec.spec.frame_rate
         times = np.minimum(times, begin + len(part.stretch.wav) / rate)

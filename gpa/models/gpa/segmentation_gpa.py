@@ -6,8 +6,8 @@ Knows characters, samples and seconds; no ids, no model.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,12 +31,15 @@ SILENCE, QUIET = 1e-3, 0.03  # root mean square: of full scale; of the loudest f
 class Passage:
     """A part of a text that is spoken in one go; `pause` follows it, 1 being that after a sentence.
 
-    `done` is the share of the text that ends with it.
+    `done` is the share of the text that ends with it. `before` and `after` are seconds of silence that the
+    text asks for; they take the place of the pause.
     """
 
     text: str
     pause: float
     done: float
+    before: float | None = None
+    after: float = 0.0
 
 
 def passages(text: str, limit: int, spoken: Callable[[str], str] = str) -> Iterator[Passage]:
@@ -55,6 +58,28 @@ def passages(text: str, limit: int, spoken: Callable[[str], str] = str) -> Itera
             pause = pause_after(part) if told < total else PARAGRAPH_PAUSE
             yield Passage(part, pause, (begin + (after - begin) * told / total) / len(text))
         begin = after
+
+
+def with_rests(
+    said: Sequence[str], rests: Sequence[float], plan: Callable[[str], Iterator[Passage]]
+) -> Iterator[Passage]:
+    """Passages of n + 1 texts with n silences, in seconds, between: each is before the next passage.
+
+    What comes last, and what has no passage between, adds up.
+    """
+    total, told = sum(map(len, said)) or 1, 0
+    silence: float | None = None
+    held: Passage | None = None
+    for text, rest in zip(said, [*rests, None], strict=True):
+        for passage in plan(text):
+            if held:
+                yield held
+            held = replace(passage, before=silence, done=(told + passage.done * len(text)) / total)
+            silence = None
+        told += len(text)
+        silence = silence if rest is None else (silence or 0.0) + rest
+    if held:
+        yield replace(held, after=silence or 0.0, done=1.0)
 
 
 def pause_after(text: str) -> float:

@@ -24,8 +24,7 @@ from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech
 from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
 from gpa.models.gpa.segmentation_gpa import Passage, audible_seconds, least_seconds
 from gpa.prompt.tasks import ASR, TTS
-from gpa.text.edit_distance import edits, words
-from gpa.text.normaliser import without_punctuation
+from gpa.text.edit_distance import edits, without_punctuation, words
 
 if TYPE_CHECKING:
     from gpa.codec.base import Stream
@@ -138,7 +137,7 @@ class Utterance:
         self._plan = enumerate(processor.passages(text, voice.codes, self._known))
         self._parts: deque[Part] = deque()  # on their way, in the order of the text
         self._limiter = Limiter(processor.codec.spec.sample_rate)
-        self._samples, self._pause, self._reason = 0, 0.0, "stop"
+        self._samples, self._pause, self._after, self._reason = 0, 0.0, 0.0, "stop"
         self._good = False  # whether any part came out
         self._errors: list[PromptError | GenerationError] = []
         self.done = False
@@ -276,7 +275,7 @@ class Utterance:
                 if self._live and not part.number:
                     yield from self._sound(part, part.takes[0])
                 break
-            self._pause = max(self._pause, part.passage.pause)
+            self._pause, self._after = max(self._pause, part.passage.pause), part.passage.after
             self._parts.popleft()
             self._fill()
         if not self._parts:
@@ -287,9 +286,10 @@ class Utterance:
         rate, wav, tokens = self._processor.codec.spec.sample_rate, take.news(), take.tokens
         if not len(wav):
             return
-        if self._samples and not part.told:
-            rest = int(self._pause * self._rest * rate)
-            wav = np.concatenate([np.zeros(rest, np.float32), wav])
+        if not part.told:
+            before = part.passage.before
+            usual = self._pause * self._rest if self._samples else 0.0
+            wav = np.concatenate([_silence(usual if before is None else before, rate), wav])
         self._pause = 0.0
         self._samples += len(wav)
         if take.completion and take.completion.finish_reason != "stop":
@@ -314,7 +314,12 @@ class Utterance:
         if self._reason != "stop":
             logger.warning("speech ended by %s, not by the model", self._reason)
         rate, none = self._processor.codec.spec.sample_rate, np.zeros(0, np.int64)
-        return Chunk(self._limiter.finish(), rate, none, self._reason, done=1.0)
+        end = np.concatenate([self._limiter.finish(), _silence(self._after, rate)])
+        return Chunk(end, rate, none, self._reason, done=1.0)
+
+
+def _silence(seconds: float, rate: int) -> np.ndarray:
+    return np.zeros(round(seconds * rate), np.float32)
 
 
 def chunks(engine: Completer, utterance: Utterance) -> Generator[Chunk, None, None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from gpa import hub
+from gpa import disk, hub
 from gpa.codec.feature_encoder import half_where_it_fits
 from gpa.codec.kl import KLCodec
 from gpa.errors import CheckpointError
@@ -34,11 +34,13 @@ def shipped() -> list[str]:
 def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: bool = False) -> Path:
     """The checkpoint directory behind a path, a shipped name or a repository id."""
     name = os.fspath(path_or_repo)
-    if not Path(name).expanduser().exists() and name in shipped():
+    if name in shipped() and not Path(name).exists():
         return SHIPPED / name
     folder = hub.resolve(path_or_repo, revision, offline)
     if (folder / FILE).is_file():
         return folder
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: a file; a model is a folder, perhaps {folder.parent}")
     known = f"; shipped models: {', '.join(shipped())}" if shipped() else ""
     hint = ", but a GPA model: load it with gpa.GPA" if (folder / "gpa.json").is_file() else ""
     raise CheckpointError(f"{folder}: no SpeechOp model here (no {FILE}){hint}{known}")
@@ -46,12 +48,11 @@ def find(path_or_repo: str | os.PathLike, revision: str | None = None, offline: 
 
 def load_model(folder: Path, config: SpeechOpConfig) -> tuple[SpeechOpModel, torch.dtype]:
     """The network in float32 on the CPU, and the precision of its file."""
-    with torch.device("meta"):
-        model = SpeechOpModel(config)
     state = hub.read_state(folder)
+    with hub.sizes_checked(state, str(folder)), torch.device("meta"):
+        model = SpeechOpModel(config)
     hub.load_strict(model, state, where=str(folder))
-    stored = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    return model.eval().requires_grad_(False), stored
+    return model.eval().requires_grad_(False), hub.stored_precision(state)
 
 
 def load_codec(folder: Path, device: torch.device) -> KLCodec:
@@ -93,7 +94,7 @@ def write_checkpoint(
     unless it is empty or `overwrite`, which keeps a README.md there.
     """
     out = Path(out)
-    with hub.written_whole(out, overwrite) as temporary:
+    with disk.written_whole(out, overwrite) as temporary:
         state = half_where_it_fits(model.state_dict(), dtypes[0])
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         model.config.write(temporary)

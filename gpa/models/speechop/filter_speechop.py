@@ -28,7 +28,7 @@ LEAST = 1e-10  # power that counts as none
 def filtered(recording: np.ndarray, made: np.ndarray, sample_rate: int, settings: Filter) -> np.ndarray:
     """The recording (S,) float32, turned down where `made` (S,), the network's result for it, is quieter."""
     size, step = round(WINDOW * sample_rate), round(STEP * sample_rate)
-    window = torch.hann_window(size)
+    window = torch.hann_window(size, dtype=torch.float32)
 
     def spectrum(wav: np.ndarray) -> Tensor:
         x = torch.from_numpy(np.asarray(wav, np.float32))

@@ -197,7 +197,7 @@ class LevelEmbedding(nn.Module):
 
     def forward(self, lam: Tensor) -> Tensor:
         half = self.features // 2
-        speeds = torch.exp(-math.log(1e4) * torch.arange(half, device=lam.device) / half)
+        speeds = torch.exp(-math.log(1e4) * torch.arange(half, device=lam.device).float() / half)
         place = 500 * (1 + lam.clamp(-self.limit, self.limit) / self.limit)  # 0 to 1000, the habit of DiTs
         return self.out(F.silu(self.into(waves(place, speeds).to(self.into.weight.dtype))))
 
@@ -211,5 +211,5 @@ class PlaceEmbedding(nn.Module):
         self.into, self.out = nn.Linear(features, width), nn.Linear(width, width)
 
     def forward(self, relative: Tensor) -> Tensor:
-        speeds = math.pi * 2.0 ** torch.arange(self.features // 2, device=relative.device)
+        speeds = math.pi * 2.0 ** torch.arange(self.features // 2, device=relative.device).float()
         return self.out(F.silu(self.into(waves(relative, speeds).to(self.into.weight.dtype))))

@@ -126,6 +126,11 @@ class SpeechOp:
         return self.model.config
 
     @property
+    def front(self) -> Front:
+        """What makes audio and text ready for the network."""
+        return Front(self.codec, self.config, self.windows, self.asr_features)
+
+    @property
     def sample_rate(self) -> int:
         """Hz of everything made."""
         return self.codec.spec.sample_rate
@@ -292,11 +297,10 @@ class SpeechOp:
                 raise UsageError(f"{name}={value!r}: a whole number from {least} on is needed")
         sampler: Sampler = self.config.sampler
         sampler = sampler if steps is None else dataclasses.replace(sampler, steps=steps)
-        front = Front(self.codec, self.config, self.windows, self.asr_features)
         listener = partial(self._listener, recogniser)
         usual = "filtered" in group.__annotations__ and task in self.config.filter.tasks
         return Request(
-            front,
+            self.front,
             self.model,
             self._encode,
             listener,

@@ -108,7 +108,7 @@ class Front:
             raise UsageError(f"seconds={seconds}: without a source, say how long the result is")
         samples = max(1, round(seconds * self.sample_rate))
         frames = -(-samples // self.codec.spec.hop_length)
-        silence = torch.zeros(1, self.codec.spec.channels, frames, device=self.codec.device)
+        silence = self.codec.model.mean.new_zeros(1, self.codec.spec.channels, frames)
         return Heard(np.zeros(samples, np.float32), 1.0, silence)
 
     def decode(self, z: Tensor, gain: float = 1.0, samples: int | None = None) -> np.ndarray:

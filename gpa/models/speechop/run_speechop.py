@@ -78,7 +78,7 @@ def run(
     """
     for plan in job.plans:
         check_tasks(plan, model.config)
-    z = torch.zeros(1, model.config.latent.channels, job.cuts[-1][1], device=model.into.weight.device)
+    z = model.into.weight.new_zeros(1, model.config.latent.channels, job.cuts[-1][1])
     fixed = torch.zeros(1, z.shape[2], dtype=torch.bool, device=z.device)
     if job.known is not None:
         z, fixed = inpaint(z, job.known.values, job.known.mask), job.known.mask.clone()

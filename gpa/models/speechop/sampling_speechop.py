@@ -147,7 +147,8 @@ class SeededNoise:
         self.lengths, self.channels, self.device = list(lengths), channels, device
 
     def __call__(self) -> Tensor:
-        drawn = torch.zeros(len(self.lengths), self.channels, max(self.lengths, default=0))
+        shape = (len(self.lengths), self.channels, max(self.lengths, default=0))
+        drawn = torch.zeros(shape, dtype=torch.float32)
         for row, length, generator in zip(drawn, self.lengths, self.generators, strict=True):
-            row[:, :length] = torch.randn(self.channels, length, generator=generator)
+            row[:, :length] = torch.randn(self.channels, length, generator=generator, dtype=torch.float32)
         return drawn.to(self.device)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from gpa import hub
 from gpa.errors import UsageError
 from gpa.models.speechop.layers_speechop import EPS, Block, Text, frames_of
 
@@ -65,9 +66,13 @@ class ByT5Encoder(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ByT5Encoder:
         """From a local directory of google/byt5-base or another T5 encoder."""
-        from transformers import T5EncoderModel
+        from transformers import T5Config, T5EncoderModel
 
-        return cls(T5EncoderModel.from_pretrained(folder, dtype=torch.float32))
+        from gpa.codec.feature_encoder import library_config, library_model
+
+        file = Path(folder) / "config.json"
+        config = library_config(T5Config, hub.read_json(file), str(file))
+        return cls(library_model(T5EncoderModel, config, Path(folder)))
 
     def train(self, mode: bool = True) -> ByT5Encoder:
         """Stays in evaluation mode: it is frozen, dropout included."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpa import config, hub
+from gpa import config, disk
 from gpa.data import token_folder
 from gpa.data.batches import BatchPlan
 from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
@@ -329,7 +329,7 @@ class LMFamily:
             from gpa.train import assemble  # the whole of inference, which only the end of a run needs
 
             return assemble.write(network, path, self.parts, self._facts(), save_adapter, module.dtype)
-        with hub.written_whole(path, overwrite=True) as folder:
+        with disk.written_whole(path, overwrite=True) as folder:
             save_network(network, folder, module.dtype)
             copy_tokenizer(self.recipe.data.folders[0], folder)
             save_adapter(folder)

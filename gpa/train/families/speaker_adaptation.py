@@ -179,7 +179,7 @@ class VoiceFamily:
         assert isinstance(module, AdaptedDecoder)
         best, voice = path.parent / checkpoint.FOLDER / checkpoint.BEST, self.voice
         if best.is_file():
-            module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["module"])
+            module.load_state_dict(checkpoint.read(best)["module"])
         with torch.inference_mode():
             after, before = self.evaluate(module)["loss"], self.unlearnt()["loss"]
         if after < before:

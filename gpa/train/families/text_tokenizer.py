@@ -13,7 +13,8 @@ from pathlib import Path
 from gpa.data.records import read_sentences
 from gpa.errors import DataError, UsageError
 from gpa.prompt.tasks import DEFAULT, canonical_task
-from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, normalise_text, train_sentencepiece
+from gpa.text.normaliser import normalise_text
+from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, train_sentencepiece
 
 log = logging.getLogger(__name__)
 
