@@ -1,0 +1,104 @@
+// A sound on the page: its picture, playing, read-along text, numbers, download.
+
+import { draw } from "./picture.js";
+import { Player } from "./player.js";
+import { wavFile } from "./wav.js";
+
+const PLAY = "▶", PAUSE = "❚❚";
+const REDRAW = 200; // milliseconds between two pictures of a sound that still comes
+
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+
+export class Sound {
+  #phrases = []; // of the text: where each begins, in seconds, and its element
+  #drawn = 0;
+  #url = null;
+
+  constructor(title, rate, name) {
+    this.element = document.getElementById("sound-template").content.firstElementChild.cloneNode(true);
+    this.element.setAttribute("aria-label", title);
+    this.#find("h3").textContent = title;
+    this.name = name;
+    this.player = new Player(rate);
+    this.player.addEventListener("change", () => this.#update());
+    this.#find(".play").addEventListener("click", () => (this.player.playing ? this.player.pause() : this.player.play()));
+    this.#find(".seek").addEventListener("input", ({ target }) => this.player.seek(Number(target.value)));
+    this.#find("canvas").addEventListener("click", (event) => {
+      this.player.seek((event.offsetX / event.target.clientWidth) * this.player.duration);
+    });
+    new ResizeObserver(() => this.#draw()).observe(this.#find("canvas"));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw());
+    this.#update();
+  }
+
+  push(block) {
+    this.player.push(block);
+    if (performance.now() - this.#drawn > REDRAW) this.#draw();
+  }
+
+  // Words that begin with the sound that comes next.
+  phrase(text) {
+    const element = document.createElement("button");
+    Object.assign(element, { type: "button", className: "phrase", textContent: text.trim() });
+    const start = this.player.duration;
+    element.addEventListener("click", () => this.player.play(start));
+    this.#find(".reading").append(element, " ");
+    this.#find(".reading").hidden = false;
+    this.#phrases.push({ start, element });
+  }
+
+  finish() {
+    this.player.finish();
+    this.#draw();
+    if (!this.player.duration) return;
+    const link = this.#find(".download");
+    this.#url = URL.createObjectURL(wavFile(this.player.samples, this.player.rate));
+    Object.assign(link, { href: this.#url, download: `${this.name}.wav`, textContent: "Download WAV", hidden: false });
+  }
+
+  numbers(pairs) {
+    this.#find(".numbers").replaceChildren(...Object.entries(pairs).map(([term, value]) => {
+      const pair = document.createElement("div");
+      pair.append(Object.assign(document.createElement("dt"), { textContent: term }));
+      pair.append(Object.assign(document.createElement("dd"), { textContent: value }));
+      return pair;
+    }));
+  }
+
+  remove() {
+    this.player.pause();
+    if (this.#url) URL.revokeObjectURL(this.#url);
+    this.element.remove();
+  }
+
+  #find(selector) { return this.element.querySelector(selector); }
+
+  #draw() {
+    this.#drawn = performance.now();
+    draw(this.#find("canvas"), this.player.samples, this.player.rate);
+  }
+
+  #update() {
+    const { playing, duration } = this.player;
+    const button = this.#find(".play"), seek = this.#find(".seek");
+    button.textContent = playing ? PAUSE : PLAY;
+    button.setAttribute("aria-label", playing ? "Pause" : "Play");
+    button.disabled = seek.disabled = !duration;
+    seek.max = Math.max(duration, 0.01);
+    if (playing) requestAnimationFrame(() => this.#update());
+    this.#move();
+  }
+
+  #move() {
+    const { position, duration } = this.player;
+    const seek = this.#find(".seek"), head = this.#find(".playhead");
+    seek.value = position;
+    seek.style.setProperty("--share", duration ? position / duration : 0);
+    seek.setAttribute("aria-valuetext", `${position.toFixed(1)} of ${duration.toFixed(1)} seconds`);
+    this.#find(".clock").textContent = `${clock(position)} / ${clock(duration)}`;
+    head.hidden = !duration;
+    head.style.left = `${duration ? (100 * position) / duration : 0}%`;
+    const current = this.player.playing ? this.#phrases.findLast(({ start }) => start <= position) : null;
+    this.#phrases.forEach((each) => each.element.classList.toggle("now", each === current));
+  }
+}
