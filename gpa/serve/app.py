@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
+<<<<<<< HEAD
 from gpa.serve import catalogue, failures, page, speaking
+=======
+from gpa.serve import catalogue, failures, speaking, transcribing
+>>>>>>> transcribe
 from gpa.serve.request_ids import RequestIds
 from gpa.serve.service import Service
 from gpa.serve.settings import Settings
@@ -49,5 +53,6 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
     app.add_middleware(RequestIds)
     app.include_router(catalogue.router)
     app.include_router(speaking.router)
+    app.include_router(transcribing.router)
     app.include_router(page.router)
     return app

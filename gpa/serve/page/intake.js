@@ -8,8 +8,8 @@ import { wavFile } from "./wav.js";
 export class Intake extends EventTarget {
   #recorder = null;
   #timer = null;
-  #audio = null;
   file = null;
+  audio = null; // the element that plays it
 
   constructor(element) {
     super();
@@ -33,10 +33,10 @@ export class Intake extends EventTarget {
 
   take(file) {
     this.file = file;
-    if (this.#audio) URL.revokeObjectURL(this.#audio.src);
-    this.#audio = Object.assign(document.createElement("audio"), { controls: true, src: URL.createObjectURL(file) });
+    if (this.audio) URL.revokeObjectURL(this.audio.src);
+    this.audio = Object.assign(document.createElement("audio"), { controls: true, src: URL.createObjectURL(file) });
     const name = Object.assign(document.createElement("span"), { textContent: file.name, className: "name" });
-    this.#find(".chosen").replaceChildren(name, this.#audio);
+    this.#find(".chosen").replaceChildren(name, this.audio);
     this.#find(".chosen").hidden = false;
     announce(`${file.name} is ready.`);
     this.dispatchEvent(new CustomEvent("sound", { detail: { file } }));

@@ -1,5 +1,6 @@
 // A sound on the page: its picture, playing, read-along text, numbers, download.
 
+import { showNumbers } from "./numbers.js";
 import { draw } from "./picture.js";
 import { Player } from "./player.js";
 import { wavFile } from "./wav.js";
@@ -57,9 +58,7 @@ export class Sound {
   }
 
   numbers(pairs) {
-    this.#find(".numbers").replaceChildren(...Object.entries(pairs).map(([term, value]) => {
-      const pair = document.createElement("div");
-      pair.append(Object.assign(document.createElement("dt"), { textContent: term }));
+    showNumbers(this.#find(".numbers"), pairs);
       pair.append(Object.assign(document.createElement("dd"), { textContent: value }));
       return pair;
     }));
