@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-<<<<<<< HEAD
-from gpa.serve import catalogue, failures, page, speaking
-=======
-from gpa.serve import catalogue, failures, speaking, transcribing
->>>>>>> transcribe
+from gpa.serve import catalogue, failures, page, speaking, transcribing
 from gpa.serve.request_ids import RequestIds
 from gpa.serve.service import Service
 from gpa.serve.settings import Settings
