@@ -59,9 +59,6 @@ export class Sound {
 
   numbers(pairs) {
     showNumbers(this.#find(".numbers"), pairs);
-      pair.append(Object.assign(document.createElement("dd"), { textContent: value }));
-      return pair;
-    }));
   }
 
   remove() {

@@ -55,8 +55,6 @@ class Transcript {
     if (!text) this.fresh.textContent = "Nobody speaks in this recording.";
     const numbers = { Length: `${duration.toFixed(1)} s`, Took: `${elapsed.toFixed(1)} s`, "Without speech": `${skipped.toFixed(1)} s`, Words: this.#words.length };
     showNumbers(this.#find(".numbers"), numbers);
-      return pair;
-    }));
     this.#find(".after").hidden = !text;
     const link = this.#find(".download");
     link.href = URL.createObjectURL(new Blob([`${text}\n`], { type: "text/plain" }));

@@ -9,8 +9,7 @@ import { report } from "./quality.js";
 const PATH = "v1/audio/voices";
 
 export async function fetchVoices() {
-  const listed = await ask(PATH).catch(() => null); // until the branch with voices is merged
-  return listed ? (await listed.json()).data : ["echo", "kore", "george"].map((id) => ({ id, name: id }));
+  return (await (await ask(PATH)).json()).data;
 }
 
 // Fill every choice of a voice, keeping what is chosen.
