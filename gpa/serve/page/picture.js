@@ -2,6 +2,8 @@
 
 const SIZE = 512; // samples of a spectrum
 const WINDOW = Float32Array.from({ length: SIZE }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / SIZE));
+const COLUMNS = 480;
+const HIGHEST = 8000; // Hz: there is no more in the model's sound
 const FLOOR = -75; // dB below the loudest, which is as good as silent
 
 export function draw(canvas, samples, rate) {
@@ -13,9 +15,7 @@ export function draw(canvas, samples, rate) {
   const top = Math.round(height * 0.45);
   const [red, green, blue] = colour(canvas);
   waveform(context, samples, width, top, `rgb(${red} ${green} ${blue})`);
-  const image = context.createImageData(width, height - top);
-  spectrogram(image, samples, rate, [red, green, blue]);
-  context.putImageData(image, 0, top);
+  context.drawImage(spectrogram(samples, rate, [red, green, blue]), 0, top, width, height - top);
 }
 
 function colour(canvas) {
@@ -35,25 +35,22 @@ function waveform(context, samples, width, height, fill) {
   }
 }
 
-function spectrogram(image, samples, rate, ink) {
-  const { width, height, data } = image;
-  const step = Math.max(1, Math.round(width / 700)); // columns that share a spectrum
-  const spectra = [];
-  let loudest = 1e-6;
-  for (let x = 0; x < width; x += step) {
-    const power = spectrum(samples, Math.floor((x * samples.length) / width) - SIZE / 2);
-    for (const p of power) loudest = Math.max(loudest, p);
-    spectra.push(power);
-  }
-  const highest = Math.min(SIZE / 2, Math.round((8000 / rate) * SIZE)); // speech is below 8 kHz
-  for (let x = 0; x < width; x++) {
-    const power = spectra[Math.floor(x / step)];
-    for (let y = 0; y < height; y++) {
-      const bin = Math.floor(((height - 1 - y) / height) * highest);
+// A small canvas, which is smoothed when it is drawn larger.
+function spectrogram(samples, rate, ink) {
+  const spectra = Array.from({ length: COLUMNS }, (_, x) => spectrum(samples, Math.floor(((x + 0.5) * samples.length) / COLUMNS) - SIZE / 2));
+  const loudest = spectra.reduce((most, power) => Math.max(most, ...power), 1e-6);
+  const bins = Math.min(SIZE / 2, Math.round((HIGHEST / rate) * SIZE));
+  const small = Object.assign(document.createElement("canvas"), { width: COLUMNS, height: bins });
+  const context = small.getContext("2d");
+  const image = context.createImageData(COLUMNS, bins);
+  spectra.forEach((power, x) => {
+    for (let bin = 0; bin < bins; bin++) {
       const strength = Math.max(0, 1 - (10 * Math.log10(power[bin] / loudest + 1e-12)) / FLOOR);
-      data.set([...ink, 255 * strength ** 1.6], 4 * (y * width + x));
+      image.data.set([...ink, 255 * strength ** 1.5], 4 * ((bins - 1 - bin) * COLUMNS + x));
     }
-  }
+  });
+  context.putImageData(image, 0, 0);
+  return small;
 }
 
 function spectrum(samples, start) {

@@ -3,6 +3,7 @@
 import { showNumbers } from "./numbers.js";
 import { draw } from "./picture.js";
 import { Player } from "./player.js";
+import { Reading } from "./reading.js";
 import { wavFile } from "./wav.js";
 
 const PLAY = "▶", PAUSE = "❚❚";
@@ -11,11 +12,10 @@ const REDRAW = 200; // milliseconds between two pictures of a sound that still c
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
 export class Sound {
-  #phrases = []; // of the text: where each begins, in seconds, and its element
   #drawn = 0;
   #url = null;
 
-  constructor(title, rate, name) {
+  constructor(title, rate, name, text = "") {
     this.element = document.getElementById("sound-template").content.firstElementChild.cloneNode(true);
     this.element.setAttribute("aria-label", title);
     this.#find("h3").textContent = title;
@@ -29,6 +29,7 @@ export class Sound {
     });
     new ResizeObserver(() => this.#draw()).observe(this.#find("canvas"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw());
+    this.reading = new Reading(this.#find(".reading"), text, (seconds) => this.player.play(seconds));
     this.#update();
   }
 
@@ -38,18 +39,13 @@ export class Sound {
   }
 
   // Words that begin with the sound that comes next.
-  phrase(text) {
-    const element = document.createElement("button");
-    Object.assign(element, { type: "button", className: "phrase", textContent: text.trim() });
-    const start = this.player.duration;
-    element.addEventListener("click", () => this.player.play(start));
-    this.#find(".reading").append(element, " ");
-    this.#find(".reading").hidden = false;
-    this.#phrases.push({ start, element });
+  phrase(spoken) {
+    this.reading.add(spoken, this.player.duration);
   }
 
   finish() {
     this.player.finish();
+    this.reading.end(this.player.duration);
     this.#draw();
     if (!this.player.duration) return;
     const link = this.#find(".download");
@@ -94,7 +90,6 @@ export class Sound {
     this.#find(".clock").textContent = `${clock(position)} / ${clock(duration)}`;
     head.hidden = !duration;
     head.style.left = `${duration ? (100 * position) / duration : 0}%`;
-    const current = this.player.playing ? this.#phrases.findLast(({ start }) => start <= position) : null;
-    this.#phrases.forEach((each) => each.element.classList.toggle("now", each === current));
+    this.reading.mark(this.player.playing ? position : null);
   }
 }

@@ -10,10 +10,10 @@ const RATE = 24000;
 let heard = null;
 
 async function speak({ data, signal, outcome }) {
-  const given = Object.fromEntries(["seed", "temperature", "pause"].flatMap((name) => (data.get(name) === "" ? [] : [[name, Number(data.get(name))]])));
+  const given = Object.fromEntries(["seed", "speed", "temperature", "pause"].flatMap((name) => (data.get(name) === "" ? [] : [[name, Number(data.get(name))]])));
   const json = { input: data.get("input"), voice: data.get("voice"), ...given, response_format: "pcm", stream_format: "sse", sample_rate: RATE };
   heard?.remove();
-  const sound = (heard = new Sound(json.voice, RATE, `gpa-${json.voice}`));
+  const sound = (heard = new Sound(json.voice, RATE, `gpa-${json.voice}`, json.input));
   const asked = performance.now();
   let first = null;
   try {
