@@ -14,6 +14,8 @@ const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seco
 export class Sound {
   #drawn = 0;
   #url = null;
+  #frame = 0;
+  #gone = new AbortController();
 
   constructor(title, rate, name, text = "") {
     this.element = document.getElementById("sound-template").content.firstElementChild.cloneNode(true);
@@ -28,7 +30,7 @@ export class Sound {
       this.player.seek((event.offsetX / event.target.clientWidth) * this.player.duration);
     });
     new ResizeObserver(() => this.#draw()).observe(this.#find("canvas"));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw(), { signal: this.#gone.signal });
     this.reading = new Reading(this.#find(".reading"), text, (seconds) => this.player.play(seconds));
     this.#update();
   }
@@ -59,6 +61,7 @@ export class Sound {
 
   remove() {
     this.player.pause();
+    this.#gone.abort();
     if (this.#url) URL.revokeObjectURL(this.#url);
     this.element.remove();
   }
@@ -77,7 +80,8 @@ export class Sound {
     button.setAttribute("aria-label", playing ? "Pause" : "Play");
     button.disabled = seek.disabled = !duration;
     seek.max = Math.max(duration, 0.01);
-    if (playing) requestAnimationFrame(() => this.#update());
+    cancelAnimationFrame(this.#frame);
+    if (playing) this.#frame = requestAnimationFrame(() => this.#update());
     this.#move();
   }
 
