@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from serving import Served
 
 expect = sync_api.expect
+expect.set_options(timeout=30_000)
 TEXT = "The quick brown fox jumps over the lazy dog."
 
 
@@ -138,7 +139,7 @@ def test_a_recording_is_written_down_with_words_that_play(page: "Page") -> None:
 def test_the_microphone_is_recorded_and_written_down(page: "Page") -> None:
     page.click("#tab-transcribe")
     page.click("#transcribe .record")
-    page.wait_for_function("document.querySelector('#transcribe .record .what').textContent == 'Stop 3 s'")
+    expect(page.locator("#transcribe .record .what")).to_have_text("Stop 3 s")
     page.click("#transcribe .record")
     expect(page.locator("#transcribe .name")).to_have_text("recording.wav")
     page.click("#transcribe .primary")
