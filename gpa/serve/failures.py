@@ -63,6 +63,7 @@ class Failure(Exception):
         """The answer for a field as pydantic refuses it: 422 for another type, 400 for a value."""
         param = ".".join(map(str, where)) or None
         status = 422 if kind.endswith(("_type", "_parsing", "_invalid")) else 400
+        what = what.removeprefix("Value error, ")  # raised by a validator of ours
         return cls(status, f"{param or 'the body'}: {what}", param, "invalid_value")
 
     @property

@@ -11,22 +11,19 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from gpa import audio
-from gpa.errors import AudioError
+from gpa.errors import AudioError, PromptError, UsageError
 from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of
 from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.encoders import FORMATS
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service, Serving
 from gpa.serve.speech_request import BatchRequest, SpeechRequest
+from gpa.serve.uploads import copied
 
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
-
-REFERENCE_SECONDS = 60.0  # of a voice to copy, at most
 
 router = APIRouter(prefix="/v1/audio/speech")
 
@@ -75,9 +72,15 @@ async def begin(service: Service, asked: SpeechRequest, complete: bool) -> Speak
     voice = await _voice(service, asked)
     said = await service.aside(_counted, service, asked, voice)
     options, live = asked.options(), not complete
-    job = await service.worker.submit(
-        lambda engine: model.utterance(engine, asked.input, voice, options, live)
-    )
+    try:
+        job = await service.worker.submit(
+            lambda engine: model.utterance(engine, asked.input, voice, options, live)
+        )
+    except PromptError as error:
+        raise Failure.of(error, "input") from error
+    except UsageError as error:  # its message begins with the name of the option
+        name = re.split(r"\W", str(error))[0]
+        raise Failure.of(error, name if name in SpeechRequest.model_fields else None) from error
     return Speaking(service, asked, job, encoder, said)
 
 
@@ -99,22 +102,9 @@ async def _voice(service: Service, asked: SpeechRequest) -> Voice:
         raise Failure(400, what, "ref_audio", "invalid_value")
     try:
         data = base64.b64decode(asked.ref_audio[found.end() :], validate=True)
-        return await service.aside(_copied, service, data)
+        return await service.aside(copied, service, data)
     except (AudioError, ValueError) as error:
         raise Failure(400, f"ref_audio: {error}", "ref_audio", "invalid_value") from error
-
-
-def _copied(service: Service, data: bytes) -> Voice:
-    """The voice of a recording that a client sent."""
-    rate, seconds, blocks = service.model.sample_rate, 0.0, []
-    if len(data) > service.settings.upload_bytes:
-        raise AudioError(f"{len(data)} bytes, {service.settings.upload_bytes} are the limit")
-    for block in audio.blocks(data, rate):
-        blocks.append(block)
-        seconds += len(block) / rate
-        if seconds > REFERENCE_SECONDS:
-            raise AudioError(f"longer than {REFERENCE_SECONDS:.0f} s; 3 to 6 s of clear speech are best")
-    return service.model.voice((np.concatenate([np.zeros(0, np.float32), *blocks]), rate))
 
 
 def _counted(service: Service, asked: SpeechRequest, voice: Voice) -> Said:

@@ -21,7 +21,7 @@ from gpa.serve.answers import attended, event, server_sent
 from gpa.serve.catalogue import check_model
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service, Serving
-from gpa.serve.uploads import Recording, UploadRoute, recorded
+from gpa.serve.uploads import Recording, recorded
 
 if TYPE_CHECKING:
     from gpa.models.gpa.outputs_gpa import Partial, Transcript
@@ -31,7 +31,7 @@ MEDIA_TYPES = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
 GRANULARITIES = ("word", "segment")
 SEEDS = 1 << 63
 
-router = APIRouter(prefix="/v1/audio/transcriptions", route_class=UploadRoute)
+router = APIRouter(prefix="/v1/audio/transcriptions")
 
 
 class TranscriptionRequest(BaseModel):

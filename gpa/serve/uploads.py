@@ -1,86 +1,26 @@
-"""Sound that a client sends: bounded in bytes as it comes, and in seconds as it is decoded.
+"""Sound that a client sends: bounded in bytes, and in seconds as it is decoded.
 
 Its name is never a path, and the type that it states is not believed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fastapi import Request, Response, UploadFile
-from fastapi.routing import APIRoute
+import numpy as np
+from fastapi import UploadFile
 
+from gpa import audio
 from gpa.errors import AudioError
 from gpa.serve.failures import Failure
 
 if TYPE_CHECKING:
-    import numpy as np
-    from starlette.types import Message
-
+    from gpa.codec.voice import Voice
     from gpa.serve.service import Service
 
-FORM_BYTES = 1 << 20  # for the fields of a form besides its sound
-LINGER = 4  # as many bytes as may be sent are still read, so that the one who sends them gets the answer
-
-
-class UploadRoute(APIRoute):
-    """A route whose body is counted as it comes: 413 beyond `Settings.upload_bytes`, before it is read."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, which never sees more than it may."""
-        handle = super().get_route_handler()
-
-        async def bounded(request: Request) -> Response:
-            service = getattr(request.app.state, "service", None)
-            if service is None:
-                return await handle(request)  # which says so
-            body = Body(request, service.settings.upload_bytes + FORM_BYTES)
-            try:
-                return await handle(Request(request.scope, body.receive, request._send))
-            except Exception:
-                if body.exceeded:
-                    await body.discard()
-                    raise too_large(service.settings.upload_bytes) from None
-                raise
-
-        return bounded
-
-
-class Body:
-    """The body of a request, up to a number of bytes."""
-
-    def __init__(self, request: Request, most: int) -> None:
-        self._request, self._most, self._got = request, most, 0
-        self._ended = False
-        self.exceeded = False
-
-    async def receive(self) -> Message:
-        """The next message. ValueError for more than there may be."""
-        stated = self._request.headers.get("content-length", "")
-        message = await self._next()
-        if self._got > self._most or (stated.isdecimal() and int(stated) > self._most):
-            self.exceeded = True
-            raise ValueError("the body is too large")
-        return message
-
-    async def discard(self) -> None:
-        """Read on for a while: a client that is answered before it has sent all may miss the answer."""
-        while not self._ended and self._got <= LINGER * self._most:
-            await self._next()
-
-    async def _next(self) -> Message:
-        message = await self._request.receive()
-        self._got += len(message.get("body", b""))
-        self._ended = not message.get("more_body", False)
-        return message
-
-
-def too_large(most: int, param: str = "file") -> Failure:
-    """The answer to too many bytes."""
-    what = f"{param}: more than {most} bytes, which is the limit; cut the recording or compress it"
-    return Failure(413, what, param, "file_too_large")
+REFERENCE_SECONDS = 60.0  # of a voice to copy, at most
 
 
 @dataclass(frozen=True)
@@ -95,26 +35,54 @@ class Recording:
         return service.model.processor.listened(self.data, "the upload")
 
 
-async def recorded(
-    service: Service, upload: UploadFile, param: str = "file", most: float | None = None
-) -> Recording:
-    """An upload that may be used, of `most` seconds. Failure 413 for too many bytes, else 400."""
-    if (upload.size or 0) > service.settings.upload_bytes:
-        raise too_large(service.settings.upload_bytes, param)
-    data = await upload.read()
+async def recorded(service: Service, upload: UploadFile, param: str = "file") -> Recording:
+    """An upload that may be used. Failure 413 for too many bytes, else 400."""
+    data = await _received(service, upload, param)
     try:
-        return await service.aside(_decoded, service, data, most or service.settings.audio_seconds)
+        return Recording(data, await service.aside(_seconds, service, data))
     except AudioError as error:
         raise Failure(400, f"{param}: {error}", param, "invalid_audio") from error
 
 
-def _decoded(service: Service, data: bytes, most: float) -> Recording:
-    """Decode everything once, keeping nothing: what a header claims proves nothing."""
-    if not data:
-        raise AudioError("the file is empty")
-    recording, samples, rate = Recording(data, 0.0), 0, service.model.sample_rate
-    for block in recording.blocks(service):
+async def copied_from(service: Service, upload: UploadFile, param: str) -> Voice:
+    """The voice of an upload. Failures as for `recorded`."""
+    data = await _received(service, upload, param)
+    try:
+        return await service.aside(copied, service, data)
+    except AudioError as error:
+        raise Failure(400, f"{param}: {error}", param, "invalid_audio") from error
+
+
+def copied(service: Service, data: bytes) -> Voice:
+    """The voice of a recording. AudioError if it is too long or cannot be read."""
+    rate = service.model.sample_rate
+    if len(data) > service.settings.upload_bytes:
+        raise AudioError(f"{len(data)} bytes, {service.settings.upload_bytes} are the limit")
+    blocks = list(bounded(audio.blocks(data, rate), rate, REFERENCE_SECONDS))
+    return service.model.voice((np.concatenate([np.zeros(0, np.float32), *blocks]), rate))
+
+
+def bounded(blocks: Iterator[np.ndarray], rate: int, most: float) -> Iterator[np.ndarray]:
+    """The same blocks. AudioError beyond `most` seconds: what a header claims proves nothing."""
+    samples = 0
+    for block in blocks:
         samples += len(block)
         if samples > most * rate:
             raise AudioError(f"longer than {most:g} s, which is the limit; cut it")
-    return Recording(data, samples / rate)
+        yield block
+
+
+async def _received(service: Service, upload: UploadFile, param: str) -> bytes:
+    limit = service.settings.upload_bytes
+    if (upload.size or 0) > limit:
+        what = f"{param}: more than {limit} bytes, which is the limit; cut the recording or compress it"
+        raise Failure(413, what, param, "file_too_large")
+    return await upload.read()
+
+
+def _seconds(service: Service, data: bytes) -> float:
+    """Decode everything once, keeping nothing."""
+    rate, most = service.model.sample_rate, service.settings.audio_seconds
+    if not data:
+        raise AudioError("the file is empty")
+    return sum(map(len, bounded(audio.blocks(data, rate), rate, most))) / rate
