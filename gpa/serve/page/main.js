@@ -11,8 +11,21 @@ import { fetchVoices, offer, startVoices } from "./voices.js";
 
 const panel = (name) => document.getElementById(name);
 
+const WAIT = 1000; // milliseconds between two looks whether the model is loaded
+
+async function modelNames() {
+  try {
+    return (await (await ask("v1/models")).json()).data.map(({ id }) => id);
+  } catch (error) {
+    if (error.status !== 503) throw error;
+    panel("model").textContent = "loading the model …";
+    await new Promise((done) => { setTimeout(done, WAIT); });
+    return modelNames();
+  }
+}
+
 async function start() {
-  const models = (await (await ask("v1/models")).json()).data.map(({ id }) => id);
+  const models = await modelNames();
   const voices = await fetchVoices();
   panel("model").textContent = models.join(" · ");
   offer(voices);
