@@ -34,7 +34,10 @@ class Asked(Protocol):
 
     response_format: Any
     sample_rate: int
-    timestamps: bool
+
+    @property
+    def timestamps(self) -> bool:
+        """Whether the last event has the times of segments."""
 
     @property
     def complete(self) -> bool:

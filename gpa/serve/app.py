@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from gpa.serve import catalogue, failures, health, page, speaking, transcribing, voice_routes
+from gpa.serve import catalogue, converting, failures, health, page, shims, speaking, transcribing, voice_routes
 from gpa.serve.admission import Gate
 from gpa.serve.measures import Measures
 from gpa.serve.service import Service
@@ -69,6 +69,8 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
     app.include_router(catalogue.router)
     app.include_router(speaking.router)
     app.include_router(transcribing.router)
+    app.include_router(converting.router)
+    app.include_router(shims.router)
     app.include_router(health.router)
     app.include_router(voice_routes.router)
     app.include_router(page.router)

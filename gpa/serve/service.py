@@ -27,7 +27,8 @@ class Service:
     def __init__(self, model: GPA, settings: Settings, enhancer: SpeechOp | None = None) -> None:
         self.model, self.settings, self.enhancer = model, settings, enhancer
         self.worker = Worker(model.engine())
-        self.pool = ThreadPoolExecutor(2, "gpa-pool")  # sound that is read or encoded, voices, enhancement
+        self.pool = ThreadPoolExecutor(2, "gpa-pool")  # sound that is read or encoded, voices
+        self.enhancing = ThreadPoolExecutor(1, "gpa-enhance")  # takes long, and holds up nobody else
         self.voices = Library(model, settings.voices)
         self.draining = False
 
@@ -41,11 +42,16 @@ class Service:
         self.draining = True
         self.worker.stop()
         self.pool.shutdown(cancel_futures=True)
+        self.enhancing.shutdown(wait=False, cancel_futures=True)
         self.voices.close()
 
     async def aside(self, do: Callable[..., T], *given: object) -> T:
         """Call something that takes long, away from the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, do, *given)
+
+    async def enhance(self, do: Callable[..., T], *given: object) -> T:
+        """The same for enhancement, one after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self.enhancing, do, *given)
 
 
 def service_of(request: Request) -> Service:

@@ -63,18 +63,20 @@ async def speak_many(asked: BatchRequest, request: Request, service: Serving) ->
     return {"id": f"speech-batch-{uuid.uuid4().hex}", "results": results, **counted}
 
 
-async def begin(service: Service, asked: SpeechRequest, complete: bool) -> Speaking:
-    """A text on its way. Failure for what cannot be spoken or encoded."""
+async def begin(
+    service: Service, asked: SpeechRequest, complete: bool, voice: Voice | None = None
+) -> Speaking:
+    """A text on its way, in a given voice or that which is asked for. Failure for what cannot be done."""
     check_model(service, asked.model)
     _check_text(service, asked)
     model = service.model
     encoder = encoder_of(asked, model.sample_rate, complete, asked.speed)
-    voice = await _voice(service, asked)
-    said = await service.aside(_counted, service, asked, voice)
+    speaker = voice or await _voice(service, asked)
+    said = await service.aside(_counted, service, asked, speaker)
     options, live = asked.options(), not complete
     try:
         job = await service.worker.submit(
-            lambda engine: model.utterance(engine, asked.input, voice, options, live)
+            lambda engine: model.utterance(engine, asked.input, speaker, options, live)
         )
     except PromptError as error:
         raise Failure.of(error, "input") from error

@@ -6,7 +6,7 @@ Text that was sent is never revised: all deltas put together are the text at the
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,15 +21,17 @@ from gpa.serve.answers import attended, event, server_sent
 from gpa.serve.catalogue import check_model
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service, Serving
-from gpa.serve.uploads import Recording, recorded
+from gpa.serve.speech_request import SEEDS
+from gpa.serve.uploads import recorded
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gpa.models.gpa.outputs_gpa import Partial, Transcript
     from gpa.serve.worker import Job
 
 MEDIA_TYPES = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
 GRANULARITIES = ("word", "segment")
-SEEDS = 1 << 63
 
 router = APIRouter(prefix="/v1/audio/transcriptions")
 
@@ -118,7 +120,7 @@ async def transcribe(
     check_model(service, asked.model)
     asked.check()
     recording = await attended(request, recorded(service, asked.file))
-    job = await recognising(service, recording, asked.options(), "keywords[]")
+    job = await recognising(service, recording.blocks(service), asked.options(), "keywords[]")
     headers = {"X-Ignored-Fields": ", ".join(asked.ignored)} if asked.ignored else {}
     if asked.stream:
         return server_sent(job, _events(service, job), headers)
@@ -137,14 +139,12 @@ async def transcribe(
 
 
 async def recognising(
-    service: Service, recording: Recording, options: TranscriptOptions, param: str | None = None
+    service: Service, blocks: Iterator[np.ndarray], options: TranscriptOptions, param: str | None = None
 ) -> Job[Partial]:
-    """A recording on its way into text. Failure, which names a parameter, for options that do not fit."""
+    """Sound on its way into text. Failure, which names a parameter, for options that do not fit."""
     model = service.model
     try:
-        return await service.worker.submit(
-            lambda engine: model.recognition(engine, options), recording.blocks(service)
-        )
+        return await service.worker.submit(lambda engine: model.recognition(engine, options), blocks)
     except UsageError as error:
         raise Failure.of(error, param) from error
 

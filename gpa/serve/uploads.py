@@ -37,7 +37,7 @@ class Recording:
 
 async def recorded(service: Service, upload: UploadFile, param: str = "file") -> Recording:
     """An upload that may be used. Failure 413 for too many bytes, else 400."""
-    data = await _received(service, upload, param)
+    data = await received(service, upload, param)
     try:
         return Recording(data, await service.aside(_seconds, service, data))
     except AudioError as error:
@@ -46,7 +46,7 @@ async def recorded(service: Service, upload: UploadFile, param: str = "file") ->
 
 async def copied_from(service: Service, upload: UploadFile, param: str) -> Voice:
     """The voice of an upload. Failures as for `recorded`."""
-    data = await _received(service, upload, param)
+    data = await received(service, upload, param)
     try:
         return await service.aside(copied, service, data)
     except AudioError as error:
@@ -72,7 +72,8 @@ def bounded(blocks: Iterator[np.ndarray], rate: int, most: float) -> Iterator[np
         yield block
 
 
-async def _received(service: Service, upload: UploadFile, param: str) -> bytes:
+async def received(service: Service, upload: UploadFile, param: str) -> bytes:
+    """Its bytes. Failure 413 for too many."""
     limit = service.settings.upload_bytes
     if (upload.size or 0) > limit:
         what = f"{param}: more than {limit} bytes, which is the limit; cut the recording or compress it"

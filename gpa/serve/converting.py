@@ -1,0 +1,258 @@
+"""Sound to sound in the style of OpenAI's routes: speech in another voice, and clean speech of a recording.
+
+OpenAI has neither. Answers are those of /v1/audio/speech: sound while it is made, complete, or as events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import wait
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Form, Request, Response, UploadFile
+from pydantic import BaseModel, ConfigDict, Field
+
+from gpa.errors import GenerationError, PromptError, UsageError
+from gpa.models.gpa.conversion_gpa import exchanged
+from gpa.models.gpa.options_gpa import ConversionOptions
+from gpa.models.gpa.outputs_gpa import Chunk
+from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of
+from gpa.serve.catalogue import check_model, find_voice
+from gpa.serve.encoders import FORMATS
+from gpa.serve.failures import Failure
+from gpa.serve.service import Service, Serving
+from gpa.serve.speech_request import SAMPLE_RATE, SEEDS
+from gpa.serve.transcribing import recognising, written
+from gpa.serve.uploads import Recording, copied_from, recorded
+
+if TYPE_CHECKING:
+    from gpa.models.speechop.pipeline_speechop import SpeechOp
+    from gpa.serve.answers import Source
+
+ENHANCED_SECONDS = 600.0  # of a recording to be enhanced at most: all of it is done at once
+CHECKED = 0.5  # seconds between looks whether a client that waits for recognition is still there
+
+router = APIRouter(prefix="/v1/audio")
+_SOUND: dict[int | str, dict[str, Any]] = {200: {"content": {f.media_type: {} for f in FORMATS.values()}}}
+
+
+class SoundForm(BaseModel):
+    """A recording, and what its answer is like."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    file: UploadFile
+    model: str | None = None
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    stream_format: Literal["audio", "sse"] = "audio"
+    stream: bool | None = Field(None, description="true: events; false: a complete body with its length")
+    sample_rate: int = Field(SAMPLE_RATE, ge=8000, le=48000)
+    seed: int | None = Field(None, ge=0, lt=SEEDS)
+    transcript: str | None = Field(None, description='what is said, or "asr" to recognise it')
+
+    @property
+    def events(self) -> bool:
+        """Whether the answer is a stream of events."""
+        return self.stream_format == "sse" or self.stream is True
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body comes when all of it is made."""
+        asked = self.stream is False and self.stream_format != "sse"
+        return asked or not FORMATS[self.response_format].streamed
+
+    @property
+    def timestamps(self) -> bool:
+        """There are none."""
+        return False
+
+    @property
+    def ignored(self) -> list[str]:
+        """Every field counts."""
+        return []
+
+
+class ConversionRequest(SoundForm):
+    """A recording to be said in a voice, by name or that of another recording."""
+
+    voice: str | None = None
+    ref_audio: UploadFile | None = Field(None, description="a voice to copy")
+    mode: Literal["lm", "codec"] | None = Field(None, description="generated anew, or codes kept")
+    gamma: float | None = Field(None, ge=0, le=10)
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_k: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+
+    def options(self) -> ConversionOptions:
+        """For the model."""
+        return {
+            "seed": self.seed,
+            "mode": self.mode,
+            "transcript": self.transcript,
+            "gamma": self.gamma,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
+
+
+class EnhancementRequest(SoundForm):
+    """A recording to be cleaned. `filtered` turns the recording itself down where there is no speech."""
+
+    gamma: float | None = Field(None, ge=0, le=10)
+    steps: int | None = Field(None, ge=1, le=200)
+    filtered: bool | None = None
+
+
+Converted = Annotated[ConversionRequest, Form()]
+Enhanced = Annotated[EnhancementRequest, Form()]
+
+
+@router.post("/conversions", response_class=Response, responses=_SOUND)
+async def convert(asked: Converted, request: Request, service: Serving) -> Response:
+    """Say what a recording says in another voice; the sound comes while it is made."""
+    return await converted(asked, request, service)
+
+
+async def converted(
+    asked: ConversionRequest, request: Request, service: Service, param: str = "file"
+) -> Response:
+    """The answer to a request whose recording is named `param`."""
+    check_model(service, asked.model)
+    encoder = encoder_of(asked, service.model.sample_rate, asked.complete)
+    if asked.ref_audio:
+        voice = await attended(request, copied_from(service, asked.ref_audio, "ref_audio"))
+    else:
+        voice = find_voice(service, asked.voice)
+    recording = await attended(request, recorded(service, asked.file, param))
+    processor, options = service.model.processor, asked.options()
+    given = {name: value for name, value in options.items() if name not in ("mode", "seed")}
+    try:
+        mode = service.model.config.conversion_mode(asked.mode, given)
+        if mode == "codec":
+            service.model.codec.check_exchange()
+    except UsageError as error:
+        raise Failure.of(error, "mode") from error
+    source: Source
+    if mode == "codec":
+        source = Aside(service, exchanged(processor, voice, recording.blocks(service)))
+    else:
+        source = await service.worker.submit(
+            lambda engine: service.model.conversion(engine, voice, options), recording.blocks(service)
+        )
+    said = Said(0, len(voice.codes) + _tokens(service, recording), service.model.sample_rate)
+    return await answered(request, Speaking(service, asked, source, encoder, said))
+
+
+@router.post("/enhancements", response_class=Response, responses=_SOUND)
+async def enhance(asked: Enhanced, request: Request, service: Serving) -> Response:
+    """Clean speech of a recording, all of it at once."""
+    return await enhanced(asked, request, service)
+
+
+async def enhanced(
+    asked: EnhancementRequest, request: Request, service: Service, param: str = "file"
+) -> Response:
+    """The answer to a request whose recording is named `param`."""
+    enhancer = service.enhancer
+    if enhancer is None:
+        raise Failure(501, "this server has no model for enhancement", None, "not_installed")
+    if asked.model != "speechop-mini":
+        check_model(service, asked.model)
+    encoder = encoder_of(asked, enhancer.sample_rate, asked.complete)
+    recording = await attended(request, recorded(service, asked.file, param))
+    if recording.seconds > ENHANCED_SECONDS:
+        what = f"{param}: {recording.seconds:.0f} s, {ENHANCED_SECONDS:.0f} are the limit; cut it"
+        raise Failure(400, what, param, "invalid_audio")
+    if asked.transcript is not None and not asked.transcript.strip():
+        raise Failure(400, "transcript: it is empty; leave it out", "transcript", "invalid_value")
+    said = Said(0, _tokens(service, recording), enhancer.sample_rate)
+    source = Enhancing(service, enhancer, recording, asked)
+    return await answered(request, Speaking(service, asked, source, encoder, said))
+
+
+class Aside:
+    """Chunks that are computed one by one, away from the engine; cancelled between two of them."""
+
+    def __init__(self, service: Service, chunks: Iterator[Chunk]) -> None:
+        self._service, self._chunks, self._cancelled = service, chunks, False
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        """All of them."""
+        while not self._cancelled:
+            chunk = await self._service.aside(next, self._chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def cancel(self) -> None:
+        """Compute no more."""
+        self._cancelled = True
+
+
+class Enhancing:
+    """A recording on its way to clean speech, which comes as one chunk; cancelled within a step."""
+
+    def __init__(
+        self, service: Service, enhancer: SpeechOp, recording: Recording, asked: EnhancementRequest
+    ) -> None:
+        self._service, self._enhancer, self._recording, self._asked = service, enhancer, recording, asked
+        self._cancelled = threading.Event()
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        """The chunk."""
+        loop = asyncio.get_running_loop()
+
+        def recognise(wav: np.ndarray) -> str:
+            """By the worker, as everybody's recognition."""
+            heard = asyncio.run_coroutine_threadsafe(self._recognised(wav), loop)
+            while not wait([heard], CHECKED).done:
+                self._check()
+            return heard.result()
+
+        yield await self._service.enhance(self._enhanced, recognise)
+
+    def cancel(self) -> None:
+        """Stop before the next step."""
+        self._cancelled.set()
+
+    async def _recognised(self, wav: np.ndarray) -> str:
+        recording = self._service.model.processor.listened((wav, 16000), "the recording")
+        return (await written(await recognising(self._service, recording, {}))).text
+
+    def _check(self, *_: object) -> None:
+        if self._cancelled.is_set():
+            raise GenerationError("the client went away")
+
+    def _enhanced(self, recognise: Callable[[np.ndarray], str]) -> Chunk:
+        asked, enhancer = self._asked, self._enhancer
+
+        self._check()
+        enhancer.progress = self._check
+        try:
+            made = enhancer.enhance(
+                self._recording.data,
+                asked.transcript,
+                seed=asked.seed or 0,
+                steps=asked.steps,
+                gamma=asked.gamma,
+                filtered=asked.filtered,
+                recogniser=recognise,
+            )
+        except PromptError as error:
+            raise Failure.of(error, "transcript") from error
+        finally:
+            enhancer.progress = None
+        none = np.zeros(0, np.int64)
+        return Chunk(made.wav, made.sample_rate, none, "stop", "lm", text=made.transcript or "", done=1.0)
+
+
+def _tokens(service: Service, recording: Recording) -> int:
+    """Ids of the sound."""
+    spec = service.model.codec.spec
+    return round(recording.seconds * spec.frame_rate) * spec.n_codebooks
