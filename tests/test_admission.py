@@ -254,14 +254,14 @@ def test_what_is_counted_and_logged(model: GPA, lines: list[dict]) -> None:
         found = numbers(server)
         assert chosen.headers["x-request-id"] == "mine-1"
         assert found[f"gpa_requests_total{{method=POST,route={SPEAK},status=200}}"] == 2
-        assert found[f"gpa_requests_total{{method=POST,route={SPEAK},status=422}}"] == 1
+        assert found[f"gpa_requests_total{{method=POST,route={SPEAK},status=400}}"] == 1
         assert found["gpa_requests_total{method=GET,route=other,status=404}"] == 2
         assert found[f"gpa_first_audio_seconds_count{{route={SPEAK}}}"] == 2
         seconds = 2 * len(chosen.content) / 4 / model.sample_rate
         assert found["gpa_audio_seconds_total{direction=out}"] == pytest.approx(seconds)
         assert found["gpa_encode_failures_total{}"] == found["gpa_queue{}"] == found["gpa_jobs{}"] == 0
         assert found["gpa_slots{}"] > 1 and found["gpa_worker_steps{}"] > 1
-    assert [line["status"] for line in lines[:5]] == [200, 200, 422, 404, 404]
+    assert [line["status"] for line in lines[:5]] == [200, 200, 400, 404, 404]
     first, second, third = lines[:3]
     assert first["request_id"] == "mine-1" and second["request_id"].startswith("req_")
     assert third["request_id"] == bad.headers["x-request-id"]

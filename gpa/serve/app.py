@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from gpa.serve import catalogue, converting, failures, health, page, shims, speaking, transcribing, voice_routes
+from gpa.errors import GPAError
+from gpa.serve import (
+    catalogue,
+    converting,
+    failures,
+    health,
+    page,
+    shims,
+    speaking,
+    transcribing,
+    voice_routes,
+)
 from gpa.serve.admission import Gate
 from gpa.serve.measures import Measures
 from gpa.serve.service import Service
@@ -45,7 +56,7 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
         try:
             service = await asyncio.to_thread(_service, load, settings)
         except Exception as error:
-            logger.exception("the model was not loaded")
+            logger.error("the model was not loaded: %s", error, exc_info=not isinstance(error, GPAError))
             app.state.error = error
             return
         measures.serve(service)

@@ -90,11 +90,6 @@ def install(app: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> JSONResponse:
         return Failure.of(error).response()
 
-    async def broken(request: Request, error: Exception) -> JSONResponse:
-        failure = Failure.of(error)  # it is answered outside of the middleware that names requests
-        failure.headers["x-request-id"] = getattr(request.state, "request_id", "")
-        return failure.response()
-
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         code = "not_found" if error.status_code == 404 else None
@@ -109,4 +104,3 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(GPAError, failed)
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, broken)

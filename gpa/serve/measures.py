@@ -28,11 +28,13 @@ class Measures:
         self.first = self._times("gpa_first_audio_seconds", "From request to first sound")
         self.audio = Counter("gpa_audio_seconds", "Sound received or made", ("direction",), registry=own)
         self.encode_failures = Counter("gpa_encode_failures", "Bodies that failed to encode", registry=own)
+        self.in_flight: Callable[[], int] = int
         for direction in ("in", "out"):
             self.audio.labels(direction)
 
     def watch(self, in_flight: Callable[[], int]) -> None:
-        """How many requests are on their way."""
+        """How many requests are on their way, as `in_flight` says."""
+        self.in_flight = in_flight
         self._gauge("gpa_requests_in_flight", "Requests on their way", in_flight)
 
     def serve(self, service: Service) -> None:
