@@ -33,11 +33,11 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Served"]:
     """The shipped model behind the page: what it says can be understood."""
-    from gpa.models.gpa import GPA
+    from gpa.serve.app import load_shipped
     from gpa.serve.settings import Settings
     from serving import served
 
-    with served(GPA.from_pretrained("gpa-mini"), Settings(voices=tmp_path_factory.mktemp("voices"))) as found:
+    with served(load_shipped, Settings(voices=tmp_path_factory.mktemp("voices"))) as found:
         yield found
 
 
@@ -221,3 +221,32 @@ def test_every_control_has_a_name_and_a_phone_does_not_scroll_sideways(page: "Pa
             name = control.evaluate("e => e.labels?.[0]?.innerText || e.ariaLabel || e.innerText")
             assert name.strip(), control.evaluate("e => e.outerHTML")
     assert page.evaluate("document.querySelectorAll('[role=alert]').length") >= 4
+
+
+def test_speech_is_converted_and_enhanced(page: "Page", second: np.ndarray, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "second.wav", second, 16000)
+    for task in ("convert", "enhance"):
+        page.click(f"#tab-{task}")
+        page.set_input_files(f"#{task} input[type=file]", tmp_path / "second.wav")
+        page.click(f"#{task} .primary")
+        expect(page.locator(f"#{task} .download")).to_be_visible()
+        wav, rate = downloaded(page, task)
+        assert rate == 24000 and abs(len(wav) / rate - 1) < 0.1 and np.abs(wav).max() > 0.01
+    expect(page.locator("#enhance h3")).to_have_text("Enhanced")
+
+
+def test_a_key_is_asked_for_and_kept(browser: "Browser", tiny: Path) -> None:
+    from gpa.models.gpa import GPA
+    from gpa.serve.settings import Settings
+    from serving import served
+
+    with served(GPA.from_pretrained(tiny), Settings(keys=("sesame",))) as locked:
+        page = browser.new_page()
+        page.goto(locked.url)
+        expect(page.locator("#speak .problem")).to_contain_text("Give the API key")
+        page.fill("[name=key]", "sesame")
+        page.click("#access button")
+        page.wait_for_selector("body[data-ready]")
+        assert page.locator("#speak option").all_inner_texts() == ["anna", "ben"]
+        expect(page.locator("#tab-enhance")).to_be_hidden()  # this server has nothing for it
+        page.close()

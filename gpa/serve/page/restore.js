@@ -17,7 +17,6 @@ export function startRestore(panel, path, title) {
     data.set("response_format", "pcm");
     heard?.remove();
     const sound = (heard = new Sound(title(data), RATE, `gpa-${panel.id}`));
-    outcome.replaceChildren(sound.element);
     const asked = performance.now();
     try {
       const response = await ask(path, { method: "POST", body: data, signal });
@@ -25,12 +24,12 @@ export function startRestore(panel, path, title) {
         sound.push(block);
         const elapsed = (performance.now() - asked) / 1000;
         sound.numbers({ Took: `${elapsed.toFixed(1)} s`, "Real-time factor": (elapsed / sound.player.duration).toFixed(2), Length: `${sound.player.duration.toFixed(1)} s` });
-        if (!sound.player.playing && sound.player.position === 0) sound.player.play();
+        if (!sound.element.isConnected) {
+          outcome.replaceChildren(sound.element);
+          sound.player.play();
+        }
       }
       announce(`Done: ${sound.player.duration.toFixed(1)} seconds.`);
-    } catch (error) {
-      if (!sound.player.duration) sound.remove();
-      throw error;
     } finally {
       if (signal.aborted) sound.player.pause();
       sound.finish();

@@ -11,6 +11,7 @@ function select(tab, focus = false) {
     each.tabIndex = each === tab ? 0 : -1;
     document.getElementById(each.getAttribute("aria-controls")).hidden = each !== tab;
   }
+  tab.scrollIntoView({ block: "nearest", inline: "center" });
   if (focus) tab.focus();
 }
 

@@ -6,12 +6,16 @@ import { announce, clearProblem, showProblem } from "./notice.js";
 export function task(panel, run) {
   const form = panel.querySelector("form"), start = form.querySelector("[type=submit]"), cancel = form.querySelector(".cancel");
   const outcome = panel.querySelector(".outcome");
-  let running = null;
+  let running = null, timer = null;
 
   const busy = (on) => {
     panel.setAttribute("aria-busy", on);
     start.hidden = on;
     cancel.hidden = !on;
+    clearInterval(timer);
+    cancel.textContent = "Cancel";
+    const begun = performance.now();
+    if (on) timer = setInterval(() => { cancel.textContent = `Cancel · ${Math.floor((performance.now() - begun) / 1000)} s`; }, 1000);
   };
 
   form.addEventListener("submit", async (event) => {
