@@ -115,6 +115,7 @@ def test_cancelling_frees_the_slot(page: "Page", server: "Served") -> None:
     page.fill("#text", f"{TEXT} " * 60)
     page.click("#speak .primary")
     page.wait_for_selector("#speak .sound")
+    expect(page.locator("#speak .play")).to_have_attribute("aria-label", "Pause")  # the first chunk is heard
     assert server.service.worker.jobs
     page.keyboard.press("Escape")
     expect(page.locator("#announce")).to_have_text("Cancelled.")
