@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from gpa.errors import GPAError
-from gpa.serve import catalogue, converting, failures, health, shims, speaking, transcription, voice_routes
+from gpa.serve import (
+    catalogue,
+    converting,
+    failures,
+    health,
+    page,
+    shims,
+    speaking,
+    transcription,
+    voice_routes,
+)
 from gpa.serve.admission import Gate
 from gpa.serve.library import Library
 from gpa.serve.prometheus import Measures
@@ -75,6 +85,7 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
     app.include_router(shims.router)
     app.include_router(health.router)
     app.include_router(voice_routes.router)
+    app.include_router(page.router)
     return app
 
 

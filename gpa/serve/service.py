@@ -42,7 +42,7 @@ class Service:
         self.draining = True
         self.worker.stop()
         self.pool.shutdown(cancel_futures=True)
-        self.enhancing.shutdown(cancel_futures=True)
+        self.enhancing.shutdown(wait=False, cancel_futures=True)  # it may wait for the event loop
         self.voices.close()
 
     async def aside(self, do: Callable[..., T], *given: object) -> T:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Request, Response, UploadFile
@@ -177,7 +178,9 @@ async def _events(service: Service, job: Job[Partial]) -> AsyncIterator[bytes]:
     """Deltas and the end; an error is an event, too."""
     try:
         async for partial in job:
-            yield event({"type": "transcript.text.delta", "delta": partial.text})
+            words = [asdict(word) for word in partial.segment.words] if partial.segment else []
+            times = {"words": words} if words else {}  # of the segment that ends here
+            yield event({"type": "transcript.text.delta", "delta": partial.text, **times})
     except Exception as error:  # noqa: BLE001 - the status has been sent
         yield event(Failure.of(error).body)
         return

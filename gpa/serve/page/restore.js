@@ -1,0 +1,38 @@
+// Sound in, sound out: conversion to another voice, and enhancement.
+
+import { ask, samples } from "./api.js";
+import { Intake } from "./intake.js";
+import { announce } from "./notice.js";
+import { Sound } from "./sound.js";
+import { task } from "./task.js";
+
+const RATE = 24000;
+
+export function startRestore(panel, path, title) {
+  const intake = new Intake(panel.querySelector(".intake"));
+  let heard = null;
+  task(panel, async ({ data, signal, outcome }) => {
+    if (!intake.file) throw new Error("Choose a file or record something first");
+    data.set("file", intake.file, intake.file.name);
+    data.set("response_format", "pcm");
+    heard?.remove();
+    const sound = (heard = new Sound(title(data), RATE, `gpa-${panel.id}`));
+    const asked = performance.now();
+    try {
+      const response = await ask(path, { method: "POST", body: data, signal });
+      for await (const block of samples(response)) {
+        sound.push(block);
+        const elapsed = (performance.now() - asked) / 1000;
+        sound.numbers({ Took: `${elapsed.toFixed(1)} s`, "Real-time factor": (elapsed / sound.player.duration).toFixed(2), Length: `${sound.player.duration.toFixed(1)} s` });
+        if (!sound.element.isConnected) {
+          outcome.replaceChildren(sound.element);
+          sound.player.play();
+        }
+      }
+      announce(`Done: ${sound.player.duration.toFixed(1)} seconds.`);
+    } finally {
+      if (signal.aborted) sound.player.pause();
+      sound.finish();
+    }
+  });
+}

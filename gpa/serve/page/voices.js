@@ -1,0 +1,92 @@
+// The voices of the server: the choices of other forms, and the library where they come and go.
+
+import { setting } from "./address.js";
+import { ask } from "./api.js";
+import { Intake } from "./intake.js";
+import { announce, clearProblem, showProblem } from "./notice.js";
+import { report } from "./quality.js";
+
+const PATH = "v1/audio/voices";
+
+export async function fetchVoices() {
+  return (await (await ask(PATH)).json()).data;
+}
+
+// Fill every choice of a voice, keeping what is chosen.
+export function offer(voices) {
+  for (const select of document.querySelectorAll("[data-voices]")) {
+    const chosen = select.value || setting(select.dataset.setting);
+    select.replaceChildren(...voices.map(({ id, name }) => new Option(name, id)));
+    if (voices.some(({ id }) => id === chosen)) select.value = chosen;
+  }
+}
+
+export function startVoices(panel, voices) {
+  const form = panel.querySelector("form"), list = panel.querySelector(".library");
+  const intake = new Intake(panel.querySelector(".intake"));
+  const quality = panel.querySelector(".report");
+
+  const refresh = async () => {
+    const found = await fetchVoices();
+    offer(found);
+    show(found);
+  };
+  const show = (found) => list.replaceChildren(...found.map(entry));
+
+  const entry = ({ id, name, consent, created_at: created }) => {
+    const item = document.createElement("li");
+    const about = document.createElement("div");
+    about.append(Object.assign(document.createElement("strong"), { textContent: name }));
+    const more = created ? [new Date(1000 * created).toLocaleDateString(), consent].filter(Boolean).join(" · ") : "shipped";
+    about.append(Object.assign(document.createElement("span"), { className: "hint", textContent: more }));
+    item.append(about);
+    if (created) {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Delete" });
+      button.setAttribute("aria-label", `Delete the voice ${name}`);
+      button.addEventListener("click", () => remove(button, id, name));
+      item.append(button);
+    }
+    return item;
+  };
+
+  const remove = async (button, id, name) => {
+    if (!button.classList.contains("sure")) { // the second click means it
+      button.classList.add("sure");
+      button.textContent = "Really delete?";
+      button.addEventListener("blur", () => { button.classList.remove("sure"); button.textContent = "Delete"; }, { once: true });
+      return;
+    }
+    try {
+      await ask(`${PATH}/${encodeURIComponent(id)}`, { method: "DELETE" });
+      await refresh();
+      announce(`The voice ${name} is deleted.`);
+      panel.querySelector(".library").previousElementSibling.focus();
+    } catch (error) {
+      showProblem(panel, error);
+    }
+  };
+
+  intake.addEventListener("sound", async ({ detail }) => quality.replaceChildren(...(await report(detail.file))));
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    clearProblem(panel);
+    const data = new FormData(form);
+    try {
+      if (!intake.file) throw new Error("Choose a file or record something first");
+      if (!data.get("name").trim()) throw Object.assign(new Error("Give the voice a name"), { param: "name" });
+      if (!data.has("agreed")) throw Object.assign(new Error("Say that the speaker agrees"), { param: "agreed" });
+      data.delete("agreed");
+      if (!data.get("consent")) data.set("consent", "The speaker agrees.");
+      data.set("audio_sample", intake.file, intake.file.name);
+      await ask(PATH, { method: "POST", body: data });
+      await refresh();
+      announce(`The voice ${data.get("name")} is there.`);
+      form.reset();
+      intake.clear();
+      quality.replaceChildren();
+    } catch (error) {
+      showProblem(panel, error);
+    }
+  });
+  show(voices);
+}
