@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from gpa import disk
+from gpa import audio, disk, hub
 from gpa.errors import CheckpointError, DiskError, UsageError
 from gpa.train import checkpoint, metrics
 from gpa.train.command import main
@@ -137,6 +138,7 @@ def test_a_second_run_is_refused_and_a_killed_one_does_not_block(recipe: Path, t
     run = tmp_path / "run"
     process = started("-m", "gpa", "train", str(recipe), "--run", str(run))
     until_it_steps(process, run)
+    process.send_signal(signal.SIGSTOP)  # or it may end before the other asks
     code, said = gpa("train", recipe, "--run", run)
     assert code == 2 and f"(process {process.pid} on {platform.node()})" in said
     process.kill()  # the main process alone: its worker is still there
@@ -252,6 +254,24 @@ def arrow(folder: Path) -> None:
 
     rows = ({"a": "y" * 1000} for _ in range(1000))
     token_folder.write_arrow(folder / "a.arrow", rows, {"a": Value("string")}, folder)
+
+
+@writer
+def sound(folder: Path) -> None:
+    audio.save(folder / "a.wav", np.zeros(1 << 18, np.float32), 16000)
+
+
+@writer
+def flac(folder: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal(1 << 18).astype(np.float32) / 8
+    with audio.writing(folder / "a.flac", 16000) as write:
+        write(noise)
+
+
+@writer
+def codec(folder: Path) -> None:
+    with disk.written_whole(folder / "codec") as path:
+        hub.write_model(path, {"a": torch.zeros(1 << 18)}, {"model_type": "bicodec"})
 
 
 @writer
