@@ -382,7 +382,8 @@ def test_save_failure_keeps_the_old_file_and_leaves_nothing_behind(
     for target, message in (
         (tmp_path / "out.m4a", "use one of .wav, .flac, .ogg"),
         (tmp_path / "out", "use one of"),
-        (path / "inside.wav", "cannot be written"),
+        (path / "inside.wav", "is a file, and no folder"),
+        (Path("/proc/a.wav"), "cannot be written"),  # where no byte is free, and no disk is full
     ):
         with pytest.raises(AudioError, match=message):
             audio.save(target, second, RATE)

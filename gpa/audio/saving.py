@@ -48,9 +48,12 @@ def writing(path: str | os.PathLike[str], sample_rate: int) -> Iterator[Callable
     try:
         with disk.room(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()  # libsndfile does not say why a file cannot be opened
             with soundfile.SoundFile(temporary, "w", rate, 1, subtype, format=container) as file:
                 yield lambda wav: [file.write(block) for block in _blocks(wav, subtype)]
             os.replace(temporary, path)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise AudioError(f"{path} cannot be written: {error.filename} is a file, and no folder") from error
     except (OSError, soundfile.LibsndfileError) as error:
         remedy = "check the folder and its permissions"
         raise AudioError(f"{path} cannot be written ({error}): {remedy}") from error
