@@ -20,7 +20,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gpa import disk
 from gpa.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -117,6 +116,8 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
 def write_model(folder: Path, state: dict[str, Tensor], sizes: dict[str, Any]) -> None:
     """Write config.json and model.safetensors into a folder, made where it is missing."""
     from safetensors.torch import save_file
+
+    from gpa import disk
 
     with disk.room(folder):
         folder.mkdir(parents=True, exist_ok=True)
