@@ -92,9 +92,10 @@ def _there(path: Path) -> Path:
 
 def _free(path: Path) -> int:
     try:
-        return shutil.disk_usage(_there(path)).free
+        usage = shutil.disk_usage(_there(path))
     except OSError:
         return _LITTLE
+    return usage.free if usage.total else _LITTLE  # what has no size, as /proc, is never full
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import math
 import os
 import pickle
@@ -110,6 +111,18 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+
+
+def write_model(folder: Path, state: dict[str, Tensor], sizes: dict[str, Any]) -> None:
+    """Write config.json and model.safetensors into a folder, made where it is missing."""
+    from safetensors.torch import save_file
+
+    from gpa import disk
+
+    with disk.room(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    disk.write_text(folder / "config.json", json.dumps(sizes, indent=2) + "\n")
 
 
 def _weight_file(path: Path) -> Path:

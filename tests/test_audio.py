@@ -123,6 +123,8 @@ def test_torch_tensors_are_arrays(second: np.ndarray) -> None:
     np.testing.assert_array_equal(audio.load(tensor, rate=RATE), second)
     with pytest.raises(AudioError, match="detach"):
         audio.load(tensor.requires_grad_(), rate=RATE)
+    with pytest.raises(AudioError, match=r"BFloat16.*\.float\(\)"):
+        audio.load(torch.zeros(RATE, dtype=torch.bfloat16), rate=RATE)
 
 
 # What cannot be used ----------------------------------------------------------------------------------------
@@ -193,9 +195,22 @@ def test_missing_folder_unreadable_and_odd_sources(tmp_path: Path) -> None:
         (io.StringIO("text"), "text mode"),
         (("clip.wav", RATE), "must be"),
         ((RATE, np.zeros(9)), "in this order"),
+        (([0.0] * RATE, RATE), r"not \(list, int\): np.asarray makes an array of a list"),
+        ((None, RATE), r"not \(NoneType, int\)"),
+        ("", "the path is empty"),
+        ("a" * 5000, "5000 characters.*cannot be opened .File name too long"),
     ):
         with pytest.raises(AudioError, match=message):
             audio.load(source)  # type: ignore[arg-type]
+    for source, message in (
+        ([0.0] * RATE, "and list is none: np.asarray"),
+        (None, "and NoneType is none"),
+        (b"RIFF", "files, bytes and streams have their own: leave it out"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            audio.load(source, rate=RATE)  # type: ignore[arg-type]
+    with (tmp_path / "new").open("wb") as file, pytest.raises(AudioError, match="not open for reading"):
+        audio.load(file)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -367,7 +382,8 @@ def test_save_failure_keeps_the_old_file_and_leaves_nothing_behind(
     for target, message in (
         (tmp_path / "out.m4a", "use one of .wav, .flac, .ogg"),
         (tmp_path / "out", "use one of"),
-        (path / "inside.wav", "cannot be written"),
+        (path / "inside.wav", "is a file, and no folder"),
+        (Path("/proc/a.wav"), "cannot be written"),  # where no byte is free, and no disk is full
     ):
         with pytest.raises(AudioError, match=message):
             audio.save(target, second, RATE)

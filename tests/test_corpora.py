@@ -397,6 +397,16 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path, caplog: pytest.LogCaptur
     assert "2 of 3 rows have no text" in caplog.text and ("1 .m4a files cannot be read" in caplog.text)
 
 
+@pytest.mark.parametrize("name", ["txt.done.data", "labels.mlf", "utts"])
+def test_a_file_of_no_layout_that_names_the_recordings_is_refused(name: str, tmp_path: Path) -> None:
+    lines = "".join(f'( {stem} "{FOX}" )\n' for stem in ("clip_1", "clip_2"))
+    folder = write(tmp_path / "one", {name: lines}, "wavs/clip_1.wav wavs/clip_2.wav")
+    with pytest.raises(DataError, match=f"{name}: is not read, and no other file has the texts: write"):
+        rows(folder)
+    (folder / name).write_text("A recording of the sea.\nMade on a boat.\n")
+    assert len(rows(folder)) == 2
+
+
 def test_columns_may_be_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "one", {"metadata.csv": f"file_name,Said Text,text\na.wav,{FOX},x\n"}, "a.wav")
     (row,) = open_source(folder, {"text": "Said Text"}).check()

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from gpa import disk
+from gpa import audio, disk, hub
 from gpa.errors import CheckpointError, DiskError, UsageError
 from gpa.train import checkpoint, metrics
 from gpa.train.command import main
@@ -89,10 +90,13 @@ def left(folder: Path) -> list[str]:
 
 
 def test_signals_save_and_the_run_goes_on_as_if_nothing_had_been(recipe: Path, tmp_path: Path) -> None:
-    """Each comes to the whole group, workers too, as a terminal and a scheduler send it."""
+    """Each comes to the whole group, workers too, as a terminal and a scheduler send it.
+
+    SIGTERM and SIGUSR1 come to ranks, below.
+    """
     run = tmp_path / "run"
-    for number, code in ((15, 143), (1, 129), (signal.SIGUSR1, 138), (2, 130)):
-        program = ("-m", "gpa", "train") if number == signal.SIGTERM else ("-m", "gpa.train")
+    for number, code in ((signal.SIGHUP, 129), (signal.SIGINT, 130)):
+        program = ("-m", "gpa", "train") if number == signal.SIGHUP else ("-m", "gpa.train")
         process = started(*program, str(recipe), "--run", str(run))
         until_it_steps(process, run)
         os.killpg(process.pid, number)
@@ -126,8 +130,6 @@ def test_all_ranks_stop_at_the_step_at_which_one_was_asked(
     assert f"exitcode  : {128 + number}" in said and "gpa/train/" not in said
     [path] = checkpoint.found(run, shards=stage != "0")
     assert int(path.stem[5:]) == last and not left(run)
-    found, said = ended(started(*TWO, *argv, "train.max_seconds=0.01"))  # one step more
-    assert found == 0 and f"step {last} to {STEPS}, resumed" in said, said
 
 
 # The lock ---------------------------------------------------------------------------------------------------
@@ -137,12 +139,12 @@ def test_a_second_run_is_refused_and_a_killed_one_does_not_block(recipe: Path, t
     run = tmp_path / "run"
     process = started("-m", "gpa", "train", str(recipe), "--run", str(run))
     until_it_steps(process, run)
+    process.send_signal(signal.SIGSTOP)  # or it may end before the other asks
     code, said = gpa("train", recipe, "--run", run)
     assert code == 2 and f"(process {process.pid} on {platform.node()})" in said
     process.kill()  # the main process alone: its worker is still there
     process.wait()
-    code, said = gpa("train", recipe, "--run", run, "train.max_seconds=0.01")
-    assert code == 0, said
+    main([str(recipe), "--run", str(run), "train.max_seconds=0.01"])
 
 
 def test_a_lock_is_for_one_and_forked_children_do_not_keep_it(tmp_path: Path) -> None:
@@ -255,6 +257,24 @@ def arrow(folder: Path) -> None:
 
 
 @writer
+def sound(folder: Path) -> None:
+    audio.save(folder / "a.wav", np.zeros(1 << 18, np.float32), 16000)
+
+
+@writer
+def flac(folder: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal(1 << 18).astype(np.float32) / 8
+    with audio.writing(folder / "a.flac", 16000) as write:
+        write(noise)
+
+
+@writer
+def codec(folder: Path) -> None:
+    with disk.written_whole(folder / "codec") as path:
+        hub.write_model(path, {"a": torch.zeros(1 << 18)}, {"model_type": "bicodec"})
+
+
+@writer
 def tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models
 
@@ -316,12 +336,14 @@ def test_no_bit_of_a_checkpoint_flips_unseen(made: Path, tmp_path: Path) -> None
         shutil.rmtree(run)
 
 
-def test_a_damaged_checkpoint_falls_back_loudly(made: Path, recipe: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_falls_back_loudly(
+    made: Path, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(made, run)
     flip(checkpoint.found(run)[-1], 4000)
-    code, said = gpa("train", recipe, "--run", run, "train.steps=2", "train.save_every=1")
-    assert code == 0 and "step-00000002.pt: damaged (it is not what was written" in said, said
+    main([str(recipe), "--run", str(run), "train.steps=2", "train.save_every=1"])
+    assert "step-00000002.pt: damaged (it is not what was written" in caplog.text
     one, other = (torch.load(checkpoint.found(path)[-1])["module"] for path in (run, made))
     assert all(torch.equal(one[name], other[name]) for name in other)
     assert (run / "checkpoints" / "step-00000002.pt.damaged").is_file()
@@ -352,11 +374,9 @@ def test_a_damaged_recipe_or_metrics_end_the_run(
         main([str(recipe), "--run", str(run), "train.steps=3", "train.save_every=1", *rate])
 
 
+@pytest.mark.usefixtures("threads_kept")
 def test_overrides_may_follow_options(recipe: Path, tmp_path: Path) -> None:
-    code, said = gpa(
-        "train", recipe, "--run", tmp_path / "run", "train.steps=1", "--threads", 1, "optim.lr=0.01"
-    )
-    assert code == 0, said
+    main([str(recipe), "--run", str(tmp_path / "run"), "train.steps=1", "--threads", "1", "optim.lr=0.01"])
     told = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert told["lr"] < 0.01 and "steps: 1\n" in (tmp_path / "run" / "recipe.yaml").read_text()
 

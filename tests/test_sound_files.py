@@ -153,6 +153,35 @@ def test_a_wav_of_other_channels_or_bits_is_refused(at: int, value: int) -> None
 
 
 @pytest.mark.parametrize(
+    ("form", "chunk", "at", "kind", "value"),
+    [
+        *(("AIFF", b"COMM", 8, ">h", channels) for channels in (2, 3, 0)),
+        *(("AIFF", b"COMM", 14, ">h", bits) for bits in (8, 24, 32)),
+        *(("AIFF", b"COMM", 10, ">I", count) for count in (SAMPLES // 2, 2 * SAMPLES)),
+        *(("CAF", b"desc", 36, ">I", channels) for channels in (2, 3)),
+        ("CAF", b"desc", 40, ">I", 8),
+    ],
+)
+def test_an_aiff_or_caf_of_other_channels_bits_or_samples_is_refused(
+    form: str, chunk: bytes, at: int, kind: str, value: int
+) -> None:
+    data = encoded(form)
+    with pytest.raises(AudioError, match="says .* channels .*its header is wrong"):
+        audio.load(put(data, data.index(chunk) + at, kind, value))
+
+
+@pytest.mark.parametrize(
+    "subtype", ["PCM_S8", "PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"]
+)
+def test_an_aiff_of_any_kind_of_samples_is_whole(subtype: str) -> None:
+    for odd in (0, 1):  # of an odd number of bytes one is padding
+        wav = sweep()[odd:]
+        file = io.BytesIO()
+        soundfile.write(file, wav, RATE, subtype, format="AIFF")
+        assert len(audio.load(file.getvalue())) - len(wav) in (0, 1)  # the padding, of one byte a sample
+
+
+@pytest.mark.parametrize(
     "tail",
     [
         bytes(3000),

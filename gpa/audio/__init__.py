@@ -18,13 +18,15 @@ __all__ = ["AudioLike", "END_SLACK", "FORMATS", "MAX_CHANNELS", "MIN_SECONDS", "
 __all__ += ["as_wave", "blocks", "check_speech", "load", "pcm16", "save", "seconds", "to_bytes", "writing"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'gpa.audio' has no attribute {name!r}")
-    from gpa.audio import arrays, decoding, saving
+if not TYPE_CHECKING:  # with it mypy would take any name for one of this module
 
-    globals()[name] = value = (vars(arrays) | vars(decoding) | vars(saving))[name]
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'gpa.audio' has no attribute {name!r}")
+        from gpa.audio import arrays, decoding, saving
+
+        globals()[name] = value = (vars(arrays) | vars(decoding) | vars(saving))[name]
+        return value
 
 
 def __dir__() -> list[str]:

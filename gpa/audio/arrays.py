@@ -22,7 +22,9 @@ def from_array(source: Any, rate: int | None) -> tuple[np.ndarray, int, str]:
     """A given array, or (array, rate), as float64 (S, C), its rate, and a name for messages."""
     if isinstance(source, tuple):
         if len(source) != 2 or not hasattr(source[0], "__array__"):
-            raise AudioError("a tuple must be (array, rate), in this order")
+            found = ", ".join(type(part).__name__ for part in source)
+            remedy = "np.asarray makes an array of a list, and bytes have their own rate"
+            raise AudioError(f"a tuple must be (array, rate), in this order, not ({found}): {remedy}")
         if rate is not None:
             raise AudioError("the rate was given twice: pass (array, rate), or the array and rate=")
         source, rate = source
@@ -31,10 +33,9 @@ def from_array(source: Any, rate: int | None) -> tuple[np.ndarray, int, str]:
     rate = checked_rate(rate, "rate")
     try:
         array = np.asarray(source)
-    except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, or one that needs gradients
-        raise AudioError(
-            f"{type(source).__name__} cannot become a numpy array ({error}): detach it"
-        ) from error
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, with gradients, of bfloat16
+        remedy = "give numbers that numpy knows, of a tensor  tensor.detach().float().cpu()"
+        raise AudioError(f"{type(source).__name__} cannot become an array ({error}): {remedy}") from error
     name = f"the given array, {array.dtype} {array.shape},"
     return _full_scale(time_first(array, name), name), rate, name
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from gpa.audio.arrays import is_rate
 from gpa.audio.opening import Opened, truncated
 from gpa.errors import AudioError, AudioWarning
 
@@ -35,6 +36,18 @@ _KNOWN |= {b"(c) ", b"ANNO", b"NAME", b"COMT", b"MARK", b"APPL", b"info", b"free
 _BLOCKS = {b"\2\0", b"\x11\0"}  # ADPCM, in blocks
 _GSM, _MP3 = b"\x31\0", b"\x55\0"  # WAV formats
 _PLAIN = {b"\1\0", b"\3\0", b"\6\0", b"\7\0", b"\xfe\xff"}  # those with one size of samples
+_UNPACKED = {
+    b"NONE",
+    b"twos",
+    b"sowt",
+    b"fl32",
+    b"FL32",
+    b"fl64",
+    b"FL64",
+    b"in24",
+    b"in32",
+    b"raw ",
+}  # of AIFC
 _W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
 
@@ -75,6 +88,7 @@ def checked(opened: Opened) -> Opened:
     AudioError for a file of another length than its header says, and for a header that contradicts itself.
     """
     _check_format(opened)
+    _check_common(opened)
     found = extent(opened)
     if found is None:
         return opened
@@ -116,6 +130,10 @@ def _check_format(opened: Opened) -> None:
     if len(data) < 16 or data[:2] not in _PLAIN | _BLOCKS or data[2:4] == b"\0\0":
         return
     tag, channels, rate, second, align, bits = struct.unpack("<HHIIHH", data)
+    if not is_rate(rate):
+        raise AudioError(
+            f"{opened.name} states a sample rate of {rate} Hz: its header is wrong, export it again"
+        )
     found = extent(opened)
     if found and found.end and align and (found.end - found.begin) % align:
         _warn(f"{opened.name} ends within a sample or a block, by its header")
@@ -127,6 +145,33 @@ def _check_format(opened: Opened) -> None:
         raise AudioError(f"{what}: its header is wrong, export it again")
     if align != width or second != rate * align:
         _warn(f"{opened.name} contradicts itself: {rate} Hz, {align} bytes a sample, {second} bytes a second")
+
+
+def _check_common(opened: Opened) -> None:
+    """Hold channels, bits and samples of an AIFF or CAF header against the bytes of sound."""
+    layout = _layout(opened)
+    found = {name: (at, size) for name, at, size in chunks(opened, layout)} if layout else {}
+    if b"COMM" in found and b"SSND" in found:
+        head = opened.at(found[b"COMM"][0], 22).ljust(22, b"\0")
+        channels, samples, bits = struct.unpack(">hIh", head[:8])
+        if opened.at(8, 4) == b"AIFC" and head[18:] not in _UNPACKED:
+            return
+        at, size = found[b"SSND"]
+        there, width = size - 8, channels * -(-bits // 8)
+        if samples in (0, 0xFFFFFFFF) or there <= 0 or size >= _UNKNOWN:
+            return
+        if abs(there - samples * width) <= max(width, 1):
+            return
+        stated = f"{samples} samples of {channels} channels and {bits} bits, and has {there} bytes of sound"
+    elif b"desc" in found and found[b"desc"][1] == 32:
+        head = opened.at(found[b"desc"][0], 32)
+        packet, _, channels, bits = struct.unpack(">4I", head[16:])
+        if head[8:12] != b"lpcm" or packet == channels * -(-bits // 8):
+            return
+        stated = f"{channels} channels of {bits} bits, and {packet} bytes for all of them"
+    else:
+        return
+    raise AudioError(f"{opened.name} says {stated}: its header is wrong, export it again")
 
 
 def _warn(message: str) -> None:

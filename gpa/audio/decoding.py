@@ -133,7 +133,10 @@ def decoding(source: Any, rate: int | None = None) -> Iterator[Sound]:
         yield _of_array(*from_array(source, rate))
         return
     if rate is not None:
-        raise AudioError("rate= is for bare arrays; files, bytes and streams have their own: leave it out")
+        own = isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read")
+        kind = "files, bytes and streams have their own" if own else f"{type(source).__name__} is none"
+        remedy = "leave it out" if own else "np.asarray makes an array of a list of numbers"
+        raise AudioError(f"rate= is for bare arrays, and {kind}: {remedy}")
     suffix = Path(source).suffix.lower() if isinstance(source, (str, os.PathLike)) else ""
     with opened(source) as file, contextlib.ExitStack() as stack:
         head = file.at(0, ffmpeg.HEAD)

@@ -146,14 +146,20 @@ def readable_name(path: str) -> str:
 
 @contextlib.contextmanager
 def _path(path: Path, name: str) -> Iterator[IO[bytes]]:
-    if path.is_dir():
-        raise AudioError(f"{name} is a folder: give one audio file in it")
+    if not name:
+        raise AudioError("the path is empty: name an audio file")
     try:
+        if path.is_dir():
+            raise AudioError(f"{name} is a folder: give one audio file in it")
         file = path.open("rb")
+    except AudioError:
+        raise
     except FileNotFoundError:
         raise AudioError(f"{name} does not exist: check the path (working folder {Path.cwd()})") from None
     except (OSError, ValueError) as error:  # no permission; a null byte in the name
-        raise AudioError(f"{name!r} cannot be opened ({error}): check its name and permissions") from error
+        shown = name if len(name) < 200 else f"{name[:80]}... ({len(name)} characters)"
+        why = getattr(error, "strerror", None) or error
+        raise AudioError(f"{shown!r} cannot be opened ({why}): check its name and permissions") from error
     with file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             yield file
@@ -182,6 +188,8 @@ def _held(stream: Any, name: str) -> Iterator[IO[bytes]]:
         except (OSError, ValueError) as error:  # a closed stream, an interrupted one, a full disk
             if isinstance(error, AudioError):
                 raise
+            if isinstance(error, io.UnsupportedOperation):
+                raise AudioError(f"{name} is not open for reading: open it with 'rb'") from error
             where = f"check the source, and the space in {tempfile.gettempdir()}"
             raise AudioError(f"{name} cannot be read to its end ({error}): {where}") from error
         yield held

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
+from gpa import disk
 from gpa.audio.arrays import as_wave, checked_rate, time_first
 from gpa.audio.opening import readable_name
 from gpa.errors import AudioError
@@ -36,7 +37,7 @@ def writing(path: str | os.PathLike[str], sample_rate: int) -> Iterator[Callable
     """A function that appends float (S,) to a file like those of `save`.
 
     Missing folders are made. The file appears whole or not at all: it is written under a temporary name
-    beside its own, then renamed. Raises AudioError for another suffix or a refused place.
+    beside its own, then renamed. AudioError for another suffix or a refused place, DiskError for a full disk.
     """
     path = Path(readable_name(os.fspath(path)))
     if path.suffix.lower() not in FORMATS:
@@ -45,12 +46,16 @@ def writing(path: str | os.PathLike[str], sample_rate: int) -> Iterator[Callable
     rate = checked_rate(sample_rate, "sample_rate")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with soundfile.SoundFile(temporary, "w", rate, 1, subtype, format=container) as file:
-            yield lambda wav: [file.write(block) for block in _blocks(wav, subtype)]
-        os.replace(temporary, path)
+        with disk.room(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()  # libsndfile does not say why a file cannot be opened
+            with soundfile.SoundFile(temporary, "w", rate, 1, subtype, format=container) as file:
+                yield lambda wav: [file.write(block) for block in _blocks(wav, subtype)]
+            os.replace(temporary, path)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise AudioError(f"{path} cannot be written: {error.filename} is a file, and no folder") from error
     except (OSError, soundfile.LibsndfileError) as error:
-        remedy = "check the folder, its permissions and space"
+        remedy = "check the folder and its permissions"
         raise AudioError(f"{path} cannot be written ({error}): {remedy}") from error
     finally:
         if temporary.exists():

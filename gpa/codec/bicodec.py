@@ -9,7 +9,6 @@ Knows audio and codes; ids of a language model's vocabulary never come here.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -117,14 +116,9 @@ class BiCodec(TokenCodec):
 
     def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
         """Write config.json, model.safetensors and features/; values that half cannot hold stay float32."""
-        from safetensors.torch import save_file
-
         path, dtype = Path(path), dtype or self.precision
-        path.mkdir(parents=True, exist_ok=True)
         state = half_where_it_fits(self.model.state_dict(), dtype)
-        save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps({"model_type": "bicodec", **self.config.to_dict()}, indent=2)
-        (path / "config.json").write_text(text + "\n", encoding="utf-8")
+        hub.write_model(path, state, {"model_type": "bicodec", **self.config.to_dict()})
         save_features(self.features, path / "features", dtype)
 
     @property

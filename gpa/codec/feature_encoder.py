@@ -264,18 +264,11 @@ AnyFeatures = FeatureEncoder | StoredFeatures
 
 def save_features(features: FeatureEncoder, path: str | Path, dtype: torch.dtype) -> None:
     """Write config.json and model.safetensors; what `load_features` reads."""
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
     module = features.model if isinstance(features, Wav2Vec2Features) else features.encoder
     state = half_where_it_fits(module.state_dict(), dtype)
     if isinstance(features, WhisperFeatures) and _rounding(features) == 0:
         del state[POSITIONS]  # a megabyte that can be computed
-    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(
-        json.dumps(module.config.to_diff_dict(), indent=2) + "\n", encoding="utf-8"
-    )
+    hub.write_model(Path(path), state, module.config.to_diff_dict())
 
 
 def restore_positions(features: FeatureEncoder) -> None:

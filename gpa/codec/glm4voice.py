@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gpa import hub
+from gpa import disk, hub
 from gpa.audio import AudioLike, load
 from gpa.codec.base import CodecSpec
 from gpa.codec.feature_encoder import state_digest
@@ -309,11 +309,12 @@ class GLM4VoiceTokenizer:
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Write a directory that `from_pretrained` reads: the settings as they were, weights in float32."""
         folder = Path(path)
-        folder.mkdir(parents=True)
-        for file in self._files:
-            if file.suffix == ".json" and "index" not in file.name:
-                shutil.copyfile(file, folder / file.name)
-        save_file(self.model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+        with disk.room(folder):
+            folder.mkdir(parents=True)
+            for file in self._files:
+                if file.suffix == ".json" and "index" not in file.name:
+                    shutil.copyfile(file, folder / file.name)
+            save_file(self.model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
 
     def parameters(self) -> dict[str, int]:
         """Numbers of weights by part."""

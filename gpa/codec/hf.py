@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from gpa import hub
+from gpa import disk, hub
 from gpa.audio import AudioLike, load
 from gpa.codec.base import AudioTokens, CodecSpec, Stream, TokenCodec, checked_codes
 from gpa.codec.feature_encoder import half_where_it_fits, library_config, library_model, state_digest
@@ -124,9 +124,10 @@ class HFCodec(TokenCodec):
         """
         folder, config = Path(path), self.model.config
         config.update({KEPT: self.spec.n_codebooks, "architectures": [type(self.model).__name__]})
-        config.save_pretrained(folder)
         state = half_where_it_fits(self.model.state_dict(), dtype or torch.float32)
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        with disk.room(folder):
+            config.save_pretrained(folder)
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
     @property
     def spec(self) -> CodecSpec:

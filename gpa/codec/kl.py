@@ -12,7 +12,6 @@ weights, the same for all tasks. Source: docs/speechop.md.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -206,14 +205,8 @@ class KLCodec:
 
     def save_pretrained(self, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors; `dtype` defaults to that of the loaded files."""
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
         state = half_where_it_fits(self.model.state_dict(), dtype or self.precision)
-        save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps(self.config.to_dict(), indent=2)
-        (path / "config.json").write_text(text + "\n", encoding="utf-8")
+        hub.write_model(Path(path), state, self.config.to_dict())
 
     @property
     def spec(self) -> LatentSpec:

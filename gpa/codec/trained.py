@@ -7,7 +7,6 @@ is a whole codec for `BiCodec.from_pretrained`. `load` reads exports without it,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gpa import config, hub
+from gpa import config, disk, hub
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
 from gpa.codec.feature_encoder import (
     FeatureEncoder,
@@ -53,11 +52,10 @@ def write(
     network: BiCodecModel, heads: Mapping[str, nn.Module], folder: Path, encoder: FeatureEncoder | None = None
 ) -> None:
     """Write an export: the network, its feature encoder, and the heads that only training uses, by name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(network.config.to_dict(), indent=2), encoding="utf-8")
+    hub.write_model(folder, network.state_dict(), network.config.to_dict())
     state = {f"{name}.{key}": t for name, head in heads.items() for key, t in head.state_dict().items()}
-    save_file(state, folder / HEADS, metadata={"format": "pt"})
+    with disk.room(folder):
+        save_file(state, folder / HEADS, metadata={"format": "pt"})
     if encoder is not None:
         save_features(encoder, folder / ENCODER, torch.float32)
 

@@ -8,7 +8,6 @@ drawn. Knows no network and no optimiser. Source: docs/speechop.md.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gpa import disk
 from gpa.codec.feature_encoder import FRAME
 from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans
 from gpa.data.augment import Degrader, Pair
@@ -66,11 +66,9 @@ class SpeechLatents:
         self._clean = torch.from_numpy(values)  # (all frames, C)
 
     def _measure(self, path: Path) -> None:
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as f:
+        with disk.file_whole(path) as partial, partial.open("wb") as f:
             for i in tqdm(range(len(self.rows)), desc="latents", dynamic_ncols=True):
                 f.write(self.encode([self.wav(i)])[0].T.half().contiguous().numpy().tobytes())
-        partial.replace(path)
 
     def frames(self, i: int) -> int:
         """Latent frames of row i."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gpa import audio, hub
+from gpa import audio, disk, hub
 from gpa.codec.feature_encoder import FRAME, WhisperFeatures, load_whisper_features
 from gpa.codec.pitch import yin
 from gpa.data.augmented_copies import AugmentedCopies
@@ -49,7 +48,12 @@ def write(
     done = _written(out, rows)
     frames = sum(row["frames"] for row in done)
     bar = tqdm(rows[len(done) :], initial=len(done), total=len(rows), desc="features", dynamic_ncols=True)
-    with (out / FEATURES).open("ab") as f, (out / AUDIO).open("ab") as a, (out / INDEX).open("a") as index:
+    with (
+        disk.room(out),
+        (out / FEATURES).open("ab") as f,
+        (out / AUDIO).open("ab") as a,
+        (out / INDEX).open("a") as index,
+    ):
         f.truncate(frames * features.channels * 2)
         a.truncate(frames * FRAME * 2)
         for number, row in enumerate(bar, len(done)):
@@ -77,9 +81,7 @@ def _written(out: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     done = read_lines(index)
     if list(map(_clip, done)) != list(map(_clip, rows[: len(done)])):
         raise CheckpointError(f"{index}: holds clips of another manifest; write to a new folder")
-    partial = index.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in done), encoding="utf-8")
-    partial.replace(index)  # at once: a kill here loses no clip
+    disk.write_text(index, "".join(json.dumps(row) + "\n" for row in done))  # a kill here loses no clip
     return done
 
 
@@ -176,12 +178,10 @@ class FeatureCache:
         path = self._path / PITCH
         if path.is_file() and path.stat().st_size == self._frames * 2:
             return
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as f:
+        with disk.file_whole(path) as partial, partial.open("wb") as f:
             for i in tqdm(range(len(self.rows)), desc="pitch", dynamic_ncols=True):
                 f0, voiced = yin(torch.from_numpy(self.wav(i))[None], FRAME)
                 f.write(torch.where(voiced > 0, f0, -f0)[0].half().numpy().tobytes())
-        partial.replace(path)
 
     @cached_property
     def _pitch(self) -> np.ndarray:  # f0 of every frame, negative where unvoiced
@@ -229,8 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     features = load_whisper_features(args.encoder)
     copy = AugmentedCopies(features, args.noise, args.rooms) if args.degraded else None
     write(rows, args.manifest.parent, features, args.out, copy)
-    made = json.dumps({"encoder": str(args.encoder.resolve())})
-    (args.out / ENCODER).write_text(made + "\n", encoding="utf-8")
+    disk.write_text(args.out / ENCODER, json.dumps({"encoder": str(args.encoder.resolve())}) + "\n")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def choose_labels(files: AudioFolder) -> list[Path]:
     DataError where two claim to be the one, or where the only texts are in files that are not read.
     """
     texts, stems = set(files.texts.values()), files.by_stem
-    likely, sidecars, strange = [], [], []
+    likely, sidecars, strange, rest = [], [], [], []
     for name in files.files:
         path = PurePosixPath(name)
         if is_audio(name) or name in texts:
@@ -54,6 +54,10 @@ def choose_labels(files: AudioFolder) -> list[Path]:
             strange.append(name)
         elif suffix == ".txt":
             sidecars.append(name)
+        else:
+            rest.append(name)
+    if not likely and not texts and not strange:  # Festival's txt.done.data, and whatever else there is
+        strange = [name for name in rest[:LINES] if _names_sound(files, name, second=True)]
     if not likely and not texts:  # a table that names none of the recordings: reading it says why
         likely = [name for name in strange if PurePosixPath(name).suffix.lower() in TABLES]
         strange = [name for name in strange if name not in likely]
@@ -88,8 +92,8 @@ def _of_group(files: AudioFolder, names: Sequence[str]) -> list[str]:
     return [name for name in kept if split_of(stems[name])] or kept
 
 
-def _names_sound(files: AudioFolder, name: str) -> bool:
-    """Whether at least half of the first lines name a recording."""
+def _names_sound(files: AudioFolder, name: str, *, second: bool = False) -> bool:
+    """Whether at least half of the first lines name a recording, perhaps by their `second` word."""
     with (files.root / name).open("rb") as file:
         data = file.read(HEAD)
     wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -99,7 +103,8 @@ def _names_sound(files: AudioFolder, name: str) -> bool:
     for line in lines:
         words = [word.strip() for word in re.split(r"[\t|;,\"]", line)]
         first = re.split(r"[\t|;, ]", line.strip(), maxsplit=1)[0].strip('"')
-        found += any(is_audio(word) for word in words) or bool(files.find(first, inside))
+        words = line.split()[:2] if second else [*filter(is_audio, words), first]
+        found += any(is_audio(word) or bool(files.find(word.strip("\"'()[]"), inside)) for word in words)
     return bool(lines) and found >= len(lines) / 2
 
 
@@ -112,7 +117,7 @@ def _tell(files: AudioFolder, names: Sequence[str], told: bool) -> None:
         logger.warning("%s: label files that are not used: %s; give one itself to read it", files.root, shown)
         return
     suffix = PurePosixPath(names[0]).suffix.lower()
-    todo = "unpack it" if suffix in PACKED else UNREAD.get(suffix, "give this file itself to read it")
+    todo = "unpack it" if suffix in PACKED else UNREAD.get(suffix, UNREAD[".xml"])
     raise DataError(f"{files.root / names[0]}: is not read, and no other file has the texts: {todo}")
 
 

@@ -163,7 +163,7 @@ def _tell_unreadable(root: Path, rows: Rows) -> None:
     for suffix in sorted(OTHER_SUFFIXES & set(suffixes)):
         first = next(row["path"] for _, row in rows if row["path"].lower().endswith(suffix))
         try:
-            next(audio.blocks(root / first, end=audio.MIN_SECONDS), None)
+            audio.load(root / first, end=audio.MIN_SECONDS)
         except AudioError as error:
             logger.warning("%s: %d %s files cannot be read: %s", root, suffixes[suffix], suffix, error)
 

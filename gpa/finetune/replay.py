@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from gpa import disk
 from gpa.data import sequences, token_folder
 from gpa.errors import GenerationError, GPAError
 from gpa.prompt.tasks import ASR, TTS, VC
@@ -42,7 +43,7 @@ def write(model: GPA, texts: Sequence[str], recordings: Iterable[Sound], like: P
     if not rows:
         raise GenerationError("the base model made no speech to rehearse: give a prepared folder, --replay")
     for name, content in model.processor.text_files.items():
-        (folder / name).write_bytes(content)
+        disk.write_bytes(folder / name, content)
     sequences.write(folder, rows, token_folder.read_about(like))
 
 

@@ -8,13 +8,11 @@ Pairs of codes that start almost alike can part where more than before is asked 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from gpa import hub
 from gpa.codec import trained
@@ -36,9 +34,7 @@ def split_codec(export: Path, out: Path, seed: int = 0) -> None:
     state["quantizer.codebook.weight"] = torch.cat([codes + way, codes - way])
     state["quantizer.cluster_size"] = state["quantizer.cluster_size"].repeat(2)
     sizes["quantizer"]["codebook_size"] *= 2
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps(sizes, indent=2), encoding="utf-8")
+    hub.write_model(out, state, sizes)
     shutil.copy(export / trained.HEADS, out / trained.HEADS)
 
 
@@ -61,11 +57,9 @@ def split_lm(export: Path, tokens: Path, out: Path) -> None:
     state = hub.read_state(export)
     rows = {name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in state}
     state = {name: t[source].contiguous() if name in rows else t for name, t in state.items()}
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
     sizes = hub.read_json(export / "config.json")
     stop = {"eos_token_id": new.stop, "pad_token_id": new.control["pad"], "vocab_size": new.size}
-    (out / "config.json").write_text(json.dumps(sizes | stop, indent=2), encoding="utf-8")
+    hub.write_model(out, state, sizes | stop)
     copy_tokenizer(tokens, out)
 
 

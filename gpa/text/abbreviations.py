@@ -302,6 +302,10 @@ _CASED = (
     ),
     (re.compile(r"(?<=\d )((?:[A-Z][a-z]{1,20} ){1,3})Dr\b\.?"), lambda m: f"{m[1]}drive"),
     (
+        re.compile(r"(?<=[A-Z])([a-z]{1,20}(?:'s)? )(St|Ave|Rd|Ln|Sq|Dr)\.(?= [a-z]|[,;:!?)])"),
+        lambda m: m[1] + _AFTER_CAPITAL_WORD[m[2].lower()],
+    ),
+    (
         re.compile(r"(?<=[a-z])( (?:St|Ave|Rd|Ln|Sq|Inc|Corp|Bros|Jr|Sr))\b(?=$|[,;:!?)]|\.$| [a-z])"),
         lambda m: " " + _AFTER_CAPITAL_WORD[m[1].strip().lower()],
     ),

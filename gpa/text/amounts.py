@@ -185,7 +185,7 @@ def _mixed(match: re.Match[str]) -> str:
 
 
 _NUMBERS: tuple[Rule, ...] = (
-    (re.compile(r"(?<=\d) [-–] (?=\d{1,12}(?:\.\d{1,9})? ?=)"), lambda m: " minus "),
+    (re.compile(r"(?<=\d) ?[-–] ?(?=\d{1,12}(?:\.\d{1,9})? ?=)"), lambda m: " minus "),
     (re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,4}(?![\d.])"), lambda m: m[0].replace(".", "")),
     (re.compile(r"(?<![\d/.,])(\d{1,6})[ -]([1-9]\d?)/([1-9]\d{0,2})(?![\d/])"), _mixed),
     (re.compile(r"(?<![\d:.])(\d{1,4}) ?: ?(\d)(?![\d:])"), lambda m: f"{m[1]} to {m[2]}"),
@@ -197,17 +197,30 @@ _NUMBERS: tuple[Rule, ...] = (
     ),
     (re.compile(r"(?<![\w).,%°'\"^-])-(?=[$£€¥]?\.?\d)"), lambda m: "minus "),
 )
+_LABELLED = re.compile(  # behind which a number has a letter, and is no multiple: Apt. 4B, gate 12B
+    r"\b(?:apt|apartment|unit|room|rm|flat|suite|ste|gate|seat|row|section|building|block|level|platform|grade"
+    r"|class|type|chapter|figure|fig|table|exhibit|form|hall|door|bus|route|terminal|question|appendix)\.? $",
+    re.IGNORECASE,
+)
+_STREET = re.compile(r" (?:[A-Z][a-z]+ ){1,3}(?i:st|street|ave|avenue|rd|road|ln|lane|dr|drive|blvd)\b")
+
+
+def _multiple(match: re.Match[str]) -> str:
+    labelled = _LABELLED.search(match.string, max(0, match.start() - 12), match.start())
+    if labelled or (match[2] == "B" and _STREET.match(match.string, match.end())):
+        return match[0]
+    if match[2] in "kK" and match[1] in ("4", "8"):
+        return match[0]
+    return f"{numerals.decimal(match[1])} {_MAGNITUDES[match[2].lower()]}"
+
+
 _MULTIPLES: tuple[Rule, ...] = (
     (
         re.compile(
-            r"(?<![\d.,])(\d{1,12}(?:\.\d{1,6})?)(k|K|M|bn|B|mn)\b(?! ?(?:run|race|video|tv|TV|res|disp|m"
+            r"(?<![\w.,])(\d{1,12}(?:\.\d{1,6})?)(k|K|M|bn|B|mn)\b(?! ?(?:run|race|video|tv|TV|res|disp|m"
             r"on|mar|foot|cam|ultra))"
         ),
-        lambda m: (
-            m[0]
-            if m[2] in "kK" and m[1] in ("4", "8")
-            else f"{numerals.decimal(m[1])} {_MAGNITUDES[m[2].lower()]}"
-        ),
+        _multiple,
     ),
 )
 RULES: tuple[Rule, ...] = (*_PHONES, *_MONEY, *_NUMBERS, *_MULTIPLES)

@@ -101,7 +101,10 @@ RULES: tuple[Rule, ...] = (
         re.compile(rf"\b{_WEEKDAY}\.? ?- ?{_WEEKDAY}\b\.?"),
         lambda m: f"{_DAYS[m[1].lower()]} to {_DAYS[m[2].lower()]}",
     ),
-    (re.compile(r"(?<=\d[AaPp][Mm]) ?- ?(?=\d)|(?<=\d [AaPp][Mm]) ?- ?(?=\d)"), lambda m: " to "),
+    (
+        re.compile(r"(?:(?<=\d[AaPp][Mm])|(?<=\d [AaPp][Mm])|(?<=[AaPp]\.[Mm]\.)|(?<=\d0s)) ?- ?(?=\d)"),
+        lambda m: " to ",
+    ),
     (re.compile(rf"{_BEFORE}{_YEAR}([-/.])(\d\d?)\2(\d\d?)(?:(T(?=\d\d:))|{_AFTER})"), _iso),
     (re.compile(rf"{_BEFORE}(\d{{1,2}})([/-])(\d{{1,2}})\2(\d{{4}}|\d\d){_AFTER}"), _slashed),
     (re.compile(rf"{_BEFORE}(\d{{1,2}})(\.) ?(\d{{1,2}})\. ?(\d{{4}}){_AFTER}"), _dotted),

@@ -58,7 +58,8 @@ _UNITS = {
     "°C": "degree celsius", "°F": "degree fahrenheit", "°": "degree", "° C": "degree celsius",
     "° F": "degree fahrenheit", "degrees C": "degree celsius", "degrees F": "degree fahrenheit",
     "deg C": "degree celsius", "deg F": "degree fahrenheit", "kbit": "kilobit", "Mbit": "megabit",
-    "Gbit": "gigabit", "mpg": "mile per gallon", "K": "kelvin", "deg": "degree", "‰": "per mille",
+    "Gbit": "gigabit", "mpg": "mile per gallon", "mph": "mile per hour",
+    "MPH": "mile per hour", "K": "kelvin", "deg": "degree", "‰": "per mille",
     "eV": "electronvolt", "keV": "kiloelectronvolt",
     "MeV": "megaelectronvolt", "GeV": "gigaelectronvolt", "hp": "horsepower", "sq ft": "square foot",
     "sq. ft": "square foot", "sqft": "square foot", "sq m": "square meter", "sq. m": "square meter",
@@ -145,6 +146,10 @@ _MEASURES: tuple[Rule, ...] = (
         lambda m: f"{m[1]}.{m[2]}",
     ),
     (re.compile(r"\b(m|cm|mm|km|ft|in|yd)\.? [x×] (?=\d)"), lambda m: f"{m[1]} by "),
+    (
+        re.compile(rf"(?<![\w.])(\d{{1,9}}(?:\.\d{{1,6}})?) ?({_MEASURE}) ?- ?(?=\d[\d.]{{0,9}} ?\2(?!\w))"),
+        lambda m: f"{m[1]} {m[2]} to ",
+    ),
     (re.compile(rf"(?<![\d/.,])([1-9]\d?)/([1-9]\d?) ?({_MEASURE})(?![\w/])"), _part),
     (
         re.compile(r"(?<![\w.'])(\d{1,3})'(?= (?:tall|long|wide|high|deep|x|by)\b)"),
@@ -170,8 +175,8 @@ _MEASURES: tuple[Rule, ...] = (
         _measure,
     ),
     (
-        re.compile(r"(?i)(?<![\w'])(per |a |each |/)?(km|kg|cm|kwh|kmh|mhz|ghz|khz)(?![\w'])"),
-        lambda m: (m[1] or "") + numerals.plural(1 if m[1] else 2, _name(m[2].lower())),
+        re.compile(r"(?i)(?<![\w'])(per |a |each |/)?(km/h|mph|km|kg|cm|kwh|kmh|mhz|ghz|khz)(?![\w'])"),
+        lambda m: (m[1] or "") + numerals.plural(1 if m[1] else 2, _name(m[2].lower().replace("/", ""))),
     ),
 )
 

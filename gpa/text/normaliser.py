@@ -57,7 +57,7 @@ def normalise_text(text: str) -> str:
 def _cased(text: str) -> str:
     """What capitals, line breaks and typography tell is said in words, before they are lost."""
     text = PAUSE.sub(", ", without_markup(text))
-    text = _PARAGRAPH.sub(".\n", text)
+    text = re.sub(r"#{2,}", " ", _PARAGRAPH.sub(".\n", text))  # nothing but a rule, or a heading of nothing
     text = re.sub(r"(?<=\d)[^\S\n]?[\u2012-\u2015\u2212][^\S\n]?(?=[\d$£€.])", "-", text)
     text = re.sub(r"(?<=[KkMmBbNn%°$£€])[^\S\n]?[\u2012-\u2015][^\S\n]?(?=[$£€\d])", "-", text)
     text = _SUPERSCRIPT.sub(_superscript, _VULGAR.sub(" and ", text)).translate(_PLAIN)

@@ -16,6 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from gpa import disk
 from gpa.errors import MissingExtraError, PromptError, VocabError
 from gpa.prompt.tasks import DEFAULT
 from gpa.prompt.vocab import CONTROL, TASK_TOKEN, code_names, read_tokenizer_json
@@ -101,7 +102,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise VocabError(f"sentencepiece could not learn {vocab_size} pieces: {error}") from error
-    Path(model_path).write_bytes(model.getvalue())
+    disk.write_bytes(Path(model_path), model.getvalue())
 
 
 def _sentencepiece() -> ModuleType:
@@ -160,17 +161,17 @@ def build_tokenizer_json(
     }
     path = Path(path)
     directory = path.parent if path.suffix == ".json" else path
-    directory.mkdir(parents=True, exist_ok=True)
     for name, content in zip(FILES, (spec, config), strict=True):
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        (directory / name).write_text(text, encoding="utf-8")
+        disk.write_text(directory / name, text)
     return directory / "tokenizer.json"
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
     """Both files of the tokenizer of one folder into another; FileNotFoundError if it has none."""
-    for name in FILES:
-        shutil.copy(source / name, out / name)
+    with disk.room(out):
+        for name in FILES:
+            shutil.copy(source / name, out / name)
 
 
 def _replace(old: str, new: str) -> dict[str, Any]:

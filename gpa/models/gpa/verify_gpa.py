@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gpa import audio as sound
-from gpa import hub
+from gpa import disk, hub
 from gpa.codec.base import differing
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.checkpoint_gpa import GOLDEN
@@ -249,8 +249,9 @@ def record(model: GPA, folder: str | Path, clips: Sequence[sound.AudioLike], tex
         "texts": list(texts),
         "cases": cases,
     }
-    (out / CASES).write_text(json.dumps(tree, ensure_ascii=False) + "\n", encoding="utf-8")
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, out / TENSORS)
+    disk.write_text(out / CASES, json.dumps(tree, ensure_ascii=False) + "\n")
+    with disk.room(out):
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, out / TENSORS)
     return out
 
 
