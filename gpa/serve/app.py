@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from gpa.serve import catalogue, failures, speaking
+from gpa.serve import catalogue, failures, live_speech, speaking
 from gpa.serve.request_ids import RequestIds
 from gpa.serve.service import Service
 from gpa.serve.settings import Settings
@@ -49,4 +49,5 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
     app.add_middleware(RequestIds)
     app.include_router(catalogue.router)
     app.include_router(speaking.router)
+    app.include_router(live_speech.router)
     return app
