@@ -139,7 +139,7 @@ async def _serve(connection: Connection, session: Session) -> int:
                 return POLICY
         except WebSocketDisconnect:
             raise
-        except Exception as error:  # noqa: BLE001 - the client is told, and may go on
+        except Exception as error:
             failure = Failure.of(error)
             if failure.status == 500:
                 logger.exception("a message failed")

@@ -11,8 +11,8 @@ _END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？；]|\n[^\S\n]*\n
 _CLAUSE, _SPACE = re.compile(r"[,;:—]\s|[、，：]"), re.compile(r"\s")
 _POINTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]|[A-HJ-Z]")  # e.g, p.m, U.S; initials of a name
 _SHORT = frozenset(
-    "mr mrs ms dr prof rev hon gen col capt lt sgt gov sen rep pres mt st ste messrs vs cf ca approx fig figs "
-    "no nos vol pp ed eds al eq sec ch jan feb mar apr jun jul aug sep sept oct nov dec".split()
+    "mr mrs ms dr prof rev hon gen col capt lt sgt gov sen rep pres mt st ste messrs vs cf ca approx "
+    "fig figs no nos vol pp ed eds al eq sec ch jan feb mar apr jun jul aug sep sept oct nov dec".split()
 )
 
 
@@ -53,13 +53,16 @@ class Sentences:
         return LONGEST
 
     def _shortened(self, match: re.Match[str]) -> bool:
-        """Whether a point belongs to an abbreviation."""
+        """Whether a point belongs to an abbreviation, or to the number of an item of a list."""
         if not match[0].startswith(".") or match[0].startswith(".."):
             return False
-        words = self._text[: match.start()].split()
+        before = self._text[: match.start()]
+        if before.rpartition("\n")[2].strip().isdecimal():
+            return True
+        words = before.split()
         word = words[-1].lstrip("(\"'“‘[*_") if words else ""
         return word.lower() in _SHORT or bool(_POINTED.fullmatch(word))
 
 
 def _sayable(text: str) -> bool:
-    return any(c.isalnum() for c in text) and not text.isdecimal()
+    return any(c.isalnum() for c in text)
