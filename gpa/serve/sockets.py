@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import anyio
 from fastapi import WebSocket, WebSocketDisconnect
 
 from gpa.serve.failures import Failure
@@ -128,11 +129,12 @@ async def _serve(connection: Connection, session: Session) -> int:
     while True:
         event: dict[str, Any] = {}
         try:
-            event = await asyncio.wait_for(connection.event(), IDLE)
+            with anyio.fail_after(IDLE):  # asyncio.wait_for may swallow that this task is cancelled
+                event = await connection.event()
             if event["type"] == "session.close":
                 return 1000
             await session.handle(event)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             if not session.busy:
                 what = f"nothing came for {IDLE:.0f} s: connect again when there is more"
                 await session.refuse(Failure(408, what, None, "idle_timeout"), event)
