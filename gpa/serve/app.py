@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from gpa.serve import catalogue, failures, live_speech, speaking
+from gpa.serve import catalogue, failures, live_speech, realtime, speaking
 from gpa.serve.request_ids import RequestIds
 from gpa.serve.service import Service
 from gpa.serve.settings import Settings
@@ -50,4 +50,5 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
     app.include_router(catalogue.router)
     app.include_router(speaking.router)
     app.include_router(live_speech.router)
+    app.include_router(realtime.router)
     return app

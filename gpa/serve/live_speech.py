@@ -71,7 +71,7 @@ class SpeechSession:
 
     def __init__(self, service: Service, connection: Connection) -> None:
         self._service, self._connection = service, connection
-        self._settings, self._sentences = LiveSettings(), Sentences()
+        self._settings, self._sentences = LiveSettings.model_validate({}), Sentences()
         self._utterance = self._number = 0  # of the sentence that is written
         self._waiting: deque[Sentence] = deque()
         self._current: Sentence | None = None
