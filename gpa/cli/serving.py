@@ -90,6 +90,7 @@ def serve(args: argparse.Namespace) -> None:
             access_log=args.verbose,
             timeout_graceful_shutdown=round(settings.drain_seconds),
             timeout_keep_alive=75,
+            ws_per_message_deflate=False,  # sound does not shrink, and the event loop has better to do
         )
         run(config, listening, args)
 

@@ -95,6 +95,7 @@ class SpeechSession:
             case "input.text":
                 self._write(event.get("text"))
             case "input.done":
+                self._check_room(1)
                 self._add(*self._sentences.finish(), None)
                 self._utterance, self._number = self._utterance + 1, 0
             case "input.cancel":
@@ -132,12 +133,16 @@ class SpeechSession:
     def _write(self, text: Any) -> None:
         if not isinstance(text, str):
             raise Failure(422, "input.text needs a text, a string", "text", "invalid_value")
+        self._check_room(len(text))
+        self._add(*self._sentences.push(text))
+
+    def _check_room(self, characters: int) -> None:
+        """Failure if so many characters more are too many; an end counts for one."""
         most = self._service.settings.text_characters
-        held = len(self._sentences) + sum(len(sentence.text or "") for sentence in self._waiting)
-        if held + len(text) > most:
+        held = len(self._sentences) + sum(len(sentence.text or " ") for sentence in self._waiting)
+        if held + characters > most:
             what = f"{held} characters wait to be spoken, {most} are the limit: write the rest later"
             raise Failure(400, what, "text", "string_above_max_length")
-        self._add(*self._sentences.push(text))
 
     def _add(self, *texts: str | None) -> None:
         for text in texts:
@@ -207,6 +212,7 @@ class SpeechSession:
             raise
         except Exception as error:  # noqa: BLE001 - the next sentence is spoken all the same
             more["error"] = True
+            await sentence.forget()
             await send({"type": "error", **sentence.where, "message": str(Failure.of(error)),
                         **Failure.of(error).body})  # fmt: skip
         await send({"type": "audio.done", **sentence.where, "total_bytes": self._sent, **more})

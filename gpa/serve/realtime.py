@@ -73,7 +73,19 @@ class Item:
         self.id = f"item_{uuid.uuid4().hex[:24]}"
         self.committed = asyncio.Event()
         self.job: Job[Partial] | None = None
+        self.reading: asyncio.Task[None] | None = None
         self.seconds = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether its text is on its way."""
+        return bool(self.reading and not self.reading.done() and self.committed.is_set())
+
+    def forget(self) -> None:
+        """Nobody waits for it any more."""
+        if self.job and self.reading:
+            self.job.cancel()
+            self.reading.cancel()
 
 
 class RealtimeSession:
@@ -84,7 +96,7 @@ class RealtimeSession:
         self._rate = service.model.sample_rate
         self._config = Config()
         self._id = f"sess_{uuid.uuid4().hex[:24]}"
-        self._tasks: set[asyncio.Task[None]] = set()  # items that are read
+        self._items: dict[asyncio.Task[None], Item] = {}  # that are read
         self._previous: str | None = None  # the item that was committed last
         self._begun = 0  # sample at which the buffer begins, on the clock of all sound
         self._empty()
@@ -99,7 +111,7 @@ class RealtimeSession:
     @property
     def busy(self) -> bool:
         """Whether text is to come."""
-        return any(not task.done() for task in self._tasks)
+        return any(item.busy for item in self._items.values())
 
     async def greet(self) -> None:
         """The client learns what holds."""
@@ -126,11 +138,9 @@ class RealtimeSession:
 
     async def close(self) -> None:
         """Forget all of it."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._item and self._item.job:
-            self._item.job.cancel()
+        for item in self._items.values():
+            item.forget()
+        await asyncio.gather(*self._items, return_exceptions=True)
 
     async def _send(self, kind: str, **more: Any) -> None:
         await self._connection.send({"type": kind, "event_id": f"event_{uuid.uuid4().hex[:24]}", **more})
@@ -187,8 +197,8 @@ class RealtimeSession:
         self._empty()
 
     async def _clear(self) -> None:
-        if self._item and self._item.job:
-            self._item.job.cancel()
+        if self._item:
+            self._item.forget()
         self._begun += self._samples
         self._empty()
         await self._send("input_audio_buffer.cleared")
@@ -216,8 +226,6 @@ class RealtimeSession:
             item, self._item = self._item or await self._started(stretch.begin), None
             end = stretch.begin + len(stretch.wav)
             await self._send("input_audio_buffer.speech_stopped", item_id=item.id, audio_end_ms=self._ms(end))
-            while sum(not task.done() for task in self._tasks) >= ITEMS:
-                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             item.seconds = len(stretch.wav) / self._rate
             await self._begin(item, uncut=True)
             assert item.job
@@ -236,13 +244,15 @@ class RealtimeSession:
         return round(1000 * (self._begun + sample) / self._rate)
 
     async def _begin(self, item: Item, uncut: bool) -> None:
+        while len(self._items) >= ITEMS:
+            await asyncio.wait(self._items, return_when=asyncio.FIRST_COMPLETED)
         model = self._service.model
         item.job = await self._service.worker.submit(
             lambda engine: model.recognition(engine, {}, uncut), live=True
         )
-        task = asyncio.create_task(self._read(item, item.job))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        item.reading = asyncio.create_task(self._read(item, item.job))
+        self._items[item.reading] = item
+        item.reading.add_done_callback(self._items.pop)
 
     async def _committed(self, item: Item) -> None:
         previous, self._previous = self._previous, item.id

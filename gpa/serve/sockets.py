@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 IDLE = 120.0  # seconds without a message, and with nothing to do, after which a connection is closed
 HELD = 32 << 20  # characters of messages that wait; what a client sends beyond waits on its side
+FRAME = 128  # characters that a message counts for at least
 POLICY, FAILED = 1008, 1011  # codes of RFC 6455, section 7.4.1
 
 
@@ -65,7 +66,7 @@ class Connection:
         """Take messages until the client goes."""
         while (message := await self._socket.receive())["type"] != "websocket.disconnect":
             text = message.get("text") or ""  # binary frames are no messages of ours: "" is none either
-            self._held += len(text)
+            self._held += len(text) + FRAME
             self._messages.put_nowait(text)
             while self._held > HELD:
                 self._room.clear()
@@ -74,7 +75,7 @@ class Connection:
     async def event(self) -> dict[str, Any]:
         """The next message. Failure if it is none."""
         text = await self._messages.get()
-        self._held -= len(text)
+        self._held -= len(text) + FRAME
         self._room.set()
         try:
             event = json.loads(text)
