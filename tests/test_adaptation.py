@@ -22,6 +22,7 @@ from gpa.codec.voice import Voice
 from gpa.data import prepare
 from gpa.data.checks import Limits
 from gpa.errors import CheckpointError, UsageError
+from gpa.train import checkpoint
 from gpa.train.families import speaker_adaptation as voices
 from gpa.train.families.speaker_adaptation import VoiceFamily, VoiceRecipe
 from gpa.train.loop import train
@@ -275,7 +276,7 @@ def test_the_best_of_held_out_losses_is_what_is_exported(whole: Any, tmp_path: P
     module.load_state_dict(last)
     better = {name: t + 0.1 if name == "vector" else t for name, t in last.items()}
     (tmp_path / "checkpoints").mkdir()
-    torch.save({"module": better}, tmp_path / "checkpoints" / "best.pt")
+    checkpoint.write(tmp_path / "checkpoints" / "best.pt", {"module": better})
     family.export(module, tmp_path / "export")
     again = Voice.load(tmp_path / "export" / voices.FILE)
     assert again.adaptation is not None

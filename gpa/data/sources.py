@@ -163,7 +163,7 @@ def _tell_unreadable(root: Path, rows: Rows) -> None:
     for suffix in sorted(OTHER_SUFFIXES & set(suffixes)):
         first = next(row["path"] for _, row in rows if row["path"].lower().endswith(suffix))
         try:
-            audio.load_raw(root / first, end=audio.MIN_SECONDS)
+            next(audio.blocks(root / first, end=audio.MIN_SECONDS), None)
         except AudioError as error:
             logger.warning("%s: %d %s files cannot be read: %s", root, suffixes[suffix], suffix, error)
 

@@ -20,7 +20,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from gpa import audio
-from gpa.errors import AudioError, UsageError
+from gpa.errors import AudioError, PromptError, UsageError
 from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.encoders import FORMATS, Encoder, available
 from gpa.serve.failures import Failure
@@ -117,9 +117,15 @@ class Speaking:
         voice = await _voice(service, asked)
         said = await service.aside(_counted, service, asked, voice)
         options, live = asked.options(), not complete
-        job = await service.worker.submit(
-            lambda engine: model.utterance(engine, asked.input, voice, options, live)
-        )
+        try:
+            job = await service.worker.submit(
+                lambda engine: model.utterance(engine, asked.input, voice, options, live)
+            )
+        except PromptError as error:
+            raise Failure.of(error, "input") from error
+        except UsageError as error:  # its message begins with the name of the option
+            name = re.split(r"\W", str(error))[0]
+            raise Failure.of(error, name if name in SpeechRequest.model_fields else None) from error
         return cls(service, asked, job, encoder, said)
 
     async def bodies(self) -> AsyncIterator[tuple[bytes, Chunk | None]]:
