@@ -50,9 +50,12 @@ class Served:
 
 @contextlib.contextmanager
 def served(
-    model: GPA | Callable[[], Models], settings: Settings | None = None, enhancer: SpeechOp | None = None
+    model: GPA | Callable[[], Models],
+    settings: Settings | None = None,
+    enhancer: SpeechOp | None = None,
+    ready: bool = True,
 ) -> Iterator[Served]:
-    """Serve a model, or what a function loads; the server drains and ends when the context is left."""
+    """Serve a model, or what a function loads, once it is `ready`; the server ends with the context."""
     app = create_app(model if callable(model) else lambda: (model, enhancer), settings)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -60,7 +63,7 @@ def served(
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:
-            while not server.started:
+            while not server.started or (ready and not app.state.service and not app.state.error):
                 assert thread.is_alive(), "the server did not start"
                 time.sleep(0.01)
             yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", app)

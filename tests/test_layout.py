@@ -83,7 +83,7 @@ ROWS = {
 }
 IMPORT_NAMES = {"pyyaml": "yaml", "python_multipart": "multipart", "flash_attn": "flash_attn"}
 IMPLIED = {
-    "fastapi": {"pydantic", "starlette"},
+    "fastapi": {"anyio", "pydantic", "starlette"},
     "transformers": {"huggingface_hub"},
 }  # what a declared package certainly brings and re-exports
 HAND_INSTALLED = {"resemblyzer", "librosa", "vllm", "sglang"}  # documented, not in an extra
@@ -343,7 +343,7 @@ def test_packages_stay_in_their_rows() -> None:
 
 def test_optional_packages_are_imported_where_they_are_needed() -> None:
     core = {import_name(requirement) for requirement in declared()[0]}
-    server = {"fastapi", "starlette", "pydantic", "prometheus_client"}  # which all of gpa/serve is made of
+    server = {"anyio", "fastapi", "starlette", "pydantic", "prometheus_client", "uvicorn"}  # the extra serve
     early = [item for item in FOREIGN if item.at_load and item.target.split(".")[0] not in core]
     early = [i for i in early if head(i.module) != "serve" or i.target.split(".")[0] not in server]
     assert [where(item) for item in early] == []

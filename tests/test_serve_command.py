@@ -29,7 +29,11 @@ def running(*words: str | Path) -> Iterator[tuple[subprocess.Popen, str]]:
     """The process and where it says that it listens; killed at the end if it still runs."""
     command = [*COMMAND, *map(str, words), "--speechop", "none", "--device", "cpu", "--threads", "1"]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"BROWSER": "echo"}
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"BROWSER": "echo"},
     )
     try:
         assert process.stderr
@@ -56,8 +60,7 @@ def test_a_terminated_server_answers_what_is_on_its_way(tiny: Path) -> None:
             got = next(blocks)
             process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
-            with pytest.raises(httpx.TransportError):
-                httpx.get(f"{url}/v1/models", timeout=2)
+            assert httpx.get(f"{url}/v1/models", timeout=2).status_code == 503
             assert len(got) < len(wanted) / 2 and got + b"".join(blocks) == wanted
         assert process.wait(30) == 0
         assert process.stderr and "the server has ended" in process.stderr.read()

@@ -20,7 +20,7 @@ import soxr
 from conftest import speechlike
 from gpa import audio
 from gpa.models.gpa import GPA
-from gpa.serve import speaking
+from gpa.serve import answers
 from gpa.serve.settings import Settings
 from serving import Served, served
 from tiny_model import write_keen_model
@@ -377,13 +377,13 @@ def test_the_event_loop_does_not_encode(
 ) -> None:
     import threading
 
-    threads, push = set(), speaking.Encoder.push
+    threads, push = set(), answers.Encoder.push
 
-    def noted(self: speaking.Encoder, wav: np.ndarray) -> bytes:
+    def noted(self: answers.Encoder, wav: np.ndarray) -> bytes:
         threads.add(threading.current_thread().name.rstrip("_0123456789"))
         return push(self, wav)
 
-    monkeypatch.setattr(speaking.Encoder, "push", noted)
+    monkeypatch.setattr(answers.Encoder, "push", noted)
     assert ask(client) and threads == {"gpa-pool"}
 
 

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import signal
 import socket
 import threading
 import time
@@ -19,7 +18,7 @@ from gpa.errors import MissingExtraError, UsageError
 from gpa.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from uvicorn import Config, Server
+    from fastapi import FastAPI
 
     from gpa.models.speechop.pipeline_speechop import SpeechOp
 
@@ -75,43 +74,29 @@ def serve(args: argparse.Namespace) -> None:
     """Serve a model until a signal comes."""
     settings = _settings(args)
     try:
-        import uvicorn
-
+        from gpa.serve import process
         from gpa.serve.app import create_app
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "fastapi", "serve") from error
 
     with _listening(args) as listening:
-        model, enhancer = commands.load(args), _speechop(args)
-        config = uvicorn.Config(
-            create_app(lambda: (model, enhancer), settings),
-            uds=args.uds,
-            log_level=logging.INFO if args.verbose else logging.WARNING,
-            access_log=args.verbose,
-            timeout_graceful_shutdown=round(settings.drain_seconds),
-            timeout_keep_alive=75,
-            ws_per_message_deflate=False,  # sound does not shrink, and the event loop has better to do
+        app = create_app(lambda: (commands.load(args), _speechop(args)), settings)
+        where = f"unix:{args.uds}"
+        if listening:
+            host, port = listening.getsockname()[:2]
+            where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        threading.Thread(target=_announce, args=(app, where, args.open), daemon=True).start()
+        level = logging.INFO if args.verbose else logging.WARNING
+        sockets = [listening] if listening else None
+        process.run(
+            app, settings.drain_seconds, sockets, uds=args.uds, log_level=level, timeout_keep_alive=75
         )
-        run(config, listening, args)
+        commands.say("the server has ended")
 
 
-def run(config: Config, listening: socket.socket | None, args: argparse.Namespace) -> None:
-    """Serve until a signal comes, and until what was on its way then is answered or out of time."""
-    from uvicorn import Server
-
-    server = Server(config)
-    where = f"unix:{args.uds}"
-    if listening:
-        host, port = listening.getsockname()[:2]
-        where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    threading.Thread(target=_announce, args=(server, where, args.open), daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and then sends it once more
-    server.run([listening] if listening else None)
-    commands.say("the server has ended")
-
-
-def _announce(server: Server, where: str, show: bool) -> None:
-    while not server.started:
+def _announce(app: FastAPI, where: str, show: bool) -> None:
+    """Say where it serves, once it does."""
+    while not app.state.service:
         time.sleep(0.05)
     commands.say(f"serving at {where}")
     if show and where.startswith("http"):

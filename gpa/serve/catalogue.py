@@ -43,7 +43,7 @@ def check_model(service: Service, asked: str | None) -> None:
 
 def find_voice(service: Service, name: str | None, param: str = "voice") -> Voice:
     """A voice by its name, or by one of OpenAI's; the first for none. 400 says which there are."""
-    voices = service.model.voices
+    voices = service.voices
     if name is None:
         return service.model.resolve_voice(None)
     if name not in voices and voices and name in VOICES:

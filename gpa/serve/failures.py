@@ -63,6 +63,7 @@ class Failure(Exception):
         """The answer for a field as pydantic refuses it: 422 for another type, 400 for a value."""
         param = ".".join(map(str, where)) or None
         status = 422 if kind.endswith(("_type", "_parsing", "_invalid")) else 400
+        what = what.removeprefix("Value error, ")  # raised by a validator of ours
         return cls(status, f"{param or 'the body'}: {what}", param, "invalid_value")
 
     @property
@@ -89,11 +90,6 @@ def install(app: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> JSONResponse:
         return Failure.of(error).response()
 
-    async def broken(request: Request, error: Exception) -> JSONResponse:
-        failure = Failure.of(error)  # it is answered outside of the middleware that names requests
-        failure.headers["x-request-id"] = getattr(request.state, "request_id", "")
-        return failure.response()
-
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         code = "not_found" if error.status_code == 404 else None
@@ -108,4 +104,3 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(GPAError, failed)
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, broken)

@@ -16,12 +16,13 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
 from gpa.serve import sockets
+from gpa.serve.answers import Speaking
 from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.encoders import FORMATS
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service
 from gpa.serve.sockets import Connection
-from gpa.serve.speaking import Speaking
+from gpa.serve.speaking import begin
 from gpa.serve.speech_request import SpeechRequest, SpeechSettings
 from gpa.text.sentences import Sentences
 
@@ -56,7 +57,7 @@ class Sentence:
         given = self.asked.model_dump(exclude={"stream_audio"}, exclude_unset=True)
         asked = SpeechRequest(input=self.text or "", **given)
         complete = not (self.asked.stream_audio and FORMATS[asked.response_format].streamed)
-        self.speaking = asyncio.create_task(Speaking.begin(service, asked, complete))
+        self.speaking = asyncio.create_task(begin(service, asked, complete))
 
     async def forget(self) -> None:
         """Nobody waits for it any more."""
@@ -195,7 +196,7 @@ class SpeechSession:
 
     async def _say(self, sentence: Sentence) -> None:
         """One sentence. What fails here ends it alone."""
-        assert sentence.speaking
+        assert sentence.speaking is not None
         asked, send = sentence.asked, self._connection.send
         form = {"format": asked.response_format, "sample_rate": asked.sample_rate}
         await send({"type": "audio.start", **sentence.where, "sentence_text": sentence.text, **form})

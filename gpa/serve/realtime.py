@@ -189,7 +189,7 @@ class RealtimeSession:
             await self._turns(await self._service.aside(self._segmenter.finish))
         elif self._item:
             item = self._item
-            assert item.job
+            assert item.job is not None
             item.job.close()
             item.seconds = self._samples / self._rate
             await self._committed(item)
@@ -212,7 +212,7 @@ class RealtimeSession:
             await self._begin(item, uncut=False)
             self._item = item
         job = self._item.job
-        assert job
+        assert job is not None
         for block in np.split(wav, range(self._rate, len(wav), self._rate)):
             while len(job.heard) >= BACKLOG and job in self._service.worker.jobs:
                 await asyncio.sleep(0.02)
@@ -228,7 +228,7 @@ class RealtimeSession:
             await self._send("input_audio_buffer.speech_stopped", item_id=item.id, audio_end_ms=self._ms(end))
             item.seconds = len(stretch.wav) / self._rate
             await self._begin(item, uncut=True)
-            assert item.job
+            assert item.job is not None
             item.job.feed(stretch.wav)
             item.job.close()
             await self._committed(item)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from fastapi import Depends, Request, WebSocket
+from fastapi import Depends, FastAPI, Request, WebSocket
 
 from gpa.serve.failures import Failure
+from gpa.serve.library import Library
 from gpa.serve.worker import Worker
 
 if TYPE_CHECKING:
@@ -27,12 +28,20 @@ class Service:
         self.model, self.settings, self.enhancer = model, settings, enhancer
         self.worker = Worker(model.engine())
         self.pool = ThreadPoolExecutor(2, "gpa-pool")  # sound that is read or encoded, voices, enhancement
+        self.voices = Library(model, settings.voices)
         self.draining = False
 
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
         return self.worker.alive and not self.draining
+
+    def stop(self) -> None:
+        """End what is on its way, and let go of what is held."""
+        self.draining = True
+        self.worker.stop()
+        self.pool.shutdown(cancel_futures=True)
+        self.voices.close()
 
     async def aside(self, do: Callable[..., T], *given: object) -> T:
         """Call something that takes long, away from the event loop."""
@@ -41,18 +50,24 @@ class Service:
 
 def service_of(request: Request) -> Service:
     """The service of a request's application; 503 before it is ready and while it drains."""
-    return _ready(getattr(request.app.state, "service", None))
+    return ready_service(request.app)
 
 
 def live_service_of(socket: WebSocket) -> Service:
     """The same for a connection that stays open."""
-    return _ready(getattr(socket.app.state, "service", None))
+    return ready_service(socket.app)
 
 
-def _ready(service: Service | None) -> Service:
-    if service is None or not service.ready:
-        raise Failure(503, "loading the model" if service is None else "the server stops", code="unavailable")
-    return service
+def ready_service(app: FastAPI) -> Service:
+    """The service of an application; 503 before it is ready and while it drains."""
+    state = app.state
+    service: Service | None = getattr(state, "service", None)
+    if service is not None and service.ready:
+        return service
+    what = (
+        "the server stops" if service else f"the model was not loaded: {state.error}" if state.error else ""
+    )
+    raise Failure(503, what or "loading the model", None, "unavailable", {"Retry-After": "1"})
 
 
 Serving = Annotated[Service, Depends(service_of)]  # as a parameter of a route

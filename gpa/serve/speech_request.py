@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from gpa.models.gpa.options_gpa import SpeechOptions
+from gpa.serve.encoders import FORMATS
 from gpa.serve.failures import Failure
 
 SAMPLE_RATE = 24000  # Hz of every body, unless asked otherwise: what OpenAI's client plays
@@ -55,6 +56,12 @@ class SpeechSettings(BaseModel):
     def events(self) -> bool:
         """Whether the answer is a stream of events."""
         return self.stream_format == "sse" or self.stream is True
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body comes when all of it is made."""
+        asked = self.stream is False and self.stream_format != "sse"
+        return asked or not FORMATS[self.response_format].streamed
 
     @property
     def ignored(self) -> list[str]:

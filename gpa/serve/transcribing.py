@@ -1,0 +1,188 @@
+"""Speech to text as OpenAI has it: a recording as text, JSON or subtitles, or as events while it is read.
+
+Text that was sent is never revised: all deltas put together are the text at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter, Form, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gpa.errors import UsageError
+from gpa.models.gpa.options_gpa import TranscriptOptions
+from gpa.models.gpa.subtitles_gpa import FORMATS, verbose
+from gpa.serve.answers import attended, event, server_sent
+from gpa.serve.catalogue import check_model
+from gpa.serve.failures import Failure
+from gpa.serve.service import Service, Serving
+from gpa.serve.uploads import Recording, recorded
+
+if TYPE_CHECKING:
+    from gpa.models.gpa.outputs_gpa import Partial, Transcript
+    from gpa.serve.worker import Job
+
+MEDIA_TYPES = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
+GRANULARITIES = ("word", "segment")
+SEEDS = 1 << 63
+
+router = APIRouter(prefix="/v1/audio/transcriptions")
+
+
+class TranscriptionRequest(BaseModel):
+    """The form. Lists come with brackets after their names, as OpenAI's client sends them, or without."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    file: UploadFile
+    model: str | None = None
+    language: str | None = None
+    prompt: str | None = None
+    temperature: float | None = Field(None, ge=0, le=1)
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    granularities: list[str] = Field([], alias="timestamp_granularities[]")
+    bare_granularities: list[str] = Field([], alias="timestamp_granularities")
+    include: list[str] = Field([], alias="include[]")
+    bare_include: list[str] = Field([], alias="include")
+    keywords: list[str] = Field([], alias="keywords[]", description="names that may be said")
+    languages: list[str] = Field([], alias="languages[]")
+    speakers: list[str] = Field([], alias="known_speaker_names[]")
+    references: list[str] = Field([], alias="known_speaker_references[]")
+    chunking_strategy: str | None = Field(None, description='"auto", or server_vad as JSON')
+    stream: bool = False
+    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
+    beams: int | None = Field(None, ge=1, le=16)
+
+    @field_validator("granularities", "bare_granularities")
+    @classmethod
+    def _known(cls, given: list[str]) -> list[str]:
+        for each in given:
+            if each not in GRANULARITIES:
+                raise ValueError(f"{each!r} is none: choose {' or '.join(GRANULARITIES)}")
+        return given
+
+    @field_validator("chunking_strategy")
+    @classmethod
+    def _strategy(cls, given: str | None) -> str | None:
+        """Sound is always cut at its pauses, so that either is what we do."""
+        if given and given != "auto":
+            found = json.loads(given)  # what it raises is a ValueError
+            if not isinstance(found, dict) or found.get("type") != "server_vad":
+                raise ValueError('choose "auto" or {"type": "server_vad"}')
+        return given
+
+    def check(self) -> None:
+        """Failure for what does not go together, or is not done here."""
+        verbose = self.response_format == "verbose_json"
+        if self.timestamps and not verbose:
+            what = "timestamp_granularities[]: times need response_format 'verbose_json'"
+            raise Failure(400, what, "timestamp_granularities[]", "invalid_value")
+        if self.speakers or self.references:
+            name = "known_speaker_names[]" if self.speakers else "known_speaker_references[]"
+            raise Failure(400, f"{name}: this model does not tell speakers apart", name, "unsupported_value")
+        for each in [*self.include, *self.bare_include]:
+            what = f"include[]: {each!r} is not available; verbose_json has avg_logprob for each segment"
+            raise Failure(400, what, "include[]", "unsupported_value")
+        if self.stream and self.response_format not in ("json", "text"):
+            what = f"stream: events hold text, not {self.response_format}; leave response_format out"
+            raise Failure(400, what, "stream", "invalid_value")
+
+    @property
+    def timestamps(self) -> set[str]:
+        """The granularities that were asked for."""
+        return {*self.granularities, *self.bare_granularities}
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of given fields that change nothing."""
+        return [name for name in ("language", "prompt", "languages") if getattr(self, name)]
+
+    def options(self) -> TranscriptOptions:
+        """For the model."""
+        drawn: TranscriptOptions = {"seed": self.seed, "temperature": self.temperature, "beams": self.beams}
+        return drawn | {"words": self.keywords} if self.keywords else drawn
+
+
+@router.post(
+    "", response_class=Response, responses={200: {"content": {"application/json": {}, "text/plain": {}}}}
+)
+async def transcribe(
+    asked: Annotated[TranscriptionRequest, Form()], request: Request, service: Serving
+) -> Response:
+    """Write down what is said in a recording; with `stream`, as events while it is read."""
+    check_model(service, asked.model)
+    asked.check()
+    recording = await attended(request, recorded(service, asked.file))
+    job = await recognising(service, recording, asked.options(), "keywords[]")
+    headers = {"X-Ignored-Fields": ", ".join(asked.ignored)} if asked.ignored else {}
+    if asked.stream:
+        return server_sent(job, _events(service, job), headers)
+    transcript = await attended(request, written(job))
+    headers |= {
+        "X-Finish-Reason": transcript.finish_reason,
+        "X-Audio-Seconds": f"{transcript.duration:.3f}",
+        "X-Skipped-Seconds": f"{transcript.skipped:.3f}",
+    }
+    if asked.response_format == "json":
+        return JSONResponse({"text": transcript.text, "usage": usage(service, transcript)}, headers=headers)
+    if asked.response_format == "verbose_json":
+        return JSONResponse(_verbose(transcript, asked.timestamps or {"segment"}), headers=headers)
+    body = FORMATS[asked.response_format](transcript)
+    return Response(body, media_type=MEDIA_TYPES[asked.response_format], headers=headers)
+
+
+async def recognising(
+    service: Service, recording: Recording, options: TranscriptOptions, param: str | None = None
+) -> Job[Partial]:
+    """A recording on its way into text. Failure, which names a parameter, for options that do not fit."""
+    model = service.model
+    try:
+        return await service.worker.submit(
+            lambda engine: model.recognition(engine, options), recording.blocks(service)
+        )
+    except UsageError as error:
+        raise Failure.of(error, param) from error
+
+
+async def written(job: Job[Partial]) -> Transcript:
+    """All that is said."""
+    async for _ in job:
+        pass
+    found: Transcript = job.work.transcript
+    return found
+
+
+def usage(service: Service, transcript: Transcript) -> dict[str, Any]:
+    """As OpenAI counts: ids of the sound that was read, and ids of the text."""
+    spec = service.model.codec.spec
+    heard = round((transcript.duration - transcript.skipped) * spec.frame_rate) * spec.n_codebooks
+    made = len(transcript.tokens)
+    details = {"text_tokens": 0, "audio_tokens": heard}
+    tokens = {"input_tokens": heard, "output_tokens": made, "total_tokens": heard + made}
+    return {"type": "tokens", **tokens, "input_token_details": details}
+
+
+def _verbose(transcript: Transcript, granularities: set[str]) -> dict[str, Any]:
+    found = verbose(transcript, "word" in granularities)
+    if "segment" not in granularities:
+        del found["segments"]
+    return {**found, "usage": {"type": "duration", "seconds": round(transcript.duration, 3)}}
+
+
+async def _events(service: Service, job: Job[Partial]) -> AsyncIterator[bytes]:
+    """Deltas and the end; an error is an event, too."""
+    try:
+        async for partial in job:
+            yield event({"type": "transcript.text.delta", "delta": partial.text})
+    except Exception as error:  # noqa: BLE001 - the status has been sent
+        yield event(Failure.of(error).body)
+        return
+    transcript: Transcript = job.work.transcript
+    more = {"finish_reason": transcript.finish_reason, "duration": round(transcript.duration, 3)}
+    more |= {"skipped": round(transcript.skipped, 3)}
+    done = {"type": "transcript.text.done", "text": transcript.text, "usage": usage(service, transcript)}
+    yield event(done | more)

@@ -1,0 +1,88 @@
+"""Sound that a client sends: bounded in bytes, and in seconds as it is decoded.
+
+Its name is never a path, and the type that it states is not believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from fastapi import UploadFile
+
+from gpa import audio
+from gpa.errors import AudioError
+from gpa.serve.failures import Failure
+
+if TYPE_CHECKING:
+    from gpa.codec.voice import Voice
+    from gpa.serve.service import Service
+
+REFERENCE_SECONDS = 60.0  # of a voice to copy, at most
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Sound that came complete and can be decoded: its bytes, and the seconds they decode to."""
+
+    data: bytes
+    seconds: float
+
+    def blocks(self, service: Service) -> Iterator[np.ndarray]:
+        """Its samples (S_i,), at the model's rate, bit by bit."""
+        return service.model.processor.listened(self.data, "the upload")
+
+
+async def recorded(service: Service, upload: UploadFile, param: str = "file") -> Recording:
+    """An upload that may be used. Failure 413 for too many bytes, else 400."""
+    data = await _received(service, upload, param)
+    try:
+        return Recording(data, await service.aside(_seconds, service, data))
+    except AudioError as error:
+        raise Failure(400, f"{param}: {error}", param, "invalid_audio") from error
+
+
+async def copied_from(service: Service, upload: UploadFile, param: str) -> Voice:
+    """The voice of an upload. Failures as for `recorded`."""
+    data = await _received(service, upload, param)
+    try:
+        return await service.aside(copied, service, data)
+    except AudioError as error:
+        raise Failure(400, f"{param}: {error}", param, "invalid_audio") from error
+
+
+def copied(service: Service, data: bytes) -> Voice:
+    """The voice of a recording. AudioError if it is too long or cannot be read."""
+    rate = service.model.sample_rate
+    if len(data) > service.settings.upload_bytes:
+        raise AudioError(f"{len(data)} bytes, {service.settings.upload_bytes} are the limit")
+    blocks = list(bounded(audio.blocks(data, rate), rate, REFERENCE_SECONDS))
+    return service.model.voice((np.concatenate([np.zeros(0, np.float32), *blocks]), rate))
+
+
+def bounded(blocks: Iterator[np.ndarray], rate: int, most: float) -> Iterator[np.ndarray]:
+    """The same blocks. AudioError beyond `most` seconds: what a header claims proves nothing."""
+    samples = 0
+    for block in blocks:
+        samples += len(block)
+        if samples > most * rate:
+            raise AudioError(f"longer than {most:g} s, which is the limit; cut it")
+        yield block
+
+
+async def _received(service: Service, upload: UploadFile, param: str) -> bytes:
+    limit = service.settings.upload_bytes
+    if (upload.size or 0) > limit:
+        what = f"{param}: more than {limit} bytes, which is the limit; cut the recording or compress it"
+        raise Failure(413, what, param, "file_too_large")
+    return await upload.read()
+
+
+def _seconds(service: Service, data: bytes) -> float:
+    """Decode everything once, keeping nothing."""
+    rate, most = service.model.sample_rate, service.settings.audio_seconds
+    if not data:
+        raise AudioError("the file is empty")
+    return sum(map(len, bounded(audio.blocks(data, rate), rate, most))) / rate
