@@ -277,6 +277,24 @@ def test_before_it_is_ready_the_answer_is_503(server: Served) -> None:
         server.service.draining = False
 
 
+def test_a_server_that_stops_lets_a_client_hear_the_end(server: Served) -> None:
+    async def script(client: Client) -> None:
+        await client.send("session.config", **BRIEF)
+        await client.send("input.text", text="One is here. " * 20)
+        await client.send("input.done")
+        await client.until("audio.start")
+        server.service.draining = True
+        try:
+            assert (await client.until("session.done"))["total_sentences"] == 20
+            with pytest.raises(ConnectionClosed):
+                await client.until("anything")
+        finally:
+            server.service.draining = False
+        assert client.socket.close_code == 1012
+
+    talk(server, script)
+
+
 def test_a_client_that_does_not_read_holds_up_nobody(server: Served) -> None:
     with connect_now(address(server)) as slow:
         slow.send(json.dumps({"type": "session.config", **BRIEF, "max_new_tokens": 200}))

@@ -1,6 +1,6 @@
 """Text to speech while the text is written: each sentence is spoken as soon as it is complete.
 
-The protocol of the WebSocket /v1/audio/speech/stream is vLLM-Omni's; docs/live.md has every message. The
+The protocol of the WebSocket /v1/audio/speech/stream is vLLM-Omni's; docs/server.md has every message. The
 bytes of a sentence are those of POST /v1/audio/speech for it.
 """
 
@@ -22,7 +22,6 @@ from gpa.serve.encoders import FORMATS
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service
 from gpa.serve.sockets import Connection
-from gpa.serve.speaking import begin
 from gpa.serve.speech_request import SpeechRequest, SpeechSettings
 from gpa.text.sentences import Sentences
 
@@ -54,6 +53,8 @@ class Sentence:
 
     def begin(self, service: Service) -> None:
         """Start to make its sound."""
+        from gpa.serve.speaking import begin  # here: at load time it would be one module too far
+
         given = self.asked.model_dump(exclude={"stream_audio"}, exclude_unset=True)
         asked = SpeechRequest(input=self.text or "", **given)
         complete = not (self.asked.stream_audio and FORMATS[asked.response_format].streamed)

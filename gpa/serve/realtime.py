@@ -1,7 +1,7 @@
 """Live sound to text: the WebSocket /v1/realtime?intent=transcription, as in OpenAI's GA interface.
 
 With `turn_detection` null a commit ends an item. Else the model's own segmenter does, in pauses: the
-transcripts of all items are together that of the same sound as one recording. docs/live.md has every event.
+transcripts of all items are together that of the same sound as one recording. docs/server.md has every event.
 """
 
 from __future__ import annotations

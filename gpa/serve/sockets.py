@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 IDLE = 120.0  # seconds without a message, and with nothing to do, after which a connection is closed
 HELD = 32 << 20  # characters of messages that wait; what a client sends beyond waits on its side
 FRAME = 128  # characters that a message counts for at least
-POLICY, FAILED = 1008, 1011  # codes of RFC 6455, section 7.4.1
+TICK = 0.5  # seconds between looks at whether the server stops
+POLICY, FAILED, RESTART = 1008, 1011, 1012  # codes of RFC 6455, section 7.4.1, and of IANA's registry
 
 
 class Session(Protocol):
@@ -111,8 +112,15 @@ async def attend(socket: WebSocket, begin: Callable[[Service, Connection], Sessi
     )
     code = FAILED
     try:
-        await asyncio.wait((reading, serving), return_when=asyncio.FIRST_COMPLETED)
-        if serving.done() and not serving.exception():
+        done: set[asyncio.Task] = set()
+        while not done:
+            done, _ = await asyncio.wait(
+                (reading, serving), timeout=TICK, return_when=asyncio.FIRST_COMPLETED
+            )
+            if service.draining and not session.busy and not done:
+                code = RESTART
+                break
+        if serving in done and not serving.exception():
             code = serving.result()
     finally:
         for task in (reading, serving):
