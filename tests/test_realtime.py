@@ -180,6 +180,7 @@ def test_clear_forgets_the_buffer_alone(server: Served, model: GPA) -> None:
         await client.say(samples(speechlike(3, seed=5)))
         await client.send("input_audio_buffer.clear")
         await client.until("input_audio_buffer.cleared")
+        assert server.settled(5), "nobody waits for what was cleared"
         await client.say(sound)
         await client.send("input_audio_buffer.commit")
         await client.until(DONE)
