@@ -89,7 +89,13 @@ def serve(args: argparse.Namespace) -> None:
         level = logging.INFO if args.verbose else logging.WARNING
         sockets = [listening] if listening else None
         process.run(
-            app, settings.drain_seconds, sockets, uds=args.uds, log_level=level, timeout_keep_alive=75
+            app,
+            settings.drain_seconds,
+            sockets,
+            uds=args.uds,
+            log_level=level,
+            timeout_keep_alive=75,
+            ws_per_message_deflate=False,  # sound does not shrink
         )
         commands.say("the server has ended")
 

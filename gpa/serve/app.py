@@ -16,7 +16,9 @@ from gpa.serve import (
     converting,
     failures,
     health,
+    live_speech,
     page,
+    realtime,
     shims,
     speaking,
     transcription,
@@ -78,14 +80,10 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
     app.state.measures = measures
     app.add_middleware(Gate, settings=settings, measures=measures, check=ready_service)
     failures.install(app)
-    app.include_router(catalogue.router)
-    app.include_router(speaking.router)
-    app.include_router(transcription.router)
-    app.include_router(converting.router)
-    app.include_router(shims.router)
-    app.include_router(health.router)
-    app.include_router(voice_routes.router)
-    app.include_router(page.router)
+    for module in (catalogue, speaking, transcription, converting, shims, voice_routes, health):
+        app.include_router(module.router)
+    for module in (live_speech, realtime, page):
+        app.include_router(module.router)
     return app
 
 

@@ -161,6 +161,11 @@ class Segmenter:
             found += self._told(self._activity.push(frames))
         return found
 
+    @property
+    def speaking(self) -> int | None:
+        """The sample at which the speech under way begins; None while nobody speaks."""
+        return None if self._last is None else self._begin * self._frame
+
     def finish(self) -> list[Stretch]:
         """The stretches that are left; nothing may be pushed afterwards."""
         found = list(self._told(self._activity.finish()))
@@ -229,3 +234,19 @@ class Segmenter:
 
     def _samples(self, begin: int, end: int) -> np.ndarray:
         return self._wav[begin - self._first : end - self._first]
+
+
+class Uncut:
+    """In the place of a `Segmenter`: all that is pushed is one stretch, as one cut it before."""
+
+    def __init__(self) -> None:
+        self._blocks = [np.zeros(0, np.float32)]
+
+    def push(self, wav: np.ndarray) -> list[Stretch]:
+        """More samples (S,)."""
+        self._blocks.append(wav)
+        return []
+
+    def finish(self) -> list[Stretch]:
+        """The stretch."""
+        return [Stretch(0, np.concatenate(self._blocks), True)]

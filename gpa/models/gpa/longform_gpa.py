@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gpa.engine.base import Completer
     from gpa.engine.request import Request
     from gpa.engine.scheduler import Progress
-    from gpa.models.gpa.activity_gpa import Segmenter, Stretch
+    from gpa.models.gpa.activity_gpa import Segmenter, Stretch, Uncut
 
 PARTS = 8  # of one recording at a time
 
@@ -78,7 +78,7 @@ class LongForm(ABC, Generic[P, T]):
     Results come in the order of the sound, and do not depend on how it was cut to be fed.
     """
 
-    def __init__(self, engine: Completer, segmenter: Segmenter) -> None:
+    def __init__(self, engine: Completer, segmenter: Segmenter | Uncut) -> None:
         self._pending, self._segmenter = Pending(engine), segmenter
         self._waiting: deque[Stretch] = deque()
         self._parts: deque[P] = deque()  # on their way, in order

@@ -376,12 +376,12 @@ class GPA:
         """A recording on its way into another voice, by the language model."""
         return Conversion(self.processor, engine, voice, options)
 
-    def recognition(self, engine: Completer, options: TranscriptOptions) -> Recognition:
-        """A recording on its way into text."""
+    def recognition(self, engine: Completer, options: TranscriptOptions, uncut: bool = False) -> Recognition:
+        """A recording on its way into text; an `uncut` one is a stretch of speech from a segmenter."""
         check_options(options, TranscriptOptions)
         words = options.get("words", ())
         options["words"] = [words] if isinstance(words, str) else list(words)
-        return Recognition(self.processor, engine, partial(evidence, self.network), options)
+        return Recognition(self.processor, engine, partial(evidence, self.network), options, uncut)
 
 
 def _ids(given: Any) -> list[int]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpa.engine.sampler import FEW, PERIODS
-from gpa.models.gpa.activity_gpa import may_be_speech
+from gpa.models.gpa.activity_gpa import Uncut, may_be_speech
 from gpa.models.gpa.alignment_gpa import first_frames, spread
 from gpa.models.gpa.longform_gpa import LongForm, step
 from gpa.models.gpa.outputs_gpa import Partial, Segment, Transcript, Word
@@ -64,10 +64,15 @@ class Recognition(LongForm[Part, Partial]):
     """
 
     def __init__(
-        self, processor: GPAProcessor, engine: Completer, read: Read, options: TranscriptOptions
+        self,
+        processor: GPAProcessor,
+        engine: Completer,
+        read: Read,
+        options: TranscriptOptions,
+        uncut: bool = False,
     ) -> None:
-        """UsageError for unfit options."""
-        super().__init__(engine, processor.segmenter(ASR.name))
+        """UsageError for unfit options. `uncut` sound is one stretch, short enough for one pass."""
+        super().__init__(engine, Uncut() if uncut else processor.segmenter(ASR.name))
         self._processor, self._read = processor, read
         self._request = asr_requests(processor, options)
         self._begun = self._skipped = 0
