@@ -230,7 +230,7 @@ def test_missing_features_are_said(encoder: Path, asr_features: ASRFeatures, op:
         SpeechOp(op.model, op.codec)
     with pytest.raises(CheckpointError, match=f"ASR encoder has 0 channels, the one given has {H}"):
         SpeechOp(tiny_speechop().model, tiny_codec(), asr_features=asr_features)
-    with pytest.raises(UsageError, match="asr_features.longest is above 0"):
+    with pytest.raises(UsageError, match="longest: 0.0 is outside"):
         build(ASRFeatureSettings, {"longest": 0.0})
     for raw in ({"kind": "whisper"}, {"weights": "x", "channels": 1}, {"kind": "whisper", "weights": "x"}):
         with pytest.raises(UsageError, match="asr_features: weights and channels go with a kind"):

@@ -103,5 +103,5 @@ def test_tasks_are_filtered_where_settings_say_so(op: SpeechOp) -> None:
     "wrong", [{"bands": 1}, {"frames": 2}, {"frames": 0}, {"floor": 3.0}, {"power": 0.0}, {"tasks": ["tts"]}]
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="filter"):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
         build(Filter, wrong)

@@ -143,7 +143,7 @@ def test_the_loop_never_computes_and_the_end_is_told(model: GPA) -> None:
     worker.start()
 
     async def everything() -> None:
-        job = await speak(model, worker, "one two three. " * 20)
+        job = await speak(model, worker, "one two three. " * 400)
         async for _ in job:
             worker.tell(lambda: None)
             asyncio.get_running_loop().run_in_executor(None, worker.stop)
