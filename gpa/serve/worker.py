@@ -219,8 +219,8 @@ class Worker:
                 job.feeding = False
                 self._give(job, job.work.close())
         if job.work.done and not job.held:
-            job.hand(None)
             self._end(job)
+            job.hand(None)
 
     def _step(self) -> None:
         self.steps += 1
@@ -242,8 +242,8 @@ class Worker:
         except Exception as error:
             if not isinstance(error, GPAError):
                 logger.exception("a request failed")
-            job.hand(error)
             self._end(job)
+            job.hand(error)
 
     def _end(self, job: Job) -> None:
         if job in self.jobs:
