@@ -1,6 +1,7 @@
 # One small Makefile. `make demo` and `make test` do all set-up themselves: virtual environment, torch, the package.
 #   PYTHON  interpreter (3.10 or newer) the environment is made with
 #   TORCH   what pip installs as torch: the CPU build where no NVIDIA card answers, PyPI's own wheel where one does
+#   JOBS    files of tests that run at a time
 #   EXTRAS  extras of the package to install, such as EXTRAS=dev,train,eval
 PYTHON ?= python3
 GPU := $(shell nvidia-smi -L 2> /dev/null | head -n 1)
@@ -8,12 +9,14 @@ GPU := $(shell nvidia-smi -L 2> /dev/null | head -n 1)
 TORCH ?= torch==2.13.0 $(if $(GPU),,--no-deps --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 20)
 EXTRAS ?= dev
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed-$(EXTRAS)
-PYTEST = $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+# One thread a job: threads that wait for each other spin.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help install format format-check lint type pytest test check fuzz test-slow test-oldest test-gpu demo smoke docs clean
