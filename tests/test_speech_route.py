@@ -397,3 +397,18 @@ def test_the_shipped_model_is_understood() -> None:
         said = model.asr(made).text.lower().replace(",", "").replace(".", "")
     wrong = set(text.lower().replace(",", "").replace(".", "").split()) - set(said.split())
     assert len(wrong) <= 1, said
+
+
+def test_a_body_that_cannot_be_encoded_is_counted(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: answers.Encoder) -> bytes:
+        raise RuntimeError("the encoder is broken")
+
+    def failures() -> float:
+        return server.app.state.measures.encode_failures._value.get()
+
+    before = failures()
+    monkeypatch.setattr(answers.Encoder, "finish", broken)
+    body = {"input": "hello there", "stream": False, "max_new_tokens": 12}
+    answer = httpx.post(f"{server.url}/v1/audio/speech", json=body, timeout=60)
+    assert answer.status_code == 500 and server.settled(10)
+    assert failures() == before + 1

@@ -7,7 +7,7 @@ import base64
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -143,10 +143,18 @@ class Speaking:
             self.said.add(chunk)
             if self.visit is not None:
                 self.visit.make(chunk.seconds)
-            data = await self._service.aside(self._encoder.push, chunk.wav)
+            data = await self._encoded(self._encoder.push, chunk.wav)
             if data or chunk.text:
                 yield data, chunk
-        yield await self._service.aside(self._encoder.finish), None
+        yield await self._encoded(self._encoder.finish), None
+
+    async def _encoded(self, encode: Callable[..., bytes], *given: object) -> bytes:
+        try:
+            return await self._service.aside(encode, *given)
+        except Exception:
+            if self.visit is not None:
+                self.visit.encode_failed()
+            raise
 
     async def whole(self) -> bytes:
         """The complete body."""
