@@ -13,8 +13,8 @@ import pytest
 import soundfile
 
 from conftest import speechlike
+from gpa.audio.encoders import encoded
 from gpa.models.gpa import GPA
-from gpa.serve.encoders import encoded
 from gpa.serve.settings import Settings
 from serving import Served, served
 from tiny_model import write_keen_model

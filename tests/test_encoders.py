@@ -11,10 +11,10 @@ import soxr
 
 from conftest import speechlike
 from gpa import audio
+from gpa.audio import encoders
+from gpa.audio.encoders import FORMATS, Encoder, available, encoded
+from gpa.audio.tempo import Tempo
 from gpa.errors import AudioError, UsageError
-from gpa.serve import encoders
-from gpa.serve.encoders import FORMATS, Encoder, available, encoded
-from gpa.serve.tempo import Tempo
 
 RATE, OUT = 16000, 24000
 WAV = speechlike(2.5)

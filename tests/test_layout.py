@@ -54,8 +54,8 @@ ROWS = {
     "transformers": {"codec", "models"},
     "tokenizers": {"text"},
     "sentencepiece": {"text"},
-    "soundfile": {"audio", "evals", "serve"},  # evals: Opus at a chosen rate, serve: bodies of answers
-    "soxr": {"audio", "serve"},
+    "soundfile": {"audio", "evals"},  # evals: Opus at a chosen rate, as a baseline
+    "soxr": {"audio", "serve"},  # serve: live sound, as it comes
     "matplotlib": {"train", "evals", "finetune"},
     "flash_attn": {"nn", "models"},
     "huggingface_hub": {"hub"},

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from gpa.audio.encoders import FORMATS, Encoder, available
 from gpa.errors import UsageError
 from gpa.serve.admission import Visit, visit_of
-from gpa.serve.encoders import FORMATS, Encoder, available
 from gpa.serve.failures import Failure
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import numpy as np
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
+from gpa.audio.encoders import FORMATS
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.options_gpa import ConversionOptions
 from gpa.models.gpa.outputs_gpa import Chunk
 from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of
 from gpa.serve.catalogue import check_model, find_voice
-from gpa.serve.encoders import FORMATS
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service, Serving
 from gpa.serve.speech_request import SAMPLE_RATE, SEEDS

@@ -15,10 +15,10 @@ from typing import Any
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
+from gpa.audio.encoders import FORMATS
 from gpa.serve import sockets
 from gpa.serve.answers import Speaking
 from gpa.serve.catalogue import check_model, find_voice
-from gpa.serve.encoders import FORMATS
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service
 from gpa.serve.sockets import Connection

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
+from gpa.audio.encoders import FORMATS
 from gpa.errors import AudioError, PromptError, UsageError
 from gpa.serve.admission import visit_of
 from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of
 from gpa.serve.catalogue import check_model, find_voice
-from gpa.serve.encoders import FORMATS
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service, Serving
 from gpa.serve.speech_request import BatchRequest, SpeechRequest

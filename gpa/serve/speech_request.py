@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from gpa.audio.encoders import FORMATS
 from gpa.models.gpa.options_gpa import SpeechOptions
-from gpa.serve.encoders import FORMATS
 from gpa.serve.failures import Failure
 
 SAMPLE_RATE = 24000  # Hz of every body, unless asked otherwise: what OpenAI's client plays

@@ -17,8 +17,8 @@ import soundfile
 import soxr
 
 from gpa.audio import WavStream, pcm16
+from gpa.audio.tempo import Tempo
 from gpa.errors import AudioError, UsageError
-from gpa.serve.tempo import Tempo
 
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
