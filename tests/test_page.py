@@ -137,16 +137,21 @@ def test_a_recording_is_written_down_with_words_that_play(page: "Page") -> None:
     expect(words.nth(5)).to_have_class("word now")
 
 
-def test_the_microphone_is_recorded_and_written_down(page: "Page") -> None:
-    page.click("#tab-transcribe")
-    page.click("#transcribe .record")
-    expect(page.locator("#transcribe .record .what")).to_have_text("Stop 3 s")
-    page.click("#transcribe .record")
-    expect(page.locator("#transcribe .name")).to_have_text("recording.wav")
-    page.click("#transcribe .primary")
-    expect(page.locator("#transcribe .copy")).to_be_visible()
-    heard = set(page.locator("#transcribe .text").inner_text().split())
-    assert len(heard & set(TEXT.lower().strip(".").split())) >= 4, heard
+def test_the_microphone_is_recorded_and_written_down(page: "Page", server: "Served") -> None:
+    """A busy machine drops sound of Chromium's microphone: one good recording of three is enough."""
+    heard: set[str] = set()
+    for _ in range(3):
+        opened(page, server.url).click("#tab-transcribe")
+        page.click("#transcribe .record")
+        expect(page.locator("#transcribe .record .what")).to_have_text("Stop 3 s")
+        page.click("#transcribe .record")
+        expect(page.locator("#transcribe .name")).to_have_text("recording.wav")
+        page.click("#transcribe .primary")
+        expect(page.locator("#transcribe .numbers")).to_contain_text("Words")
+        heard = set(page.locator("#transcribe .text").inner_text().split())
+        if len(heard & set(TEXT.lower().strip(".").split())) >= 4:
+            return
+    raise AssertionError(heard)
 
 
 def test_a_voice_comes_speaks_and_goes(page: "Page", server: "Served") -> None:

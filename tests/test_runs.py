@@ -24,7 +24,7 @@ from gpa.train import checkpoint, metrics
 from gpa.train.command import main
 from training import lm_tree, write_recipe, write_tokens
 
-STEPS = 120
+STEPS = 400
 HERE = Path(__file__).parent
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
