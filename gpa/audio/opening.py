@@ -36,7 +36,9 @@ class Opened(NamedTuple):
     name: str
 
     def at(self, offset: int, count: int) -> bytes:
-        """`count` bytes from there, fewer at the end."""
+        """`count` bytes from there, fewer at the end, none where a header points outside."""
+        if not 0 <= offset < self.size:
+            return b""
         self.file.seek(offset)
         return self.file.read(count)
 
