@@ -34,19 +34,13 @@ class Asked(Protocol):
     """How sound is asked for."""
 
     response_format: Any
+    stream_format: Any
+    stream: bool | None
     sample_rate: int
 
     @property
     def timestamps(self) -> bool:
         """Whether the last event has the times of segments."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the body comes when all of it is made."""
-
-    @property
-    def events(self) -> bool:
-        """Whether the answer is a stream of events."""
 
     @property
     def ignored(self) -> list[str]:
@@ -65,6 +59,17 @@ class Source(Cancellable, Protocol):
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         """Its chunks."""
+
+
+def is_events(asked: Asked) -> bool:
+    """Whether the answer is a stream of events."""
+    return asked.stream_format == "sse" or asked.stream is True
+
+
+def is_complete(asked: Asked) -> bool:
+    """Whether the body comes when all of it is made."""
+    whole = asked.stream is False and asked.stream_format != "sse"
+    return whole or not FORMATS[asked.response_format].streamed
 
 
 def encoder_of(asked: Asked, rate: int, complete: bool, speed: float = 1.0) -> Encoder:
@@ -201,7 +206,7 @@ async def answered(request: Request, speaking: Speaking) -> Response:
     asked, form = speaking.asked, FORMATS[speaking.asked.response_format]
     speaking.visit = visit_of(request)
     try:
-        if asked.complete and not asked.events:
+        if is_complete(asked) and not is_events(asked):
             body = await attended(request, speaking.whole())
             said = speaking.said
             counted = {"X-Output-Tokens": str(said.tokens), "X-Finish-Reason": said.reason}
@@ -211,7 +216,7 @@ async def answered(request: Request, speaking: Speaking) -> Response:
     except BaseException:
         speaking.cancel()
         raise
-    if asked.events:
+    if is_events(asked):
         return server_sent(speaking, _events(speaking, first, bodies), speaking.headers)
     return Streamed(speaking, _raw(first, bodies), media_type=form.media_type, headers=speaking.headers)
 

@@ -19,7 +19,7 @@ from gpa.audio.encoders import FORMATS
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.options_gpa import ConversionOptions
 from gpa.models.gpa.outputs_gpa import Chunk
-from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of
+from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of, is_complete
 from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service, Serving
@@ -51,17 +51,6 @@ class SoundForm(BaseModel):
     sample_rate: int = Field(SAMPLE_RATE, ge=8000, le=48000)
     seed: int | None = Field(None, ge=0, lt=SEEDS)
     transcript: str | None = Field(None, description='what is said, or "asr" to recognise it')
-
-    @property
-    def events(self) -> bool:
-        """Whether the answer is a stream of events."""
-        return self.stream_format == "sse" or self.stream is True
-
-    @property
-    def complete(self) -> bool:
-        """Whether the body comes when all of it is made."""
-        asked = self.stream is False and self.stream_format != "sse"
-        return asked or not FORMATS[self.response_format].streamed
 
     @property
     def timestamps(self) -> bool:
@@ -123,7 +112,7 @@ async def converted(
 ) -> Response:
     """The answer to a request whose recording is named `param`."""
     check_model(service, asked.model)
-    encoder = encoder_of(asked, service.model.sample_rate, asked.complete)
+    encoder = encoder_of(asked, service.model.sample_rate, is_complete(asked))
     if asked.ref_audio:
         voice = await attended(request, copied_from(service, asked.ref_audio, "ref_audio"))
     else:
@@ -163,7 +152,7 @@ async def enhanced(
         raise Failure(501, "this server has no model for enhancement", None, "not_installed")
     if asked.model != "speechop-mini":
         check_model(service, asked.model)
-    encoder = encoder_of(asked, enhancer.sample_rate, asked.complete)
+    encoder = encoder_of(asked, enhancer.sample_rate, is_complete(asked))
     recording = await recorded(request, service, asked.file, param)
     if recording.seconds > ENHANCED_SECONDS:
         what = f"{param}: {recording.seconds:.0f} s, {ENHANCED_SECONDS:.0f} are the limit; cut it"

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from gpa.audio.encoders import FORMATS
 from gpa.errors import AudioError, PromptError, UsageError
 from gpa.serve.admission import visit_of
-from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of
+from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of, is_complete
 from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service, Serving
@@ -34,7 +34,7 @@ router = APIRouter(prefix="/v1/audio/speech")
 )
 async def speak(asked: SpeechRequest, request: Request, service: Serving) -> Response:
     """Speak a text; the sound comes while it is made, or as events (`stream_format` "sse")."""
-    return await answered(request, await begin(service, asked, asked.complete))
+    return await answered(request, await begin(service, asked, is_complete(asked)))
 
 
 @router.post("/batch")

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from gpa.audio.encoders import FORMATS
 from gpa.models.gpa.options_gpa import SpeechOptions
 from gpa.serve.failures import Failure
 
@@ -51,17 +50,6 @@ class SpeechSettings(BaseModel):
     language: str | None = None
     normalize: bool = True
     timestamps: bool = Field(False, description="the last event has the times of each segment of the text")
-
-    @property
-    def events(self) -> bool:
-        """Whether the answer is a stream of events."""
-        return self.stream_format == "sse" or self.stream is True
-
-    @property
-    def complete(self) -> bool:
-        """Whether the body comes when all of it is made."""
-        asked = self.stream is False and self.stream_format != "sse"
-        return asked or not FORMATS[self.response_format].streamed
 
     @property
     def ignored(self) -> list[str]:
