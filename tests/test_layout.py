@@ -27,6 +27,7 @@ TOP_LEVEL = {
     "Makefile",
     "README.md",
     "LICENSE",
+    "Dockerfile",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "CITATION.cff",
