@@ -5,6 +5,7 @@
 # What comes after the image's name are options of `gpa serve`. Volumes: /models caches what comes from the
 # Hugging Face hub (the shipped models are in the image), /voices keeps the voices that are registered.
 ARG BASE=python:3.12-slim-bookworm
+ARG TORCH=2.13.0
 
 FROM ${BASE} AS wheel
 COPY . /src
@@ -13,14 +14,15 @@ RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /dist /src
 FROM ${BASE} AS packages
 ENV PATH=/opt/gpa/bin:$PATH
 RUN python3 -m venv /opt/gpa
-ARG TORCH=2.13.0
 
 FROM packages AS cpu-packages
+ARG TORCH
 RUN pip install --no-cache-dir --no-deps --index-url https://download.pytorch.org/whl/cpu "torch==${TORCH}"
 COPY --from=wheel /dist /dist
 RUN pip install --no-cache-dir "$(echo /dist/*.whl)[cpu,serve]"
 
 FROM packages AS cuda-packages
+ARG TORCH
 RUN pip install --no-cache-dir "torch==${TORCH}"
 COPY --from=wheel /dist /dist
 RUN pip install --no-cache-dir "$(echo /dist/*.whl)[serve]"

@@ -161,8 +161,10 @@ def test_options_are_those_of_the_command(name: str) -> None:
 def test_versions_are_those_of_the_package() -> None:
     makefile, package = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "pyproject.toml"))
     torch = re.search(r"^TORCH \?= torch==(\S+)", makefile, re.MULTILINE)
-    assert torch and of("packages", "ARG") == [f"TORCH={torch[1]}"]
-    (base,) = (value for _, value in stages()[""])
+    base, wanted = of("", "ARG")
+    assert torch and wanted == f"TORCH={torch[1]}"
+    for stage in ("cpu-packages", "cuda-packages"):  # an argument ends with its stage
+        assert of(stage, "ARG") == ["TORCH"] and '"torch==${TORCH}"' in of(stage, "RUN")[0]
     python = re.fullmatch(r"BASE=python:3\.(\d+)-slim-bookworm", base)
     least = re.search(r'requires-python = ">=3\.(\d+)"', package)
     assert python and least and int(python[1]) >= int(least[1])
