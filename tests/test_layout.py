@@ -71,6 +71,7 @@ ROWS = {
             "multipart",
             "prometheus_client",
             "websockets",
+            "ray",
             "vllm",
             "sglang",
         ),
