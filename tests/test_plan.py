@@ -12,7 +12,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from gpa import config
 from gpa.cli import main
 from gpa.engine.cache import Cache
-from gpa.engine.scheduler import MEMORY
+from gpa.engine.scheduler import MEMORY, ROWS
 from gpa.errors import UsageError
 from gpa.models.gpa.modeling_gpa import meta_backbone
 from gpa.train.planning import GPUS, Budget, Rates, Shape, plan, serving
@@ -138,6 +138,7 @@ def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[st
     page = (RECIPES.parent.parent / "docs/serving.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\$ gpa (plan .*)\n((?:(?!\$ |```).*\n)+)", page, re.MULTILINE)
     assert len(shown) == 2
+    assert f"at most {ROWS} rows" in page and f"at most {MEMORY >> 30} GiB" in page
     for words, lines in shown:
         root = RECIPES.parent.parent
         given = [str(root / word) if word.startswith("recipes/") else word for word in words.split()]

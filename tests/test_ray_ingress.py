@@ -35,13 +35,13 @@ RAY = """
 import json, signal, sys, time
 import ray
 from ray import serve
-from gpa.serve.ray_ingress import Copies, build
+from gpa.serve.ray_ingress import build
 
 given, port = json.loads(sys.argv[1]), int(sys.argv[2])
 quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
 ray.init(num_cpus=2, _temp_dir=sys.argv[3], **quiet)
 serve.start(http_options={"host": "127.0.0.1", "port": port})
-serve.run(build(Copies(**given)), name="gpa", route_prefix="/")
+serve.run(build(given), name="gpa", route_prefix="/")
 print("running", flush=True)
 sys.stdin.readline()
 serve.shutdown()
@@ -56,8 +56,8 @@ def url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("ray.serve", reason="needs ray[serve] (extra ray)")
     folder = tmp_path_factory.mktemp("ray")
     (folder / "keys.txt").write_text("sesame\n")
-    given = {"model": str(tiny), "speechop": "none", "device": "cpu", "threads": 1, "replicas": 2}
-    given |= {"cpus": 0.5, "voices": str(folder / "voices"), "keys": str(folder / "keys.txt")}
+    given = {"model": str(tiny), "speechop": "none", "device": "cpu", "threads": "1", "replicas": "2"}
+    given |= {"cpus": "0.5", "voices": str(folder / "voices"), "keys": str(folder / "keys.txt")}
     given |= {"settings": {"text_characters": 5000}}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -92,8 +92,9 @@ def application(copies: Copies) -> Callable[[], FastAPI]:
     return make
 
 
-def build(copies: Copies) -> Any:
-    """The deployment, for `serve.run` and `serve run`."""
+def build(copies: Copies | dict[str, Any]) -> Any:
+    """The deployment, for `serve.run`, `serve run` and a configuration of Ray, which give a dict."""
+    copies = Copies.model_validate(copies)
     try:
         from ray import serve
     except ModuleNotFoundError as error:
