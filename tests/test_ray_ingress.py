@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -198,3 +199,13 @@ def test_options_are_those_of_the_server(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gpu"):
         Copies(**{"gpu": 1})
     assert application(copies)().state.service is None, "nothing is loaded where it is only made"
+
+
+def test_the_page_gives_options_that_there_are(repo: Path) -> None:
+    page = (repo / "docs/serving.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^serve run gpa\.serve\.ray_ingress:build (.+)$", page, re.MULTILINE)
+    copies = Copies.model_validate(dict(word.split("=") for word in line.split()))
+    assert (copies.device, copies.gpus, copies.replicas) == ("cuda", 1.0, 8)
+    table = page.split("| argument | meaning |")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    assert named == set(Copies.model_fields)
