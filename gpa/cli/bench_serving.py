@@ -214,8 +214,8 @@ def run_serve(args: argparse.Namespace) -> None:
         "max_new_tokens": args.max_new_tokens,
         "initial_chunk_tokens": args.lookahead,
     }
-    names = ("model", "streams", "seconds", "runs", "bound", "above", "patience")
-    names += ("threads", "device", "dtype", "offline")
+    size = ("streams", "seconds", "runs", "bound", "above", "patience")
+    names = ("model", *size, "threads", "device", "dtype", "offline")
     settings = closed_loop.Settings(
         **{name: getattr(args, name) for name in names},
         options={name: value for name, value in given.items() if value is not None},
