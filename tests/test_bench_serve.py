@@ -36,7 +36,7 @@ def test_command_measures_a_server(tiny: Path, tmp_path: Path) -> None:
     command += ["--json", "--png", str(png)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("gpa: 2 runs of 2 s, each on a server of its own\n")
+    assert done.stderr.startswith("gpa: runs: 2, of 2 s, each on a server of its own\n")
     tree = json.loads(done.stdout)
     every, *kinds = tree["kinds"]
     assert [row["kind"] for row in kinds] == list(KINDS) and every["errors"] == {} == tree["failed"]
@@ -306,23 +306,26 @@ def test_a_client_sees_what_is_wrong(replies: Callable[..., tuple[Outcome, float
 def test_a_loop_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never more on their way than streams, always as many, none begun at the end; who waits, waits."""
     mix, lock = Mix(["speech"], ["anna"], []), threading.Lock()
-    alive, most, begun = 0, 0, []
+    alive, most, begun, without = 0, 0, [], []
 
     def ask(connection: HTTPConnection, asked: Asked) -> tuple[Outcome, float]:
-        nonlocal alive, most
+        nonlocal alive, most, without
         with lock:
-            alive, begun_at = alive + 1, time.perf_counter()
-            begun.append((json.loads(asked.body)["seed"], begun_at))
+            alive += 1
+            begun.append((json.loads(asked.body)["seed"], time.perf_counter()))
             most = max(most, alive)
+            without += [alive] if without else []
         time.sleep(0.05)
         with lock:
             alive -= 1
-        return Outcome("speech", "200"), 60.0 if asked.body == mix.request(7).body else 0.0
+            told_to_wait = asked.body == mix.request(7).body
+            without += [0] if told_to_wait else []
+        return Outcome("speech", "200"), 60.0 if told_to_wait else 0.0
 
     monkeypatch.setattr(clients, "ask", ask)
     began, seen = time.perf_counter(), []
     load = clients.closed_loop(("127.0.0.1", 9), mix, 3, 1.0, 1.0, lambda s, n: seen.append((s, n)))
-    assert most == 3 and len(load.outcomes) == len(begun) >= 9
+    assert most == 3 and max(without) == 2 and len(load.outcomes) == len(begun) >= 9
     assert sorted(number for number, _ in begun) == list(range(len(begun)))
     assert max(at for _, at in begun) - began < 5 and 1 <= load.seconds < 10
     assert seen[0][1] <= seen[-1][1] <= len(begun) and len(seen) > 2

@@ -19,8 +19,8 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from itertools import count
 from typing import Any
 
+from gpa.bench.figures import played
 from gpa.bench.material import SENTENCES
-from gpa.bench.speakers import played
 from gpa.errors import GenerationError
 
 SPEECH, EVENTS, TRANSCRIPTION, CONVERSION = KINDS = ("speech", "events", "transcription", "conversion")

@@ -206,7 +206,7 @@ def run_serve(args: argparse.Namespace) -> None:
     _at_least_one(args, "streams", "runs", "bound", "threads", "max_new_tokens")
     if not 0 < args.seconds < float("inf") or not 0 < args.patience < float("inf") or not 0 <= args.above:
         raise UsageError("--seconds and --patience: more than 0; --above: at least 0")
-    commands.say(f"{args.runs} runs of {args.seconds:g} s, each on a server of its own")
+    commands.say(f"runs: {args.runs}, of {args.seconds:g} s, each on a server of its own")
     from gpa.bench import closed_loop
 
     given = {
