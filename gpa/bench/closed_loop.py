@@ -266,7 +266,7 @@ def _counted(errors: Mapping[str, int]) -> str:
 def lines(tree: Mapping[str, Any]) -> Iterator[str]:
     """The result for people."""
     yield (
-        f"{tree['model']}: {tree['streams']} streams for {tree['seconds']:g} s, {tree['runs']} runs, "
+        f"{tree['model']}: {tree['streams']} streams for {tree['seconds']:g} s, runs: {tree['runs']}, "
         f"{tree['device']}, {tree['dtype']}; ms, p50 / p95 / p99: the median of the runs, and the worst"
     )
     yield ""
