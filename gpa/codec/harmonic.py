@@ -58,18 +58,20 @@ class HarmonicDecoder(nn.Module):
         bands: int,
         hop: int,
         sample_rate: int,
+        lookahead: int | None = None,
         sharpen: tuple[float, float] = (0.0, 0.0),
         voiced_to: float = 0.0,
     ) -> None:
         """`sharpen` is how much of what `_sharpened` finds is added, in time and over bands.
 
-        Up to `voiced_to` Hz voiced sound is pulses alone (the harmonic part of Stylianou's model, 2001).
+        `lookahead` is that of the backbone. Up to `voiced_to` Hz voiced sound is pulses alone (the harmonic
+        part of Stylianou's model, 2001).
         """
         super().__init__()
-        self.backbone = VocosBackbone(input_channel, dim, hidden, layers)
+        self.backbone = VocosBackbone(input_channel, dim, hidden, layers, lookahead=lookahead)
         self.out = nn.Linear(dim, 2 * bands + 2)
         nn.init.normal_(self.out.weight, std=0.01)
-        self.bands, self.hop, self.layers, self.sample_rate = bands, hop, layers, sample_rate
+        self.bands, self.hop, self.sample_rate = bands, hop, sample_rate
         self.sharpen = sharpen
         share = torch.sigmoid((voiced_to - _centres(bands, sample_rate)) / SLOPE)
         share = share.clamp_max(1 - LEFT) if voiced_to else torch.zeros(bands)
@@ -86,9 +88,10 @@ class HarmonicDecoder(nn.Module):
         noise = torch.randn(sample_rate, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", noise, persistent=False)
 
-    def reach(self) -> int:
-        """Samples, on either side of its own hop, whose frames one latent frame touches."""
-        return (3 + 3 * self.layers) * self.hop
+    def reach(self) -> tuple[int, int]:
+        """Samples behind and ahead of a latent frame's own hop whose frames it hears."""
+        behind, ahead = self.backbone.reach()
+        return behind * self.hop, ahead * self.hop
 
     def render_reach(self) -> int:
         """Samples behind its hop that the sound of one latent frame hears of the frames."""
