@@ -83,6 +83,15 @@ class SpeakerConfig:
 
 
 @dataclass(frozen=True)
+class RefinerConfig:
+    """Sizes of the network that refines the spectra of the source-filter decoder."""
+
+    dim: Size
+    hidden: Size
+    layers: Annotated[int, Within(1, 64)]
+
+
+@dataclass(frozen=True)
 class WaveConfig:
     """Waveform decoder: `rates` and `kernel_sizes` make the published one, `n_fft` the ISTFT decoder,
     `bands` the source-filter decoder. The last two hear `lookahead` frames ahead, or as many as behind."""
@@ -99,6 +108,7 @@ class WaveConfig:
     sharpen: tuple[int | float, int | float] = (0.0, 0.0)  # of the source-filter decoder, see there
     voiced_to: Hertz = 0.0  # the same
     lookahead: Lookahead | None = None
+    refiner: RefinerConfig | None = None
 
     def __post_init__(self) -> None:
         require(len(self.rates) == len(self.kernel_sizes), "decoder: as many kernel_sizes as rates")

@@ -6,7 +6,7 @@ Spark-TTS, arXiv 2503.01710, section 3. State names are the published ones.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ class Decoder(nn.Module):
         """Frames of its own, behind and ahead, that one of them hears."""
         behind, ahead = self.vocos_backbone.reach()
         step = 1  # frames of the output in one of the stage's
-        for block, after in reversed(list(self.downsample)):  # type: ignore[misc]
+        stages: list[Any] = list(self.downsample)
+        for block, after in reversed(stages):
             more = after.reach()
             behind, ahead = behind + more[0] * step, ahead + more[1] * step
             step *= block.up
@@ -86,16 +87,7 @@ WaveDecoder = WaveGenerator | ISTFTDecoder | HarmonicDecoder
 def wave_decoder(c: WaveConfig, sample_rate: int) -> WaveDecoder:
     """The waveform decoder that the sizes ask for: source-filter, ISTFT, or the published one."""
     if c.bands:
-        sizes = (c.input_channel, c.channels, c.hidden, c.layers)
-        return HarmonicDecoder(
-            *sizes,
-            bands=c.bands,
-            hop=c.hop_length,
-            sample_rate=sample_rate,
-            lookahead=c.lookahead,
-            sharpen=c.sharpen,
-            voiced_to=c.voiced_to,
-        )
+        return HarmonicDecoder(c, sample_rate)
     if c.n_fft:
         sizes = (c.input_channel, c.channels, c.hidden, c.layers)
         return ISTFTDecoder(*sizes, c.n_fft, c.hop_length, c.lookahead)

@@ -141,8 +141,8 @@ class SamplingBlock(nn.Module):
         super().__init__()
         self.down, self.up, self.causal = down, up, causal
         if up > 1:
-            centred = {"padding": up // 2 + up % 2, "output_padding": up % 2}
-            self.deconv = nn.ConvTranspose1d(dim, dim, 2 * up, up, **({} if causal else centred))
+            padding, more = (0, 0) if causal else (up // 2 + up % 2, up % 2)
+            self.deconv = nn.ConvTranspose1d(dim, dim, 2 * up, up, padding, output_padding=more)
         if down > 1:
             self.conv = nn.Conv1d(dim, dim, 2 * down, down, padding=down // 2 + down % 2)
 
