@@ -93,7 +93,7 @@ class FactorizedVQ(nn.Module):
     @torch.no_grad()
     def start(self, x: Tensor, rounds: int = 10) -> None:
         """Codebook rows become the centres of encoder outputs x (N, D): k-means on the sphere."""
-        z = F.normalize(self.in_project(x.T[None])[0].T, dim=1)
+        z = F.normalize(self.in_project(x.T[None])[0].T.float(), dim=1)  # also where products are bf16
         n = len(self.cluster_size)
         self.codebook.weight.copy_(z[torch.randperm(len(z))].repeat(-(-n // len(z)), 1)[:n])
         for _ in range(rounds):
