@@ -74,7 +74,8 @@ class FactorizedVQ(nn.Module):
         rows = F.normalize(self.codebook.weight, dim=1)  # (V, d)
         z = F.normalize(z.transpose(1, 2), dim=-1)  # (B, T, d)
         # Squared distance, in the order of operations of the reference: ties of random weights break alike.
-        distance = (z * z).sum(-1, keepdim=True) - 2 * z @ rows.T + (rows * rows).sum(1)
+        with torch.autocast(z.device.type, enabled=False):  # rounded products would choose another row
+            distance = (z * z).sum(-1, keepdim=True) - 2 * z @ rows.T + (rows * rows).sum(1)
         return distance.argmin(-1)
 
     def encode(self, x: Tensor) -> Tensor:  # (B, D, T) -> (B, T)
