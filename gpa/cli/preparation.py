@@ -21,6 +21,7 @@ def add(sub: Any) -> None:
   gpa prepare LJSpeech-1.1/ -o tokens --licence PD
   gpa prepare common-voice/en/train.tsv -o tokens --licence CC0-1.0
   gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
+  gpa prepare "shards/train-*.tar" -o tokens --licence CC0-1.0
   gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
   gpa prepare manifest.jsonl -o tokens --codec runs/codec/export --align --copies 2 --noise noise/
   gpa prepare corpus/ -o tokens --codec path/to/encodec
@@ -34,7 +35,7 @@ throughput.
     )  # fmt: skip
     p.add_argument(
         "source",
-        help="JSONL manifest, folder of audio, label file, saved dataset, Parquet, or hf:owner/name",
+        help="manifest, folder of audio, label file, tar shards, saved dataset, Parquet, or hf:owner/name",
     )
     p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
     p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
