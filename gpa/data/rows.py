@@ -55,6 +55,7 @@ class LMBatch:
     positions: Tensor
     look: Tensor
     real: int  # positions that are not padding
+    at: Any = None  # where a stream of shards had the rows
 
 
 def chosen(clips: Clips, numbers: Sequence[int]) -> Clips:

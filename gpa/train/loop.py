@@ -24,6 +24,7 @@ from tqdm import tqdm
 from gpa import disk
 from gpa.errors import Stopped, TrainingError
 from gpa.train import checkpoint, environment, launch, signals
+from gpa.train.families.base import Seekable
 from gpa.train.metrics import Meter, MetricsLog, mean
 from gpa.train.optim import OptimArgs, learning_rate
 from gpa.train.parallel import Parallel, autocast, to_device
@@ -73,7 +74,7 @@ def train(
             late = int(time.monotonic() > deadline)
             end = parallel.largest(_SIGNAL + asked.signum if asked.signum else late)
             if last or end or done % args.save_every == 0:
-                parallel.save(run, done)
+                _save(family, parallel, run, done)
             if end:
                 break
     if end > _SIGNAL:
@@ -98,6 +99,9 @@ def _prepare(
     parallel.prepare(module, params, optim)
     launch.check(parallel, args)
     start = parallel.restore(run)
+    if start and isinstance(family, Seekable):
+        if position := parallel.on_rank_zero(lambda: checkpoint.position(run, start)):
+            family.seek(position)
     facts = {"world": parallel.world, "zero": parallel.zero, "precision": parallel.precision}
     facts["device"] = torch.cuda.get_device_name() if parallel.device.type == "cuda" else str(parallel.device)
     parallel.on_rank_zero(lambda: environment.record(run, start, {**facts, **about}))
@@ -249,6 +253,12 @@ def _evaluate(
         raise TrainingError(f"train.best={args.best}: this recipe's held-out metrics are {known}")
     if metrics.least[args.best] < before:
         checkpoint.save_best(run, done, module, args.best, values[args.best])
+
+
+def _save(family: Family, parallel: Parallel, run: Path, done: int) -> None:
+    parallel.save(run, done)
+    if isinstance(family, Seekable) and (position := family.position()):
+        parallel.on_rank_zero(lambda: checkpoint.save_position(run, done, position))
 
 
 def _export(family: Family, module: nn.Module | None, path: Path) -> None:
