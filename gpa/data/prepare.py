@@ -54,8 +54,7 @@ class Job:
     """What is to be prepared: all that `open_source` reads, or a stream of rows (streaming.py).
 
     Ids are a `model`'s, or those of a `codec` alone, in place of it, for models that are yet to be trained.
-    `licence` is that of rows which state none; `columns` and `splits` choose from a dataset, which
-    `streaming` reads without the cache of `datasets`.
+    `licence` is that of rows without one; `columns` and `splits` choose from a dataset.
     """
 
     source: Any
@@ -89,7 +88,7 @@ class Job:
             raise DataError("--check-text needs a model that hears, not a codec alone: use --model")
         if self.extras.copies < 0:
             raise DataError(f"--copies {self.extras.copies}: 0 or more")
-        if _tars(self.source) and (self.splits or self.columns):
+        if tar_shards.find(self.source) and (self.splits or self.columns):
             raise DataError(f"{self.source}: tar shards say split and columns themselves, in KEY.json")
         if self.streaming and (huggingface.is_saved(Path(self.source)) or not is_dataset(self.source)):
             raise DataError(
@@ -134,14 +133,10 @@ def prepare(job: Job, share: Share | None = None) -> Report:
         return _Run.start(job, share.part(), workers.check).go()
 
 
-def _tars(source: Any) -> list[Path]:
-    return tar_shards.find(str(source)) if isinstance(source, (str, Path)) else []
-
-
 def _numbered(job: Job, share: Share) -> Job:
     """A job whose rows have numbers: the lead process writes a stream to disk, the others wait for it."""
     source = job.source
-    if shards := _tars(source):
+    if shards := tar_shards.find(source):
         source = tar_shards.read(shards)
     elif job.streaming:
         source = huggingface.load(str(source), job.splits, streaming=True)

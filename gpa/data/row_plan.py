@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpa.data.batches import BatchPlan
-from gpa.data.rows import Clips, RowBuilder, chosen
-from gpa.data.token_folder import TokenSet
 from gpa.errors import UsageError
 from gpa.prompt.tasks import TASKS
+
+if TYPE_CHECKING:
+    from gpa.data.rows import Clips, RowBuilder
+    from gpa.data.token_folder import TokenSet
 
 log = logging.getLogger(__name__)
 Item = tuple[str, int, float]  # task, number of the clip, how often per epoch
@@ -159,8 +161,3 @@ class RowStream:
 def _read(part: TokenSet, first: int, end: int) -> Iterator[dict[str, Any]]:
     """Training rows of one shard."""
     return (part.row(int(i)) for i in part.training(first, end))
-
-
-def training(clips: TokenSet) -> Clips:
-    """The rows of training splits."""
-    return chosen(clips, clips.training().tolist())

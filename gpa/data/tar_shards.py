@@ -27,14 +27,16 @@ SUFFIX = ".tar"
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")  # the key, with its folder, and what follows the first dot
 
 
-def find(source: str) -> list[Path]:
+def find(source: Any) -> list[Path]:
     """The shards of a `.tar` file, a pattern of them or a folder that holds some, in order; else none."""
+    if not isinstance(source, (str, Path)):
+        return []
     path = Path(source)
     if path.is_dir():
         return sorted(path.glob(f"*-[0-9]*{SUFFIX}"))  # not an archive that lies there
     if path.suffix != SUFFIX:
         return []
-    return [path] if path.is_file() else sorted(map(Path, glob.glob(source)))
+    return [path] if path.is_file() else sorted(map(Path, glob.glob(str(source))))
 
 
 def read(paths: list[Path]) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gpa import config, disk
 from gpa.data import token_folder
-from gpa.data.row_plan import Budget, Position, RowPlan, RowStream, training
+from gpa.data.row_plan import Budget, Position, RowPlan, RowStream
 from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
 from gpa.data.token_folder import TokenSet, read_about
 from gpa.errors import CheckpointError, UsageError
@@ -175,8 +175,8 @@ class LMFamily:
             at_hand = self.source.held
             assert at_hand is not None
         else:
-            own, old = map(training, sets), [training(self._read(path)) for path in recipe.data.replayed]
-            train = joined(own)
+            train = joined(map(_training, sets))
+            old = [_training(self._read(path)) for path in recipe.data.replayed]
             self.source = at_hand = plan(
                 joined([train, *old]), own=len(train), replay_share=recipe.data.replay_share
             )
@@ -359,6 +359,11 @@ class LMFamily:
 
 def _paths(names: str | tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(map(Path, filter(None, (names,) if isinstance(names, str) else names)))
+
+
+def _training(part: TokenSet) -> Clips:
+    """Rows of training splits."""
+    return chosen(part, part.training().tolist())
 
 
 def _resolved(name: str, args: TaskArgs) -> tuple[str, TaskArgs]:
