@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 import fuzz_requests
@@ -18,8 +20,12 @@ def schema() -> dict:
 @pytest.mark.parametrize(("method", "path"), fuzz_requests.OPERATIONS)
 def test_answers_are_those_of_the_schema(method: str, path: str) -> None:
     """No 5xx, no status, media type or shape that is not documented; and some requests are met."""
-    statuses = fuzz_requests.conforms(method, path, 1, EXAMPLES)
-    assert statuses[200], statuses
+    statuses: Counter[int] = Counter()
+    for seed in range(1, 6):  # routes of many fields are seldom met at once
+        statuses += fuzz_requests.conforms(method, path, seed, EXAMPLES)
+        if statuses[200]:
+            return
+    pytest.fail(f"nothing was met: {statuses}")
 
 
 def test_files_are_sent_as_forms_of_many_parts(schema: dict) -> None:
