@@ -51,7 +51,7 @@ def add(sub: Any) -> None:
     what.add_argument("--quick", action="store_true", help="4 items of every suite")
     what.add_argument("--seed", type=int, default=0, help="chooses the items and seeds the model (default 0)")
     what.add_argument("--without", nargs="+", default=[], metavar="JUDGE",
-        help="leave out voice, voice_2, quality or phonemes")  # fmt: skip
+        help="leave out words_2, voice, voice_2, quality, quality_2 or phonemes")  # fmt: skip
     _more(p)
     p.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"),
         help="two reports or their folders: is B better? measures nothing")  # fmt: skip

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 REPEATS = 2000
 LEAST = 10  # items: below, resampling them says too little about others
-LOWER = ("WER", "CER", "PER", "to_source", "to_source_2")  # where less is better
-HEADLINE = ("WER", "PER", "similarity", "mos", "stopped", "nearer target")
+LOWER = ("WER", "WER by the second judge", "CER", "PER", "to_source", "to_source_2")  # where less is better
+HEADLINE = ("WER", "WER by the second judge", "PER", "similarity", "mos", "distill_mos", "stopped")
+HEADLINE += ("nearer target",)
 NEUTRAL = ("bits_per_second",)
-_EDITS = {"WER": "words", "CER": "chars", "PER": "phones"}
+_EDITS = {"WER": "words", "WER by the second judge": "words_2", "CER": "chars", "PER": "phones"}
 Row = Mapping[str, Any]  # an item as a report holds it
 
 
@@ -84,7 +85,9 @@ def items(suite: str, a: Sequence[Row], b: Sequence[Row], seed: int = 0) -> list
 
 def _measures(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
     names = {
-        name: key for name, key in _EDITS.items() if any(x[key] and y[key] and x[key][1] for x, y in pairs)
+        name: key
+        for name, key in _EDITS.items()
+        if any(x.get(key) and y.get(key) and x[key][1] for x, y in pairs)
     }
     shares = {name for x, y in pairs for name in x["shares"].keys() & y["shares"].keys()}
     values = {name for x, y in pairs for name in x["values"].keys() & y["values"].keys()} - set(NEUTRAL)
@@ -94,7 +97,7 @@ def _measures(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
 def _part(row: Row, measure: str) -> tuple[float, float] | None:
     """Numerator and denominator of an item; None where it was not measured."""
     if measure in _EDITS:
-        edits = row[_EDITS[measure]]
+        edits = row.get(_EDITS[measure])
         return (edits[0], edits[1]) if edits else None
     if measure in row["shares"]:
         return (float(row["shares"][measure]), 1.0)
