@@ -15,8 +15,10 @@ from gpa.evals.report import Item, value_of
 from gpa.evals.wer import Rate
 
 ALL = "all"
-COLUMNS = ("suite", "corpus", "items", "speakers", "WER % [items] [speakers]", "recordings")
-COLUMNS += ("rise, points [speakers]", "similarity", "DNSMOS", "DistillMOS")
+COLUMNS = (
+    *("suite", "corpus", "items", "speakers", "WER % [items] [speakers]", "recordings"),
+    *("rise, points [speakers]", "similarity", "DNSMOS", "DistillMOS"),
+)
 _MEANS = ("similarity", "mos", "distill_mos")
 
 

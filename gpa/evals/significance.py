@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 REPEATS = 2000
 LEAST = 10  # items: below, resampling them says too little about others
 LOWER = ("WER", "WER by the second judge", "CER", "PER", "to_source", "to_source_2")  # where less is better
-HEADLINE = ("WER", "WER by the second judge", "PER", "similarity", "mos", "distill_mos", "stopped")
-HEADLINE += ("nearer target",)
+HEADLINE = (
+    *("WER", "WER by the second judge", "PER", "similarity", "mos", "distill_mos"),
+    *("stopped", "nearer target"),
+)
 NEUTRAL = ("bits_per_second",)
 _EDITS = {"WER": "words", "WER by the second judge": "words_2", "CER": "chars", "PER": "phones"}
 FOLDS = 5  # of speakers: a choice that holds in one fifth only is not taken
