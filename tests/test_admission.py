@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -18,6 +19,7 @@ import pytest
 from fastapi import Response, WebSocket
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
+from websockets.sync.client import ClientConnection, connect
 
 from gpa import audio
 from gpa.models.gpa import GPA
@@ -313,6 +315,29 @@ def test_the_loop_turns_while_the_worker_computes_and_the_pool_is_starved(model:
         assert len(within) > 5 and sorted(within)[len(within) // 2] >= 3, within
 
 
+def test_with_every_thread_of_the_pool_busy_the_loop_answers_and_cancels(model: GPA) -> None:
+    """What needs the pool waits; health is answered at once, and who leaves is forgotten."""
+    with serving(model) as server:
+        service, free = server.service, threading.Event()
+        stuck = [service.pool.submit(free.wait) for _ in range(2)]
+        assert until(lambda: all(each.running() for each in stuck)), "the pool has more threads than that"
+        body = {"input": LONG, "max_new_tokens": 12, "response_format": "pcm"}
+        wav = {"file": audio.to_bytes(np.zeros(16000, np.float32), 16000)}
+        try:
+            for path, given in (("speech", {"json": body}), ("transcriptions", {"files": wav})):
+                with pytest.raises(httpx.ReadTimeout):
+                    httpx.post(f"{server.url}/v1/audio/{path}", timeout=0.5, **given)  # type: ignore[arg-type]
+                asked = time.monotonic()
+                assert httpx.get(f"{server.url}/health/live", timeout=5).status_code == 200
+                assert httpx.get(f"{server.url}/metrics", timeout=5).status_code == 200
+                assert time.monotonic() - asked < 2
+                assert server.left(5), "who left is still on the way"
+        finally:
+            free.set()
+        made = httpx.post(f"{server.url}/v1/audio/speech", json={**body, "input": "hello there"}, timeout=30)
+        assert made.status_code == 200 and len(made.content) > 1000
+
+
 def test_routes_tell_how_much_sound_there_is(model: GPA, second: np.ndarray) -> None:
     """So that it is counted, and what takes long because it is long has the time."""
     with serving(model) as server:
@@ -326,3 +351,40 @@ def test_routes_tell_how_much_sound_there_is(model: GPA, second: np.ndarray) -> 
         found = numbers(server)
         assert found["gpa_audio_seconds_total{direction=out}"] == pytest.approx(3 * len(made) / 2 / 16000)
         assert found["gpa_audio_seconds_total{direction=in}"] == pytest.approx(1)
+
+
+def test_sockets_tell_how_much_sound_there_is(model: GPA, second: np.ndarray) -> None:
+    """It is counted when they close, as that of any other request is."""
+    with serving(model) as server:
+        where = server.url.replace("http", "ws")
+        with connect(f"{where}/v1/audio/speech/stream") as socket:
+            for message in (
+                {"type": "session.config", "response_format": "pcm", "max_new_tokens": 12},
+                {"type": "input.text", "text": "hello there. how are you?"},
+                {"type": "input.done"},
+            ):
+                socket.send(json.dumps(message))
+            made = 0.0
+            while (event := told(socket))["type"] != "session.done":
+                made += event.get("duration", 0.0)
+        with connect(f"{where}/v1/realtime?intent=transcription") as socket:
+            data = base64.b64encode(audio.pcm16(second).astype("<i2").tobytes()).decode()
+            given = {"format": {"type": "audio/pcm", "rate": 16000}, "turn_detection": None}
+            for message in (
+                {"type": "session.update", "session": {"type": "transcription", "audio": {"input": given}}},
+                {"type": "input_audio_buffer.append", "audio": data},
+                {"type": "input_audio_buffer.commit"},
+            ):
+                socket.send(json.dumps(message))
+            while not told(socket)["type"].endswith(".completed"):
+                pass
+        assert made > 0.5
+        assert until(lambda: numbers(server)["gpa_audio_seconds_total{direction=in}"] == pytest.approx(1))
+        assert numbers(server)["gpa_audio_seconds_total{direction=out}"] == pytest.approx(made)
+
+
+def told(socket: ClientConnection) -> dict:
+    """The next event; sound is none."""
+    while isinstance(message := socket.recv(20), bytes):
+        pass
+    return json.loads(message)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from fastapi import Request, UploadFile
+from fastapi import Form, Request, UploadFile
+from pydantic import WithJsonSchema
 
 from gpa import audio
 from gpa.errors import AudioError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from gpa.codec.voice import Voice
     from gpa.serve.service import Service
 
+# A file of a form, as generators of clients know it; FastAPI's own schema says it in a way that few read.
+Upload = Annotated[UploadFile, WithJsonSchema({"type": "string", "format": "binary"})]
+FILES = Form(media_type="multipart/form-data")  # a model whose fields are a form's; else it has no files
 REFERENCE_SECONDS = 60.0  # of a voice to copy, at most
 
 

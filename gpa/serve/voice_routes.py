@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, UploadFile
+from fastapi import APIRouter, Form
+from pydantic import BaseModel
 
 from gpa.errors import UsageError
-from gpa.serve.failures import Failure
+from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Serving
-from gpa.serve.uploads import copied_from
+from gpa.serve.uploads import Upload, copied_from
 
 router = APIRouter(prefix="/v1/audio/voices")
 
 
-@router.post("")
+class Voice(BaseModel):
+    """A voice that the model ships or that was registered."""
+
+    id: str
+    object: Literal["audio.voice"]
+    name: str
+    created_at: int
+
+
+class VoiceList(BaseModel):
+    """All voices; `voices` are their names."""
+
+    object: Literal["list"]
+    data: list[Voice]
+    voices: list[str]
+
+
+class VoiceDeleted(BaseModel):
+    """A voice that is gone."""
+
+    id: str
+    object: Literal["audio.voice"]
+    deleted: Literal[True]
+
+
+@router.post("", response_model=None, responses=documented({"model": Voice}, *POSTED))
 async def register(
     name: Annotated[str, Form()],
-    audio_sample: UploadFile,
+    audio_sample: Upload,
     service: Serving,
     consent: Annotated[str | None, Form(max_length=4096)] = None,
     ref_text: Annotated[str, Form(max_length=4096)] = "",
@@ -41,14 +67,14 @@ async def register(
         raise Failure.of(error, "name") from error
 
 
-@router.get("")
+@router.get("", response_model=None, responses=documented({"model": VoiceList}))
 async def voices(service: Serving) -> dict[str, Any]:
     """All voices: those of the model, and those that were registered."""
     names = list(service.voices)
     return {"object": "list", "data": [service.voices.about(name) for name in names], "voices": names}
 
 
-@router.get("/{name}")
+@router.get("/{name}", response_model=None, responses=documented({"model": Voice}, 404, 422))
 async def voice(name: str, service: Serving) -> dict[str, Any]:
     """One voice, by name or id."""
     try:
@@ -57,7 +83,7 @@ async def voice(name: str, service: Serving) -> dict[str, Any]:
         raise _missing(name) from None
 
 
-@router.delete("/{name}")
+@router.delete("/{name}", response_model=None, responses=documented({"model": VoiceDeleted}, 403, 404, 422))
 async def delete(name: str, service: Serving) -> dict[str, Any]:
     """Delete a registered voice, by name or id."""
     if name in service.model.voices:
