@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpa import disk
 from gpa.errors import GPAError, UsageError
+from gpa.serve.consents import ConsentError, Consents
 
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
@@ -49,6 +50,7 @@ class Library(Mapping[str, "Voice"]):
             folder.mkdir(parents=True, exist_ok=True)
             self._held.enter_context(disk.held(folder, "server"))
             self._find(folder)
+        self.consents = Consents(folder)
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -85,12 +87,16 @@ class Library(Mapping[str, "Voice"]):
         if len(self._about) >= MOST:
             raise UsageError(f"{MOST} voices are registered, the limit: delete one")
 
-    def register(self, voice: Voice) -> dict[str, Any]:
-        """Keep a named voice; what is told of it. UsageError for its name, DiskError where it is full."""
+    def register(self, voice: Voice, consent_required: bool = False) -> dict[str, Any]:
+        """Keep a named voice; what is told of it.
+
+        UsageError for its name, ConsentError for its consent, DiskError where it is full.
+        """
         ident = f"voice_{uuid.uuid4().hex[:24]}"
         voice = replace(voice, about={"created_at": str(int(time.time())), **voice.about})
         with self._lock:
             self.check_name(voice.name)
+            self.consents.check(voice.about.get("consent"), consent_required)
             if self._folder is not None:
                 voice.save(self._folder / f"{ident}.json")
             self._enter(ident, voice)
@@ -106,6 +112,26 @@ class Library(Mapping[str, "Voice"]):
             if self._folder is not None:
                 (self._folder / f"{ident}.json").unlink(missing_ok=True)
         return ident
+
+    def add_consent(self, name: str, language: str, recording: bytes) -> dict[str, Any]:
+        """Keep a consent; see `Consents.add`."""
+        with self._lock:
+            return self.consents.add(name, language, recording)
+
+    def rename_consent(self, ident: str, name: str) -> dict[str, Any]:
+        """Call a consent otherwise. KeyError if there is none."""
+        with self._lock:
+            return self.consents.rename(ident, name)
+
+    def withdraw_consent(self, ident: str) -> None:
+        """Forget a consent. KeyError if there is none, ConsentError while a voice rests on it."""
+        with self._lock:
+            self.consents.about(ident)
+            resting = [each["name"] for each in self._about.values() if each.get("consent") == ident]
+            if resting:
+                what = f"voices rest on {ident}: {', '.join(resting)}; delete them first"
+                raise ConsentError(what, "consent_in_use")
+            self.consents.remove(ident)
 
     def about(self, name: str) -> dict[str, Any]:
         """What is told of a voice. KeyError if there is none."""

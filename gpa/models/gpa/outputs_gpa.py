@@ -84,8 +84,9 @@ class Word:
 class Segment:
     """What is said between two pauses, and its seconds on the clock of the audio.
 
-    `tokens` are its text ids, `temperature` is how they were drawn. `avg_logprob` is the mean logarithm of
-    their probabilities, `compression_ratio` is that of its UTF-8 bytes to their zlib-compressed form,
+    `tokens` are its text ids, `temperature` is how they were drawn. `pieces` are what each of them spells,
+    all together the text, `log_probs` how likely each was. `avg_logprob` is the mean logarithm of their
+    probabilities and the end's, `compression_ratio` is that of its UTF-8 bytes to their zlib-compressed form,
     `no_speech_prob` how likely it is no speech at all, 0 where the checkpoint cannot tell. `seek` is where
     the sound that was read begins, in 10 ms.
     """
@@ -101,6 +102,8 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float
     seek: int
+    pieces: tuple[str, ...] = ()
+    log_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

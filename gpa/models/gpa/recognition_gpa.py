@@ -172,11 +172,13 @@ class Recognition(LongForm[Part, Partial]):
     def _segment(self, part: Part, tokens: list[int], text: str) -> Segment:
         rate, vocab = self._processor.codec.spec.sample_rate, self._processor.vocab
         shown, attention = self._shown(part, part.ids)
-        attention = attention[[n for n, i in enumerate(part.ids) if i in vocab.text][: len(tokens)]]
+        places = [n for n, i in enumerate(part.ids) if i in vocab.text][: len(tokens)]
+        attention = attention[places]
         begin = part.stretch.begin / rate
         times = begin + first_frames(attention) / self._processor.codec.spec.frame_rate
         times = np.minimum(times, begin + len(part.stretch.wav) / rate)
-        words = tuple(self._words(tokens, text, times))
+        ends = self._ends(tokens, text)
+        words = tuple(word_times(text, ends, times))
         data = text.encode()
         return Segment(
             id=len(self._segments),
@@ -190,20 +192,30 @@ class Recognition(LongForm[Part, Partial]):
             compression_ratio=len(data) / len(zlib.compress(data)),
             no_speech_prob=part.no_speech or 0.0,
             seek=round(100 * begin),
+            pieces=tuple(text[a:b] for a, b in zip([0, *ends], ends, strict=False)),
+            log_probs=tuple(shown.log_probs[places].tolist()),
         )
 
-    def _words(self, tokens: Sequence[int], text: str, times: np.ndarray) -> Iterator[Word]:
-        """Words at the times (N + 1,) of ids: one begins with its first letter, not with the space."""
+    def _ends(self, tokens: Sequence[int], text: str) -> list[int]:
+        """Where in a text each id (N,) ends; one that leaves a character unfinished ends before it."""
         decode = self._processor.text_tokenizer.decode
-        lengths = np.array([len(decode(tokens[: n + 1]).lstrip()) for n in range(len(tokens))])
-        begin = 0
-        for word in text.split():
-            begin = text.index(word, begin)
-            first, last = np.searchsorted(lengths, [begin + 1, begin + len(word)]).clip(0, len(tokens) - 1)
-            start = max(times[first], times[first + 1] - DRAWN)
-            end = max(start, min(times[last + 1], times[last] + DRAWN))
-            yield Word(word, round(float(start), 3), round(float(end), 3))
-            begin += len(word)
+        told = [len(decode(tokens[: n + 1]).lstrip().rstrip("\ufffd")) for n in range(len(tokens) - 1)]
+        return [*np.minimum(told, len(text)).astype(int).tolist(), len(text)]
+
+
+def word_times(text: str, ends: Sequence[int], times: np.ndarray) -> Iterator[Word]:
+    """Words of a text at the times (N + 1,) of its ids, which end (N,) at these characters.
+
+    A word begins with its first letter, not with the space.
+    """
+    begin = 0
+    for word in text.split():
+        begin = text.index(word, begin)
+        first, last = np.searchsorted(ends, [begin + 1, begin + len(word)]).clip(0, len(ends) - 1)
+        start = max(times[first], times[first + 1] - DRAWN)
+        end = max(start, min(times[last + 1], times[last] + DRAWN))
+        yield Word(word, round(float(start), 3), round(float(end), 3))
+        begin += len(word)
 
 
 def settled(ids: Sequence[int]) -> int:
