@@ -157,7 +157,7 @@ def test_logprobs_are_those_of_the_ids(client: openai.OpenAI, server: Served, mo
     segment = alone.segments[1]
     own = [each.logprob for each in plain.logprobs[len(alone.segments[0].tokens) :]]
     assert own == pytest.approx(segment.log_probs)
-    end = segment.avg_logprob * (len(own) + 1) - sum(own)  # the mean counts the end of the text, too
+    end = segment.avg_logprob * (len(own) + 2) - sum(own)  # the mean counts the two ids that end it, too
     assert -5 < end <= 1e-3
     assert ask(client, data).to_dict().keys() == {"text", "usage"}  # for who did not ask
 

@@ -221,6 +221,7 @@ class SpeechSession:
             else:
                 await self._frame(await speaking.whole())
             more |= speaking.said.summary
+            more |= {"segments": speaking.said.segments} if asked.timestamps else {}
         except WebSocketDisconnect:
             raise
         except Exception as error:  # noqa: BLE001 - the next sentence is spoken all the same

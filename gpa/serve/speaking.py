@@ -56,6 +56,7 @@ async def speak_many(asked: BatchRequest, request: Request, service: Serving) ->
         said, media_type = speaking.said, FORMATS[item.response_format].media_type
         sound = {"audio_data": base64.b64encode(body).decode(), "media_type": media_type}
         more = {"failures": said.failures} if said.failures else {}
+        more |= {"segments": said.segments} if item.timestamps else {}
         return {"index": index, "status": "success", **sound, **said.summary, **more}
 
     made = asyncio.gather(*(one(index, item) for index, item in enumerate(asked.requests())))

@@ -60,24 +60,26 @@ class Speech:
 
 
 @dataclass(frozen=True)
-class Chunk(Speech):
-    """A stretch of speech on its way; all of them together are the speech (`Speech.of`).
-
-    `finish_reason` is "" before the last one. `text` are the words that begin with this chunk, `done` is the
-    share of the text whose sound has come, this chunk's included.
-    """
-
-    text: str = ""
-    done: float = 0.0
-
-
-@dataclass(frozen=True)
 class Word:
     """A word and its seconds on the clock of the audio."""
 
     word: str
     start: float
     end: float
+
+
+@dataclass(frozen=True)
+class Chunk(Speech):
+    """A stretch of speech on its way; all of them together are the speech (`Speech.of`).
+
+    `finish_reason` is "" before the last one. `text` are the words that begin with this chunk, `done` is the
+    share of the text whose sound has come, this chunk's included. `words` are those of the part that ends
+    with this chunk, where `word_times` were asked for.
+    """
+
+    text: str = ""
+    done: float = 0.0
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
