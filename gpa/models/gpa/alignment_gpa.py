@@ -116,9 +116,9 @@ def letters(decode: Callable[[Sequence[int]], str], tokens: Sequence[int], text:
 
 
 def word_times(text: str, ends: Sequence[int], times: np.ndarray) -> Iterator[Timed]:
-    """Words of a text, each with its start and its end, at the times (N + 1,) of its ids, which end (N,) at these characters.
+    """Words of a text, each with its start and its end, by the times (N + 1,) of its ids.
 
-    A word begins with its first letter, not with the space.
+    These end (N,) at the characters `ends`. A word begins with its first letter, not with the space.
     """
     begin = 0
     for word in text.split():
