@@ -60,8 +60,8 @@ class Consents:
         if len(self._about) >= MOST:
             raise UsageError(f"{MOST} consents are kept, the limit: delete one")
         ident = f"{PREFIX}{uuid.uuid4().hex[:24]}"
-        about = {"id": ident, "object": "audio.voice_consent", "name": name, "language": language}
-        about |= {"created_at": int(time.time())}
+        about: dict[str, Any] = {"id": ident, "object": "audio.voice_consent", "name": name}
+        about |= {"language": language, "created_at": int(time.time())}
         if self._folder is not None:
             disk.write_bytes(self._folder / f"{ident}.recording", recording)
         self._write(about)
