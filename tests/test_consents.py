@@ -111,16 +111,18 @@ def test_consents_are_listed_in_pages_and_last(server: Served, model: GPA, tmp_p
     assert told(httpx.get(url, params={"after": "cons_no"})) == (404, "after", "consent_not_found")
     assert told(httpx.get(url, params={"limit": 0})) == (400, "limit", "invalid_value")
 
-    server.service.voices.close()
     folder = tmp_path / "voices"
     (folder / f"{ids[0]}.recording").unlink()  # without it there is no consent
     (folder / "cons_half.recording").write_bytes(b"written, then killed")
     (folder / ".cons_half.tmp.json").write_text("{")
-    again = Library(model, folder)
+    again = Library(model, folder)  # of another server that shares the folder
     assert sorted(each["id"] for each in again.consents.newest()) == sorted(ids[1:])
     assert not list(folder.glob("*cons_half*")), "nothing half written stays"
+    again.rename_consent(ids[1], "another")
+    assert httpx.get(f"{url}/{ids[1]}").json()["name"] == "another"
+    again.withdraw_consent(ids[1])
+    assert httpx.get(f"{url}/{ids[1]}").status_code == 404
     assert (folder / f"{ids[0]}.json").exists(), "what cannot be used may be somebody's"
-    again.close()
 
 
 def test_what_is_no_consent_is_refused_and_leaves_nothing(server: Served, tmp_path: Path) -> None:

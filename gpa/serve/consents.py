@@ -28,38 +28,47 @@ class ConsentError(GPAError):
 
 
 class Consents:
-    """Consents by id, oldest first; whoever changes them holds a lock.
+    """Consents by id, oldest first. Whoever changes them is alone with the folder; `look` follows others.
 
     With a folder each is two files. The recording is written first and removed last, so that a consent has
     its recording whenever it is there. Without one they last as long as the process, without recordings.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """What another process left half written is removed; a file that cannot be used is left alone."""
         self._folder = folder
         self._about: dict[str, dict[str, Any]] = {}
-        if folder is not None:
-            self._find(folder)
+        self._read: dict[
+            Path, tuple[int, dict[str, Any] | None]
+        ] = {}  # when it had changed, and what it says
 
-    def _find(self, folder: Path) -> None:
-        for left in folder.glob(f".{PREFIX}*.tmp*"):
+    def clean(self) -> None:
+        """Remove what another process left half written; the folder is the caller's alone."""
+        if self._folder is None:
+            return
+        for left in self._folder.glob(f".{PREFIX}*.tmp*"):
             left.unlink(missing_ok=True)
-        found = []
-        for path in folder.glob(f"{PREFIX}*.json"):
-            try:
-                found.append(_checked(hub.read_json(path), path))
-            except (GPAError, ValueError) as error:
-                logger.warning("%s is not served: %s", path, error)
-        self._about = {about["id"]: about for about in sorted(found, key=lambda each: each["created_at"])}
-        for recording in folder.glob(f"{PREFIX}*.recording"):
+        for recording in self._folder.glob(f"{PREFIX}*.recording"):
             if not recording.with_suffix(".json").exists():
                 recording.unlink(missing_ok=True)
+
+    def look(self) -> None:
+        """Know what is in the folder; a file that cannot be used is left alone."""
+        if self._folder is None:
+            return
+        read = {}
+        for path in self._folder.glob(f"{PREFIX}*.json"):
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                changed, known = path.stat().st_mtime_ns, self._read.get(path)
+                read[path] = known if known and known[0] == changed else (changed, _about(path))
+        self._read = read
+        found = [about for _, about in read.values() if about]
+        self._about = {about["id"]: about for about in sorted(found, key=lambda each: each["id"])}
 
     def add(self, name: str, language: str, recording: bytes) -> dict[str, Any]:
         """Keep one; what is told of it. UsageError where there are too many, DiskError where it is full."""
         if len(self._about) >= MOST:
             raise UsageError(f"{MOST} consents are kept, the limit: delete one")
-        ident = f"{PREFIX}{uuid.uuid4().hex[:24]}"
+        ident = f"{PREFIX}{time.time_ns():016x}{uuid.uuid4().hex[:8]}"  # in the order of time
         about: dict[str, Any] = {"id": ident, "object": "audio.voice_consent", "name": name}
         about |= {"language": language, "created_at": int(time.time())}
         if self._folder is not None:
@@ -75,7 +84,7 @@ class Consents:
 
     def remove(self, ident: str) -> None:
         """Forget one. KeyError if there is none."""
-        del self._about[ident]
+        self._about.pop(ident)
         if self._folder is not None:
             for suffix in ("json", "recording"):
                 (self._folder / f"{ident}.{suffix}").unlink(missing_ok=True)
@@ -108,10 +117,13 @@ class Consents:
         self._about[about["id"]] = about
 
 
-def _checked(about: Any, path: Path) -> dict[str, Any]:
-    with contextlib.suppress(KeyError, TypeError):
+def _about(path: Path) -> dict[str, Any] | None:
+    """What a file tells of a consent, None if it is none."""
+    with contextlib.suppress(GPAError, KeyError, TypeError, ValueError):
+        about = hub.read_json(path)
         texts = [about[key] for key in ("id", "object", "name", "language")]
         whole = path.stem == about["id"] and path.with_suffix(".recording").is_file()
         if whole and all(isinstance(text, str) for text in texts) and isinstance(about["created_at"], int):
             return dict(about)
-    raise ValueError("it is no consent with its recording")
+    logger.warning("%s is not served: it is no consent with its recording", path)
+    return None
