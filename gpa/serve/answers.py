@@ -9,15 +9,16 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
 from gpa.audio.encoders import FORMATS, Encoder, available
 from gpa.errors import UsageError
 from gpa.serve.admission import Visit, visit_of
-from gpa.serve.failures import Failure
+from gpa.serve.failures import ErrorDetail, Failure
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -28,6 +29,56 @@ if TYPE_CHECKING:
 PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)  # what may be repeated in a header
 
 T = TypeVar("T")
+
+
+def bodies(*media_types: str) -> dict[str, Any]:
+    """Answers that are text or sound."""
+    text, binary = {"type": "string"}, {"type": "string", "format": "binary"}
+    return {each: {"schema": text if each.startswith("text/") else binary} for each in media_types}
+
+
+_EVENT = {"type": "string", "contentMediaType": "application/json"}
+EVENTS = {"text/event-stream": {"itemSchema": {"type": "object", "properties": {"data": _EVENT}}}}
+SOUND = {"content": bodies(*(f.media_type for f in FORMATS.values())) | EVENTS}
+
+
+class TokenDetails(BaseModel):
+    """Of the ids that were read."""
+
+    text_tokens: int
+    audio_tokens: int
+
+
+class Usage(BaseModel):
+    """Ids that were read and made."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_token_details: TokenDetails
+
+
+class SpokenItem(BaseModel):
+    """What became of one text: a complete body in base64, or an error."""
+
+    index: int
+    status: Literal["success", "error"]
+    audio_data: str = ""
+    media_type: str = ""
+    usage: Usage | None = None
+    finish_reason: str = ""
+    duration: float = 0.0
+    error: ErrorDetail | None = None
+
+
+class SpokenBatch(BaseModel):
+    """Many texts, in the order of the request."""
+
+    id: str
+    total: int
+    succeeded: int
+    failed: int
+    results: list[SpokenItem]
 
 
 class Asked(Protocol):

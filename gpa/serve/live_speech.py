@@ -61,7 +61,7 @@ class Sentence:
         from gpa.serve.speaking import begin  # here: at load time it would be one module too far
 
         given = self.asked.model_dump(exclude={"stream_audio"}, exclude_unset=True)
-        asked = SpeechRequest(input=self.text or "", **given)
+        asked = SpeechRequest.model_validate({**given, "input": self.text or ""})
         complete = not (self.asked.stream_audio and FORMATS[asked.response_format].streamed)
         self.speaking = asyncio.create_task(begin(service, asked, complete, self.voice))
 

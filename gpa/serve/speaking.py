@@ -16,9 +16,9 @@ from fastapi import APIRouter, Request, Response
 from gpa.audio.encoders import FORMATS
 from gpa.errors import PromptError, UsageError
 from gpa.serve.admission import visit_of
-from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of, is_complete
+from gpa.serve.answers import SOUND, Said, Speaking, SpokenBatch, answered, attended, encoder_of, is_complete
 from gpa.serve.catalogue import check_model, find_voice
-from gpa.serve.failures import Failure
+from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
 from gpa.serve.speech_request import BatchRequest, SpeechRequest
 from gpa.serve.uploads import copied_url
@@ -29,15 +29,13 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1/audio/speech")
 
 
-@router.post(
-    "", response_class=Response, responses={200: {"content": {f.media_type: {} for f in FORMATS.values()}}}
-)
+@router.post("", response_class=Response, responses=documented(SOUND, *POSTED, 404))
 async def speak(asked: SpeechRequest, request: Request, service: Serving) -> Response:
     """Speak a text; the sound comes while it is made, or as events (`stream_format` "sse")."""
     return await answered(request, await begin(service, asked, is_complete(asked)))
 
 
-@router.post("/batch")
+@router.post("/batch", response_model=None, responses=documented({"model": SpokenBatch}, *POSTED))
 async def speak_many(asked: BatchRequest, request: Request, service: Serving) -> dict[str, Any]:
     """Speak up to 32 texts side by side; each has a status of its own, and a complete body in base64."""
 

@@ -11,32 +11,99 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from gpa.errors import UsageError
 from gpa.models.gpa.options_gpa import TranscriptOptions
 from gpa.models.gpa.subtitles_gpa import FORMATS, verbose
-from gpa.serve.answers import attended, event, server_sent
+from gpa.serve.answers import EVENTS, Usage, attended, bodies, event, server_sent
 from gpa.serve.catalogue import check_model
-from gpa.serve.failures import Failure
+from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
 from gpa.serve.speech_request import SEEDS
-from gpa.serve.uploads import recorded
+from gpa.serve.uploads import FILES, Upload, recorded
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from gpa.models.gpa.outputs_gpa import Partial, Segment, Transcript
+    from gpa.models.gpa.outputs_gpa import Partial, Transcript
+    from gpa.models.gpa.outputs_gpa import Segment as Spoken
     from gpa.serve.worker import Job
 
 MEDIA_TYPES = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
 GRANULARITIES = ("word", "segment")
 LANGUAGE = re.compile(r"[A-Za-z]{2,16}(-[A-Za-z0-9]{1,8})*")
 CODES = {"english": "en", "chinese": "zh"}  # of languages as checkpoints state them
+Granularity = Annotated[str, WithJsonSchema({"type": "string", "enum": [*GRANULARITIES]})]
 
 router = APIRouter(prefix="/v1/audio/transcriptions")
+
+
+class Text(BaseModel):
+    """What is said."""
+
+    text: str
+
+
+class Logprob(BaseModel):
+    """What an id spells, its bytes, and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class Transcription(Text):
+    """The same, with what was counted, and how likely each id was if that was asked for."""
+
+    usage: Usage
+    logprobs: list[Logprob] = []
+
+
+class Word(BaseModel):
+    """A word and when it is said, in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
+class Segment(BaseModel):
+    """A stretch of speech, as Whisper tells it."""
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class Duration(BaseModel):
+    """Seconds that were read."""
+
+    type: Literal["duration"]
+    seconds: float
+
+
+class VerboseTranscription(Text):
+    """What is said and when, by the granularities that were asked for."""
+
+    task: Literal["transcribe"]
+    language: str
+    duration: float
+    segments: list[Segment] = []
+    words: list[Word] = []
+    usage: Duration
+
+
+TEXT = {"model": VerboseTranscription | Transcription, "content": bodies("text/plain", "text/vtt") | EVENTS}
 
 
 class TranscriptionRequest(BaseModel):
@@ -44,7 +111,7 @@ class TranscriptionRequest(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
-    file: UploadFile
+    file: Upload
     model: str | None = None
     language: str | None = Field(
         None, description="ISO 639-1 or BCP 47; the model writes its own language, so another changes nothing"
@@ -52,8 +119,8 @@ class TranscriptionRequest(BaseModel):
     prompt: str | None = Field(None, description="changes nothing; keywords[] are names that may be said")
     temperature: float | None = Field(None, ge=0, le=1)
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
-    granularities: list[str] = Field([], alias="timestamp_granularities[]")
-    bare_granularities: list[str] = Field([], alias="timestamp_granularities")
+    granularities: list[Granularity] = Field([], alias="timestamp_granularities[]")
+    bare_granularities: list[Granularity] = Field([], alias="timestamp_granularities")
     include: list[str] = Field([], alias="include[]", description="logprobs: of each id, in json alone")
     bare_include: list[str] = Field([], alias="include")
     keywords: list[str] = Field([], alias="keywords[]", description="names that may be said")
@@ -138,11 +205,9 @@ class TranscriptionRequest(BaseModel):
         return drawn | {"words": self.keywords} if self.keywords else drawn
 
 
-@router.post(
-    "", response_class=Response, responses={200: {"content": {"application/json": {}, "text/plain": {}}}}
-)
+@router.post("", response_class=Response, responses=documented(TEXT, *POSTED, 404))
 async def transcribe(
-    asked: Annotated[TranscriptionRequest, Form()], request: Request, service: Serving
+    asked: Annotated[TranscriptionRequest, FILES], request: Request, service: Serving
 ) -> Response:
     """Write down what is said in a recording; with `stream`, as events while it is read."""
     check_model(service, asked.model)
@@ -205,7 +270,7 @@ def _verbose(transcript: Transcript, granularities: set[str]) -> dict[str, Any]:
     return {**found, "usage": {"type": "duration", "seconds": round(transcript.duration, 3)}}
 
 
-def _logprobs(segments: Sequence[Segment], begun: bool = False) -> list[dict[str, Any]]:
+def _logprobs(segments: Sequence[Spoken], begun: bool = False) -> list[dict[str, Any]]:
     """As OpenAI has them: what each id spells, its bytes, and its log-probability; together the text.
 
     `begun` says that text came before, so that a space is between.

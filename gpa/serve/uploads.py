@@ -9,10 +9,11 @@ import base64
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from fastapi import Request, UploadFile
+from fastapi import Form, Request, UploadFile
+from pydantic import WithJsonSchema
 
 from gpa import audio
 from gpa.errors import AudioError
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from gpa.codec.voice import Voice
     from gpa.serve.service import Service
 
+# A file of a form, as generators of clients know it; FastAPI's own schema says it in a way that few read.
+Upload = Annotated[UploadFile, WithJsonSchema({"type": "string", "format": "binary"})]
+FILES = Form(media_type="multipart/form-data")  # a model whose fields are a form's; else it has no files
 REFERENCE_SECONDS = 60.0  # of a voice to copy, or of a consent, at most
 CONSENT_BYTES = 10 << 20  # of a consent, at most, as OpenAI has it
 AUDIBLE = 1e-3  # of full scale: what stays below is as good as silent

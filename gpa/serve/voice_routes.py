@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Form, Query, UploadFile
+from fastapi import APIRouter, Form, Query
+from pydantic import BaseModel, Field
 
 from gpa.errors import UsageError
 from gpa.serve.consents import ConsentError
-from gpa.serve.failures import Failure
+from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Serving
-from gpa.serve.uploads import copied_from, statement
+from gpa.serve.uploads import Upload, copied_from, statement
 
 router = APIRouter(prefix="/v1/audio")
 
@@ -19,10 +20,35 @@ Label = Annotated[str, Form(min_length=1, max_length=256)]
 Language = Annotated[str, Form(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", max_length=64)]  # BCP 47
 
 
-@router.post("/voices")
+class Voice(BaseModel):
+    """A voice that the model ships or that was registered."""
+
+    id: str
+    object: Literal["audio.voice"]
+    name: str
+    created_at: int
+
+
+class VoiceList(BaseModel):
+    """All voices; `voices` are their names."""
+
+    object: Literal["list"]
+    data: list[Voice]
+    voices: list[str]
+
+
+class VoiceDeleted(BaseModel):
+    """A voice that is gone."""
+
+    id: str
+    object: Literal["audio.voice"]
+    deleted: Literal[True]
+
+
+@router.post("/voices", response_model=None, responses=documented({"model": Voice}, *POSTED))
 async def register(
     name: Annotated[str, Form()],
-    audio_sample: UploadFile,
+    audio_sample: Upload,
     service: Serving,
     consent: Annotated[str | None, Form(max_length=4096)] = None,
     ref_text: Annotated[str, Form(max_length=4096)] = "",
@@ -49,14 +75,14 @@ async def register(
         raise Failure.of(error, "name") from error
 
 
-@router.get("/voices")
+@router.get("/voices", response_model=None, responses=documented({"model": VoiceList}))
 async def voices(service: Serving) -> dict[str, Any]:
     """All voices: those of the model, and those that were registered."""
     names = list(service.voices)
     return {"object": "list", "data": [service.voices.about(name) for name in names], "voices": names}
 
 
-@router.get("/voices/{name}")
+@router.get("/voices/{name}", response_model=None, responses=documented({"model": Voice}, 404, 422))
 async def voice(name: str, service: Serving) -> dict[str, Any]:
     """One voice, by name or id."""
     try:
@@ -65,7 +91,9 @@ async def voice(name: str, service: Serving) -> dict[str, Any]:
         raise _missing(name) from None
 
 
-@router.delete("/voices/{name}")
+@router.delete(
+    "/voices/{name}", response_model=None, responses=documented({"model": VoiceDeleted}, 403, 404, 422)
+)
 async def delete(name: str, service: Serving) -> dict[str, Any]:
     """Delete a registered voice, by name or id."""
     if name in service.model.voices:
@@ -84,8 +112,42 @@ def _missing(name: str) -> Failure:
 # Consents ---------------------------------------------------------------------------------------------------
 
 
-@router.post("/voice_consents")
-async def agree(name: Label, language: Language, recording: UploadFile, service: Serving) -> dict[str, Any]:
+class VoiceConsent(BaseModel):
+    """A recording in which a speaker agrees."""
+
+    id: str
+    object: Literal["audio.voice_consent"]
+    name: str
+    language: str
+    created_at: int
+
+
+class VoiceConsentList(BaseModel):
+    """Consents, the newest first."""
+
+    object: Literal["list"]
+    data: list[VoiceConsent]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VoiceConsentDeleted(BaseModel):
+    """A consent that is gone."""
+
+    id: str
+    object: Literal["audio.voice_consent"]
+    deleted: Literal[True]
+
+
+class VoiceConsentName(BaseModel):
+    """What a consent is called."""
+
+    name: str = Field(min_length=1, max_length=256)
+
+
+@router.post("/voice_consents", response_model=None, responses=documented({"model": VoiceConsent}, *POSTED))
+async def agree(name: Label, language: Language, recording: Upload, service: Serving) -> dict[str, Any]:
     """Keep a recording in which a speaker agrees that a voice is copied. Nobody checks what it says.
 
     `name` is what it is called, `language` the BCP 47 tag of what is said.
@@ -97,7 +159,9 @@ async def agree(name: Label, language: Language, recording: UploadFile, service:
         raise Failure.of(error, "recording") from error
 
 
-@router.get("/voice_consents")
+@router.get(
+    "/voice_consents", response_model=None, responses=documented({"model": VoiceConsentList}, 400, 404, 422)
+)
 async def consents(
     service: Serving, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> dict[str, Any]:
@@ -114,7 +178,11 @@ async def consents(
     return {"object": "list", "data": page, **ends, "has_more": len(found) > limit}
 
 
-@router.get("/voice_consents/{consent_id}")
+@router.get(
+    "/voice_consents/{consent_id}",
+    response_model=None,
+    responses=documented({"model": VoiceConsent}, 404, 422),
+)
 async def consent(consent_id: str, service: Serving) -> dict[str, Any]:
     """One consent."""
     try:
@@ -123,20 +191,24 @@ async def consent(consent_id: str, service: Serving) -> dict[str, Any]:
         raise _no_consent(consent_id) from None
 
 
-@router.post("/voice_consents/{consent_id}")
-async def rename(
-    consent_id: str,
-    name: Annotated[str, Body(embed=True, min_length=1, max_length=256)],
-    service: Serving,
-) -> dict[str, Any]:
+@router.post(
+    "/voice_consents/{consent_id}",
+    response_model=None,
+    responses=documented({"model": VoiceConsent}, 404, *POSTED),
+)
+async def rename(consent_id: str, asked: VoiceConsentName, service: Serving) -> dict[str, Any]:
     """Call a consent otherwise."""
     try:
-        return await service.aside(service.voices.rename_consent, consent_id, name)
+        return await service.aside(service.voices.rename_consent, consent_id, asked.name)
     except KeyError:
         raise _no_consent(consent_id) from None
 
 
-@router.delete("/voice_consents/{consent_id}")
+@router.delete(
+    "/voice_consents/{consent_id}",
+    response_model=None,
+    responses=documented({"model": VoiceConsentDeleted}, 404, 409, 422),
+)
 async def withdraw(consent_id: str, service: Serving) -> dict[str, Any]:
     """Delete a consent and its recording; 409 while a voice rests on it."""
     try:
