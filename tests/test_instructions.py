@@ -92,7 +92,7 @@ def test_a_free_row_has_no_token_and_opens_its_output_itself(folder: Path, task:
         if not parsed.tasks:
             free += 1
             assert opened == parsed.output == fmt.layouts[task].output
-            assert row.ids[:first].tolist() == fmt.ask(parsed.instruction, parsed.blocks)
+            assert row.ids[:first].tolist() == fmt.ask(parsed.instruction, dict(parsed.blocks))
             assert row.ids[first:].tolist() == fmt.answer(parsed.output, parsed.target)
     assert 0.4 < free / len(found) < 0.6
 

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpa.data.alignment import letters_of
-from gpa.data.sequences import target_text
 from gpa.errors import UsageError
 from gpa.prompt.attributes import ATTRIBUTES, Attribute
 
@@ -117,7 +115,7 @@ class Instructor:
     def _adds(self, attribute: Attribute, task: Task, clip: Mapping[str, Any]) -> int:
         ids = _phrase_ids(self.fmt, task.name, attribute.name)
         if attribute.written:
-            plain = target_text(self.fmt, task, clip["text"])
+            plain = task.target(clip["text"]) if task.target else clip["text"]
             sizes = [len(self.fmt.completion(task.name, text=t)) for t in (plain, attribute.written(plain))]
             ids += max(0, sizes[1] - sizes[0])
         return ids + (math.ceil(attribute.pause[1] * _rate(clip)) if attribute.pause else 0)
@@ -130,7 +128,7 @@ class Instructor:
         for i, clip in enumerate(self.clips):
             if clip["text"] and clip["speaker"]:
                 own.setdefault(clip["speaker"], []).append(i)
-                letters[i] = len(letters_of(clip["text"])) / max(1, len(clip["semantic"]))
+                letters[i] = sum(map(str.isalpha, clip["text"])) / max(1, len(clip["semantic"]))
         ranks = np.full(len(self.clips), np.nan)
         for mine in own.values():
             if len(mine) >= FEWEST:

@@ -32,7 +32,7 @@ def free_example(format: InstructFormat, task: str, row: Mapping[str, Any], aske
     """The sequence of a row whose wording alone tells the task; that it opens its output has a loss."""
     layout = format.layouts[task]
     kinds = (("global",) if asked.voiced else ()) + layout.blocks
-    prompt = format.ask(asked.words, [(kind, row[COLUMN_OF[kind]]) for kind in kinds], asked.tasks)
+    prompt = format.ask(asked.words, {kind: row[COLUMN_OF[kind]] for kind in kinds}, asked.tasks)
     answer = format.answer(layout.output, _target(format, task, row))
     return Example(prompt + answer, [IGNORE] * len(prompt) + answer)
 

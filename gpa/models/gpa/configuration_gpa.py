@@ -71,6 +71,8 @@ class GPAConfig:
         for name in ("max_audio_seconds", "max_text_chars"):
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise UsageError(f"{name}={value}: a finite number above 0 is needed")
+        if self.instructed and self.format == "published":
+            raise UsageError("instructed: the published format has no instructions")
         if strange := [name for name in self.tasks if name not in TASKS]:
             raise UsageError(f"tasks: unknown tasks {strange}; known: {', '.join(TASKS)}")
         if strange := sorted(set(self.sampling) - set(self.tasks)):
