@@ -10,6 +10,7 @@ from gpa import config
 from gpa.data.encoding import quietest
 from gpa.data.rows import Row
 from gpa.errors import PromptError, UsageError
+from gpa.evals.instructed import MEASURES, Answer
 from gpa.prompt.attributes import ATTRIBUTES, Attribute
 from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS
 from gpa.text.normaliser import normalise_text
@@ -215,3 +216,30 @@ def test_silence_is_found_where_it_is() -> None:
     wav[800:] = 0
     assert quietest(wav, 10) == [4, 10]  # the end has no edge
     assert quietest(np.zeros(0, np.float32), 0) == []
+
+
+# Measures ---------------------------------------------------------------------------------------------------
+
+
+def test_every_attribute_has_a_measure_of_its_kind() -> None:
+    """What is written is looked at as text, what is spoken as sound, and each says what it should."""
+    said = "two foxes ran away"
+    tone = 0.3 * np.sin(2 * np.pi * np.cumsum(120 + 30 * np.sin(np.arange(16_000) / 2000)) / 16_000)
+    source = tone.astype(np.float32)
+
+    def measured(name: str, text: str | None = None, wav: np.ndarray | None = None) -> float | None:
+        return MEASURES[ATTRIBUTES[name].measure](Answer(text, wav, said, source))
+
+    assert (measured("capitals", said.upper()), measured("capitals", said)) == (1.0, 0.0)
+    assert measured("spelled", "t w o, f o x") == 1.0 and measured("spelled", said) == 0.0
+    assert measured("first words", "two foxes ran") == 3.0
+    late = np.pad(source, (8000, 1600))
+    assert (
+        measured("pause", wav=late) == pytest.approx(0.5, abs=0.02) and measured("pause", wav=source) == 0.0
+    )
+    assert measured("fast", wav=late) == pytest.approx(15.0, rel=0.03)
+    assert measured("slow", wav=np.repeat(source, 2)) == pytest.approx(7.5, rel=0.03)
+    assert measured("pitch", wav=source) == pytest.approx(1.0, abs=0.02)
+    assert measured("pitch", wav=source[::-1].copy()) < 0.5  # type: ignore[operator]
+    assert measured("pitch", wav=np.zeros(8000, np.float32)) is None
+    assert measured("capitals", wav=source) == 0.0 and measured("pause", text=said) is None

@@ -128,7 +128,7 @@ def _question(
 ) -> Question:
     """The prompt for what is given; UsageError for an untaught model, PromptError for unfit input."""
     fmt, wording = _format(processor), instruction.strip(" .!?")
-    if not wording or (audio is None and not text):
+    if not (wording or tasks) or (audio is None and not text):
         raise PromptError("an instruction needs words, and audio or text to do something with")
     speaker = None
     if text or voice is not None or processor.voices:
