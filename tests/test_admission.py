@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -18,6 +19,7 @@ import pytest
 from fastapi import Response, WebSocket
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
+from websockets.sync.client import ClientConnection, connect
 
 from gpa import audio
 from gpa.models.gpa import GPA
@@ -326,3 +328,40 @@ def test_routes_tell_how_much_sound_there_is(model: GPA, second: np.ndarray) -> 
         found = numbers(server)
         assert found["gpa_audio_seconds_total{direction=out}"] == pytest.approx(3 * len(made) / 2 / 16000)
         assert found["gpa_audio_seconds_total{direction=in}"] == pytest.approx(1)
+
+
+def test_sockets_tell_how_much_sound_there_is(model: GPA, second: np.ndarray) -> None:
+    """It is counted when they close, as that of any other request is."""
+    with serving(model) as server:
+        where = server.url.replace("http", "ws")
+        with connect(f"{where}/v1/audio/speech/stream") as socket:
+            for message in (
+                {"type": "session.config", "response_format": "pcm", "max_new_tokens": 12},
+                {"type": "input.text", "text": "hello there. how are you?"},
+                {"type": "input.done"},
+            ):
+                socket.send(json.dumps(message))
+            made = 0.0
+            while (event := told(socket))["type"] != "session.done":
+                made += event.get("duration", 0.0)
+        with connect(f"{where}/v1/realtime?intent=transcription") as socket:
+            data = base64.b64encode(audio.pcm16(second).astype("<i2").tobytes()).decode()
+            given = {"format": {"type": "audio/pcm", "rate": 16000}, "turn_detection": None}
+            for message in (
+                {"type": "session.update", "session": {"type": "transcription", "audio": {"input": given}}},
+                {"type": "input_audio_buffer.append", "audio": data},
+                {"type": "input_audio_buffer.commit"},
+            ):
+                socket.send(json.dumps(message))
+            while not told(socket)["type"].endswith(".completed"):
+                pass
+        assert made > 0.5
+        assert until(lambda: numbers(server)["gpa_audio_seconds_total{direction=in}"] == pytest.approx(1))
+        assert numbers(server)["gpa_audio_seconds_total{direction=out}"] == pytest.approx(made)
+
+
+def told(socket: ClientConnection) -> dict:
+    """The next event; sound is none."""
+    while isinstance(message := socket.recv(20), bytes):
+        pass
+    return json.loads(message)

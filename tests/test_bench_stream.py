@@ -17,7 +17,8 @@ import pytest
 from conftest import RATE, speechlike
 from gpa import audio
 from gpa.bench import machine, material, speakers, stream
-from gpa.bench.speakers import Asked, Program, Turn, played
+from gpa.bench.figures import played
+from gpa.bench.speakers import Asked, Program, Turn
 from gpa.bench.stream import Settings, measure
 from gpa.cli import main
 from gpa.errors import GenerationError, UsageError

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gpa.errors import GenerationError
+
 OURS, PEER = "#2a6f97", "#b08968"
 
 
@@ -40,6 +42,35 @@ def quantile(values: Sequence[float], q: float) -> float:
 def quantiles(values: Sequence[float]) -> dict[str, float] | None:
     """p50, p95 and p99; None of nothing."""
     return {f"p{round(100 * q)}": quantile(values, q) for q in (0.5, 0.95, 0.99)} if values else None
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One text as a listener gets it: seconds to the first sound and to the last one, of sound, of waiting.
+
+    `underrun` is how long a player that begins with the first sound has to wait later on.
+    """
+
+    first: float
+    total: float
+    audio: float
+    underrun: float
+
+
+def played(began: float, chunks: Sequence[tuple[float, float]]) -> Spoken:
+    """What a listener gets of chunks, each with the time when it came and its seconds; a request at `began`.
+
+    GenerationError where there is no sound.
+    """
+    sounding = [(at, seconds) for at, seconds in chunks if seconds]
+    if not sounding:
+        raise GenerationError("no sound was made")
+    silent, until = 0.0, sounding[0][0]
+    for at, seconds in sounding:
+        silent += max(0.0, at - until)
+        until = max(until, at) + seconds
+    total = sum(seconds for _, seconds in sounding)
+    return Spoken(sounding[0][0] - began, chunks[-1][0] - began, total, silent)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

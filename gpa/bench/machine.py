@@ -63,16 +63,19 @@ def peak_memory() -> int:
     return held or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
 
 
-def resident_memory() -> int:
-    """Bytes of memory that this process holds now; its peak where the system does not say."""
-    return _status("VmRSS") or peak_memory()
+def resident_memory(pid: int | None = None) -> int:
+    """Bytes of memory that this process holds now; its peak where the system does not say.
+
+    Of another process, where the system does not say: 0.
+    """
+    return _status("VmRSS", pid) or (peak_memory() if pid is None else 0)
 
 
 _UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
 
-def _status(name: str) -> int:
-    path = Path("/proc/self/status")
+def _status(name: str, pid: int | None = None) -> int:
+    path = Path(f"/proc/{'self' if pid is None else pid}/status")
     lines = path.read_text(encoding="ascii", errors="replace").splitlines() if path.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 

@@ -1,4 +1,7 @@
-"""What `gpa bench stream` and `load` ask of a model: sentences, recordings that it makes itself, requests."""
+"""What benches of speech ask of a model: sentences, recordings that it makes itself, requests.
+
+Whoever needs the sentences alone loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpa.engine.request import Beams, Request
-from gpa.engine.scheduler import Engine
-from gpa.models.gpa.requests_gpa import spoken
 from gpa.prompt.tasks import TTS
 
 if TYPE_CHECKING:
+    from gpa.engine.request import Beams, Request
     from gpa.models.gpa import GPA
 
 SENTENCES = (
@@ -38,6 +39,9 @@ def request(
 
     A text guides speech with strength `gamma`.
     """
+    from gpa.engine.request import Request
+    from gpa.models.gpa.requests_gpa import spoken
+
     processor, ids = model.processor, model.prompt(task, **given)
     sampling, _, _ = processor.sampling(task, {})
     shortest = processor.spoken_ids(given["text"])[0] if "text" in given else 0
@@ -51,6 +55,8 @@ def recordings(model: GPA, count: int) -> list[np.ndarray]:
 
     At least as long as the sentences can be said: a model that makes no speech makes a sound.
     """
+    from gpa.engine.scheduler import Engine
+
     voice = model.resolve_voice(None)
     asked = [
         request(model, TTS.name, seed, text=text, voice=voice)

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpa import audio
 from gpa.bench import machine, material
+from gpa.bench.figures import Spoken, played
 from gpa.errors import GenerationError, MissingExtraError
 from gpa.models.gpa import GPA
 from gpa.prompt.tasks import TTS
@@ -48,19 +49,6 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """One text as a listener gets it: seconds to the first sound and to the last one, of sound, of waiting.
-
-    `underrun` is how long a player that begins with the first sound has to wait later on.
-    """
-
-    first: float
-    total: float
-    audio: float
-    underrun: float
-
-
-@dataclass(frozen=True)
 class Turn:
     """Texts that were spoken, texts that were not, seconds by the clock and of all cores, bytes at most."""
 
@@ -74,22 +62,6 @@ class Turn:
     def rtf(self) -> float:
         """Seconds by the clock a second of sound, of all streams together."""
         return self.seconds / sum(each.audio for each in self.spoken)
-
-
-def played(began: float, chunks: Sequence[tuple[float, float]]) -> Spoken:
-    """What a listener gets of chunks, each with the time when it came and its seconds; a request at `began`.
-
-    GenerationError where there is no sound.
-    """
-    sounding = [(at, seconds) for at, seconds in chunks if seconds]
-    if not sounding:
-        raise GenerationError("no sound was made")
-    silent, until = 0.0, sounding[0][0]
-    for at, seconds in sounding:
-        silent += max(0.0, at - until)
-        until = max(until, at) + seconds
-    total = sum(seconds for _, seconds in sounding)
-    return Spoken(sounding[0][0] - began, chunks[-1][0] - began, total, silent)
 
 
 # Ours -------------------------------------------------------------------------------------------------------

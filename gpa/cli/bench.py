@@ -23,6 +23,7 @@ def add(sub: Any) -> None:
     p = options.command(
         sub, "bench", None, "measure speed, or restoration, against named peers", """\
   gpa bench decode
+  gpa bench serve --streams 16
   gpa bench train --tokens runs/tokens
   gpa bench speechop runs/speechop/export --data DATA
   gpa bench train --help

@@ -1,4 +1,4 @@
-"""`gpa bench decode`, `stream` and `load`: how fast the engine is, alone, as a user hears it, and under load.
+"""`gpa bench decode`, `stream`, `load` and `serve`: the engine alone, as a user hears it, under load, served.
 
 Here are the parsers and what the commands print; each measurement has a file of its own in gpa/bench.
 """
@@ -14,12 +14,15 @@ from typing import Any
 from gpa.cli import commands, options
 from gpa.errors import GenerationError, UsageError
 
+SHARES = ["speech=1", "events=1", "transcription=1", "conversion=1"]  # of gpa bench serve
+
 
 def add(sub: Any) -> None:
     """Add the measurements of the engine to those of `gpa bench`."""
     _decode(sub)
     _stream(sub)
     _load(sub)
+    _serve(sub)
 
 
 def _decode(sub: Any) -> None:
@@ -93,10 +96,7 @@ how long a player would have to wait later on, real-time factors, CPU seconds an
     size.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of everyone (default 3)")
     size.add_argument("--only", nargs="+", default=[], metavar="PART",
         help="of streams, loop, recognition, programs")  # fmt: skip
-    speech = p.add_argument_group("speech", "as in gpa tts")
-    speech.add_argument("--gamma", type=float, metavar="G", help="how strongly the text guides")
-    speech.add_argument("--lookahead", type=int, metavar="F", help="frames that the decoder waits for")
-    speech.add_argument("--max-new-tokens", type=int, metavar="N", help="most ids of a sentence")
+    _speech(p)
     peers = p.add_argument_group("peers")
     peers.add_argument("--clips", nargs="+", default=[], metavar="FILE",
         help="recordings to recognise (default: sentences that the model speaks)")  # fmt: skip
@@ -166,7 +166,79 @@ def run_load(args: argparse.Namespace) -> None:
     _show(args, load, load.measure(settings, commands.say))
 
 
-# All three --------------------------------------------------------------------------------------------------
+def _serve(sub: Any) -> None:
+    p = options.command(
+        sub, "serve", run_serve, "a real server under mixed streams, over loopback", """\
+  gpa bench serve
+  gpa bench serve --streams 16 --seconds 60 --runs 3 --json --png serve.png
+  gpa bench serve --share speech=4 events=4 transcription=1 --lookahead 4
+  gpa bench serve path/to/checkpoint --device cuda --dtype bfloat16 --streams 64 --bound 128
+
+starts `gpa serve` anew for every run. first one stream asks, then as many as --streams: each sends its next
+request when it has the answer to its last. speech (PCM, or events), transcription and conversion in turn, of
+sentences and recordings that the server speaks itself. prints times to the first sound and to the end, how
+long a player would have to wait, errors, memory; medians of the runs, and the worst. then more streams than
+the server's bound ask: nothing but 429 may refuse them. exits with 6 where it does, or below the bound.
+"""
+    )  # fmt: skip
+    options.which(p)
+    size = p.add_argument_group("how much")
+    size.add_argument("--streams", type=int, default=8, metavar="N",
+        help="requests on their way at a time (default 8)")  # fmt: skip
+    size.add_argument("--seconds", type=float, default=120.0, metavar="S",
+        help="of a run, after a quarter of it one at a time (default 120)")  # fmt: skip
+    size.add_argument("--runs", type=int, default=5, metavar="N", help="default 5")
+    size.add_argument("--share", nargs="+", default=SHARES, metavar="KIND=N",
+        help=f"how often each kind comes; one not named does not (default {' '.join(SHARES)})")  # fmt: skip
+    size.add_argument("--bound", type=int, default=64, metavar="N",
+        help="--requests and --per-client of the server (default 64)")  # fmt: skip
+    size.add_argument("--above", type=float, default=10.0, metavar="S",
+        help="seconds of BOUND + STREAMS streams at the end, 0 for none (default 10)")  # fmt: skip
+    size.add_argument("--patience", type=float, default=30.0, metavar="S",
+        help="seconds without a byte after which an answer counts as stalled (default 30)")  # fmt: skip
+    _speech(p)
+    _machine(p, "cpu", "float32")
+    _results(p)
+
+
+def run_serve(args: argparse.Namespace) -> None:
+    """Measure a server."""
+    _at_least_one(args, "streams", "runs", "bound", "threads", "max_new_tokens")
+    if not 0 < args.seconds < float("inf") or not 0 < args.patience < float("inf") or not 0 <= args.above:
+        raise UsageError("--seconds and --patience: more than 0; --above: at least 0")
+    commands.say(f"runs: {args.runs}, of {args.seconds:g} s, each on a server of its own")
+    from gpa.bench import closed_loop
+
+    given = {
+        "gamma": args.gamma,
+        "max_new_tokens": args.max_new_tokens,
+        "initial_chunk_tokens": args.lookahead,
+    }
+    size = ("streams", "seconds", "runs", "bound", "above", "patience")
+    names = ("model", *size, "threads", "device", "dtype", "offline")
+    settings = closed_loop.Settings(
+        **{name: getattr(args, name) for name in names},
+        options={name: value for name, value in given.items() if value is not None},
+        shares=dict(map(_share, args.share)),
+    )
+    _show(args, closed_loop, closed_loop.measure(settings, commands.say))
+
+
+def _share(word: str) -> tuple[str, int]:
+    kind, _, share = word.partition("=")
+    if not share.isdecimal():
+        raise UsageError(f"--share {word}: KIND=N, such as speech=2")
+    return kind, int(share)
+
+
+# All of them ------------------------------------------------------------------------------------------------
+
+
+def _speech(p: argparse.ArgumentParser) -> None:
+    speech = p.add_argument_group("speech", "as in gpa tts")
+    speech.add_argument("--gamma", type=float, metavar="G", help="how strongly the text guides")
+    speech.add_argument("--lookahead", type=int, metavar="F", help="frames that the decoder waits for")
+    speech.add_argument("--max-new-tokens", type=int, metavar="N", help="most ids of a sentence")
 
 
 def _machine(p: argparse.ArgumentParser, device: str, dtype: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpa.cli import commands, options
 from gpa.errors import MissingExtraError, UsageError
-from gpa.serve.settings import Settings
+from gpa.serve.settings import Settings, keys_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -130,11 +130,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     for name in BOUNDS:
         if getattr(args, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: more than 0")
-    keys: tuple[str, ...] = ()
-    if args.keys:
-        keys = tuple(line.strip() for line in commands.read_text(args.keys).splitlines() if line.strip())
-        if not keys:
-            raise UsageError(f"{args.keys}: no key in it; without --keys anybody may ask")
+    keys = keys_of(args.keys) if args.keys else ()
     bounds = {name: getattr(args, name) for name in BOUNDS}
     return Settings(**bounds, keys=keys, voices=args.voices)
 

@@ -204,6 +204,7 @@ class SpeechSession:
         more: dict[str, Any] = {"error": False}
         try:
             speaking = await sentence.speaking
+            speaking.visit = self._connection.visit
             if asked.stream_audio:
                 async for data, _ in speaking.bodies():
                     await self._frame(data)

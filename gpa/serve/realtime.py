@@ -174,6 +174,7 @@ class RealtimeSession:
     async def _hear(self, wav: np.ndarray) -> None:
         """More sound (S,) of the buffer."""
         self._samples += len(wav)
+        self._connection.visit.hear(len(wav) / self._rate)
         if self._config.vad:
             stretches = await self._service.aside(self._segmenter.push, wav)
             await self._turns(stretches)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpa.errors import UsageError
+from gpa.text.wordlist import read_text
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -27,3 +30,11 @@ class Settings:
     keys: tuple[str, ...] = ()
     voices: Path | None = None
     drain_seconds: float = 30.0
+
+
+def keys_of(path: Path) -> tuple[str, ...]:
+    """The API keys of a file, one a line. UsageError if there is none."""
+    keys = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    if not keys:
+        raise UsageError(f"{path}: no key in it; without --keys anybody may ask")
+    return keys

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import anyio
 from fastapi import WebSocket, WebSocketDisconnect
 
+from gpa.serve.admission import visit_of
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service, live_service_of
 
@@ -51,7 +52,7 @@ class Connection:
     """A WebSocket. Whatever it waits for, the end of the client is noticed at once."""
 
     def __init__(self, socket: WebSocket) -> None:
-        self._socket = socket
+        self._socket, self.visit = socket, visit_of(socket)
         self._messages: asyncio.Queue[str] = asyncio.Queue()
         self._held, self._room = 0, asyncio.Event()
 
