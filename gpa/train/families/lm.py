@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import config, disk
-from gpa.data import token_folder
+from gpa.data import rows, token_folder
 from gpa.data.batches import BatchPlan
-from gpa.data.instructions import InstructionArgs
 from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
 from gpa.data.token_folder import TokenSet, read_about
 from gpa.errors import CheckpointError, UsageError
@@ -122,7 +121,7 @@ class LMRecipe:
     adapter: AdapterArgs = field(default_factory=AdapterArgs)  # of `init`, which then stays as it is
     format: str = "instruct"  # of the prompts; "published" for a published checkpoint
     tasks: dict[str, TaskArgs] = field(default_factory=lambda: {name: TaskArgs() for name in DEFAULT})
-    instructions: InstructionArgs = field(default_factory=InstructionArgs)  # wordings that decide
+    instructions: rows.InstructionArgs = field(default_factory=rows.InstructionArgs)  # wordings that decide
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: LMWeights = field(default_factory=LMWeights)
@@ -305,8 +304,7 @@ class LMFamily:
         sums: dict[str, list[float]] = {}
         device = next(module.parameters()).device
         rng = np.random.default_rng(0)
-        rows = range(0, len(self.dev.clips), max(1, len(self.dev.clips) // self.recipe.data.dev_rows))
-        for i in rows:
+        for i in range(0, len(self.dev.clips), max(1, len(self.dev.clips) // self.recipe.data.dev_rows)):
             for task in self.tasks:
                 if self.dev.length(task, i) <= self.recipe.data.max_ids:
                     batch = to_device(self._collate([self.dev.row(task, i, rng)]), device)
