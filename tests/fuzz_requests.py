@@ -69,9 +69,8 @@ def _load() -> Any:
 
 
 @functools.cache
-def served() -> Any:
-    """The schema of an application whose model is there, until the process ends. Bounds are small."""
-    schemathesis.openapi.format("binary", st.one_of(st.sampled_from(SOUND), st.binary()).map(Binary))
+def application() -> Any:
+    """One whose model is there, until the process ends. Bounds are small."""
     app = create_app(_load, Settings(audio_seconds=20, text_characters=500, upload_bytes=1 << 20))
     life = contextlib.ExitStack()
     life.enter_context(TestClient(app))
@@ -79,6 +78,14 @@ def served() -> Any:
     while not app.state.service:
         assert not app.state.error, app.state.error
         time.sleep(0.01)
+    return app
+
+
+@functools.cache
+def served() -> Any:
+    """The schema of the application."""
+    schemathesis.openapi.format("binary", st.one_of(st.sampled_from(SOUND), st.binary()).map(Binary))
+    app = application()
 
     async def alive(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":  # which Schemathesis ends with a test of pytest's
@@ -93,8 +100,11 @@ def sensible(draw: Any, case: Any) -> None:
     choices = {"voice": VOICES, "voice_id": VOICES, "model": ("tiny",), "input": TEXTS, "text": TEXTS}
     choices |= {"name": NEW if body else (*NEW, "anna", "tiny")}
     choices |= {"output_format": ("mp3_44100_128", "pcm_16000", "wav_8000")}
-    choices |= dict.fromkeys(("file", "audio", "src_audio", "ref_audio", "audio_sample"), SOUND)
+    choices |= dict.fromkeys(("file", "audio", "src_audio", "ref_audio", "audio_sample", "recording"), SOUND)
     choices |= {"ref_audio": URLS} if case.media_type == "application/json" else {}
+    if "consent_id" in (case.path_parameters or {}):
+        consents = application().state.service.voices
+        choices |= {"consent_id": (consents.add_consent("zoe", "en", SOUND[0])["id"],)}
     for part in (body, case.path_parameters or {}, case.query or {}):
         for name in part.keys() & choices.keys():
             part[name] = draw(st.sampled_from(choices[name]))

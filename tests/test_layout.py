@@ -97,6 +97,7 @@ HAND_INSTALLED |= {
     "pesq",
     "pystoi",
     "noisereduce",
+    "distillmos",
 }  # second opinions and a baseline
 HEAVY_AT_LOAD = {"torch", "transformers", "matplotlib"}  # not at load time of layer 0 and prompt
 

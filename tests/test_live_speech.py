@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import threading
 import time
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as connect_now
 
+from conftest import speechlike
 from gpa.models.gpa import GPA
 from gpa.serve import sockets, worker
 from gpa.serve.settings import Settings
@@ -119,6 +123,45 @@ def test_sentences_have_the_bytes_of_a_post(server: Served, given: Event) -> Non
         assert client.sound[0, number] == posted(server, text, **given)
         assert done["total_bytes"] == len(client.sound[0, number]) and not done["error"]
         assert done["sentence_index"] == number and done["finish_reason"] == "length"
+
+
+def test_a_reference_is_listened_to_once_in_a_session(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once a sentence, nor again for the same one; what cannot be copied is told of its settings."""
+    file = io.BytesIO()
+    soundfile.write(file, speechlike(3.0, seed=5), 16000, format="WAV")
+    reference = "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
+    model, listened = server.service.model, 0
+
+    def counted(*given: Any, **more: Any) -> Any:
+        nonlocal listened
+        listened += 1
+        return GPA.voice(model, *given, **more)
+
+    async def script(client: Client) -> None:
+        await client.send("session.config", **BRIEF, ref_audio=reference)
+        await client.send("input.text", text=TEXT)
+        await client.send("input.done")
+        await client.until("session.done")
+        await client.send("session.config", **BRIEF, ref_audio=reference, speed=2)
+        await client.send("session.config", **BRIEF, ref_audio="file:///etc/passwd")
+        assert (await client.until("error"))["error"]["param"] == "ref_audio"
+        await client.send("input.text", text="Still fast.")
+        await client.send("input.done")
+        await client.until("session.done")
+        await client.send("session.config", **BRIEF)
+        await client.send("input.text", text="As before.")
+        await client.send("input.done")
+        await client.until("session.done")
+
+    monkeypatch.setattr(model, "voice", counted)
+    client = talk(server, script)
+    assert listened == 1
+    for number, text in enumerate(SENTENCES):
+        assert client.sound[0, number] == posted(server, text, **BRIEF, ref_audio=reference)
+    assert client.sound[1, 0] == posted(server, "Still fast.", **BRIEF, ref_audio=reference, speed=2)
+    assert client.sound[2, 0] == posted(server, "As before.", **BRIEF)
 
 
 def test_the_first_sentence_is_spoken_before_the_second_is_written(server: Served) -> None:

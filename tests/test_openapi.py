@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 import fuzz_requests
@@ -18,8 +20,12 @@ def schema() -> dict:
 @pytest.mark.parametrize(("method", "path"), fuzz_requests.OPERATIONS)
 def test_answers_are_those_of_the_schema(method: str, path: str) -> None:
     """No 5xx, no status, media type or shape that is not documented; and some requests are met."""
-    statuses = fuzz_requests.conforms(method, path, 1, EXAMPLES)
-    assert statuses[200], statuses
+    statuses: Counter[int] = Counter()
+    for seed in range(1, 6):  # routes of many fields are seldom met at once
+        statuses += fuzz_requests.conforms(method, path, seed, EXAMPLES)
+        if statuses[200]:
+            return
+    pytest.fail(f"nothing was met: {statuses}")
 
 
 def test_files_are_sent_as_forms_of_many_parts(schema: dict) -> None:
@@ -28,12 +34,13 @@ def test_files_are_sent_as_forms_of_many_parts(schema: dict) -> None:
     for path, methods in schema["paths"].items():
         for media_type, content in methods.get("post", {}).get("requestBody", {}).get("content", {}).items():
             body = schema["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
-            if path.startswith("/v1/audio/speech") and "to-speech" not in path:
+            spoken = path.startswith("/v1/audio/speech") and "to-speech" not in path
+            if spoken or path == "/v1/audio/voice_consents/{consent_id}":
                 assert media_type == "application/json"
                 continue
             assert media_type == "multipart/form-data", path
             files += str(body["properties"]).count("'format': 'binary'")
-    assert files == 13
+    assert files == 14
 
 
 def test_every_route_says_how_it_may_fail(schema: dict) -> None:

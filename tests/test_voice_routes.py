@@ -59,9 +59,9 @@ def register(server: Served, name: str, sample: bytes | None = None, **more: str
 def test_a_voice_from_its_registration_to_its_end(server: Served, model: GPA, tmp_path: Path) -> None:
     """As OpenAI's client and as our page does; it sounds like the same recording given to the model."""
     client = openai.OpenAI(api_key="-", base_url=f"{server.url}/v1", max_retries=0)
-    made = register(server, "Zoë M.", consent="cons_1", ref_text="hello", speaker_description="calm").json()
+    made = register(server, "Zoë M.", consent="by mail", ref_text="hello", speaker_description="calm").json()
     assert made["object"] == "audio.voice" and made["id"].startswith("voice_") and made["created_at"] > 1.7e9
-    assert made["name"] == "Zoë M." and made["consent"] == "cons_1" and made["speaker_description"] == "calm"
+    assert made["name"] == "Zoë M." and made["consent"] == "by mail" and made["speaker_description"] == "calm"
     assert made["mime_type"] == "audio/wav" and made["file_size"] == len(recording())
 
     listed = httpx.get(f"{server.url}/v1/audio/voices").json()
@@ -79,7 +79,7 @@ def test_a_voice_from_its_registration_to_its_end(server: Served, model: GPA, tm
     assert len(heard) == len(wanted.wav) and np.abs(heard - wanted.wav).max() < 1e-3
 
     kept = Voice.load(tmp_path / "voices" / f"{made['id']}.json")
-    assert kept.codes == voice.codes and kept.text == "hello" and kept.about["consent"] == "cons_1"
+    assert kept.codes == voice.codes and kept.text == "hello" and kept.about["consent"] == "by mail"
     gone = httpx.delete(f"{server.url}/v1/audio/voices/Zoë M.").json()
     assert gone == {"id": made["id"], "object": "audio.voice", "deleted": True}
     with pytest.raises(openai.BadRequestError) as caught:

@@ -66,6 +66,8 @@ once the requests on their way are answered. says on stderr where it listens. do
     bounds.add_argument("--keys", type=Path, metavar="FILE",
         help="API keys, one a line; without it anybody may ask")  # fmt: skip
     bounds.add_argument("--voices", type=Path, metavar="FOLDER", help="where registered voices are kept")
+    bounds.add_argument("--require-consent", action="store_true",
+        help="register a voice only with a recording of its speaker's consent")  # fmt: skip
     options.engine(p)
     options.device(p)
 
@@ -132,7 +134,7 @@ def _settings(args: argparse.Namespace) -> Settings:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: more than 0")
     keys = keys_of(args.keys) if args.keys else ()
     bounds = {name: getattr(args, name) for name in BOUNDS}
-    return Settings(**bounds, keys=keys, voices=args.voices)
+    return Settings(**bounds, keys=keys, voices=args.voices, require_consent=args.require_consent)
 
 
 def _speechop(args: argparse.Namespace) -> SpeechOp | None:

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpa.errors import UsageError
-from gpa.evals import baselines, items
+from gpa.evals import baselines, instructed, items
 from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Suite, measure
 
 if TYPE_CHECKING:
@@ -30,8 +30,11 @@ def clips(bench: Bench, n: int) -> list[Case]:
 
 
 def _of_clip(row: items.Row) -> Case:
-    labels = {"speaker": str(row["speaker"]), "corpus": str(row.get("corpus", ""))}
-    return Case(row["id"], row["text"], row, None, str(row["speaker"]), (row["id"],), labels)
+    return Case(row["id"], row["text"], row, None, str(row["speaker"]), (row["id"],), _labels(row))
+
+
+def _labels(row: items.Row) -> dict[str, str]:
+    return {"speaker": str(row["speaker"]), "corpus": str(row.get("corpus", ""))}
 
 
 def noises(bench: Bench, n: int) -> list[Case]:
@@ -41,8 +44,10 @@ def noises(bench: Bench, n: int) -> list[Case]:
 
 
 def lacking(name: str, bench: Bench) -> str:
-    """Why a suite cannot run, a program or the sounds without speech being absent; "" if it can."""
+    """Why a suite cannot run, be it a program or sounds that are absent, or the model; "" if it can."""
     folder = bench.noise or bench.data / "noise"
+    if name == INSTRUCTIONS and bench.model is not None and not bench.model.config.instructed:
+        return "the model has not learnt to follow instructions alone (instructions.free of a recipe)"
     if name == NOISE and not folder.is_dir():
         return f"{folder} is no folder: pass --noise DIR with sounds without speech"
     return SUITES[name].missing()
@@ -78,7 +83,7 @@ def spoken_from_clips(bench: Bench, n: int) -> list[Case]:
     voices = items.voice_clips(bench.manifest, len(texts), bench.seed, bench.split)
     found = []
     for sentence, row in zip(texts, voices, strict=True):
-        labels = {"voice": str(row["id"]), "speaker": str(row["speaker"])}
+        labels = {"voice": str(row["id"]), **_labels(row)}
         path, speaker = bench.path(row), str(row["speaker"])
         found.append(Case(sentence.id, sentence.text, None, path, speaker, (row["id"],), labels))
     return found
@@ -89,7 +94,7 @@ def conversions(bench: Bench, n: int) -> list[Case]:
     found = []
     for pair in items.pairs(bench.manifest, n, bench.seed, bench.split):
         source, target = pair
-        labels = {"speaker": str(source["speaker"]), "target": str(target["speaker"])}
+        labels = {**_labels(source), "target": str(target["speaker"])}
         both, speaker = (source["id"], target["id"]), str(target["speaker"])
         found.append(Case(pair.id, source["text"], source, bench.path(target), speaker, both, labels))
     return found
@@ -159,6 +164,13 @@ MINI: dict[str, Suite] = {
         "the same, only the voice codes exchanged", conversions, _converter("codec"), "model", converts=True
     ),
 }  # fmt: skip
+INSTRUCTIONS = "instructions"  # not for every model
+FURTHER: dict[str, Suite] = {
+    INSTRUCTIONS: Suite(
+        "instructions in held-out wordings, without a task's token", conversions, instructed.follow, "model",
+        reads=True,
+    ),
+}  # fmt: skip
 BASELINES: dict[str, Suite] = {
     "tts-espeak-ng": baselines.suite(baselines.ESPEAK, spoken_unvoiced),
     "tts-flite": baselines.suite(baselines.FLITE, spoken_unvoiced),
@@ -166,7 +178,7 @@ BASELINES: dict[str, Suite] = {
     "codec-opus": baselines.suite(baselines.OPUS, clips),
     "codec-codec2": baselines.suite(baselines.CODEC2, clips),
 }
-SUITES = MINI | BASELINES
+SUITES = MINI | FURTHER | BASELINES
 # Items of a full run, and of a quick one. Sentences are short, so there are more of them.
 FULL = dict.fromkeys(SUITES, 40) | {"asr": 60, "asr-pocketsphinx": 60, NOISE: 100}
 FULL |= dict.fromkeys(("tts", "tts-clip", "tts-espeak-ng", "tts-flite"), 80)

@@ -51,11 +51,12 @@ class FrameConv(nn.Conv1d):
     """A convolution over 7 frames, `ahead` of them in the future: 3 where it is centred, as published."""
 
     def __init__(self, c_in: int, c_out: int, ahead: int = CENTRED, groups: int = 1) -> None:
-        super().__init__(c_in, c_out, 2 * CENTRED + 1, groups=groups)
+        centred = CENTRED if ahead == CENTRED else 0  # then one kernel pads and convolves
+        super().__init__(c_in, c_out, 2 * CENTRED + 1, padding=centred, groups=groups)
         self.sides = (2 * CENTRED - ahead, ahead)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, self.sides))
+        return super().forward(x if self.padding[0] else F.pad(x, self.sides))
 
 
 class ConvNeXtBlock(nn.Module):

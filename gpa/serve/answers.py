@@ -90,7 +90,7 @@ class Asked(Protocol):
     sample_rate: int
 
     @property
-    def timestamps(self) -> bool:
+    def timestamps(self) -> bool | str:
         """Whether the last event has the times of segments."""
 
     @property
@@ -153,6 +153,12 @@ class Said:
         if chunk.text:
             self._end()
             self.segments.append({"text": chunk.text, "start": self.seconds})
+        if chunk.words:
+            slower = chunk.sample_rate / self.rate
+            timed = [(each.word, each.start * slower, each.end * slower) for each in chunk.words]
+            self.segments[-1]["words"] = [
+                {"word": word, "start": round(start, 3), "end": round(end, 3)} for word, start, end in timed
+            ]
         self.samples += len(chunk.wav)
         self.tokens += len(chunk.tokens)
         self.reason = chunk.finish_reason or self.reason
@@ -200,7 +206,7 @@ class Speaking:
             if self.visit is not None:
                 self.visit.make(chunk.seconds)
             data = await self._encoded(self._encoder.push, chunk.wav)
-            if data or chunk.text:
+            if data or chunk.text or chunk.words:
                 yield data, chunk
         yield await self._encoded(self._encoder.finish), None
 
@@ -290,9 +296,9 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     """Deltas, which together are the body, and the end; an error is an event, too."""
     try:
-        yield _delta(*first)
+        yield _delta(speaking.said, *first)
         async for data, chunk in bodies:
-            yield _delta(data, chunk)
+            yield _delta(speaking.said, data, chunk)
     except Exception as error:  # noqa: BLE001 - the status has been sent
         yield event(Failure.of(error).body)
         return
@@ -302,9 +308,10 @@ async def _events(
     yield event({"type": "speech.audio.done", **said.summary, **more})
 
 
-def _delta(data: bytes, chunk: Chunk | None) -> bytes:
-    text = {"text": chunk.text} if chunk and chunk.text else {}
-    return event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode(), **text})
+def _delta(said: Said, data: bytes, chunk: Chunk | None) -> bytes:
+    more: dict[str, Any] = {"text": chunk.text} if chunk and chunk.text else {}
+    more |= {"words": said.segments[-1]["words"]} if chunk and chunk.words else {}
+    return event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode(), **more})
 
 
 def event(content: dict[str, Any]) -> bytes:

@@ -36,6 +36,7 @@ MEANINGS = {  # status -> what it tells, in the OpenAPI schema
     403: "It may not be changed.",
     404: "There is no such thing.",
     408: "It took too long.",
+    409: "Something else rests on it.",
     413: "The body is too large.",
     422: "The body cannot be read, or a field has another type.",
     429: "Too many requests are on their way: ask again after `Retry-After`.",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpa import disk
 from gpa.errors import GPAError, UsageError
+from gpa.serve.consents import ConsentError, Consents
 
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
@@ -48,7 +49,9 @@ class Library(Mapping[str, "Voice"]):
         self._seen = 0  # when the folder had changed that was read last
         self._lock = threading.Lock()  # of all the above; nobody who has it waits for a disk's locks
         self._changes = threading.Lock()
+        self._consents = Consents(folder)
         with self._turn():
+            self._consents.clean()
             for left in folder.glob(".voice_*.tmp*") if folder else ():  # its writer had no turn any more
                 left.unlink(missing_ok=True)
 
@@ -77,6 +80,7 @@ class Library(Mapping[str, "Voice"]):
             except (GPAError, ValueError) as error:
                 logger.warning("%s is not served: %s", there[ident], error)
                 self._useless.add(ident)
+        self._consents.look()
         self._seen = changed if time.time_ns() - changed > TICK else 0
 
     def _enter(self, ident: str, voice: Voice) -> None:
@@ -104,12 +108,16 @@ class Library(Mapping[str, "Voice"]):
         if len(self._about) >= MOST:
             raise UsageError(f"{MOST} voices are registered, the limit: delete one")
 
-    def register(self, voice: Voice) -> dict[str, Any]:
-        """Keep a named voice; what is told of it. UsageError for its name, DiskError where it is full."""
+    def register(self, voice: Voice, consent_required: bool = False) -> dict[str, Any]:
+        """Keep a named voice; what is told of it.
+
+        UsageError for its name, ConsentError for its consent, DiskError where it is full.
+        """
         ident = f"voice_{uuid.uuid4().hex[:24]}"
         voice = replace(voice, about={"created_at": str(int(time.time())), **voice.about})
         with self._turn():
             self.check_name(voice.name)
+            self._consents.check(voice.about.get("consent"), consent_required)
             if self._folder is not None:
                 voice.save(self._folder / f"{ident}.json")
             with self._lock:
@@ -129,6 +137,33 @@ class Library(Mapping[str, "Voice"]):
                 if ident in self._about:  # unless the look saw that the file is gone
                     self._forget(ident)
         return ident
+
+    @property
+    def consents(self) -> Consents:
+        """Those that there are; to change them there are the methods below."""
+        with self._lock:
+            self._look()
+        return self._consents
+
+    def add_consent(self, name: str, language: str, recording: bytes) -> dict[str, Any]:
+        """Keep a consent; see `Consents.add`."""
+        with self._turn():
+            return self._consents.add(name, language, recording)
+
+    def rename_consent(self, ident: str, name: str) -> dict[str, Any]:
+        """Call a consent otherwise. KeyError if there is none."""
+        with self._turn():
+            return self._consents.rename(ident, name)
+
+    def withdraw_consent(self, ident: str) -> None:
+        """Forget a consent. KeyError if there is none, ConsentError while a voice rests on it."""
+        with self._turn():
+            self._consents.about(ident)
+            resting = [each["name"] for each in list(self._about.values()) if each.get("consent") == ident]
+            if resting:
+                what = f"voices rest on {ident}: {', '.join(resting)}; delete them first"
+                raise ConsentError(what, "consent_in_use")
+            self._consents.remove(ident)
 
     def about(self, name: str) -> dict[str, Any]:
         """What is told of a voice. KeyError if there is none."""

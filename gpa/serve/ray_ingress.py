@@ -101,12 +101,11 @@ def build(copies: Copies | dict[str, Any]) -> Any:
         raise MissingExtraError(error.name or "ray", "ray") from error
 
     bounds = copies.bounds()
-    deployment = serve.deployment(
-        serve.ingress(application(copies))(Replica),
+    deployed = serve.deployment(
         name="gpa",
         num_replicas=copies.replicas,
         ray_actor_options={"num_gpus": copies.gpus, "num_cpus": copies.cpus},
         max_ongoing_requests=bounds.requests,
         graceful_shutdown_timeout_s=bounds.drain_seconds,
     )
-    return deployment.bind()
+    return deployed(serve.ingress(application(copies))(Replica)).bind()
