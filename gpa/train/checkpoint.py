@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
 import torch
 import yaml
@@ -45,6 +45,19 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """A family that finds a batch faster when it knows where an earlier one stood."""
+
+    def position(self) -> dict[str, int]:
+        """Where the last batch stood, empty if that is no help."""
+        ...
+
+    def seek(self, position: Mapping[str, int]) -> None:
+        """Go there."""
+        ...
 
 
 def claim(run: Path, recipe: Any) -> None:

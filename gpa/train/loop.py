@@ -24,7 +24,6 @@ from tqdm import tqdm
 from gpa import disk
 from gpa.errors import Stopped, TrainingError
 from gpa.train import checkpoint, environment, launch, signals
-from gpa.train.families.base import Seekable
 from gpa.train.metrics import Meter, MetricsLog, mean
 from gpa.train.optim import OptimArgs, learning_rate
 from gpa.train.parallel import Parallel, autocast, to_device
@@ -99,7 +98,7 @@ def _prepare(
     parallel.prepare(module, params, optim)
     launch.check(parallel, args)
     start = parallel.restore(run)
-    if start and isinstance(family, Seekable):
+    if start and isinstance(family, checkpoint.Seekable):
         if position := parallel.on_rank_zero(lambda: checkpoint.position(run, start)):
             family.seek(position)
     facts = {"world": parallel.world, "zero": parallel.zero, "precision": parallel.precision}
@@ -257,7 +256,7 @@ def _evaluate(
 
 def _save(family: Family, parallel: Parallel, run: Path, done: int) -> None:
     parallel.save(run, done)
-    if isinstance(family, Seekable) and (position := family.position()):
+    if isinstance(family, checkpoint.Seekable) and (position := family.position()):
         parallel.on_rank_zero(lambda: checkpoint.save_position(run, done, position))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -45,17 +45,4 @@ class Family(Protocol):
 
     def export(self, module: nn.Module, path: Path) -> None:
         """Write what inference loads."""
-        ...
-
-
-@runtime_checkable
-class Seekable(Protocol):
-    """A family that finds a batch faster when it knows where an earlier one stood."""
-
-    def position(self) -> dict[str, int]:
-        """Where the last batch stood, empty if that is no help."""
-        ...
-
-    def seek(self, position: Mapping[str, int]) -> None:
-        """Go there."""
         ...
