@@ -37,10 +37,6 @@ class CheckpointError(GPAError):
     exit_code = 4
 
 
-class HubError(CheckpointError):
-    """A model hub that refuses, or cannot be reached; the message has its answer and the remedy."""
-
-
 class VocabError(GPAError):
     """An id space with gaps, overlaps or missing names, or an id outside its range."""
 

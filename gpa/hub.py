@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gpa.errors import CheckpointError, HubError
+from gpa.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype, nn
@@ -93,7 +93,7 @@ def _snapshot(repo: str, revision: str | None, offline: bool) -> Path:
             if _status(error):
                 raise
             why = "offline use was asked for" if offline else "the hub could not be reached"
-            raise HubError(
+            raise CheckpointError(
                 f"{name} is not, or not whole, in the local cache and {why}. Either run once with a network "
                 f"connection, which goes on where it stopped, {instead}"
             ) from error
@@ -101,7 +101,7 @@ def _snapshot(repo: str, revision: str | None, offline: bool) -> Path:
 
 @contextmanager
 def refusals(name: str, what: str, instead: str) -> Iterator[None]:
-    """HubError, with the hub's answer, its remedy and what to do `instead`, for what fails inside."""
+    """CheckpointError, with the hub's answer, its remedy and what to do `instead`, for what fails inside."""
     # HTTPError comes from whichever HTTP client this version of the hub uses, and covers its transport errors
     from huggingface_hub.errors import HTTPError
 
@@ -111,7 +111,7 @@ def refusals(name: str, what: str, instead: str) -> Iterator[None]:
         status = _status(error)
         remedy = REMEDIES.get(status) or REMEDIES[500 if status >= 500 else 0]
         answer = f"{status}, " if status else ""
-        raise HubError(f"{name} {what} ({answer}{error}): {remedy}, {instead}") from error
+        raise CheckpointError(f"{name} {what} ({answer}{error}): {remedy}, {instead}") from error
 
 
 def _status(error: BaseException | None) -> int:

@@ -13,7 +13,7 @@ import pytest
 from evaluated import write_evaluation
 from fake_hub import TOKEN, FakeHub, Repo, running
 from gpa.cli import main
-from gpa.errors import CheckpointError, HubError, UsageError
+from gpa.errors import CheckpointError, UsageError
 from gpa.evals import report_file
 from headers import ROOT
 from tiny_model import write_tiny_model
@@ -95,7 +95,7 @@ def test_a_pushed_model_is_loaded_by_name_and_then_without_network(
     stranger = User(tmp_path / "stranger", hub.address, token="")
     hub.refuse = 0
     refused = stranger.run("-c", FIND, REPO)
-    assert refused.returncode == HubError.exit_code and "HF_TOKEN" in refused.stderr, refused.stderr
+    assert refused.returncode == CheckpointError.exit_code and "HF_TOKEN" in refused.stderr, refused.stderr
 
 
 def test_what_the_hub_has_is_not_sent_again(hub: FakeHub, carded: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_the_hub_has_is_not_sent_again(hub: FakeHub, carded: Path, tmp_path
     assert not [path for method, path, _ in hub.seen if method == "PUT"]
     assert hub.repos[REPO].files == content(carded) and len(hub.repos[REPO].commits) == 2
     public = anna.push(carded, "--private")
-    assert public.returncode == HubError.exit_code and "is public already" in public.stderr
+    assert public.returncode == CheckpointError.exit_code and "is public already" in public.stderr
 
 
 def test_a_download_that_is_cut_goes_on(hub: FakeHub, tmp_path: Path) -> None:
@@ -117,12 +117,12 @@ def test_a_download_that_is_cut_goes_on(hub: FakeHub, tmp_path: Path) -> None:
     anna, file = User(tmp_path / "anna", hub.address), f"{hub.page(REPO)}/model.safetensors"
     hub.cut["model.safetensors"] = [BLOCK + 7]  # and then nothing
     found = anna.run("-c", FIND, REPO)
-    assert found.returncode == HubError.exit_code, found.stderr
+    assert found.returncode == CheckpointError.exit_code, found.stderr
     assert REPO in found.stderr and "Traceback" not in found.stderr
     assert hub.fetched()[-1] == (file, f"bytes={BLOCK}-")
     offline = anna.run("-c", FIND, REPO, HF_HUB_OFFLINE="1")
     assert (
-        offline.returncode == HubError.exit_code and "not, or not whole, in the local cache" in offline.stderr
+        offline.returncode == CheckpointError.exit_code and "not, or not whole, in the local cache" in offline.stderr
     )
 
     hub.cut["model.safetensors"] = [2 * BLOCK + 1, len(large)]  # breaks once more
@@ -143,7 +143,7 @@ def test_a_hub_that_refuses_says_why_and_what_to_do(
     anna = User(tmp_path / "anna", hub.address)
     hub.refuse = status
     for done in (anna.push(carded), anna.run("-c", FIND, REPO)):
-        assert done.returncode == HubError.exit_code, done.stderr
+        assert done.returncode == CheckpointError.exit_code, done.stderr
         assert REPO in done.stderr and str(status) in done.stderr and remedy in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
 
@@ -151,7 +151,7 @@ def test_a_hub_that_refuses_says_why_and_what_to_do(
 def test_a_hub_that_is_gone(carded: Path, tmp_path: Path) -> None:
     anna = User(tmp_path / "anna", "http://127.0.0.1:9")
     for done in (anna.push(carded), anna.run("-c", FIND, REPO)):
-        assert done.returncode == HubError.exit_code, done.stderr
+        assert done.returncode == CheckpointError.exit_code, done.stderr
         assert "connection" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -176,6 +176,10 @@ def test_export_writes_a_card_with_what_eval_measured(tiny: Path, tmp_path: Path
     assert card.startswith("---\nlicense:") and "words by a judge" in card and len(card.splitlines()) < 70
     assert main.main(["export", str(out), str(tmp_path / "again")]) == 0  # a card comes along
     assert (tmp_path / "again" / "README.md").read_text(encoding="utf-8") == card
+    newer = write_evaluation(tmp_path / "newer", report_file.folder_hash(out) or "")
+    assert main.main(["export", str(out), str(tmp_path / "newer" / "out"), "--report", str(newer)]) == 0
+    told = (tmp_path / "newer" / "out" / "README.md").read_text(encoding="utf-8")
+    assert told.count("| tts |") == 1 and told.count("## ") == card.count("## ")  # in the place of the older
     assert main.main(["export", str(out), str(out)]) == UsageError.exit_code
     other = write_evaluation(tmp_path / "other", "0" * 64)
     assert main.main(["export", str(tiny), str(tmp_path / "no"), "--report", str(other)]) == 2
