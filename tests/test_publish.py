@@ -122,7 +122,8 @@ def test_a_download_that_is_cut_goes_on(hub: FakeHub, tmp_path: Path) -> None:
     assert hub.fetched()[-1] == (file, f"bytes={BLOCK}-")
     offline = anna.run("-c", FIND, REPO, HF_HUB_OFFLINE="1")
     assert (
-        offline.returncode == CheckpointError.exit_code and "not, or not whole, in the local cache" in offline.stderr
+        offline.returncode == CheckpointError.exit_code
+        and "not, or not whole, in the local cache" in offline.stderr
     )
 
     hub.cut["model.safetensors"] = [2 * BLOCK + 1, len(large)]  # breaks once more

@@ -1,11 +1,13 @@
 """Our rows in transformers' own `Trainer`: the same batches give the loss of our loop, step by step."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3ForCausalLM, Trainer, TrainingArguments
+from transformers import Qwen3ForCausalLM, Trainer
 
 from gpa import config
 from gpa.train.families.lm import LMFamily, LMRecipe
@@ -15,30 +17,26 @@ from training import lm_tree, write_tokens
 
 pytest.importorskip("sentencepiece")
 pytest.importorskip("accelerate")
+PAGE = (Path(__file__).parent.parent / "docs" / "huggingface.md").read_text(encoding="utf-8")
 STEPS = 4
 LR = 1e-2
 
 
-class Batches(torch.utils.data.IterableDataset):
-    """The batches of a family as docs/huggingface.md makes them."""
-
-    def __init__(self, family: LMFamily) -> None:
-        self.family = family
-
-    def __iter__(self) -> Any:
-        for step in range(STEPS):
-            batch = self.family.batch(step)
-            yield {"input_ids": batch.ids, "labels": batch.labels, "position_ids": batch.positions}
+def page_trainer(family: LMFamily, recipe: LMRecipe) -> Callable[..., Trainer]:
+    """What docs/huggingface.md defines, which keeps the loss of every step in `seen`."""
+    (block,) = re.findall(r"^```python\n(import torch\n.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    made: dict[str, Any] = {"family": family, "recipe": recipe}
+    exec(compile(block, "huggingface.md", "exec"), made)
+    made["Trainer"] = Losses
+    return made["trainer"]
 
 
 class Losses(Trainer):
     """Keeps what every step says."""
 
-    seen: list[float]
-
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         found = super().compute_loss(*args, **kwargs)
-        self.seen.append(found.item())
+        self.seen = [*getattr(self, "seen", []), found.item()]
         return found
 
 
@@ -60,14 +58,10 @@ def test_our_rows_in_the_plain_trainer_give_our_loss(pack: int, tmp_path: Path) 
     train(family, recipe.train, recipe.optim, tmp_path / "run", progress=False)
     ours = [row["tts"] for row in read(tmp_path / "run" / "metrics.jsonl") if "tts" in row]
 
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path / "theirs"), max_steps=STEPS, learning_rate=LR, lr_scheduler_type="constant",
-        use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
-        per_device_train_batch_size=1,
+    theirs = page_trainer(family, recipe)(
+        Qwen3ForCausalLM.from_pretrained(path), output_dir=str(tmp_path / "theirs"), learning_rate=LR,
+        lr_scheduler_type="constant", use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
-    model = Qwen3ForCausalLM.from_pretrained(path)
-    trainer = Losses(model, arguments, train_dataset=Batches(family), data_collator=lambda rows: rows[0])
-    trainer.seen = []
-    trainer.train()
-    assert len(ours) == STEPS and ours == pytest.approx(trainer.seen, rel=2e-5)
+    theirs.train()
+    assert len(ours) == STEPS and ours == pytest.approx(theirs.seen, rel=2e-5)
     assert ours[-1] < ours[0] - 0.1  # it learnt

@@ -106,7 +106,9 @@ def push(args: argparse.Namespace) -> None:
     with hub.refusals(repo, "could not be pushed", "then push again: what is there is not sent twice"):
         api.create_repo(repo, private=args.private or None, exist_ok=True)
         if args.private and not api.model_info(repo).private:
-            raise CheckpointError(f"{repo} is public already: make it private on its page, or choose another name")
+            raise CheckpointError(
+                f"{repo} is public already: change that on its page, or choose another name"
+            )
         message = args.message or f"gpa push {folder.resolve().name}"
         done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     print(done.commit_url)
