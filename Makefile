@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install format format-check lint type pytest test check fuzz test-slow test-oldest test-gpu demo smoke docs clean
+.PHONY: help install format format-check lint type pytest test check fuzz soak test-slow test-oldest test-gpu demo smoke docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ check: test  ## Same as test
 
 fuzz: $(STAMP)  ## Try random bad input on every surface for ten minutes, and print the counts
 	$(BIN)/python tests/fuzzing.py
+
+soak: $(STAMP)  ## Let 1000 clients of the server leave and 1000 stay, and print memory, files and threads
+	OMP_NUM_THREADS=1 GPA_CLIENTS=1000 $(BIN)/python -m pytest -q -s tests/test_disconnects.py
 
 test-slow: $(STAMP)  ## Run the tests that take over five seconds each
 	$(PYTEST) -m "slow and not gpu and not network"

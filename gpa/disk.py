@@ -195,6 +195,26 @@ def held(folder: Path, job: str) -> Iterator[None]:
         os.close(file)
 
 
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Wait for those who have their turn in `folder`, then keep others waiting until the end of the block.
+
+    For changes that take a moment, by threads and by processes; the lock is that of `held`.
+    """
+    with room(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(ImportError, OSError):  # Windows, a file system without locks
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        _unlock(file)
+        os.close(file)
+
+
 def _lock(file: int, folder: Path, job: str) -> None:
     try:
         import fcntl

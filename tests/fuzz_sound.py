@@ -38,7 +38,7 @@ def trial(random: np.random.Generator, folder: Path) -> bool:
     """Write a file, harm it, read it: samples as before."""
     kind, subtype = KINDS[random.integers(len(KINDS))]
     rate = 8000 if kind == "WVE" else int(random.choice(RATES))
-    data = _written(random, kind, subtype, rate)
+    data = written(random, kind, subtype, rate)
     (folder / "whole").write_bytes(data)
     whole = audio.load(folder / "whole", rate)
     harm = HARMS[random.integers(len(HARMS))]
@@ -60,7 +60,7 @@ def trial(random: np.random.Generator, folder: Path) -> bool:
     return True
 
 
-def _written(random: np.random.Generator, kind: str, subtype: str, rate: int) -> bytes:
+def written(random: np.random.Generator, kind: str, subtype: str, rate: int) -> bytes:
     """Noise that comes and goes, 0.1 to 3 s."""
     samples = int(random.integers(rate // 10, 3 * rate))
     channels = 1 if kind in MONO or subtype in MONO else int(random.integers(1, 3))

@@ -47,6 +47,19 @@ class Served:
             time.sleep(0.01)
         return True
 
+    def left(self, seconds: float = 10) -> bool:
+        """Wait until everybody has gone, too: no place at the gate, no row of the cache is taken."""
+        measures, cache, end = (
+            self.app.state.measures,
+            self.service.worker.engine.cache,
+            time.monotonic() + seconds,
+        )
+        while not self.settled(seconds) or measures.in_flight() or cache.used:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        return True
+
 
 @contextlib.contextmanager
 def served(

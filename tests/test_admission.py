@@ -315,6 +315,29 @@ def test_the_loop_turns_while_the_worker_computes_and_the_pool_is_starved(model:
         assert len(within) > 5 and sorted(within)[len(within) // 2] >= 3, within
 
 
+def test_with_every_thread_of_the_pool_busy_the_loop_answers_and_cancels(model: GPA) -> None:
+    """What needs the pool waits; health is answered at once, and who leaves is forgotten."""
+    with serving(model) as server:
+        service, free = server.service, threading.Event()
+        stuck = [service.pool.submit(free.wait) for _ in range(2)]
+        assert until(lambda: all(each.running() for each in stuck)), "the pool has more threads than that"
+        body = {"input": LONG, "max_new_tokens": 12, "response_format": "pcm"}
+        wav = {"file": audio.to_bytes(np.zeros(16000, np.float32), 16000)}
+        try:
+            for path, given in (("speech", {"json": body}), ("transcriptions", {"files": wav})):
+                with pytest.raises(httpx.ReadTimeout):
+                    httpx.post(f"{server.url}/v1/audio/{path}", timeout=0.5, **given)  # type: ignore[arg-type]
+                asked = time.monotonic()
+                assert httpx.get(f"{server.url}/health/live", timeout=5).status_code == 200
+                assert httpx.get(f"{server.url}/metrics", timeout=5).status_code == 200
+                assert time.monotonic() - asked < 2
+                assert server.left(5), "who left is still on the way"
+        finally:
+            free.set()
+        made = httpx.post(f"{server.url}/v1/audio/speech", json={**body, "input": "hello there"}, timeout=30)
+        assert made.status_code == 200 and len(made.content) > 1000
+
+
 def test_routes_tell_how_much_sound_there_is(model: GPA, second: np.ndarray) -> None:
     """So that it is counted, and what takes long because it is long has the time."""
     with serving(model) as server:

@@ -124,7 +124,7 @@ def test_published_size_has_the_published_names_and_shapes() -> None:
     names = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     expected = json.loads(gzip.decompress((ASSETS / "bicodec_published_state_dict.json.gz").read_bytes()))
     assert names == expected
-    assert model.context() == 67  # the tight bound
+    assert model.context() == (67, 67)  # the tight bound
 
 
 # Features ---------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_rates_and_shapes(kind: str, request: pytest.FixtureRequest) -> None:
 def test_context_is_what_one_id_reaches(kind: str, request: pytest.FixtureRequest) -> None:
     """Change one id: the samples that move lie within the context, and nearly fill it."""
     codec: BiCodec = request.getfixturevalue(kind)
-    reach, hop, centre = codec.model.context(), codec.spec.hop_length, 100
+    (behind, ahead), hop, centre = codec.model.context(), codec.spec.hop_length, 100
     voice = np.zeros((1, codec.spec.n_global), np.int64)
     a = np.zeros((1, 2 * centre + 1), np.int64)
     b = a.copy()
@@ -277,9 +277,9 @@ def test_context_is_what_one_id_reaches(kind: str, request: pytest.FixtureReques
     finally:
         model.prenet.float(), model.decoder.float()
     moved = np.flatnonzero((wavs[0] != wavs[1]).numpy()) // hop
-    slack = 2 if kind == "published" else reach // 2  # ours predicts its spectrum in float32
-    assert centre - reach <= moved.min() <= centre - reach + slack
-    assert centre + reach - slack <= moved.max() <= centre + reach
+    slack = 2 if kind == "published" else ahead // 2  # ours predicts its spectrum in float32
+    assert centre - ahead <= moved.min() <= centre - ahead + slack
+    assert centre + behind - slack <= moved.max() <= centre + behind
 
 
 def test_loudness_policy(published: BiCodec) -> None:

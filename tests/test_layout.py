@@ -27,6 +27,7 @@ TOP_LEVEL = {
     "Makefile",
     "README.md",
     "LICENSE",
+    "Dockerfile",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "CITATION.cff",
@@ -70,6 +71,7 @@ ROWS = {
             "multipart",
             "prometheus_client",
             "websockets",
+            "ray",
             "vllm",
             "sglang",
         ),
@@ -94,6 +96,7 @@ HAND_INSTALLED |= {
     "pesq",
     "pystoi",
     "noisereduce",
+    "distillmos",
 }  # second opinions and a baseline
 HEAVY_AT_LOAD = {"torch", "transformers", "matplotlib"}  # not at load time of layer 0 and prompt
 

@@ -156,15 +156,20 @@ def test_the_microphone_is_recorded_and_written_down(page: "Page", server: "Serv
 
 def test_a_voice_comes_speaks_and_goes(page: "Page", server: "Served") -> None:
     page.click("#tab-voices")
-    page.set_input_files("#voices input[type=file]", spoken())
+    sample, agreed = (page.locator("#voices input[type=file]").nth(n) for n in range(2))
+    sample.set_input_files(spoken())
     expect(page.locator("#voices .report li")).to_have_count(3)
     page.fill("#voices [name=name]", "ada")
     page.click("#voices .primary")
     expect(page.locator("#voices .problem")).to_contain_text("speaker agrees")  # not without consent
     page.check("#voices [name=agreed]")
     page.click("#voices .primary")
-    expect(page.locator("#voices .library")).to_contain_text("ada")
-    assert "ada" in list(server.service.voices)
+    expect(page.locator("#voices .problem")).to_contain_text("Record how the speaker agrees")
+    agreed.set_input_files(spoken())
+    page.click("#voices .primary")
+    expect(page.locator("#voices .library")).to_contain_text("with recorded consent")
+    (consent,) = server.service.voices.consents.newest()
+    assert consent["name"] == "ada" and server.service.voices.about("ada")["consent"] == consent["id"]
     page.click("#tab-speak")
     page.select_option("#speak select", label="ada")
     page.fill("#text", "Hello there.")
@@ -176,7 +181,7 @@ def test_a_voice_comes_speaks_and_goes(page: "Page", server: "Served") -> None:
     assert "ada" in list(server.service.voices)  # the first click only asks
     delete.click()
     expect(page.locator("#voices .library")).not_to_contain_text("ada")
-    assert "ada" not in list(server.service.voices)
+    assert "ada" not in list(server.service.voices) and not server.service.voices.consents.newest()
     assert "ada" not in page.locator("#speak option").all_inner_texts()
 
 

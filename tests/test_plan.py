@@ -1,6 +1,8 @@
 """Plans: the arithmetic against counted operations, real optimiser states and the published size."""
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from gpa import config
 from gpa.cli import main
+from gpa.engine.cache import Cache
+from gpa.engine.scheduler import MEMORY, ROWS
 from gpa.errors import UsageError
 from gpa.models.gpa.modeling_gpa import meta_backbone
-from gpa.train.planning import GPUS, Budget, Rates, Shape, plan
+from gpa.train.planning import GPUS, Budget, Rates, Shape, plan, serving
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "gpa"
 TINY = {
@@ -107,5 +111,36 @@ def test_the_command_prints_and_refuses(capsys: pytest.CaptureFixture[str], tmp_
     out = capsys.readouterr().out
     assert "312,625,152 parameters" in out and "ZeRO-3" in out and "days" in out
     assert main.main(["plan", recipe, "--gpu", "abacus"]) == UsageError.exit_code
+    assert main.main(["plan", recipe, "--memory", "0"]) == UsageError.exit_code
+    assert main.main(["plan", recipe, "--memory", "2"]) == 0
+    assert "it does not fit" in capsys.readouterr().out
     assert main.main(["plan", str(RECIPES / "codec.yaml")]) == UsageError.exit_code
     assert "model.vocab_size is missing" in capsys.readouterr().err
+
+
+def test_rows_take_what_the_cache_takes() -> None:
+    """Keys and values of a position by the engine's own count; weights as torch holds them."""
+    model = Qwen3ForCausalLM(Qwen3Config(**TINY))
+    shape = Shape.of(model)
+    for cpu, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        network = SimpleNamespace(sizes=model.config, dtype=dtype)
+        found = serving(shape, 4 * 2**30, cpu, seconds=10)
+        assert found.second == Rates.tts * Cache.bytes_per_position(network)  # type: ignore[arg-type]
+        held = sum(p.numel() * dtype.itemsize for p in model.parameters())
+        assert found.weights == held * (2 if cpu else 1) and found.dtype == str(dtype).split(".")[1]
+        room = 0.9 * 4 * 2**30 - 2**30 - found.weights
+        assert found.fits * found.second * 10 <= room < (found.fits + 1) * found.second * 10
+    assert serving(shape, 1e15, True).fits * found.second < MEMORY, "the engine's bound"
+    assert serving(shape, 2**30, True).fits == 0
+
+
+def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (RECIPES.parent.parent / "docs/serving.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\$ gpa (plan .*)\n((?:(?!\$ |```).*\n)+)", page, re.MULTILINE)
+    assert len(shown) == 2
+    assert f"at most {ROWS} rows" in page and f"at most {MEMORY >> 30} GiB" in page
+    for words, lines in shown:
+        root = RECIPES.parent.parent
+        given = [str(root / word) if word.startswith("recipes/") else word for word in words.split()]
+        assert main.main(given) == 0
+        assert capsys.readouterr().out.endswith(lines), words

@@ -124,6 +124,17 @@ def test_vq_starts_at_cluster_centres() -> None:
     torch.testing.assert_close(vq.codebook.weight.norm(dim=1), torch.ones(24))
 
 
+def test_vq_starts_and_chooses_in_float32_where_products_are_bf16() -> None:
+    torch.manual_seed(0)
+    vq, x = FactorizedVQ(16, 512, 8), torch.randn(1, 16, 2000)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        vq.start(x[0].T)
+        z = vq.in_project(x).float()
+        codes = vq.nearest(z)
+    assert vq.codebook.weight.dtype == torch.float32
+    assert torch.equal(codes, vq.nearest(z)) and codes.unique().numel() > 256
+
+
 def test_vq_starts_at_encoder_outputs_and_revives_dead_rows() -> None:
     vq = FactorizedVQ(12, 32, 4).train()
     x = torch.randn(500, 12)

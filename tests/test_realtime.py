@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import random
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -261,34 +260,3 @@ def test_the_official_client_reads_it(server: Served, model: GPA) -> None:
                 break
     assert kinds[:3] == ["session.created", "session.updated", "input_audio_buffer.committed"]
     assert text == model.asr((np.frombuffer(sound, "<i2") / 32768, 24000)).text
-
-
-def test_clients_that_go_at_any_moment_leave_nothing(server: Served) -> None:
-    """200 of them, at random moments, 8 at a time, by closing and by breaking the connection."""
-    draw = random.Random(0)
-    quiet = np.zeros(RATE, np.float32)
-    sound = samples(np.concatenate([speechlike(2), quiet, quiet, speechlike(2, seed=3), quiet, quiet]))
-
-    async def visit(number: int, gate: asyncio.Semaphore) -> None:
-        async with gate:
-            socket = await connect(address(server), max_size=None)
-            client = Client(socket)
-            given: Event = {"format": {"rate": RATE}}
-            given |= {"turn_detection": None} if number % 3 else {}
-            await client.socket.send(json.dumps(_update(**given)))
-            await client.say(sound[: draw.randrange(len(sound))], 8000)
-            if number % 4:
-                await client.send("input_audio_buffer.commit")
-            await asyncio.sleep(draw.choice((0, 0, 0.005, 0.02, 0.1)))
-            if number % 2:
-                socket.transport.abort()
-            else:
-                await socket.close()
-
-    async def everybody() -> None:
-        gate = asyncio.Semaphore(8)
-        await asyncio.gather(*(visit(number, gate) for number in range(200)))
-
-    asyncio.run(everybody())
-    assert server.settled(20) and not server.service.worker.jobs
-    assert server.service.worker.engine.cache.used == 0

@@ -93,6 +93,16 @@ def keep_on(url: str, first: str, wav: Path, answered: set[str]) -> None:
                 answered.add(f"{first} {number}")
 
 
+def speak_on(url: str, began: threading.Event) -> None:
+    """Hear long texts until the server is dead."""
+    given = {"input": "one two three. four five six. " * 300, "response_format": "pcm", "max_new_tokens": 12}
+    with contextlib.suppress(httpx.TransportError):
+        while True:
+            with httpx.stream("POST", f"{url}/v1/audio/speech", json=given, timeout=30) as answer:
+                for _ in answer.iter_raw():
+                    began.set()
+
+
 def test_a_signal_lets_requests_end_and_takes_no_new_ones(tiny: Path, tmp_path: Path) -> None:
     """Live while it loads, ready when it has; while it drains neither ready nor taking requests."""
     with process(tiny, tmp_path / "voices", wait=1) as (server, url):
@@ -140,19 +150,28 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     assert server.returncode == 1 and "CheckpointError" in errors
 
 
-def test_a_server_that_is_killed_leaves_no_half_voice(tiny: Path, tmp_path: Path, wav_file: Path) -> None:
-    """Killed again and again while clients register voices: after the next start every voice that was
-    answered is there and can be used, and the folder holds whole voices and nothing else.
+def test_a_server_that_is_killed_leaves_no_half_voice(
+    tiny: Path, tmp_path: Path, wav_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed again and again while clients register voices and others hear texts: after the next start every
+    voice that was answered is there and speaks, the folder holds whole voices and nothing else, and nothing
+    was written anywhere else.
     """
     voices, answered = tmp_path / "voices", set()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     for turn in range(2):
         with process(tiny, voices) as (server, url):
             until(server, lambda: health(url, "ready") == 200)
             given = [(url, f"{turn} {number}", wav_file, answered) for number in range(3)]
             clients = [threading.Thread(target=keep_on, args=each) for each in given]
+            heard = [threading.Event() for _ in range(2)]
+            clients += [threading.Thread(target=speak_on, args=(url, began)) for began in heard]
             for client in clients:
                 client.start()
             until(server, lambda: sum(name.startswith(str(turn)) for name in answered) >= 4)  # noqa: B023
+            assert all(began.wait(30) for began in heard)
             server.kill()
             for client in clients:
                 client.join(30)
@@ -164,6 +183,11 @@ def test_a_server_that_is_killed_leaves_no_half_voice(tiny: Path, tmp_path: Path
         assert answered <= set(registered)
         files = {path.name for path in voices.iterdir()} - {".lock"}
         assert files == {f"{ident}.json" for ident in registered.values()}
+        for name in list(registered)[-3:]:
+            asked = {"input": "one two", "voice": name, "max_new_tokens": 8, "response_format": "pcm"}
+            assert httpx.post(f"{url}/v1/audio/speech", json=asked, timeout=30).status_code == 200
         for name in list(registered)[:3]:
             assert httpx.delete(f"{url}/v1/audio/voices/{name}").json()["deleted"] is True
         assert len(os.listdir(voices)) - 1 == len(registered) - 3
+    left = {path.name for path in scratch.iterdir()} - {".ses"}  # onnxruntime's own
+    assert not left, f"temporary files remain: {left}"

@@ -52,7 +52,7 @@ def speechop_outputs(seed: int) -> Iterator[Outputs]:
     noisy, voice = clip(CLIP, 2.0), clip(OTHER, 2.0)
     options = {"steps": 4, "seed": seed}
     made = {
-        "enhance": model.enhance(noisy, **options),
+        "enhance": model.enhance(noisy, strong=True, **options),
         "enhance_itc": model.enhance(noisy, "the small dog", filtered=False, **options),
         "extract": model.extract(noisy, voice, **options),
         "match": model.match(noisy, voice, **options),

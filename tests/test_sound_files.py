@@ -210,6 +210,15 @@ def test_a_tag_before_the_sound_is_skipped(form: str) -> None:
     np.testing.assert_array_equal(audio.load(tag + encoded(form)), audio.load(encoded(form)))
 
 
+@pytest.mark.parametrize(
+    "head", [b"ID3\x04\0\0\0\0\0\x0a", b"RIFF", b"fLaC", b"OggS", b"FORM", b"caff", b"\xff\xfb\x90"]
+)
+def test_a_file_that_ends_within_its_first_bytes_is_refused(head: bytes) -> None:
+    for size in range(len(head) + 1):
+        with pytest.raises(AudioError):
+            audio.load(head[:size])
+
+
 # FLAC and Ogg -----------------------------------------------------------------------------------------------
 
 

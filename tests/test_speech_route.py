@@ -196,6 +196,29 @@ def test_the_last_event_counts(model: GPA, client: openai.OpenAI) -> None:
     assert [each["text"] for each in done["segments"]] == [e["text"] for e in deltas if "text" in e]
 
 
+@pytest.mark.parametrize("speed", [1, 2])
+def test_words_have_times_for_who_asks(client: openai.OpenAI, server: Served, speed: float) -> None:
+    """With the end of each segment, on the clock of what is heard; the sound is the same."""
+    plain = events(client, speed=speed)
+    *deltas, done = events(client, speed=speed, extra_body={**BRIEF, "timestamps": "word"})
+    sound = [b"".join(base64.b64decode(e["audio"]) for e in each[:-1]) for each in (plain, [*deltas, done])]
+    assert sound[0] == sound[1] and not any("words" in event for event in plain)
+    assert [word for e in deltas for word in e.get("words", ())] == [
+        word for segment in done["segments"] for word in segment["words"]
+    ]
+    for segment in done["segments"]:
+        words = segment["words"]
+        assert [word["word"] for word in words] == segment["text"].split()
+        times = [time for word in words for time in (word["start"], word["end"])]
+        assert times == sorted(times) and segment["start"] <= times[0]
+        assert times[-1] <= segment["end"] + 0.04 / speed  # a frame
+    assert done["segments"][-1]["words"][-1]["start"] > done["duration"] / 2
+    item = post(server, "/batch", items=[{"input": "hello there"}], timestamps="word", **BRIEF).json()
+    (segment,) = item["results"][0]["segments"]
+    assert [word["word"] for word in segment["words"]] == ["hello", "there"]
+    assert post(server, input="a", timestamps="letter").status_code in (400, 422)
+
+
 def test_voices_by_id_by_openais_names_and_by_a_recording(model: GPA, client: openai.OpenAI) -> None:
     def pcm(voice: Any, **more: Any) -> bytes:
         return ask(client, voice=voice, response_format="pcm", extra_body={**BRIEF, **more})

@@ -60,6 +60,18 @@ def test_noise_goes_and_speech_stays() -> None:
     assert error() < before / 4 and error(floor=-6.0) < before / 2 and error() < error(floor=-6.0)
 
 
+def test_the_usual_filter_acts_in_pauses_alone() -> None:
+    """Where the result speaks the recording stays, however quiet the result; further off it does not."""
+    noise = hiss(3 * RATE)
+    made = np.zeros_like(noise)
+    made[RATE : 2 * RATE] = 0.05 * noise[RATE : 2 * RATE]
+    kept, whole = (filtered(noise, made, RATE, Filter(), strong) for strong in (False, True))
+    inside, outside = slice(RATE + 800, 2 * RATE - 800), slice(0, RATE // 2)
+    np.testing.assert_allclose(kept[inside], noise[inside], atol=1e-5)
+    np.testing.assert_allclose(kept[outside], 0.1 * noise[outside], atol=1e-5)
+    assert np.abs(whole[inside]).max() < 0.3 * np.abs(noise[inside]).max()
+
+
 def test_the_gain_is_the_amplitudes_ratio_to_the_power() -> None:
     wav = hiss(20000)
     for power in (1.0, 2.0):
@@ -95,7 +107,13 @@ def test_tasks_are_filtered_where_settings_say_so(op: SpeechOp) -> None:
     for task, wav in usual.items():
         assert np.array_equal(wav, (yes if task == "enhance" else no)[task])
         assert not np.allclose(yes[task], no[task], atol=1e-3)
-        np.testing.assert_allclose(yes[task], filtered(SPEECH, no[task], RATE, op.config.filter), atol=1e-4)
+        whole = filtered(SPEECH, no[task], RATE, op.config.filter, strong=task != "enhance")
+        np.testing.assert_allclose(yes[task], whole, atol=1e-4)
+    strong = op.enhance(noisy, strong=True).wav
+    np.testing.assert_allclose(
+        strong, filtered(SPEECH, no["enhance"], RATE, op.config.filter, strong=True), atol=1e-4
+    )
+    assert not np.allclose(strong, usual["enhance"], atol=1e-3)
     assert np.array_equal(op.enhance(noisy, "Some words.", gamma=0).wav, usual["enhance"])
 
 

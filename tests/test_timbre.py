@@ -14,6 +14,7 @@ from gpa import GPA, audio
 from gpa.codec import bicodec
 from gpa.codec.base import AudioTokens
 from gpa.codec.bicodec import BiCodec
+from gpa.codec.bicodec_config import WaveConfig
 from gpa.codec.harmonic import FLOOR, HarmonicDecoder
 from gpa.codec.timbre import CENTRE, GAINS, SHIFTS, STEP, Timbre, measure
 from gpa.errors import CheckpointError, UsageError
@@ -28,7 +29,7 @@ MINI = Path(__file__).parents[1] / "gpa" / "assets" / "gpa-mini"
 @pytest.fixture(scope="module")
 def decoder() -> HarmonicDecoder:
     torch.manual_seed(0)
-    return HarmonicDecoder(8, 16, 32, 1, bands=BANDS, hop=320, sample_rate=16_000).eval()
+    return HarmonicDecoder(WaveConfig(8, 16, hidden=32, layers=1, bands=BANDS, hop_length=320), 16_000).eval()
 
 
 @pytest.fixture(scope="module")

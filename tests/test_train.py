@@ -628,6 +628,28 @@ def test_a_new_decoder_takes_the_place_of_the_old(data: Path, runs: dict[str, Pa
     assert same(exported.encoder.state_dict(), ids)
 
 
+def test_a_refiner_joins_a_decoder_that_is_kept(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    """It begins as the identity and learns from what is rendered."""
+    first = {"init": str(runs["codec"] / "export"), "freeze_ids": True, "model": {}, "decoder": HARMONIC}
+    before = go(tree_of("codec", data, **first), tmp_path / "first") / "export"
+    sizes = {"dim": 8, "hidden": 16, "layers": 1}
+    changes = {
+        "init": str(before),
+        "freeze_ids": True,
+        "model": {},
+        "refiner": sizes,
+        "weights": {"mel": 1.0},
+    }
+    module = codec_family(data, **changes).build()
+    old, new = trained.load_network(before), module.codec  # type: ignore[union-attr]
+    codes, speaker = torch.arange(12)[None] % 8, torch.zeros(1, old.config.speaker_encoder.token_num).long()
+    torch.testing.assert_close(new.decode(codes, speaker), old.decode(codes, speaker))
+    exported = trained.load_network(go(tree_of("codec", data, **changes), tmp_path / "then") / "export")
+    assert isinstance(exported.decoder, HarmonicDecoder) and exported.decoder.refiner is not None
+    assert exported.decoder.refiner.out.weight.abs().max() > 0
+    assert not torch.equal(exported.decode(codes, speaker), old.decode(codes, speaker))
+
+
 def test_a_new_voice_path_takes_the_place_of_the_old(
     data: Path, runs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -143,6 +143,45 @@ def test_deltas_are_the_text_at_the_end(client: openai.OpenAI, server: Served, m
     assert [json.loads(line[6:])["type"] for line in lines] == [event.type for event in events]
 
 
+def test_logprobs_are_those_of_the_ids(client: openai.OpenAI, server: Served, model: GPA) -> None:
+    """They spell the text, and score the ids as the network does; events have them segment by segment."""
+    pause = np.zeros(24000, np.float32)
+    sentences = [model.tts(text, "kore", seed=2).wav for text in ("The rain has stopped.", "We can go.")]
+    data = written(np.concatenate([sentences[0], pause, sentences[1]]))
+    alone = model.asr(data)
+    assert len(alone.segments) == 2
+    plain = ask(client, data, include=["logprobs"])
+    spelt = [bytes(map(int, each.bytes)).decode() for each in plain.logprobs]
+    assert spelt == [each.token for each in plain.logprobs] and "".join(spelt) == plain.text == alone.text
+    assert len(spelt) == len(alone.tokens) and all(each.logprob <= 0 for each in plain.logprobs)
+    segment = alone.segments[1]
+    own = [each.logprob for each in plain.logprobs[len(alone.segments[0].tokens) :]]
+    assert own == pytest.approx(segment.log_probs)
+    end = segment.avg_logprob * (len(own) + 2) - sum(own)  # the mean counts the two ids that end it, too
+    assert -5 < end <= 1e-3
+    assert ask(client, data).to_dict().keys() == {"text", "usage"}  # for who did not ask
+
+    *deltas, done = ask(client, data, include=["logprobs"], stream=True)
+    assert "".join(each.delta for each in deltas) == done.text == alone.text
+    assert ["".join(each.token for each in delta.logprobs) for delta in deltas] == [d.delta for d in deltas]
+    assert [each.to_dict() for each in done.logprobs] == [each.to_dict() for each in plain.logprobs]
+    assert "logprobs" not in post(server, data, stream="true").text
+
+
+def test_a_language_that_is_not_the_models_changes_nothing(server: Served, wav: bytes) -> None:
+    for given, ignored in (
+        ("en", None),
+        ("en-GB", None),
+        ("english", None),
+        ("EN", None),
+        ("de", "language"),
+    ):
+        answer = post(server, wav, language=given)
+        assert answer.status_code == 200 and answer.headers.get("x-ignored-fields") == ignored, given
+    answer = post(server, wav, **{"languages[]": ["en", "fr"], "language": "en"})
+    assert answer.headers["x-ignored-fields"] == "languages"
+
+
 def test_silence_is_no_text(client: openai.OpenAI, server: Served) -> None:
     silence = written(np.zeros(32000, np.float32))
     assert ask(client, silence).text == ""
@@ -163,7 +202,11 @@ def test_silence_is_no_text(client: openai.OpenAI, server: Served) -> None:
         ),
         ({"response_format": "diarized_json"}, "response_format", "invalid_value"),
         ({"temperature": 1.5}, "temperature", "invalid_value"),
-        ({"include": ["logprobs"]}, "include[]", "unsupported_value"),
+        ({"include": ["pitch"]}, "include[]", "invalid_value"),
+        ({"include": ["logprobs"], "response_format": "verbose_json"}, "include[]", "invalid_value"),
+        ({"include": ["logprobs"], "response_format": "text", "stream": True}, "include[]", "invalid_value"),
+        ({"language": "the one I speak"}, "language", "invalid_value"),
+        ({"extra_body": {"languages": ["en", "?"]}}, "languages[]", "invalid_value"),
         ({"chunking_strategy": "often"}, "chunking_strategy", "invalid_value"),
         ({"stream": True, "response_format": "srt"}, "stream", "invalid_value"),
         ({"extra_body": {"known_speaker_names": ["Ann"]}}, "known_speaker_names[]", "unsupported_value"),

@@ -119,7 +119,7 @@ def _tag(opened: Opened, at: int, head: bytes) -> int:
 
 def id3_size(head: bytes) -> int:
     """Bytes of an ID3v2 tag after its ten bytes of header (id3.org, ID3v2.4.0 section 3.1)."""
-    size = 0
+    head, size = head.ljust(10, b"\0"), 0  # the file may end within it
     for byte in head[6:10]:
         size = size << 7 | byte & 0x7F
     return size + (10 if head[5] & 0x10 else 0)

@@ -244,7 +244,7 @@ def _ours(asked: Asked) -> tuple[int, Callable[[np.ndarray], str]]:
 def _whisper(asked: Asked) -> tuple[int, Callable[[np.ndarray], str]]:
     from gpa.evals.judges.whisper import Recogniser
 
-    return WHISPER_RATE, Recogniser(asked.threads)
+    return WHISPER_RATE, Recogniser("tiny.en", asked.threads)
 
 
 def write_recordings(asked: Asked, folder: Path, count: int) -> list[str]:

@@ -48,7 +48,7 @@ offline; a judge that is not installed is reported as not measured. needs the ex
         help=f"also other gammas, steps and TC-Avg shares, on M clips (default {SWEPT})")  # fmt: skip
     what.add_argument("--quick", action="store_true", help="3 clips, 8 steps, a sweep on 2")
     what.add_argument("--without", nargs="*", default=["voice_2"], metavar="JUDGE",
-        help="leave out voice, voice_2, quality or phonemes (default voice_2)")  # fmt: skip
+        help="leave out a judge, as `gpa eval` does (default voice_2)")  # fmt: skip
     what.add_argument("--noise", type=Path, metavar="DIR", help="recorded noise (default DATA/noise)")
     what.add_argument("--snr", nargs=2, type=float, default=[0.0, 10.0], metavar=("LOW", "HIGH"),
         help="of the noise, dB (default 0 10)")  # fmt: skip

@@ -234,8 +234,8 @@ def plan(args: argparse.Namespace) -> None:
 
     if args.gpu not in planning.GPUS:
         raise UsageError(f"--gpu {args.gpu}: choose one of {', '.join(planning.GPUS)}")
-    for name in ("gpus", "hours", "epochs", "mfu"):
-        if getattr(args, name) <= 0:
+    for name in ("gpus", "hours", "epochs", "mfu", "memory"):
+        if (value := getattr(args, name)) is not None and value <= 0:
             raise UsageError(f"--{name} {getattr(args, name)}: must be above 0")
     gpu = planning.GPUS[args.gpu]
     if args.price is not None:
@@ -246,6 +246,12 @@ def plan(args: argparse.Namespace) -> None:
     budget = planning.Budget(args.hours, args.epochs, micro_ids=micro, length=length, mfu=args.mfu)
     shape = planning.Shape.of(meta_backbone(recipe.get("model", {})))
     for line in planning.lines(planning.plan(shape, budget, gpu, args.gpus), budget, args.gpu, args.gpus):
+        print(line)
+    served = planning.serving(
+        shape, args.memory * planning.GIB if args.memory else gpu.memory, bool(args.memory)
+    )
+    where = f"a processor with {args.memory:g} GiB" if args.memory else f"one {args.gpu}"
+    for line in planning.serving_lines(served, where):
         print(line)
 
 

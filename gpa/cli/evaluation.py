@@ -24,6 +24,8 @@ EXAMPLES = """\
   gpa eval runs/mini/export --data DATA --baselines --save-wavs
   gpa eval gpa-mini --suite tts tts-flite -n 100 --data DATA
   gpa eval --suite asr-noise --noise MY_SOUNDS    words invented a minute where nobody speaks
+  gpa eval --split dev-many --suite codec asr tts-clip vc-codec vc-lm -n 0        many speakers: choose by it
+  gpa eval --split dev-many --suite asr -n 0 --snr 0 10   the same clips in noise that training never hears
   gpa eval --codec runs/codec/export --suite codec --data DATA
   gpa eval --compare before/report.json after/report.json
 
@@ -46,12 +48,14 @@ def add(sub: Any) -> None:
     what.add_argument("--data", metavar="DIR", help="data folder (default: GPA_DATA)")
     what.add_argument("--noise", type=Path, metavar="DIR",
         help="sounds without speech, for asr-noise (default: DATA/noise)")  # fmt: skip
+    what.add_argument("--snr", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="start from noisy copies: held-out noises at LOW to HIGH dB, half in a room")  # fmt: skip
     what.add_argument("--split", default=SPLIT, metavar="S", help=f"held-out split (default {SPLIT})")
     what.add_argument("-n", type=int, metavar="N", help="items of every suite, 0 for all (default: 40 to 80)")
     what.add_argument("--quick", action="store_true", help="4 items of every suite")
     what.add_argument("--seed", type=int, default=0, help="chooses the items and seeds the model (default 0)")
     what.add_argument("--without", nargs="+", default=[], metavar="JUDGE",
-        help="leave out voice, voice_2, quality or phonemes")  # fmt: skip
+        help="leave out words_2, voice, voice_2, quality, quality_2 or phonemes")  # fmt: skip
     _more(p)
     p.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"),
         help="two reports or their folders: is B better? measures nothing")  # fmt: skip
@@ -123,6 +127,7 @@ def _bench(args: argparse.Namespace) -> Any:
     """The data and what was asked for; a split that cannot be used is refused before anything is loaded."""
     from gpa.evals import items, suites
     from gpa.evals.measurement import Bench
+    from gpa.evals.restoration.noisy_clips import NoisyClips
 
     alone = args.noise is not None and _names(args) == [suites.NOISE]
     if args.noise is not None and not args.noise.is_dir():
@@ -131,6 +136,8 @@ def _bench(args: argparse.Namespace) -> Any:
     speakers = dict(_pair(text) for text in args.speakers)
     bench = Bench(data, voices=args.voices, speakers=speakers, seen=_seen(args.seen))
     bench.seed, bench.split, bench.noise = args.seed, args.split, args.noise
+    if args.snr:
+        bench.degrade = NoisyClips(args.noise or data / "noise", data / "rooms", args.seed, args.snr)
     if not alone:
         items.dev_clips(bench.manifest, 1, args.seed, args.split)
     return bench

@@ -99,9 +99,10 @@ docs/finetuning.md says what was measured.
 
 def _plan(sub: Any) -> None:
     p = options.command(
-        sub, "plan", commands.plan, "what a training run would take: memory per GPU, days, cost", """\
+        sub, "plan", commands.plan, "what training and serving would take: memory, days, cost, streams", """\
   gpa plan recipes/gpa/gpa_0_3b.yaml --gpus 64 --gpu h100 --hours 1000000
   gpa plan recipes/gpa/gpa_3b.yaml --gpus 256 --hours 200000 --epochs 3 --mfu 0.38
+  gpa plan recipes/gpa/gpa_0_3b.yaml --memory 8      serve on a processor with 8 GiB
 
 arithmetic only: nothing is allocated, no data is needed.
 """
@@ -113,3 +114,6 @@ arithmetic only: nothing is allocated, no data is needed.
     p.add_argument("--epochs", type=float, default=1.0, help="passes over them (default 1)")
     p.add_argument("--mfu", type=float, default=0.4, help="share of peak reached (default 0.4; `gpa bench`)")
     p.add_argument("--price", type=float, help="dollars per GPU hour (default: a guess per kind)")
+    p.add_argument(
+        "--memory", type=float, metavar="GIB", help="of a processor that serves (default: the GPU serves)"
+    )

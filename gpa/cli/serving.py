@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpa.cli import commands, options
 from gpa.errors import MissingExtraError, UsageError
-from gpa.serve.settings import Settings
+from gpa.serve.settings import Settings, keys_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -66,6 +66,8 @@ once the requests on their way are answered. says on stderr where it listens. do
     bounds.add_argument("--keys", type=Path, metavar="FILE",
         help="API keys, one a line; without it anybody may ask")  # fmt: skip
     bounds.add_argument("--voices", type=Path, metavar="FOLDER", help="where registered voices are kept")
+    bounds.add_argument("--require-consent", action="store_true",
+        help="register a voice only with a recording of its speaker's consent")  # fmt: skip
     options.engine(p)
     options.device(p)
 
@@ -130,13 +132,9 @@ def _settings(args: argparse.Namespace) -> Settings:
     for name in BOUNDS:
         if getattr(args, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: more than 0")
-    keys: tuple[str, ...] = ()
-    if args.keys:
-        keys = tuple(line.strip() for line in commands.read_text(args.keys).splitlines() if line.strip())
-        if not keys:
-            raise UsageError(f"{args.keys}: no key in it; without --keys anybody may ask")
+    keys = keys_of(args.keys) if args.keys else ()
     bounds = {name: getattr(args, name) for name in BOUNDS}
-    return Settings(**bounds, keys=keys, voices=args.voices)
+    return Settings(**bounds, keys=keys, voices=args.voices, require_consent=args.require_consent)
 
 
 def _speechop(args: argparse.Namespace) -> SpeechOp | None:

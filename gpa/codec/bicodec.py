@@ -76,7 +76,7 @@ class BiCodec(TokenCodec):
         self.precision = torch.float32  # of the files, which saving keeps
         self._fingerprints: dict[str, str] = {}
         self._adapted: dict[bytes, BiCodecModel] = {}  # by weights, the latest last
-        s, reach = config.speaker_encoder, model.context()
+        s, (behind, ahead) = config.speaker_encoder, model.context()
         self._spec = CodecSpec(
             name="bicodec",
             sample_rate=config.sample_rate,
@@ -86,7 +86,7 @@ class BiCodec(TokenCodec):
             n_global=s.token_num,
             global_size=int(np.prod(s.fsq_levels)),
             # Phase and noise of the harmonic renderer run on from the start of the clip.
-            context=(None if self.harmonic else reach, model.reach()),
+            context=(None if self.harmonic else behind, ahead),
         )
 
     @classmethod

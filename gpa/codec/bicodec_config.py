@@ -16,6 +16,7 @@ Ratio = Annotated[int, Within(1, 64)]
 Ratios = Annotated[tuple[Ratio, ...], Within(0, 8)]
 Bands = Annotated[int, Within(0, 1024)]
 Hop = Annotated[int, Within(1, 1 << 13)]
+Lookahead = Annotated[int, Within(0, 1024)]
 Hertz = Annotated[int | float, Within(0, 1 << 20)]  # as written: fingerprints tell 10 from 10.0
 
 
@@ -40,7 +41,9 @@ class MelConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Sizes of the semantic encoder, of the prenet or of the postnet."""
+    """Sizes of the semantic encoder, of the prenet or of the postnet. With `lookahead` the prenet hears so
+    many of the frames ahead that it draws; published ones hear as much of the future as of the past.
+    """
 
     input_channels: Size
     vocos_dim: Size
@@ -50,6 +53,7 @@ class BackboneConfig:
     sample_ratios: Ratios = (1, 1)
     condition_dim: Size | None = None
     use_tanh_at_final: bool = False
+    lookahead: Lookahead | None = None  # ours
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,18 @@ class SpeakerConfig:
 
 
 @dataclass(frozen=True)
+class RefinerConfig:
+    """Sizes of the network that refines the spectra of the source-filter decoder."""
+
+    dim: Size
+    hidden: Size
+    layers: Annotated[int, Within(1, 64)]
+
+
+@dataclass(frozen=True)
 class WaveConfig:
     """Waveform decoder: `rates` and `kernel_sizes` make the published one, `n_fft` the ISTFT decoder,
-    `bands` the source-filter decoder."""
+    `bands` the source-filter decoder. The last two hear `lookahead` frames ahead, or as many as behind."""
 
     input_channel: Size
     channels: Size
@@ -94,6 +107,8 @@ class WaveConfig:
     layers: Layers = 0
     sharpen: tuple[int | float, int | float] = (0.0, 0.0)  # of the source-filter decoder, see there
     voiced_to: Hertz = 0.0  # the same
+    lookahead: Lookahead | None = None
+    refiner: RefinerConfig | None = None
 
     def __post_init__(self) -> None:
         require(len(self.rates) == len(self.kernel_sizes), "decoder: as many kernel_sizes as rates")

@@ -6,8 +6,7 @@ Spark-TTS, arXiv 2503.01710, section 3. State names are the published ones.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +45,11 @@ class Decoder(nn.Module):
     def __init__(self, c: BackboneConfig) -> None:
         super().__init__()
         self.linear_pre = nn.Linear(c.input_channels, c.vocos_dim)
-        self.downsample = sampling_stages(c.vocos_dim, c.vocos_intermediate_dim, up=list(c.sample_ratios))
+        sizes = (c.vocos_dim, c.vocos_intermediate_dim)
+        causal = c.lookahead is not None
+        self.downsample = sampling_stages(*sizes, up=list(c.sample_ratios), causal=causal)
         self.vocos_backbone = VocosBackbone(
-            c.vocos_dim, c.vocos_dim, c.vocos_intermediate_dim, c.vocos_num_layers, c.condition_dim
+            c.vocos_dim, *sizes, c.vocos_num_layers, c.condition_dim, c.lookahead
         )
         self.linear = nn.Linear(c.vocos_dim, c.out_channels)
         self.tanh = c.use_tanh_at_final
@@ -56,6 +57,18 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         x = self.downsample(self.linear_pre(x.transpose(1, 2)).transpose(1, 2))
         return self._out(self.vocos_backbone(x, cond))
+
+    def reach(self) -> tuple[int, int]:
+        """Frames of its own, behind and ahead, that one of them hears."""
+        behind, ahead = self.vocos_backbone.reach()
+        step = 1  # frames of the output in one of the stage's
+        stages: list[Any] = list(self.downsample)
+        for block, after in reversed(stages):
+            more = after.reach()
+            behind, ahead = behind + more[0] * step, ahead + more[1] * step
+            step *= block.up
+            behind, ahead = behind + (block.up > 1) * step, ahead + (block.up > 1 and not block.causal) * step
+        return behind, ahead
 
     def streaming(self, cond: Tensor | None = None) -> Layer:
         """`forward`, bit by bit."""
@@ -74,17 +87,10 @@ WaveDecoder = WaveGenerator | ISTFTDecoder | HarmonicDecoder
 def wave_decoder(c: WaveConfig, sample_rate: int) -> WaveDecoder:
     """The waveform decoder that the sizes ask for: source-filter, ISTFT, or the published one."""
     if c.bands:
-        sizes = (c.input_channel, c.channels, c.hidden, c.layers)
-        return HarmonicDecoder(
-            *sizes,
-            bands=c.bands,
-            hop=c.hop_length,
-            sample_rate=sample_rate,
-            sharpen=c.sharpen,
-            voiced_to=c.voiced_to,
-        )
+        return HarmonicDecoder(c, sample_rate)
     if c.n_fft:
-        return ISTFTDecoder(c.input_channel, c.channels, c.hidden, c.layers, c.n_fft, c.hop_length)
+        sizes = (c.input_channel, c.channels, c.hidden, c.layers)
+        return ISTFTDecoder(*sizes, c.n_fft, c.hop_length, c.lookahead)
     return WaveGenerator(c.input_channel, c.channels, list(c.rates), list(c.kernel_sizes))
 
 
@@ -188,16 +194,10 @@ class BiCodecModel(nn.Module):
         """Waveform of a whole clip."""
         return self.render(self.frames(semantic, global_))
 
-    def reach(self) -> int:
-        """Ids behind one that its sound hears, those that `render` needs too."""
-        return self.context() - (-self.decoder.render_reach() // self.config.latent_hop_length)
-
-    def context(self) -> int:
-        """Ids of context, on either side, with which a window's `frames` equal those of the clip."""
-        c, hop = self.config.prenet, self.config.latent_hop_length
-        reach, rate = 0.0, 1  # of the prenet, in ids; frames per id so far
-        for ratio in c.sample_ratios:
-            rate *= ratio
-            reach += (ratio > 1) + (3 + 2 * 3) / rate  # deconvolution, two-layer backbone
-        reach += (3 + 3 * c.vocos_num_layers) / rate
-        return (math.ceil(reach * hop) + self.decoder.reach() + hop - 1) // hop
+    def context(self) -> tuple[int, int]:
+        """Ids behind and ahead of one that its sound hears, phases aside, which run through the clip."""
+        behind, ahead = (frames * self.decoder.hop for frames in self.prenet.reach())
+        more = self.decoder.reach()
+        ids = self.config.latent_hop_length
+        ahead += more[1] + self.decoder.render_reach()
+        return -(-(behind + more[0]) // ids), -(-ahead // ids)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpa.codec.refiner import SpectrumRefiner
 from gpa.codec.source_filter import REACH, source_filter
 from gpa.errors import UsageError
 from gpa.nn.convnext import VocosBackbone
@@ -24,6 +25,7 @@ from gpa.nn.incremental import Each, Layer, Series, Windows, backbone
 from gpa.nn.mel import mel_filters
 
 if TYPE_CHECKING:
+    from gpa.codec.bicodec_config import WaveConfig
     from gpa.codec.timbre import Timbre
 
 FLOOR = 5e-5  # of mel power in `log_mel`: about 60 dB below loud speech, where rooms hum
@@ -48,33 +50,25 @@ class HarmonicDecoder(nn.Module):
     between: Tensor
     rate = 1  # output frames per latent frame
 
-    def __init__(
-        self,
-        input_channel: int,
-        dim: int,
-        hidden: int,
-        layers: int,
-        *,
-        bands: int,
-        hop: int,
-        sample_rate: int,
-        sharpen: tuple[float, float] = (0.0, 0.0),
-        voiced_to: float = 0.0,
-    ) -> None:
-        """`sharpen` is how much of what `_sharpened` finds is added, in time and over bands.
+    def __init__(self, config: WaveConfig, sample_rate: int) -> None:
+        """`config.sharpen` is how much of what `sharpener` finds is added, in time and over bands.
 
-        Up to `voiced_to` Hz voiced sound is pulses alone (the harmonic part of Stylianou's model, 2001).
+        Up to `config.voiced_to` Hz voiced sound is pulses alone (the harmonic part of Stylianou's model,
+        2001).
         """
         super().__init__()
-        self.backbone = VocosBackbone(input_channel, dim, hidden, layers)
-        self.out = nn.Linear(dim, 2 * bands + 2)
+        sizes = (config.input_channel, config.channels, config.hidden, config.layers)
+        self.backbone = VocosBackbone(*sizes, lookahead=config.lookahead)
+        bands, hop = self.bands, self.hop = config.bands, config.hop_length
+        self.sample_rate = sample_rate
+        self.out = nn.Linear(config.channels, 2 * bands + 2)
         nn.init.normal_(self.out.weight, std=0.01)
-        self.bands, self.hop, self.layers, self.sample_rate = bands, hop, layers, sample_rate
-        self.sharpen = sharpen
+        self.sharpen, voiced_to = config.sharpen, config.voiced_to
         share = torch.sigmoid((voiced_to - _centres(bands, sample_rate)) / SLOPE)
         share = share.clamp_max(1 - LEFT) if voiced_to else torch.zeros(bands)
         self.register_buffer("share", share[:, None], persistent=False)
         self.n_fft = 2 * hop
+        self.refiner = SpectrumRefiner(hop + 1, config.refiner) if config.refiner else None
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.register_buffer(
             "spread", mel_interpolation(bands, self.n_fft // 2 + 1, sample_rate), persistent=False
@@ -86,9 +80,10 @@ class HarmonicDecoder(nn.Module):
         noise = torch.randn(sample_rate, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", noise, persistent=False)
 
-    def reach(self) -> int:
-        """Samples, on either side of its own hop, whose frames one latent frame touches."""
-        return (3 + 3 * self.layers) * self.hop
+    def reach(self) -> tuple[int, int]:
+        """Samples behind and ahead of a latent frame's own hop whose frames it hears."""
+        behind, ahead = self.backbone.reach()
+        return behind * self.hop, ahead * self.hop
 
     def render_reach(self) -> int:
         """Samples behind its hop that the sound of one latent frame hears of the frames."""
@@ -126,7 +121,8 @@ class HarmonicDecoder(nn.Module):
         return torch.cat([*self._sources(frames, voiced), f0[:, None], voiced[:, None]], 1)
 
     def _sound(self) -> Layer:
-        return source_filter(self._gain, self.noise, self.window, self.hop, self.sample_rate)
+        mixed = self.refiner.streaming() if self.refiner else None
+        return source_filter(self._gain, self.noise, self.window, self.hop, self.sample_rate, mixed)
 
     def _sources(self, frames: Tensor, voiced: Tensor) -> tuple[Tensor, Tensor]:
         """Envelopes of pulses and noise, (B, K, T) each. No loss on power tells a network which it is.

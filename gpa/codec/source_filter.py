@@ -20,12 +20,15 @@ REACH = 3  # frames behind a frame that its sound hears
 STEPS = 2  # spectra per frame
 
 
-def source_filter(gain: Map, noise: Tensor, window: Tensor, hop: int, sample_rate: int) -> Layer:
+def source_filter(
+    gain: Map, noise: Tensor, window: Tensor, hop: int, sample_rate: int, mixed: Layer | None = None
+) -> Layer:
     """Frames (B, 2K + 2, T) to sound (B, 1, T * hop), the way of a whole clip in one push.
 
     A frame is K bands of the pulses' envelope, K of the noise's, pitch in Hz and voicing in 0..1, in float64:
     what is rounded off a pitch adds up over the clip. `gain` makes envelopes (B, K, n) of bands spectra
-    (B, F, n); `noise` (N,) is repeated; `window` is two frames long.
+    (B, F, n); `noise` (N,) is repeated; `window` is two frames long. `mixed` makes spectra of sound (B, F, n)
+    of those of pulses and noise (B, 2, F, n): their sum, unless a network knows better.
     """
     size, step = len(window), hop // STEPS
 
@@ -43,8 +46,9 @@ def source_filter(gain: Map, noise: Tensor, window: Tensor, hop: int, sample_rat
         interpolated(STEPS, more=1),  # a centred STFT has one spectrum more
         Each(lambda x: torch.stack([gain(bands) for bands in x.chunk(2, 1)], 1)),
     )
-    shaped = Join(lambda x, envelope: (x * envelope).sum(1), sources, envelopes)
-    return Series(shaped, inverse_stft(window, step, (size // 2, size // 2), 1e-11))
+    shaped = Join(torch.mul, sources, envelopes)
+    mixed = mixed or Each(lambda x: x.sum(1))
+    return Series(shaped, mixed, inverse_stft(window, step, (size // 2, size // 2), 1e-11))
 
 
 def interpolated(factor: int, more: int = 0) -> Layer:

@@ -8,6 +8,8 @@ is a whole codec for `BiCodec.from_pretrained`. `load` reads exports without it,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +71,10 @@ def settings_of(recipe: Mapping[str, Any]) -> BiCodecConfig:
     """What a codec recipe means: `model` or the settings of `init`, with `new_parts` and `render` put in."""
     given = recipe["model"]
     sizes = BiCodecConfig.from_dict(dict(given)) if given else read_config(Path(recipe["init"]))
-    tree = sizes.to_dict() | new_parts(recipe)
+    tree = sizes.to_dict()
+    for name, part in new_parts(recipe).items():
+        *outer, inner = name.split(".")
+        reduce(getitem, outer, tree)[inner] = part
     if strange := sorted(set(recipe.get("render") or {}) - set(RENDER)):
         raise UsageError(
             f"render: {', '.join(strange)}: only {', '.join(RENDER)} leave the weights as they are"
@@ -80,8 +85,8 @@ def settings_of(recipe: Mapping[str, Any]) -> BiCodecConfig:
 
 def new_parts(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Sizes of the parts that a codec recipe trains anew in place of those of `init`, by module name."""
-    named = {"decoder": recipe.get("decoder"), "speaker_encoder": recipe.get("speaker_encoder")}
-    return {name: dict(sizes) for name, sizes in named.items() if sizes}
+    named = {"decoder": "decoder", "speaker_encoder": "speaker_encoder", "refiner": "decoder.refiner"}
+    return {place: dict(recipe[name]) for name, place in named.items() if recipe.get(name)}
 
 
 def read_heads(path: Path) -> dict[str, dict[str, Tensor]]:

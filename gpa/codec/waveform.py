@@ -1,6 +1,6 @@
 """Waveform decoders, latents (B, C, T) -> wav (B, 1, S): the published DAC-style one, a Vocos-style ISTFT.
 
-Both are deterministic and non-causal; `streaming` computes them bit by bit, waiting for the reach of their
+Both are deterministic; `streaming` computes them bit by bit, waiting for the reach of their
 convolutions.
 """
 
@@ -76,13 +76,13 @@ class WaveGenerator(nn.Module):
         self.hop = math.prod(rates)
         self.rates, self.kernels = rates, kernel_sizes
 
-    def reach(self) -> int:
-        """Samples of output, on either side of its own hop, that one input frame can touch."""
+    def reach(self) -> tuple[int, int]:
+        """Samples behind and ahead of an input frame's own hop that it hears."""
         reach, step = 3 * self.hop, self.hop  # first conv k7
         for rate, kernel in zip(self.rates, self.kernels, strict=True):
             step //= rate
             reach += (kernel - rate) // 2 * step + 3 * (1 + 3 + 9) * step  # transposed conv, residual units
-        return reach + 3  # last conv k7
+        return reach + 3, reach + 3  # last conv k7
 
     def render_reach(self) -> int:
         """As `HarmonicDecoder.render_reach`: samples are what is drawn."""
@@ -117,16 +117,27 @@ class ISTFTDecoder(nn.Module):
 
     window: Tensor
 
-    def __init__(self, input_channel: int, dim: int, hidden: int, layers: int, n_fft: int, hop: int) -> None:
+    def __init__(
+        self,
+        input_channel: int,
+        dim: int,
+        hidden: int,
+        layers: int,
+        n_fft: int,
+        hop: int,
+        lookahead: int | None = None,
+    ) -> None:
         super().__init__()
-        self.backbone = VocosBackbone(input_channel, dim, hidden, layers)
+        self.backbone = VocosBackbone(input_channel, dim, hidden, layers, lookahead=lookahead)
         self.out = nn.Linear(dim, n_fft + 2)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        self.n_fft, self.hop, self.layers = n_fft, hop, layers
+        self.n_fft, self.hop = n_fft, hop
 
-    def reach(self) -> int:
+    def reach(self) -> tuple[int, int]:
         """As `WaveGenerator.reach`."""
-        return (3 + 3 * self.layers) * self.hop + (self.n_fft - self.hop) // 2
+        side = (self.n_fft - self.hop) // 2
+        behind, ahead = self.backbone.reach()
+        return behind * self.hop + side, ahead * self.hop + side
 
     def render_reach(self) -> int:
         """As `WaveGenerator.render_reach`."""

@@ -136,14 +136,13 @@ class FeatureCache:
             raise CheckpointError(
                 f"{path}: the cache is incomplete; finish it by the same command: {COMMAND}"
             )
-        # Read whole (0.37 GB an hour): training reads at random, and a memory map then waits for the disk.
         self._frames, self._audio = frames, np.fromfile(path / AUDIO, np.int16)
         if not sound_only:
             self.features(0)
 
     @cached_property
     def _features(self) -> np.ndarray:
-        return np.fromfile(self._path / FEATURES, np.float16).reshape(self._frames, -1)
+        return np.memmap(self._path / FEATURES, np.float16, "r").reshape(self._frames, -1)
 
     @property
     def encoder(self) -> str:

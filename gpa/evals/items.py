@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -107,15 +108,12 @@ def dev_clips(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> lis
 
 
 def pairs(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> list[Pair]:
-    """n conversions: held-out sources, each to a held-out clip (3 s or more) of another, drawn speaker."""
+    """n conversions: held-out sources, each to a clip (3 s or more) of another, drawn speaker."""
     chosen = []
     clips = dev_clips(rows, 0, seed, split)
+    targets = _references(clips)
     for source in clips[: n or None]:
-        fits = [
-            row
-            for row in clips
-            if row["speaker"] != source["speaker"] and row["duration"] >= REFERENCE_SECONDS
-        ]
+        fits = [row for row in targets if row["speaker"] != source["speaker"]]
         if not fits:
             raise UsageError(f"split {split!r} has no second speaker with a clip of {REFERENCE_SECONDS} s")
         draw = f"{seed}:{source['id']}:"
@@ -129,9 +127,10 @@ def pairs(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> list[Pa
 def voice_clips(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> list[Row]:
     """n held-out clips (3 s or more) to take a voice from, of all speakers in turn; repeated if too few.
 
-    The first 20 of 50 are those of 20. UsageError where no clip is long enough.
+    Of speakers with another clip to judge by, where there are two such. The first 20 of 50 are those of 20.
+    UsageError where no clip is long enough.
     """
-    clips = [row for row in dev_clips(rows, 0, seed, split) if row["duration"] >= REFERENCE_SECONDS]
+    clips = _references(dev_clips(rows, 0, seed, split))
     if not clips:
         raise UsageError(f"split {split!r} has no clip of {REFERENCE_SECONDS} s to take a voice from")
     speakers = pick({row["speaker"] for row in clips}, 0, seed, str)
@@ -143,6 +142,15 @@ def voice_clips(rows: Sequence[Row], n: int, seed: int, split: str = "dev") -> l
     return chosen
 
 
+def _references(clips: Sequence[Row]) -> list[Row]:
+    """Clips of 3 s or more, of speakers with several clips if there are two such: others tell the voice."""
+    counts = Counter(row["speaker"] for row in clips)
+    several = {speaker for speaker, count in counts.items() if count > 1}
+    long = [row for row in clips if row["duration"] >= REFERENCE_SECONDS]
+    known = [row for row in long if row["speaker"] in several]
+    return known if len({row["speaker"] for row in known}) > 1 else long
+
+
 def speaker_of_voice(rows: Iterable[Row], voice: str) -> str:
     """The manifest's speaker that a shipped voice is: of its name, or `..._name`; "" if none or several."""
     speakers = {str(row["speaker"]) for row in rows}
@@ -151,7 +159,7 @@ def speaker_of_voice(rows: Iterable[Row], voice: str) -> str:
 
 
 def enrolment(rows: Sequence[Row], speaker: str, without: Iterable[str] = (), n: int = 4) -> list[Row]:
-    """Up to n clips of a speaker by which the judge knows its voice, others than `without` if it has.
+    """Up to n clips of a speaker by which the judge knows its voice, none of them in `without`.
 
     Held-out recordings before trained ones; synthetic speech only where the speaker has nothing else.
     """
@@ -160,7 +168,7 @@ def enrolment(rows: Sequence[Row], speaker: str, without: Iterable[str] = (), n:
     avoid = set(without)
     others = [row for row in own if row["id"] not in avoid]
     held = [row for row in others if not is_training(row)]
-    return pick(held or others or own, n, 0, _id)
+    return pick(held or others, n, 0, _id)
 
 
 def sentence_files(root: Path) -> list[Path]:

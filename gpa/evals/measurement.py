@@ -26,6 +26,7 @@ from gpa.evals.report import SECOND, Item, score
 
 if TYPE_CHECKING:
     from gpa.codec.base import TokenCodec
+    from gpa.evals.restoration.noisy_clips import NoisyClips
     from gpa.evals.wer import Edits
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ class Bench:
     n: int = 50
     seed: int = 0
     split: str = "dev"
+    degrade: NoisyClips | None = None  # makes the recordings that suites start from noisy copies
     noise: Path | None = None  # sounds without speech; the folder noise of the data where None
     wavs: Path | None = None  # where to keep what was made
     kept: dict[str, Any] = field(default_factory=dict)  # what baselines load once
@@ -110,15 +112,25 @@ class Bench:
         """Where a clip is."""
         return self.data / "speech" / row["path"]
 
+    def source(self, row: items.Row) -> np.ndarray:
+        """The clip that a suite starts from (S,): as recorded, or its noisy copy."""
+        wav = self.clip(row)
+        return wav if self.degrade is None else self.degrade(wav, row["id"])
+
     def recording(self, row: items.Row) -> Heard:
-        """What the judges find in a clip as it was recorded; every clip is judged once in a run."""
+        """What the judges find in a clip before anything is made of it; every one is judged once in a run."""
         if row["id"] not in self._heard:
-            self._heard[row["id"]] = self.required_judges.listen(self.clip(row))
+            self._heard[row["id"]] = self.required_judges.listen(self.source(row))
         return self._heard[row["id"]]
 
-    def known(self, which: str, speaker: str, without: Sequence[str]) -> np.ndarray:
-        """What a speaker judge takes for a speaker's voice (D,), from clips of the manifest but those."""
+    def known(self, which: str, speaker: str, without: Sequence[str]) -> np.ndarray | None:
+        """What a speaker judge takes for a speaker's voice (D,), from clips of the manifest but those.
+
+        None where the speaker has no other clip.
+        """
         rows = items.enrolment(self.manifest, speaker, without)
+        if not rows:
+            return None
         key = (which, *(row["id"] for row in rows))
         if key not in self._known:
             embed = self.required_judges.embedders[which]
@@ -169,8 +181,9 @@ def measure(name: str, suite: Suite, bench: Bench, case: Case) -> Item:
     item = Item(case.id, case.text, labels=dict(case.labels))
     item.shares = {"stopped": False} if suite.stops else {}  # answers of an item that fails
     if suite.converts:
-        item.shares |= {NEARER[which]: False for which in bench.required_judges.embedders}
-    wav = bench.clip(case.source) if case.source else np.zeros(0, np.float32)
+        known = _likened(bench, case)
+        item.shares |= {NEARER[which]: False for which in bench.required_judges.embedders if known}
+    wav = bench.source(case.source) if case.source else np.zeros(0, np.float32)
     made = timed(item, suite.make, bench, case, wav)
     if made is not None and made.wav is not None and (fault := _unfit(made.wav, made.rate)):
         item.error, made = f"GenerationError: {fault}", None
@@ -217,17 +230,18 @@ def _judge(name: str, bench: Bench, case: Case, item: Item, made: Made | None) -
     spelled = bench.required_judges.phonemes.spell(case.text) if bench.required_judges.phonemes else None
     before = bench.recording(case.source) if case.source and not itself else None
     if before is not None and case.source is not None:
-        item.floor, item.original = before.text, dict(before.values)
+        item.floor, item.floor_2, item.original = before.text, before.text_2, dict(before.values)
         item.original |= _likeness(bench, before, case.source["speaker"], case.avoid)
         item.floor_phones = _edits(spelled, before.phones)
     if made is None or made.wav is None:
         item.phones = _edits(spelled, [])
+        item.heard_2 = "" if bench.required_judges.words_2 else None
         return
     item.audio_seconds = len(made.wav) / made.rate
     item.seconds, item.cpu_seconds = (0.0, 0.0) if itself else (item.seconds, item.cpu_seconds)
     _keep_wav(name, bench, item, made.wav, made.rate)
     heard = bench.recording(case.source) if itself and case.source else _listen(bench, made.wav, made.rate)
-    item.heard = heard.text
+    item.heard, item.heard_2 = heard.text, heard.text_2
     item.phones = _edits(spelled, heard.phones)
     item.values |= heard.values
     if case.speaker:
@@ -241,7 +255,14 @@ def _listen(bench: Bench, wav: np.ndarray, rate: int) -> Heard:
 
 
 def _likeness(bench: Bench, heard: Heard, speaker: str, avoid: Sequence[str]) -> dict[str, float]:
-    return {n: round(cosine(v, bench.known(n, speaker, avoid)), 4) for n, v in heard.voices.items()}
+    known = {name: bench.known(name, speaker, avoid) for name in heard.voices}
+    return {n: round(cosine(heard.voices[n], voice), 4) for n, voice in known.items() if voice is not None}
+
+
+def _likened(bench: Bench, case: Case) -> bool:
+    """Whether both speakers of a conversion have other clips to know them by."""
+    speakers = (case.speaker, case.source["speaker"] if case.source else "")
+    return all(items.enrolment(bench.manifest, speaker, case.avoid) for speaker in speakers)
 
 
 def _compare_voices(bench: Bench, case: Case, item: Item, heard: Heard, before: Heard) -> None:
@@ -256,7 +277,8 @@ def _compare_voices(bench: Bench, case: Case, item: Item, heard: Heard, before: 
     for name, to_source in away.items():
         item.values[name.replace("similarity", "to_source")] = to_source
         said = bool(heard.text.strip())  # in what says nothing, nothing was converted
-        item.shares[NEARER[name]] = said and item.values[name] > to_source
+        if name in item.values:
+            item.shares[NEARER[name]] = said and item.values[name] > to_source
 
 
 def _edits(spelled: list[str] | None, heard: list[str] | None) -> Edits | None:

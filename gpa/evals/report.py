@@ -15,26 +15,30 @@ from gpa.evals import wer
 from gpa.evals.wer import Edits, Rate
 
 WORST = {"similarity": 0.0, "similarity_2": 0.0, "to_recording": 0.0, "to_recording_2": 0.0}
-WORST |= dict.fromkeys(("mos", "mos_signal", "mos_background", "mos_p808"), 1.0)
+WORST |= dict.fromkeys(("mos", "mos_signal", "mos_background", "mos_p808", "distill_mos"), 1.0)
 COLUMNS = (
     "suite",
     "items (failed, empty)",
     "WER % [95 %]",
     "recordings",
     "rise, points",
+    "WER % by the second judge (recordings)",
     "PER % (recordings)",
     "similarity (recordings)",
     "DNSMOS (recordings)",
+    "DistillMOS (recordings)",
     "other",
     "RTF (CPU)",
 )
 SECOND = "(second judge)"  # ends the names of its shares
-_SEATS = {"similarity": "voice", "mos": "quality"}  # which judge a column needs
+_SEATS = {"similarity": "voice", "mos": "quality", "distill_mos": "quality_2"}  # which judge a column needs
 
 
 @dataclass
 class Item:
     """One tested item. `heard` is None where nothing could be made; `floor` is what was heard originally.
+
+    What ends in `_2` is by the second judge of words, and None where there is none.
 
     `seconds` is what the model took, the judges' time excluded; `cpu_seconds` the same on all cores together,
     which other work on the machine hardly changes. `audio_seconds` is the length of what it made (of what it
@@ -59,6 +63,10 @@ class Item:
     floor_words: Edits | None = None
     phones: Edits | None = None  # None where phonemes were not measured
     floor_phones: Edits | None = None
+    heard_2: str | None = None
+    floor_2: str | None = None
+    words_2: Edits | None = None
+    floor_words_2: Edits | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,8 @@ class Summary:
     invented: Rate | None
     floor: Rate | None
     rise: Rate | None
+    wer_2: Rate | None
+    floor_2: Rate | None
     per: Rate | None
     floor_per: Rate | None
     shares: dict[str, Rate]
@@ -96,8 +106,12 @@ def score(items: Sequence[Item], normalise: Callable[[str], str]) -> None:
         reference = normalise(item.reference)
         heard = normalise(item.heard or "")
         item.words, item.chars = wer.word_edits(reference, heard), wer.char_edits(reference, heard)
+        if item.heard_2 is not None:
+            item.words_2 = wer.word_edits(reference, normalise(item.heard_2))
         if item.floor is not None:
             item.floor_words = wer.word_edits(reference, normalise(item.floor))
+        if item.floor_2 is not None:
+            item.floor_words_2 = wer.word_edits(reference, normalise(item.floor_2))
 
 
 def value_of(item: Item, name: str) -> float | None:
@@ -127,9 +141,11 @@ def summarise(suite: str, items: Sequence[Item], seed: int = 0) -> Summary:
         invented=None if said else _invented(items, seed),
         floor=wer.rate([floor for _, floor in floors], seed) if with_floor else None,
         rise=wer.rate([(a.errors - b.errors, a.length) for a, b in floors], seed) if with_floor else None,
+        wer_2=_pooled([item.words_2 for item in items], seed) if said else None,
+        floor_2=_pooled([item.floor_words_2 for item in items], seed) if said else None,
         per=_pooled([item.phones for item in items], seed),
         floor_per=_pooled([item.floor_phones for item in items], seed),
-        shares={n: wer.rate([(item.shares.get(n, False), 1) for item in items], seed) for n in shares},
+        shares={n: mean([item.shares[n] for item in items if n in item.shares], seed) for n in shares},
         values={name: mean(found, seed) for name, found in values.items()},
         originals={name: mean(found, seed) for name, found in originals.items()},
         counted={name: len(found) for name, found in values.items()},
@@ -202,17 +218,19 @@ def _cells(s: Summary, absent: Mapping[str, str]) -> list[str]:
         "-" if s.invented else s.wer.percent(),
         s.floor.percent() if s.floor else "-",
         s.rise.percent() if s.rise else "-",
-        _phones(s, made and "phonemes" in absent),
+        _both(s.wer_2, s.floor_2, made and "words_2" in absent),
+        _both(s.per, s.floor_per, made and "phonemes" in absent),
         *(_mean(s, name, made and seat in absent) for name, seat in _SEATS.items()),
         "; ".join(other) or "-",
         f"{s.rtf:.2f} ({s.cpu_rtf:.2f})" if s.rtf >= 0.0005 else "-",
     ]
 
 
-def _phones(s: Summary, unmeasured: bool) -> str:
-    if s.per is None:
+def _both(made: Rate | None, recorded: Rate | None, unmeasured: bool) -> str:
+    """An error rate, that of the recordings in brackets."""
+    if made is None:
         return "not measured" if unmeasured else "-"
-    return s.per.percent() + (f" ({100 * s.floor_per.value:.1f})" if s.floor_per else "")
+    return made.percent() + (f" ({100 * recorded.value:.1f})" if recorded else "")
 
 
 def _mean(s: Summary, name: str, unmeasured: bool) -> str:

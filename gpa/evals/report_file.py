@@ -80,13 +80,14 @@ def read(path: Path) -> dict[str, Any]:
 
 def item_of(raw: Mapping[str, Any]) -> Item:
     """The inverse of `asdict`; TypeError where keys are those of another version."""
-    edits = ("words", "chars", "floor_words", "phones", "floor_phones")
+    edits = ("words", "chars", "floor_words", "phones", "floor_phones", "words_2", "floor_words_2")
     return Item(**{**raw, **{key: Edits(*raw[key]) if raw.get(key) is not None else None for key in edits}})
 
 
 def compact(item: Item) -> dict[str, Any]:
     """An item for the report: numbers without its texts, which are in the JSONL; `text` stands for them."""
-    row = {key: value for key, value in asdict(item).items() if key not in ("reference", "heard", "floor")}
+    texts = ("reference", "heard", "floor", "heard_2", "floor_2")
+    row = {key: value for key, value in asdict(item).items() if key not in texts}
     text = hashlib.sha256(item.reference.encode()).hexdigest()[:12]
     return {**row, "text": text, "failed": item.heard is None}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpa.disk import write_text
 from gpa.errors import UsageError
-from gpa.evals import items, plots, report, report_file, significance, suites, wer
+from gpa.evals import by_corpus, items, plots, report, report_file, significance, suites, wer
 from gpa.evals.judges.base import versions
 from gpa.evals.measurement import Bench, Case, cpu_seconds, measure, wav_path
 
@@ -60,6 +60,7 @@ def settings(bench: Bench, hashes: Mapping[str, Any]) -> dict[str, Any]:
         "code_sha256": report_file.code_hash(),
         "noise_sha256": _noise_hash(bench),
         "split": bench.split,
+        "noisy": {**bench.degrade.about(), "names": bench.degrade.names} if bench.degrade else {},
         "seed": bench.seed,
         "voices": [str(voice) for voice in bench.voices],
         "speakers": dict(bench.speakers),
@@ -137,6 +138,7 @@ def content(
         "programs": {name: suite.version() for name, suite in used.items() if suite.version()},
         "about": {name: suite.about for name, suite in used.items()},
         "suites": {summary.suite: report.plain(summary) for summary in summaries},
+        "by_corpus": by_corpus.plain(by_corpus.lines(outcome.found, bench.seed)),
         "not_measured": dict(bench.required_judges.absent),
         "skipped": outcome.skipped,
         "peers": {
@@ -168,9 +170,14 @@ def markdown(bench: Bench, outcome: Outcome, sealed: Mapping[str, Any]) -> str:
     """The table with what a reader must know about it, and ours beside each peer."""
     absent = bench.required_judges.absent
     lines = [report.markdown(outcome.summaries(bench.seed), absent, outcome.skipped), ""]
+    parts = by_corpus.lines(outcome.found, bench.seed)
+    if len({line.corpus for line in parts} - {by_corpus.ALL}) > 1:
+        lines += ["By corpus, with intervals over items and over speakers:", "", by_corpus.table(parts), ""]
     judges = "; ".join(_judge(about) for about in sealed["settings"]["judges"].values())
     lines.append(f"Judges: {judges}. Text on both sides: {sealed['settings']['normaliser']}.")
     lines += [f"Not measured: {seat} ({reason})." for seat, reason in bench.required_judges.absent.items()]
+    if bench.degrade:
+        lines += [bench.degrade.words(), f"Noises: {', '.join(bench.degrade.names)}."]
     lines.append(
         f"Split {bench.split}, seed {bench.seed}, {sealed['machine']['processor']}, "
         f"{sealed['machine']['usable_cores']} cores, load {sealed['machine']['load'][0]}; "

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 REPEATS = 2000
 LEAST = 10  # items: below, resampling them says too little about others
-LOWER = ("WER", "CER", "PER", "to_source", "to_source_2")  # where less is better
-HEADLINE = ("WER", "PER", "similarity", "mos", "stopped", "nearer target")
+LOWER = ("WER", "WER by the second judge", "CER", "PER", "to_source", "to_source_2")  # where less is better
+HEADLINE = (
+    *("WER", "WER by the second judge", "PER", "similarity", "mos", "distill_mos"),
+    *("stopped", "nearer target"),
+)
 NEUTRAL = ("bits_per_second",)
-_EDITS = {"WER": "words", "CER": "chars", "PER": "phones"}
+_EDITS = {"WER": "words", "WER by the second judge": "words_2", "CER": "chars", "PER": "phones"}
+FOLDS = 5  # of speakers: a choice that holds in one fifth only is not taken
 Row = Mapping[str, Any]  # an item as a report holds it
+_Pair = tuple[tuple[float, float], tuple[float, float], str]  # A's and B's parts of an item, and who speaks
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Difference:
     b: float
     difference: Rate
     outcome: str
+    speakers: Rate | None = None  # the difference with its interval over speakers
+    folds: tuple[int, int] | None = None  # in how many of how many fifths of the speakers B is better
 
     @property
     def headline(self) -> bool:
@@ -75,8 +82,10 @@ def items(suite: str, a: Sequence[Row], b: Sequence[Row], seed: int = 0) -> list
     pairs = [(row, theirs[row["id"], row["text"]]) for row in a if (row["id"], row["text"]) in theirs]
     found = []
     for measure in _measures(pairs):
-        parts = [(_part(x, measure), _part(y, measure)) for x, y in pairs]
-        known = [(x, y) for x, y in parts if x is not None and y is not None]
+        parts = [
+            (_part(x, measure), _part(y, measure), x.get("labels", {}).get("speaker", "")) for x, y in pairs
+        ]
+        known = [(x, y, who) for x, y, who in parts if x is not None and y is not None]
         if known:
             found.append(_difference(suite, measure, known, seed))
     return found
@@ -84,7 +93,9 @@ def items(suite: str, a: Sequence[Row], b: Sequence[Row], seed: int = 0) -> list
 
 def _measures(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
     names = {
-        name: key for name, key in _EDITS.items() if any(x[key] and y[key] and x[key][1] for x, y in pairs)
+        name: key
+        for name, key in _EDITS.items()
+        if any(x.get(key) and y.get(key) and x[key][1] for x, y in pairs)
     }
     shares = {name for x, y in pairs for name in x["shares"].keys() & y["shares"].keys()}
     values = {name for x, y in pairs for name in x["values"].keys() & y["values"].keys()} - set(NEUTRAL)
@@ -94,7 +105,7 @@ def _measures(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
 def _part(row: Row, measure: str) -> tuple[float, float] | None:
     """Numerator and denominator of an item; None where it was not measured."""
     if measure in _EDITS:
-        edits = row[_EDITS[measure]]
+        edits = row.get(_EDITS[measure])
         return (edits[0], edits[1]) if edits else None
     if measure in row["shares"]:
         return (float(row["shares"][measure]), 1.0)
@@ -102,16 +113,30 @@ def _part(row: Row, measure: str) -> tuple[float, float] | None:
     return None if value is None else (value, 1.0)
 
 
-def _difference(
-    suite: str, measure: str, parts: Sequence[tuple[tuple[float, float], tuple[float, float]]], seed: int
-) -> Difference:
-    lengths = sum(a[1] for a, _ in parts)
+def _difference(suite: str, measure: str, parts: Sequence[_Pair], seed: int) -> Difference:
+    lengths = sum(a[1] for a, _, _ in parts)
     if lengths == 0:
         raise UsageError(f"{suite}: the common items have no words to count errors in")
     # Both read one reference, so a difference of rates is a rate of differences over one length.
-    gap = wer.rate([(b[0] - a[0], a[1]) for a, b in parts], seed, REPEATS)
-    before, after = sum(a[0] for a, _ in parts) / lengths, sum(b[0] for _, b in parts) / lengths
-    return Difference(suite, measure, len(parts), before, after, gap, _outcome(measure, gap, len(parts)))
+    gaps = [(b[0] - a[0], a[1]) for a, b, _ in parts]
+    gap = wer.rate(gaps, seed, REPEATS)
+    before, after = sum(a[0] for a, _, _ in parts) / lengths, sum(b[0] for _, b, _ in parts) / lengths
+    speakers = [who for _, _, who in parts]
+    over = folds = None
+    if all(speakers) and len(set(speakers)) >= FOLDS:
+        over = wer.rate(gaps, seed, REPEATS, speakers)
+        folds = _folds(measure, gaps, speakers)
+    outcome = _outcome(measure, gap, len(parts))
+    return Difference(suite, measure, len(parts), before, after, gap, outcome, over, folds)
+
+
+def _folds(measure: str, gaps: Sequence[tuple[float, float]], speakers: Sequence[str]) -> tuple[int, int]:
+    """In how many of `FOLDS` disjoint groups of speakers B is better; speakers are dealt in order of name."""
+    fold = {speaker: place % FOLDS for place, speaker in enumerate(sorted(set(speakers)))}
+    sums = [0.0] * FOLDS
+    for (gap, _), speaker in zip(gaps, speakers, strict=True):
+        sums[fold[speaker]] += gap
+    return sum(total < 0 if measure in LOWER else total > 0 for total in sums), FOLDS
 
 
 def _outcome(measure: str, gap: Rate, count: int) -> str:
@@ -127,20 +152,27 @@ def _outcome(measure: str, gap: Rate, count: int) -> str:
 
 def table(found: Sequence[Difference], a: str = "A", b: str = "B") -> str:
     """Differences as Markdown; rates and shares in percent, differences of them in points."""
-    lines = [f"| suite | measure | items | {a} | {b} | B - A [95 %] | |", "|---|---|---|---|---|---|---|"]
+    lines = [f"| suite | measure | items | {a} | {b} | B - A [95 %] | [speakers] | folds | |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for d in found:
         percent = d.measure in _EDITS or d.measure.startswith(("stopped", "nearer"))
         name = f"{d.measure}, %" if percent else d.measure
         scale, digits = (100, 1) if percent else (1, 3)
         shown = [f"{scale * value:.{digits}f}" for value in (d.a, d.b)]
-        gap = [f"{scale * value:+.{digits}f}" for value in d.difference]
+        gap, over = (
+            [f"{scale * value:+.{digits}f}" for value in rate or ()] for rate in (d.difference, d.speakers)
+        )
         lines.append(
             f"| {d.suite} | {name} | {d.items} | {shown[0]} | {shown[1]} | "
-            f"{gap[0]} [{gap[1]}, {gap[2]}] | {d.outcome} |"
+            f"{gap[0]} [{gap[1]}, {gap[2]}] | {f'[{over[1]}, {over[2]}]' if over else '-'} | "
+            f"{f'{d.folds[0]}/{d.folds[1]}' if d.folds else '-'} | {d.outcome} |"
         )
     return "\n".join(lines)
 
 
 def plain(found: Sequence[Difference]) -> list[dict[str, Any]]:
     """Differences for JSON."""
-    return [{**asdict(d), "difference": d.difference._asdict()} for d in found]
+    return [
+        {**asdict(d), "difference": d.difference._asdict(), "speakers": d.speakers and d.speakers._asdict()}
+        for d in found
+    ]

@@ -30,8 +30,11 @@ def clips(bench: Bench, n: int) -> list[Case]:
 
 
 def _of_clip(row: items.Row) -> Case:
-    labels = {"speaker": str(row["speaker"]), "corpus": str(row.get("corpus", ""))}
-    return Case(row["id"], row["text"], row, None, str(row["speaker"]), (row["id"],), labels)
+    return Case(row["id"], row["text"], row, None, str(row["speaker"]), (row["id"],), _labels(row))
+
+
+def _labels(row: items.Row) -> dict[str, str]:
+    return {"speaker": str(row["speaker"]), "corpus": str(row.get("corpus", ""))}
 
 
 def noises(bench: Bench, n: int) -> list[Case]:
@@ -78,7 +81,7 @@ def spoken_from_clips(bench: Bench, n: int) -> list[Case]:
     voices = items.voice_clips(bench.manifest, len(texts), bench.seed, bench.split)
     found = []
     for sentence, row in zip(texts, voices, strict=True):
-        labels = {"voice": str(row["id"]), "speaker": str(row["speaker"])}
+        labels = {"voice": str(row["id"]), **_labels(row)}
         path, speaker = bench.path(row), str(row["speaker"])
         found.append(Case(sentence.id, sentence.text, None, path, speaker, (row["id"],), labels))
     return found
@@ -89,7 +92,7 @@ def conversions(bench: Bench, n: int) -> list[Case]:
     found = []
     for pair in items.pairs(bench.manifest, n, bench.seed, bench.split):
         source, target = pair
-        labels = {"speaker": str(source["speaker"]), "target": str(target["speaker"])}
+        labels = {**_labels(source), "target": str(target["speaker"])}
         both, speaker = (source["id"], target["id"]), str(target["speaker"])
         found.append(Case(pair.id, source["text"], source, bench.path(target), speaker, both, labels))
     return found

@@ -75,17 +75,26 @@ def char_edits(reference: str, hypothesis: str) -> Edits:
     return Edits(found.substitutions + found.deletions + found.insertions, len(reference))
 
 
-def rate(parts: Sequence[tuple[float, float]], seed: int = 0, repeats: int = 1000) -> Rate:
+def rate(
+    parts: Sequence[tuple[float, float]],
+    seed: int = 0,
+    repeats: int = 1000,
+    groups: Sequence[str] | None = None,
+) -> Rate:
     """Sum of numerators over sum of denominators of N items, with its interval from resampled items.
 
     The interval is the 2.5th to 97.5th percentile over `repeats` resamplings with replacement; equal input
     and seed give equal output. Differences of two rates with one denominator pass the difference as numerator
-    (a paired bootstrap). UsageError where all denominators are 0.
+    (a paired bootstrap). With `groups`, one name an item, whole groups are resampled (a cluster bootstrap):
+    items of one speaker are not independent. UsageError where all denominators are 0.
     """
     pairs = np.asarray(parts, float).reshape(-1, 2)  # (N, 2)
     if not pairs[:, 1].sum() > 0:
         raise UsageError("a rate needs at least one item with a reference that is not empty")
     value = pairs[:, 0].sum() / pairs[:, 1].sum()
+    if groups is not None:
+        _, places = np.unique(np.asarray(groups), return_inverse=True)
+        pairs = np.stack([np.bincount(places, column) for column in pairs.T], 1)  # sums by group
     rows = np.random.default_rng(seed).integers(0, len(pairs), (repeats, len(pairs)))
     sums = pairs[rows].sum(1)  # (repeats, 2)
     ratios = sums[sums[:, 1] > 0]

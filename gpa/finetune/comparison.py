@@ -48,7 +48,7 @@ def choose_judges(which: str, model: GPA) -> Judges:
     voices = FunctionJudge("the codec's own speaker encoder", model.codec.speaker_vector)
     if which != "own":
         try:
-            judges = open_judges(without=("phonemes",))
+            judges = open_judges(without=("words_2", "quality_2", "phonemes"))
             return judges if judges.voice else replace(judges, voice=voices)
         except MissingExtraError as error:
             if which == "extra":

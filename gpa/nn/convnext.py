@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import init
 
 EPS = 1e-6
+CENTRED = 3  # frames on either side of a centred convolution
 Map = Callable[[Tensor], Tensor]
 
 
@@ -46,12 +47,26 @@ def _given(norm: nn.Module, cond: Tensor | None) -> Map:
     return norm.given(cond) if isinstance(norm, AdaLayerNorm) and cond is not None else norm
 
 
+class FrameConv(nn.Conv1d):
+    """A convolution over 7 frames, `ahead` of them in the future: 3 where it is centred, as published."""
+
+    def __init__(self, c_in: int, c_out: int, ahead: int = CENTRED, groups: int = 1) -> None:
+        centred = CENTRED if ahead == CENTRED else 0  # then one kernel pads and convolves
+        super().__init__(c_in, c_out, 2 * CENTRED + 1, padding=centred, groups=groups)
+        self.sides = (2 * CENTRED - ahead, ahead)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.padding[0] else F.pad(x, self.sides))
+
+
 class ConvNeXtBlock(nn.Module):
     """Depthwise conv k7, norm, MLP with exact GELU, per-channel scale gamma, residual."""
 
-    def __init__(self, dim: int, hidden: int, scale: float, cond_dim: int | None = None) -> None:
+    def __init__(
+        self, dim: int, hidden: int, scale: float, cond_dim: int | None = None, ahead: int = CENTRED
+    ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
+        self.dwconv = FrameConv(dim, dim, ahead, groups=dim)
         self.norm = _norm(dim, cond_dim)
         self.pwconv1 = nn.Linear(dim, hidden)
         self.pwconv2 = nn.Linear(hidden, dim)
@@ -73,13 +88,27 @@ class ConvNeXtBlock(nn.Module):
 
 
 class VocosBackbone(nn.Module):
-    """conv k7, norm, ConvNeXt blocks, final LayerNorm: (B, C_in, T) -> (B, C, T)."""
+    """conv k7, norm, ConvNeXt blocks, final LayerNorm: (B, C_in, T) -> (B, C, T).
 
-    def __init__(self, c_in: int, dim: int, hidden: int, layers: int, cond_dim: int | None = None) -> None:
+    With `lookahead` it hears so many frames of the future, its first convolutions up to 3 each; without, all
+    are centred.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        dim: int,
+        hidden: int,
+        layers: int,
+        cond_dim: int | None = None,
+        lookahead: int | None = None,
+    ) -> None:
         super().__init__()
-        self.embed = nn.Conv1d(c_in, dim, 7, padding=3)
+        far = CENTRED * (layers + 1) if lookahead is None else lookahead
+        ahead = [min(CENTRED, max(0, far - CENTRED * n)) for n in range(layers + 1)]
+        self.embed = FrameConv(c_in, dim, ahead[0])
         self.norm = _norm(dim, cond_dim)
-        self.convnext = nn.ModuleList(ConvNeXtBlock(dim, hidden, 1 / layers, cond_dim) for _ in range(layers))
+        self.convnext = nn.ModuleList(ConvNeXtBlock(dim, hidden, 1 / layers, cond_dim, n) for n in ahead[1:])
         self.final_layer_norm = nn.LayerNorm(dim, eps=EPS)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -87,6 +116,12 @@ class VocosBackbone(nn.Module):
         for block in self.convnext:
             x = block(x, cond)
         return self.ended(x)
+
+    def reach(self) -> tuple[int, int]:
+        """Frames behind and ahead that a frame of the output hears."""
+        layers = [self.embed, *(block.get_submodule("dwconv") for block in self.convnext)]
+        behind, ahead = zip(*(conv.sides for conv in layers if isinstance(conv, FrameConv)), strict=True)
+        return sum(behind), sum(ahead)
 
     def beginning(self, cond: Tensor | None = None) -> Map:  # (B, C, T) -> (B, C, T)
         """What follows the first convolution, each frame by itself."""
@@ -100,23 +135,22 @@ class VocosBackbone(nn.Module):
 
 class SamplingBlock(nn.Module):
     """Change the frame rate by `down` or `up`; three summed branches, so a ratio of 1 multiplies by 3 (as
-    published).
+    published). One that is `causal` hears no frame ahead on its way up.
     """
 
-    def __init__(self, dim: int, down: int = 1, up: int = 1) -> None:
+    def __init__(self, dim: int, down: int = 1, up: int = 1, causal: bool = False) -> None:
         super().__init__()
-        self.down, self.up = down, up
+        self.down, self.up, self.causal = down, up, causal
         if up > 1:
-            self.deconv = nn.ConvTranspose1d(
-                dim, dim, 2 * up, up, padding=up // 2 + up % 2, output_padding=up % 2
-            )
+            padding, more = (0, 0) if causal else (up // 2 + up % 2, up % 2)
+            self.deconv = nn.ConvTranspose1d(dim, dim, 2 * up, up, padding, output_padding=more)
         if down > 1:
             self.conv = nn.Conv1d(dim, dim, 2 * down, down, padding=down // 2 + down % 2)
 
     def forward(self, x: Tensor) -> Tensor:
         merged = x
         if self.up > 1:
-            merged = self.deconv(F.leaky_relu(x, 0.2))
+            merged = self.deconv(F.leaky_relu(x, 0.2))[..., : x.shape[-1] * self.up]
             x = x.repeat_interleave(self.up, -1)
             merged = merged + x
         if self.down == 1:
@@ -127,10 +161,18 @@ class SamplingBlock(nn.Module):
 
 
 def sampling_stages(
-    dim: int, hidden: int, down: list[int] | None = None, up: list[int] | None = None
+    dim: int,
+    hidden: int,
+    down: list[int] | None = None,
+    up: list[int] | None = None,
+    causal: bool = False,
 ) -> nn.Sequential:
     """One SamplingBlock plus a two-layer Vocos backbone per ratio, in order; give the `down` or the `up`
-    ratios.
+    ratios. `causal` ones, which go up, hear no frame ahead.
     """
-    blocks = [SamplingBlock(dim, down=r) for r in down or []] + [SamplingBlock(dim, up=r) for r in up or []]
-    return nn.Sequential(*(nn.Sequential(block, VocosBackbone(dim, dim, hidden, 2)) for block in blocks))
+    blocks = [SamplingBlock(dim, down=r) for r in down or []]
+    blocks += [SamplingBlock(dim, up=r, causal=causal) for r in up or []]
+    far = 0 if causal else None
+    return nn.Sequential(
+        *(nn.Sequential(block, VocosBackbone(dim, dim, hidden, 2, lookahead=far)) for block in blocks)
+    )

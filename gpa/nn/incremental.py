@@ -170,7 +170,7 @@ def conv(m: Any, pad: tuple[int, int] | None = None, mode: str = "constant") -> 
     return Windows(
         lambda x: F.conv1d(x, weight, m.bias, dilation=dilation, groups=groups),
         width + 1,
-        pad=(side, side) if pad is None else pad,
+        pad=getattr(m, "sides", (side, side)) if pad is None else pad,
         mode=mode,
     )
 
@@ -201,7 +201,8 @@ def upsampling(stages: Any) -> Layer:
     def raised(m: Any) -> Layer:
         if m.up == 1:
             return Each(lambda x: x + x + x)
-        drawn = Series(Each(lambda x: F.leaky_relu(x, 0.2)), transposed(m.deconv))
+        trim = (0, m.up) if m.causal else None
+        drawn = Series(Each(lambda x: F.leaky_relu(x, 0.2)), transposed(m.deconv, trim))
         repeated = Each(lambda x: x.repeat_interleave(m.up, -1))
         return Join(lambda y, x: (y + x) + (y + x) + x, drawn, repeated)
 

@@ -74,7 +74,8 @@ class FactorizedVQ(nn.Module):
         rows = F.normalize(self.codebook.weight, dim=1)  # (V, d)
         z = F.normalize(z.transpose(1, 2), dim=-1)  # (B, T, d)
         # Squared distance, in the order of operations of the reference: ties of random weights break alike.
-        distance = (z * z).sum(-1, keepdim=True) - 2 * z @ rows.T + (rows * rows).sum(1)
+        with torch.autocast(z.device.type, enabled=False):  # rounded products would choose another row
+            distance = (z * z).sum(-1, keepdim=True) - 2 * z @ rows.T + (rows * rows).sum(1)
         return distance.argmin(-1)
 
     def encode(self, x: Tensor) -> Tensor:  # (B, D, T) -> (B, T)
@@ -93,7 +94,7 @@ class FactorizedVQ(nn.Module):
     @torch.no_grad()
     def start(self, x: Tensor, rounds: int = 10) -> None:
         """Codebook rows become the centres of encoder outputs x (N, D): k-means on the sphere."""
-        z = F.normalize(self.in_project(x.T[None])[0].T, dim=1)
+        z = F.normalize(self.in_project(x.T[None])[0].T.float(), dim=1)  # also where products are bf16
         n = len(self.cluster_size)
         self.codebook.weight.copy_(z[torch.randperm(len(z))].repeat(-(-n // len(z)), 1)[:n])
         for _ in range(rounds):

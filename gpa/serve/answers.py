@@ -9,15 +9,16 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
 from gpa.audio.encoders import FORMATS, Encoder, available
 from gpa.errors import UsageError
 from gpa.serve.admission import Visit, visit_of
-from gpa.serve.failures import Failure
+from gpa.serve.failures import ErrorDetail, Failure
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -30,6 +31,56 @@ PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)  # what may be repeated in a heade
 T = TypeVar("T")
 
 
+def bodies(*media_types: str) -> dict[str, Any]:
+    """Answers that are text or sound."""
+    text, binary = {"type": "string"}, {"type": "string", "format": "binary"}
+    return {each: {"schema": text if each.startswith("text/") else binary} for each in media_types}
+
+
+_EVENT = {"type": "string", "contentMediaType": "application/json"}
+EVENTS = {"text/event-stream": {"itemSchema": {"type": "object", "properties": {"data": _EVENT}}}}
+SOUND = {"content": bodies(*(f.media_type for f in FORMATS.values())) | EVENTS}
+
+
+class TokenDetails(BaseModel):
+    """Of the ids that were read."""
+
+    text_tokens: int
+    audio_tokens: int
+
+
+class Usage(BaseModel):
+    """Ids that were read and made."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_token_details: TokenDetails
+
+
+class SpokenItem(BaseModel):
+    """What became of one text: a complete body in base64, or an error."""
+
+    index: int
+    status: Literal["success", "error"]
+    audio_data: str = ""
+    media_type: str = ""
+    usage: Usage | None = None
+    finish_reason: str = ""
+    duration: float = 0.0
+    error: ErrorDetail | None = None
+
+
+class SpokenBatch(BaseModel):
+    """Many texts, in the order of the request."""
+
+    id: str
+    total: int
+    succeeded: int
+    failed: int
+    results: list[SpokenItem]
+
+
 class Asked(Protocol):
     """How sound is asked for."""
 
@@ -39,7 +90,7 @@ class Asked(Protocol):
     sample_rate: int
 
     @property
-    def timestamps(self) -> bool:
+    def timestamps(self) -> bool | str:
         """Whether the last event has the times of segments."""
 
     @property
@@ -102,6 +153,12 @@ class Said:
         if chunk.text:
             self._end()
             self.segments.append({"text": chunk.text, "start": self.seconds})
+        if chunk.words:
+            slower = chunk.sample_rate / self.rate
+            timed = [(each.word, each.start * slower, each.end * slower) for each in chunk.words]
+            self.segments[-1]["words"] = [
+                {"word": word, "start": round(start, 3), "end": round(end, 3)} for word, start, end in timed
+            ]
         self.samples += len(chunk.wav)
         self.tokens += len(chunk.tokens)
         self.reason = chunk.finish_reason or self.reason
@@ -149,7 +206,7 @@ class Speaking:
             if self.visit is not None:
                 self.visit.make(chunk.seconds)
             data = await self._encoded(self._encoder.push, chunk.wav)
-            if data or chunk.text:
+            if data or chunk.text or chunk.words:
                 yield data, chunk
         yield await self._encoded(self._encoder.finish), None
 
@@ -239,9 +296,9 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     """Deltas, which together are the body, and the end; an error is an event, too."""
     try:
-        yield _delta(*first)
+        yield _delta(speaking.said, *first)
         async for data, chunk in bodies:
-            yield _delta(data, chunk)
+            yield _delta(speaking.said, data, chunk)
     except Exception as error:  # noqa: BLE001 - the status has been sent
         yield event(Failure.of(error).body)
         return
@@ -251,9 +308,10 @@ async def _events(
     yield event({"type": "speech.audio.done", **said.summary, **more})
 
 
-def _delta(data: bytes, chunk: Chunk | None) -> bytes:
-    text = {"text": chunk.text} if chunk and chunk.text else {}
-    return event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode(), **text})
+def _delta(said: Said, data: bytes, chunk: Chunk | None) -> bytes:
+    more: dict[str, Any] = {"text": chunk.text} if chunk and chunk.text else {}
+    more |= {"words": said.segments[-1]["words"]} if chunk and chunk.words else {}
+    return event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode(), **more})
 
 
 def event(content: dict[str, Any]) -> bytes:

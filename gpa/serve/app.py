@@ -75,7 +75,7 @@ def create_app(load: Load = load_shipped, settings: Settings | None = None) -> F
             if app.state.service:
                 app.state.service.stop()
 
-    app = FastAPI(title="gpa", lifespan=lifespan)
+    app = FastAPI(title="gpa", lifespan=lifespan, responses=failures.documented(None, 401, 500, 503))
     app.state.service, app.state.error = None, None
     app.state.measures = measures
     app.add_middleware(Gate, settings=settings, measures=measures, check=ready_service)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
-from gpa.serve.failures import Failure
+from gpa.serve.failures import Failure, documented
 from gpa.serve.service import Service, Serving
 
 if TYPE_CHECKING:
@@ -26,6 +27,23 @@ VOICES: Mapping[str, str] = {  # OpenAI's, and which of gpa-mini's is most like 
 BEGUN = int(time.time())
 
 router = APIRouter(prefix="/v1")
+
+
+class Model(BaseModel):
+    """A model; `root` is its own name."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+
+
+class ModelList(BaseModel):
+    """The models that are served."""
+
+    object: Literal["list"]
+    data: list[Model]
 
 
 def model_name(service: Service) -> str:
@@ -58,14 +76,14 @@ def _described(name: str, root: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": BEGUN, "owned_by": "gpa", "root": root}
 
 
-@router.get("/models")
+@router.get("/models", response_model=None, responses=documented({"model": ModelList}))
 async def models(service: Serving) -> dict[str, Any]:
     """The models that are served."""
     names = [model_name(service)] + (["speechop-mini"] if service.enhancer else [])
     return {"object": "list", "data": [_described(name, name) for name in names]}
 
 
-@router.get("/models/{name:path}")
+@router.get("/models/{name:path}", response_model=None, responses=documented({"model": Model}, 404, 422))
 async def model(name: str, service: Serving) -> dict[str, Any]:
     """One model; a usual name of others stands for ours, which is its `root`."""
     if name == "speechop-mini" and service.enhancer:

@@ -9,23 +9,22 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import wait
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from gpa.audio.encoders import FORMATS
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.options_gpa import ConversionOptions
 from gpa.models.gpa.outputs_gpa import Chunk
-from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of, is_complete
+from gpa.serve.answers import SOUND, Said, Speaking, answered, attended, encoder_of, is_complete
 from gpa.serve.catalogue import check_model, find_voice
-from gpa.serve.failures import Failure
+from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
 from gpa.serve.speech_request import SAMPLE_RATE, SEEDS
 from gpa.serve.transcription import recognising, written
-from gpa.serve.uploads import Recording, copied_from, recorded
+from gpa.serve.uploads import FILES, Recording, Upload, copied_from, recorded
 
 if TYPE_CHECKING:
     from gpa.models.speechop.pipeline_speechop import SpeechOp
@@ -35,7 +34,6 @@ ENHANCED_SECONDS = 600.0  # of a recording to be enhanced at most: all of it is 
 CHECKED = 0.5  # seconds between looks whether a client that waits for recognition is still there
 
 router = APIRouter(prefix="/v1/audio")
-_SOUND: dict[int | str, dict[str, Any]] = {200: {"content": {f.media_type: {} for f in FORMATS.values()}}}
 
 
 class SoundForm(BaseModel):
@@ -43,7 +41,7 @@ class SoundForm(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
-    file: UploadFile
+    file: Upload
     model: str | None = None
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
@@ -67,7 +65,7 @@ class ConversionRequest(SoundForm):
     """A recording to be said in a voice, by name or that of another recording."""
 
     voice: str | None = None
-    ref_audio: UploadFile | None = Field(None, description="a voice to copy")
+    ref_audio: Upload | None = Field(None, description="a voice to copy")
     mode: Literal["lm", "codec"] | None = Field(None, description="generated anew, or codes kept")
     gamma: float | None = Field(None, ge=0, le=10)
     temperature: float | None = Field(None, ge=0, le=10)
@@ -97,11 +95,11 @@ class EnhancementRequest(SoundForm):
     filtered: bool | None = None
 
 
-Converted = Annotated[ConversionRequest, Form()]
-Enhanced = Annotated[EnhancementRequest, Form()]
+Converted = Annotated[ConversionRequest, FILES]
+Enhanced = Annotated[EnhancementRequest, FILES]
 
 
-@router.post("/conversions", response_class=Response, responses=_SOUND)
+@router.post("/conversions", response_class=Response, responses=documented(SOUND, *POSTED, 404))
 async def convert(asked: Converted, request: Request, service: Serving) -> Response:
     """Say what a recording says in another voice; the sound comes while it is made."""
     return await converted(asked, request, service)
@@ -137,7 +135,7 @@ async def converted(
     return await answered(request, Speaking(service, asked, source, encoder, said))
 
 
-@router.post("/enhancements", response_class=Response, responses=_SOUND)
+@router.post("/enhancements", response_class=Response, responses=documented(SOUND, *POSTED, 404, 501))
 async def enhance(asked: Enhanced, request: Request, service: Serving) -> Response:
     """Clean speech of a recording, all of it at once."""
     return await enhanced(asked, request, service)

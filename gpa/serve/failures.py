@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from gpa.errors import AudioError, GenerationError, GPAError, MissingExtraError, PromptError, UsageError
@@ -27,6 +28,38 @@ KINDS = {  # status -> type, as OpenAI names them
     429: "rate_limit_error",
     503: "unavailable_error",
 }
+
+
+MEANINGS = {  # status -> what it tells, in the OpenAPI schema
+    400: "A value cannot be; `param` names it.",
+    401: "One of the server's API keys is needed.",
+    403: "It may not be changed.",
+    404: "There is no such thing.",
+    408: "It took too long.",
+    409: "Something else rests on it.",
+    413: "The body is too large.",
+    422: "The body cannot be read, or a field has another type.",
+    429: "Too many requests are on their way: ask again after `Retry-After`.",
+    500: "The server failed.",
+    501: "The server has no model or package for it.",
+    503: "The server loads its model, or stops.",
+}
+POSTED = (400, 408, 413, 422, 429)  # how any request with a body may fail
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, whose fault it is, and a code for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    """The answer that every failure has."""
+
+    error: ErrorDetail
 
 
 class Failure(Exception):
@@ -76,6 +109,12 @@ class Failure(Exception):
         """The answer to a request."""
         retry = "true" if self.status in (408, 409, 429, 503) else "false"
         return JSONResponse(self.body, self.status, {"x-should-retry": retry, **self.headers})
+
+
+def documented(good: dict[str, Any] | None, *failures: int) -> dict[int | str, dict[str, Any]]:
+    """Answers that a route may give, for the OpenAPI schema: a `good` one, and how it may fail."""
+    found: dict[int | str, dict[str, Any]] = {200: good} if good else {}
+    return found | {status: {"model": Error, "description": MEANINGS[status]} for status in failures}
 
 
 def busy(message: str, seconds: float = 1.0) -> Failure:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Literal
 
-from gpa.serve.failures import Failure
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from gpa.serve.failures import Failure, documented
 from gpa.serve.prometheus import TYPE
 from gpa.serve.service import ready_service
 
 router = APIRouter()
 
 
-@router.get("/health/live")
+class Status(BaseModel):
+    """All is well."""
+
+    status: Literal["ok"]
+
+
+@router.get("/health/live", response_model=None, responses=documented({"model": Status}))
 async def live(request: Request) -> dict[str, str]:
     """Whether the process is worth keeping: 503 once its model cannot be loaded or its worker is dead."""
     state = request.app.state
@@ -22,15 +31,19 @@ async def live(request: Request) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/health/ready")
-@router.get("/health", include_in_schema=False)
+@router.get("/health/ready", response_model=None, responses=documented({"model": Status}))
+@router.get("/health", response_model=None, include_in_schema=False)
 async def ready(request: Request) -> dict[str, str]:
     """Whether requests are taken: 503 before the model is loaded, and while the server drains."""
     ready_service(request.app)
     return {"status": "ok"}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses=documented({"content": {"text/plain": {"schema": {"type": "string"}}}}),
+)
 async def metrics(request: Request) -> Response:
     """Counts, gauges and histograms in Prometheus' text format."""
     return Response(request.app.state.measures.text(), headers={"Content-Type": TYPE})

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpa import disk
 from gpa.errors import GPAError, UsageError
+from gpa.serve.consents import ConsentError, Consents
 
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
@@ -29,13 +30,14 @@ logger = logging.getLogger(__name__)
 LOADED = 256  # registered voices that are kept in memory, those used last
 MOST = 1000  # that may be registered
 NUMBERS = ("created_at", "file_size")
+TICK = 2 * 10**9  # ns: a folder changed so lately may change again and show the same time
 
 
 class Library(Mapping[str, "Voice"]):
     """What voices there are, by name; a registered one by its id as well."""
 
     def __init__(self, model: GPA, folder: Path | None) -> None:
-        """Without a folder registered voices last as long as the process; with one it is held by one server.
+        """Without a folder registered voices last as long as the process; servers may share one.
 
         What another process left half written is removed; a file that cannot be used is left alone.
         """
@@ -43,32 +45,53 @@ class Library(Mapping[str, "Voice"]):
         self._about: dict[str, dict[str, Any]] = {}  # of registered voices, by id
         self._ids: dict[str, str] = {}  # by name
         self._loaded: OrderedDict[str, Voice] = OrderedDict()
-        self._lock = threading.Lock()
-        self._held = contextlib.ExitStack()
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._held.enter_context(disk.held(folder, "server"))
-            self._find(folder)
+        self._useless: set[str] = set()  # files that are no voices of this model
+        self._seen = 0  # when the folder had changed that was read last
+        self._lock = threading.Lock()  # of all the above; nobody who has it waits for a disk's locks
+        self._changes = threading.Lock()
+        self._consents = Consents(folder)
+        with self._turn():
+            self._consents.clean()
+            for left in folder.glob(".voice_*.tmp*") if folder else ():  # its writer had no turn any more
+                left.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Let go of the folder."""
-        self._held.close()
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The only one who changes what is registered, of all servers of the folder."""
+        alone = disk.turn(self._folder) if self._folder else contextlib.nullcontext()
+        with self._changes, alone:
+            with self._lock:
+                self._look()
+            yield
 
-    def _find(self, folder: Path) -> None:
-        for left in folder.glob(".voice_*.tmp*"):
-            left.unlink(missing_ok=True)
-        for path in sorted(folder.glob("voice_*.json")):
+    def _look(self) -> None:
+        """Know what other servers registered and deleted, if the folder has changed since the last look."""
+        if self._folder is None:
+            return
+        changed = self._folder.stat().st_mtime_ns
+        if changed == self._seen:
+            return
+        there = {path.stem: path for path in self._folder.glob("voice_*.json")}
+        for ident in self._about.keys() - there.keys():
+            self._forget(ident)
+        for ident in sorted(there.keys() - self._about.keys() - self._useless):
             try:
-                voice = self._model.resolve_voice(path)
-                self._enter(path.stem, voice)
+                self._enter(ident, self._model.resolve_voice(there[ident]))
             except (GPAError, ValueError) as error:
-                logger.warning("%s is not served: %s", path, error)
+                logger.warning("%s is not served: %s", there[ident], error)
+                self._useless.add(ident)
+        self._consents.look()
+        self._seen = changed if time.time_ns() - changed > TICK else 0
 
     def _enter(self, ident: str, voice: Voice) -> None:
         about = {key: int(value) if key in NUMBERS else value for key, value in voice.about.items()}
         self._about[ident] = {"id": ident, "object": "audio.voice", "name": voice.name, **about}
         self._ids[voice.name] = ident
         self._keep(ident, voice)
+
+    def _forget(self, ident: str) -> None:
+        del self._ids[self._about.pop(ident)["name"]]
+        self._loaded.pop(ident, None)
 
     def _keep(self, ident: str, voice: Voice) -> None:
         self._loaded[ident] = voice
@@ -85,33 +108,70 @@ class Library(Mapping[str, "Voice"]):
         if len(self._about) >= MOST:
             raise UsageError(f"{MOST} voices are registered, the limit: delete one")
 
-    def register(self, voice: Voice) -> dict[str, Any]:
-        """Keep a named voice; what is told of it. UsageError for its name, DiskError where it is full."""
+    def register(self, voice: Voice, consent_required: bool = False) -> dict[str, Any]:
+        """Keep a named voice; what is told of it.
+
+        UsageError for its name, ConsentError for its consent, DiskError where it is full.
+        """
         ident = f"voice_{uuid.uuid4().hex[:24]}"
         voice = replace(voice, about={"created_at": str(int(time.time())), **voice.about})
-        with self._lock:
+        with self._turn():
             self.check_name(voice.name)
+            self._consents.check(voice.about.get("consent"), consent_required)
             if self._folder is not None:
                 voice.save(self._folder / f"{ident}.json")
-            self._enter(ident, voice)
-        return self._about[ident]
+            with self._lock:
+                self._enter(ident, voice)
+                return self._about[ident]
 
     def remove(self, name: str) -> str:
         """Forget a registered voice, by name or id; its id. KeyError if there is none."""
-        with self._lock:
+        with self._turn():
             ident = self._ids.get(name, name)
-            about = self._about.pop(ident)
-            del self._ids[about["name"]]
-            self._loaded.pop(ident, None)
+            if ident not in self._about:
+                raise KeyError(name)
             if self._folder is not None:
                 (self._folder / f"{ident}.json").unlink(missing_ok=True)
+            with self._lock:
+                self._look()
+                if ident in self._about:  # unless the look saw that the file is gone
+                    self._forget(ident)
         return ident
+
+    @property
+    def consents(self) -> Consents:
+        """Those that there are; to change them there are the methods below."""
+        with self._lock:
+            self._look()
+        return self._consents
+
+    def add_consent(self, name: str, language: str, recording: bytes) -> dict[str, Any]:
+        """Keep a consent; see `Consents.add`."""
+        with self._turn():
+            return self._consents.add(name, language, recording)
+
+    def rename_consent(self, ident: str, name: str) -> dict[str, Any]:
+        """Call a consent otherwise. KeyError if there is none."""
+        with self._turn():
+            return self._consents.rename(ident, name)
+
+    def withdraw_consent(self, ident: str) -> None:
+        """Forget a consent. KeyError if there is none, ConsentError while a voice rests on it."""
+        with self._turn():
+            self._consents.about(ident)
+            resting = [each["name"] for each in list(self._about.values()) if each.get("consent") == ident]
+            if resting:
+                what = f"voices rest on {ident}: {', '.join(resting)}; delete them first"
+                raise ConsentError(what, "consent_in_use")
+            self._consents.remove(ident)
 
     def about(self, name: str) -> dict[str, Any]:
         """What is told of a voice. KeyError if there is none."""
-        ident = self._ids.get(name, name)
-        if ident in self._about:
-            return self._about[ident]
+        with self._lock:
+            self._look()
+            ident = self._ids.get(name, name)
+            if ident in self._about:
+                return self._about[ident]
         shipped = self._model.voices[name]
         return {"id": name, "object": "audio.voice", "name": name, "created_at": 0, **shipped.about}
 
@@ -119,6 +179,7 @@ class Library(Mapping[str, "Voice"]):
         if name in self._model.voices:
             return self._model.voices[name]
         with self._lock:
+            self._look()
             ident = self._ids.get(name, name)
             voice = self._loaded.get(ident)
             if voice is None:
@@ -129,10 +190,14 @@ class Library(Mapping[str, "Voice"]):
             return voice
 
     def __contains__(self, name: object) -> bool:
-        return name in self._model.voices or name in self._ids or name in self._about
+        with self._lock:
+            self._look()
+            return name in self._model.voices or name in self._ids or name in self._about
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._model.voices, *self._ids])
+        with self._lock:
+            self._look()
+            return iter([*self._model.voices, *self._ids])
 
     def __len__(self) -> int:
-        return len(self._model.voices) + len(self._ids)
+        return sum(1 for _ in self)

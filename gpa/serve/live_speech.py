@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
@@ -23,7 +23,11 @@ from gpa.serve.failures import Failure
 from gpa.serve.service import Service
 from gpa.serve.sockets import Connection
 from gpa.serve.speech_request import SpeechRequest, SpeechSettings
+from gpa.serve.uploads import copied_url
 from gpa.text.sentences import Sentences
+
+if TYPE_CHECKING:
+    from gpa.codec.voice import Voice
 
 PREFETCH = 3  # sentences that are on their way at once: the one that is sent and the next ones
 
@@ -44,6 +48,7 @@ class Sentence:
     number: int
     text: str | None
     asked: LiveSettings
+    voice: Voice | None = None  # that of a reference
     speaking: asyncio.Task[Speaking] | None = None
 
     @property
@@ -56,9 +61,9 @@ class Sentence:
         from gpa.serve.speaking import begin  # here: at load time it would be one module too far
 
         given = self.asked.model_dump(exclude={"stream_audio"}, exclude_unset=True)
-        asked = SpeechRequest(input=self.text or "", **given)
+        asked = SpeechRequest.model_validate({**given, "input": self.text or ""})
         complete = not (self.asked.stream_audio and FORMATS[asked.response_format].streamed)
-        self.speaking = asyncio.create_task(begin(service, asked, complete))
+        self.speaking = asyncio.create_task(begin(service, asked, complete, self.voice))
 
     async def forget(self) -> None:
         """Nobody waits for it any more."""
@@ -74,6 +79,7 @@ class SpeechSession:
     def __init__(self, service: Service, connection: Connection) -> None:
         self._service, self._connection = service, connection
         self._settings, self._sentences = LiveSettings.model_validate({}), Sentences()
+        self._voice: Voice | None = None  # of a reference, which is listened to once
         self._utterance = self._number = 0  # of the sentence that is written
         self._waiting: deque[Sentence] = deque()
         self._current: Sentence | None = None
@@ -93,7 +99,7 @@ class SpeechSession:
         """A message. Failure for what is none or cannot be."""
         match event["type"]:
             case "session.config":
-                self._configure(event)
+                await self._configure(event)
             case "input.text":
                 self._write(event.get("text"))
             case "input.done":
@@ -121,7 +127,7 @@ class SpeechSession:
 
     # Messages ---------------------------------------------------------------------------------------------
 
-    def _configure(self, event: dict[str, Any]) -> None:
+    async def _configure(self, event: dict[str, Any]) -> None:
         """Settings of all that is written from now on; what is left out has its default."""
         try:
             settings = LiveSettings.model_validate({k: v for k, v in event.items() if k != "type"})
@@ -130,6 +136,11 @@ class SpeechSession:
             raise Failure.invalid(first["type"], first["loc"], first["msg"]) from error
         check_model(self._service, settings.model)
         find_voice(self._service, settings.voice)
+        reference = settings.ref_audio
+        if reference is None:
+            self._voice = None
+        elif reference != self._settings.ref_audio:
+            self._voice = await copied_url(self._service, reference, "ref_audio")
         self._settings = settings
 
     def _write(self, text: Any) -> None:
@@ -148,7 +159,7 @@ class SpeechSession:
 
     def _add(self, *texts: str | None) -> None:
         for text in texts:
-            self._waiting.append(Sentence(self._utterance, self._number, text, self._settings))
+            self._waiting.append(Sentence(self._utterance, self._number, text, self._settings, self._voice))
             self._number += 1
         if texts:
             self._some.set()
@@ -211,6 +222,7 @@ class SpeechSession:
             else:
                 await self._frame(await speaking.whole())
             more |= speaking.said.summary
+            more |= {"segments": speaking.said.segments} if asked.timestamps else {}
         except WebSocketDisconnect:
             raise
         except Exception as error:  # noqa: BLE001 - the next sentence is spoken all the same

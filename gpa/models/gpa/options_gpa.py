@@ -40,12 +40,14 @@ class SpeechOptions(SamplingOptions, total=False):
     text likeliest. `verify` has that one read back: a part with more than 70 % of its words wrong is spoken
     once more, then fails. `lookahead` is how many frames of codes the decoder waits for before it draws a
     frame: less than the codec's own right context (None) begins sooner, and sounds slightly different.
+    With `word_times` chunks of a stream have the `words` of the parts that they end.
     """
 
     pause: float
     best_of: int
     verify: bool
     lookahead: int | None
+    word_times: bool
     gamma: float | None
     pronunciations: Mapping[str, str] | None
 

@@ -60,18 +60,6 @@ class Speech:
 
 
 @dataclass(frozen=True)
-class Chunk(Speech):
-    """A stretch of speech on its way; all of them together are the speech (`Speech.of`).
-
-    `finish_reason` is "" before the last one. `text` are the words that begin with this chunk, `done` is the
-    share of the text whose sound has come, this chunk's included.
-    """
-
-    text: str = ""
-    done: float = 0.0
-
-
-@dataclass(frozen=True)
 class Word:
     """A word and its seconds on the clock of the audio."""
 
@@ -81,11 +69,26 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Chunk(Speech):
+    """A stretch of speech on its way; all of them together are the speech (`Speech.of`).
+
+    `finish_reason` is "" before the last one. `text` are the words that begin with this chunk, `done` is the
+    share of the text whose sound has come, this chunk's included. `words` are those of the part that ends
+    with this chunk, where `word_times` were asked for.
+    """
+
+    text: str = ""
+    done: float = 0.0
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True)
 class Segment:
     """What is said between two pauses, and its seconds on the clock of the audio.
 
-    `tokens` are its text ids, `temperature` is how they were drawn. `avg_logprob` is the mean logarithm of
-    their probabilities, `compression_ratio` is that of its UTF-8 bytes to their zlib-compressed form,
+    `tokens` are its text ids, `temperature` is how they were drawn. `pieces` are what each of them spells,
+    all together the text, `log_probs` how likely each was. `avg_logprob` is the mean logarithm of their
+    probabilities and the end's, `compression_ratio` is that of its UTF-8 bytes to their zlib-compressed form,
     `no_speech_prob` how likely it is no speech at all, 0 where the checkpoint cannot tell. `seek` is where
     the sound that was read begins, in 10 ms.
     """
@@ -101,6 +104,8 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float
     seek: int
+    pieces: tuple[str, ...] = ()
+    log_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from gpa.engine.sampler import FEW, PERIODS
 from gpa.models.gpa.activity_gpa import Uncut, may_be_speech
-from gpa.models.gpa.alignment_gpa import first_frames, spread
+from gpa.models.gpa.alignment_gpa import first_frames, letters, looked_up, spread, word_times
 from gpa.models.gpa.longform_gpa import LongForm, step
 from gpa.models.gpa.outputs_gpa import Partial, Segment, Transcript, Word
 from gpa.models.gpa.requests_gpa import asr_requests, worst
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 DECIDED = 24  # ids by which it is decided whether this is speech
 SOFTNESS = 0.1  # nats around the threshold between which no_speech_prob goes from 0.73 to 0.27
 WEIGHT = 10.0  # nats that one unit of spread is worth
-DRAWN = 0.3  # seconds that the first and the last id of a word may take: the rest is a pause
 
 
 @dataclass(eq=False)
@@ -141,10 +140,7 @@ class Recognition(LongForm[Part, Partial]):
 
     def _shown(self, part: Part, ids: list[int]) -> tuple[Evidence, np.ndarray]:
         """What the network shows of ids, and their attention (N, T) on frames."""
-        vocab = self._processor.vocab
-        audio = [n for n, i in enumerate(part.request.prompt) if i in vocab.semantic]
-        shown = self._read(part.request.prompt, ids, audio)
-        return shown, shown.attention.reshape(len(ids), -1, vocab.n_codebooks).sum(-1)
+        return looked_up(self._read, self._processor.vocab, part.request.prompt, ids)
 
     def _tell(self, part: Part, text: str) -> Iterator[Partial]:
         if new := text[part.told :]:
@@ -172,11 +168,13 @@ class Recognition(LongForm[Part, Partial]):
     def _segment(self, part: Part, tokens: list[int], text: str) -> Segment:
         rate, vocab = self._processor.codec.spec.sample_rate, self._processor.vocab
         shown, attention = self._shown(part, part.ids)
-        attention = attention[[n for n, i in enumerate(part.ids) if i in vocab.text][: len(tokens)]]
+        places = [n for n, i in enumerate(part.ids) if i in vocab.text][: len(tokens)]
+        attention = attention[places]
         begin = part.stretch.begin / rate
         times = begin + first_frames(attention) / self._processor.codec.spec.frame_rate
         times = np.minimum(times, begin + len(part.stretch.wav) / rate)
-        words = tuple(self._words(tokens, text, times))
+        ends = letters(self._processor.text_tokenizer.decode, tokens, text)
+        words = tuple(Word(*each) for each in word_times(text, ends, times))
         data = text.encode()
         return Segment(
             id=len(self._segments),
@@ -190,20 +188,9 @@ class Recognition(LongForm[Part, Partial]):
             compression_ratio=len(data) / len(zlib.compress(data)),
             no_speech_prob=part.no_speech or 0.0,
             seek=round(100 * begin),
+            pieces=tuple(text[a:b] for a, b in zip([0, *ends], ends, strict=False)),
+            log_probs=tuple(shown.log_probs[places].tolist()),
         )
-
-    def _words(self, tokens: Sequence[int], text: str, times: np.ndarray) -> Iterator[Word]:
-        """Words at the times (N + 1,) of ids: one begins with its first letter, not with the space."""
-        decode = self._processor.text_tokenizer.decode
-        lengths = np.array([len(decode(tokens[: n + 1]).lstrip()) for n in range(len(tokens))])
-        begin = 0
-        for word in text.split():
-            begin = text.index(word, begin)
-            first, last = np.searchsorted(lengths, [begin + 1, begin + len(word)]).clip(0, len(tokens) - 1)
-            start = max(times[first], times[first + 1] - DRAWN)
-            end = max(start, min(times[last + 1], times[last] + DRAWN))
-            yield Word(word, round(float(start), 3), round(float(end), 3))
-            begin += len(word)
 
 
 def settled(ids: Sequence[int]) -> int:

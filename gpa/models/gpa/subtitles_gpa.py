@@ -97,10 +97,13 @@ def clock(seconds: float, point: str = ".") -> str:
     return f"{total // 3600:02}:{total // 60 % 60:02}:{total % 60:02}{point}{thousandths:03}"
 
 
+UNASKED = ("words", "pieces", "log_probs")  # of a segment, which OpenAI's has not
+
+
 def verbose(transcript: Transcript, words: bool = True) -> dict[str, Any]:
     """OpenAI's verbose_json: ten fields a segment, `words` beside the segments."""
     segments = [
-        {name: value for name, value in asdict(each).items() if name != "words"}
+        {name: value for name, value in asdict(each).items() if name not in UNASKED}
         for each in transcript.segments
     ]
     found = {

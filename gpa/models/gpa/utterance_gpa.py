@@ -19,8 +19,9 @@ import numpy as np
 
 from gpa.codec.limiter import Limiter
 from gpa.errors import GenerationError, PromptError, UsageError
+from gpa.models.gpa.alignment_gpa import first_frames, letters, looked_up, word_times
 from gpa.models.gpa.longform_gpa import Pending
-from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech
+from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech, Word
 from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
 from gpa.models.gpa.segmentation_gpa import Passage, audible_seconds, least_seconds
 from gpa.prompt.tasks import ASR, TTS
@@ -96,6 +97,7 @@ class Part:
     takes: list[Take] = field(default_factory=list)
     tries: int = 0
     told: int = 0  # of its codes, how many were handed out
+    begin: float = 0.0  # seconds of the sound before its own
     chosen: Take | None = None
     error: PromptError | GenerationError | None = None
 
@@ -284,20 +286,42 @@ class Utterance:
     def _sound(self, part: Part, take: Take) -> Iterator[Chunk]:
         """What there is of a part's sound."""
         rate, wav, tokens = self._processor.codec.spec.sample_rate, take.news(), take.tokens
-        if not len(wav):
+        timed = bool(part.chosen and self._options.get("word_times"))
+        if not len(wav) and not timed:
             return
         if not part.told:
             before = part.passage.before
             usual = self._pause * self._rest if self._samples else 0.0
-            wav = np.concatenate([_silence(usual if before is None else before, rate), wav])
+            rest = _silence(usual if before is None else before, rate)
+            wav, part.begin = np.concatenate([rest, wav]), (self._samples + len(rest)) / rate
         self._pause = 0.0
         self._samples += len(wav)
         if take.completion and take.completion.finish_reason != "stop":
             self._reason = take.completion.finish_reason
         text, done = part.passage.text if not part.told else "", part.passage.done if part.chosen else 0.0
         new, part.told = tokens[part.told :], len(tokens)
-        yield Chunk(self._limiter.push(wav), rate, new, "", text=text, done=done)
+        spoken = self._words(part, take) if timed else ()
+        yield Chunk(self._limiter.push(wav), rate, new, "", text=text, done=done, words=spoken)
         self._fill()
+
+    def _words(self, part: Part, take: Take) -> tuple[Word, ...]:
+        """When each word of a complete part is spoken, by where recognition of its codes looks for it."""
+        processor, read = self._processor, self._evidence
+        given = [(word, without_punctuation(word)) for word in part.passage.text.split()]
+        said = [(word, plain) for word, plain in given if plain]
+        text = " ".join(plain for _, plain in said)
+        ids = processor.text_tokenizer.encode(text)
+        if processor.glm:  # its ids are of the sound alone
+            prompt = processor.build(ASR.name, wav=take.wav)
+        else:
+            prompt = processor.format.build(ASR.name, semantic=take.tokens.tolist())
+        if not read or not ids or len(prompt) + len(ids) > processor.context:
+            return ()
+        _, attention = looked_up(read, processor.vocab, prompt, ids)
+        spec = processor.codec.spec
+        times = part.begin + first_frames(attention) / spec.frame_rate
+        found = word_times(text, letters(processor.text_tokenizer.decode, ids, text), times)
+        return tuple(Word(word, start, end) for (_, start, end), (word, _) in zip(found, said, strict=True))
 
     def _missing(self, part: Part, error: PromptError | GenerationError) -> Chunk:
         rate = self._processor.codec.spec.sample_rate

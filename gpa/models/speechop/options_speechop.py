@@ -46,11 +46,13 @@ class RestorationOptions(TypedDict, total=False):
 
 class EnhancementOptions(RestorationOptions, total=False):
     """Of `enhance`. `voice` is a clean sample of the speaker, `voice_text` what it says ("" unknown, None to
-    recognise it).
+    recognise it). A filtered recording is turned down where nobody speaks; `strong` does so within speech as
+    well, which sounds cleaner and costs words.
     """
 
     voice: AudioLike | None
     voice_text: str | None
+    strong: bool
 
 
 class EditOptions(RunOptions, total=False):

@@ -298,7 +298,8 @@ class SpeechOp:
         sampler: Sampler = self.config.sampler
         sampler = sampler if steps is None else dataclasses.replace(sampler, steps=steps)
         listener = partial(self._listener, recogniser)
-        usual = "filtered" in group.__annotations__ and task in self.config.filter.tasks
+        strong = bool(options.get("strong", False))
+        usual = strong or ("filtered" in group.__annotations__ and task in self.config.filter.tasks)
         return Request(
             self.front,
             self.model,
@@ -308,6 +309,7 @@ class SpeechOp:
             seed,
             self.progress,
             usual if filtered is None else filtered,
+            strong or task != "enhance",
         )
 
     def _encode(self, text: str) -> Text:

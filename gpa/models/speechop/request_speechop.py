@@ -49,6 +49,7 @@ class Request:
     seed: int
     progress: Progress | None = None
     filtered: bool = False
+    strong: bool = True
 
     @property
     def config(self) -> SpeechOpConfig:
@@ -106,7 +107,7 @@ class Request:
         z, counts = self.run(Job(self.front.cuts(frames), plans, texts, inputs, prompts))
         wav = self.front.decode(z, first.gain, len(first.wav))
         if self.filtered:
-            wav = filtered(first.wav, wav, self.front.sample_rate, self.config.filter)
+            wav = filtered(first.wav, wav, self.front.sample_rate, self.config.filter, self.strong)
         spans = zip(self.front.spans(frames), guide.texts, strict=True)
         parts = tuple(Part(*span, text) for span, text in spans)
         return self._made(wav, task_of(plans[0]), guide.whole or None, counts, parts)

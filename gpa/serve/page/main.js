@@ -3,7 +3,7 @@
 import { keepFields } from "./address.js";
 import { ask, useKey } from "./api.js";
 import { showProblem } from "./notice.js";
-import { startRestore } from "./restore.js";
+import { fillRestore, startRestore } from "./restore.js";
 import { startSpeak } from "./speak.js";
 import { startTabs } from "./tabs.js";
 import { startTranscribe } from "./transcribe.js";
@@ -28,6 +28,8 @@ async function start() {
   const models = await modelNames();
   const voices = await fetchVoices();
   panel("model").textContent = models.join(" · ");
+  fillRestore(panel("convert"), true);
+  fillRestore(panel("enhance"), false);
   offer(voices);
   keepFields();
   startSpeak(panel("speak"));

@@ -1,5 +1,5 @@
-// Read-along: the text as it was written, with the word that is heard. The server says when a phrase begins;
-// within it, times are estimated from the letters.
+// Read-along: the text as it was written, with the word that is heard. The server says when a phrase begins, and
+// at its end when each word did; until then, times are estimated from the letters.
 
 const LETTERS = 14; // that are spoken in a second, while the end of a phrase is not known
 
@@ -35,6 +35,12 @@ export class Reading {
     this.#phrases.push(phrase);
   }
 
+  // When each word of the last phrase begins; marks alone are no words.
+  time(words) {
+    const timed = this.#phrases.at(-1)?.words.filter(({ element }) => plain(element.textContent)) ?? [];
+    if (timed.length === words.length) timed.forEach((each, i) => { each.start = words[i].start; });
+  }
+
   end(seconds) {
     if (this.#phrases.length) this.#phrases.at(-1).end = seconds;
   }
@@ -49,8 +55,8 @@ export class Reading {
     this.#now?.classList.add("now");
   }
 
-  #time({ start, end, letters }, { from }) {
-    return start + (from / letters) * ((end ?? start + letters / LETTERS) - start);
+  #time({ start, end, letters }, { from, start: exact }) {
+    return exact ?? start + (from / letters) * ((end ?? start + letters / LETTERS) - start);
   }
 
   // The words of the text that are spoken so; what is spoken, if it was written otherwise (3: three).

@@ -8,6 +8,16 @@ import { task } from "./task.js";
 
 const RATE = 24000;
 
+// Give a panel its form; where a voice is not chosen, there is no choice of one.
+export function fillRestore(panel, withVoice) {
+  panel.append(document.getElementById("restore-template").content.cloneNode(true));
+  panel.querySelector(".intake").dataset.label = panel.dataset.label;
+  panel.querySelector("[type=submit]").textContent = panel.dataset.verb;
+  const choice = panel.querySelector(".field");
+  if (withVoice) choice.hidden = false;
+  else choice.remove();
+}
+
 export function startRestore(panel, path, title) {
   const intake = new Intake(panel.querySelector(".intake"));
   let heard = null;

@@ -45,6 +45,11 @@ export class Sound {
     this.reading.add(spoken, this.player.duration);
   }
 
+  // When the words of the last phrase begin.
+  words(words) {
+    this.reading.time(words);
+  }
+
   finish() {
     this.player.finish();
     this.reading.end(this.player.duration);

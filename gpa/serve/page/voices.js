@@ -6,7 +6,7 @@ import { Intake } from "./intake.js";
 import { announce, clearProblem, showProblem } from "./notice.js";
 import { report } from "./quality.js";
 
-const PATH = "v1/audio/voices";
+const PATH = "v1/audio/voices", CONSENTS = "v1/audio/voice_consents";
 
 export async function fetchVoices() {
   return (await (await ask(PATH)).json()).data;
@@ -23,7 +23,7 @@ export function offer(voices) {
 
 export function startVoices(panel, voices) {
   const form = panel.querySelector("form"), list = panel.querySelector(".library");
-  const intake = new Intake(panel.querySelector(".intake"));
+  const [intake, agreement] = [...panel.querySelectorAll(".intake")].map((element) => new Intake(element));
   const quality = panel.querySelector(".report");
 
   const refresh = async () => {
@@ -33,23 +33,35 @@ export function startVoices(panel, voices) {
   };
   const show = (found) => list.replaceChildren(...found.map(entry));
 
+  // What is undone if it cannot be: a consent that no voice rests on, or that is gone already.
+  const withdraw = (consent) => ask(`${CONSENTS}/${encodeURIComponent(consent)}`, { method: "DELETE" }).catch(() => {});
+
+  const agree = async (name) => {
+    const data = new FormData();
+    data.set("name", name);
+    data.set("language", document.documentElement.lang);
+    data.set("recording", agreement.file, agreement.file.name);
+    return (await (await ask(CONSENTS, { method: "POST", body: data })).json()).id;
+  };
+
   const entry = ({ id, name, consent, created_at: created }) => {
     const item = document.createElement("li");
     const about = document.createElement("div");
     about.append(Object.assign(document.createElement("strong"), { textContent: name }));
-    const more = created ? [new Date(1000 * created).toLocaleDateString(), consent].filter(Boolean).join(" · ") : "shipped";
+    const agreed = consent?.startsWith("cons_") ? "with recorded consent" : consent;
+    const more = created ? [new Date(1000 * created).toLocaleDateString(), agreed].filter(Boolean).join(" · ") : "shipped";
     about.append(Object.assign(document.createElement("span"), { className: "hint", textContent: more }));
     item.append(about);
     if (created) {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Delete" });
       button.setAttribute("aria-label", `Delete the voice ${name}`);
-      button.addEventListener("click", () => remove(button, id, name));
+      button.addEventListener("click", () => remove(button, id, name, consent));
       item.append(button);
     }
     return item;
   };
 
-  const remove = async (button, id, name) => {
+  const remove = async (button, id, name, consent) => {
     if (!button.classList.contains("sure")) { // the second click means it
       button.classList.add("sure");
       button.textContent = "Really delete?";
@@ -58,6 +70,7 @@ export function startVoices(panel, voices) {
     }
     try {
       await ask(`${PATH}/${encodeURIComponent(id)}`, { method: "DELETE" });
+      if (consent?.startsWith("cons_")) await withdraw(consent);
       await refresh();
       announce(`The voice ${name} is deleted.`);
       panel.querySelector(".library").previousElementSibling.focus();
@@ -75,14 +88,21 @@ export function startVoices(panel, voices) {
       if (!intake.file) throw new Error("Choose a file or record something first");
       if (!data.get("name").trim()) throw Object.assign(new Error("Give the voice a name"), { param: "name" });
       if (!data.has("agreed")) throw Object.assign(new Error("Say that the speaker agrees"), { param: "agreed" });
+      if (!agreement.file) throw new Error("Record how the speaker agrees, or choose a file of it");
       data.delete("agreed");
-      if (!data.get("consent")) data.set("consent", "The speaker agrees.");
       data.set("audio_sample", intake.file, intake.file.name);
-      await ask(PATH, { method: "POST", body: data });
+      data.set("consent", await agree(data.get("name")));
+      try {
+        await ask(PATH, { method: "POST", body: data });
+      } catch (error) {
+        await withdraw(data.get("consent"));
+        throw error;
+      }
       await refresh();
       announce(`The voice ${data.get("name")} is there.`);
       form.reset();
       intake.clear();
+      agreement.clear();
       quality.replaceChildren();
     } catch (error) {
       showProblem(panel, error);

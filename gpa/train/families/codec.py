@@ -86,6 +86,7 @@ class CodecRecipe:
     init: str = ""  # an exported codec folder to start from
     decoder: dict[str, Any] = field(default_factory=dict)  # a new waveform decoder in place of that of `init`
     speaker_encoder: dict[str, Any] = field(default_factory=dict)  # the same of the voice path
+    refiner: dict[str, Any] = field(default_factory=dict)  # a new network after the source-filter decoder
     render: dict[str, Any] = field(default_factory=dict)  # settings of the decoder that need no training
     freeze_ids: bool = False
     free_voice: bool = False
@@ -183,8 +184,9 @@ class CodecFamily:
                 f"{len(self.speaker_names)}; keep data.cache and data.train"
             )
         mine = module.codec.state_dict()
-        old = {k: t for k, t in codec.state_dict().items() if k.split(".")[0] not in self.parts}
-        state = old | {k: t for k, t in mine.items() if k.split(".")[0] in self.parts}
+        new = tuple(f"{name}." for name in self.parts)
+        old = {k: t for k, t in codec.state_dict().items() if not k.startswith(new)}
+        state = old | {k: t for k, t in mine.items() if k.startswith(new)}
         hub.load_strict(module.codec, state, where=str(export))
         hub.load_strict(module.letters, heads["letters"], where=str(export / trained.HEADS))
         hub.load_strict(module.speakers, heads["speakers"], where=str(export / trained.HEADS))
