@@ -108,6 +108,24 @@ def vc(args: argparse.Namespace) -> None:
     deliver(args, speech, took, {"mode": speech.mode, **fields(speech)})
 
 
+def run(args: argparse.Namespace) -> None:
+    """Do what an instruction says: print a transcript, or write speech into a file."""
+    from gpa.models.gpa import Speech
+
+    check_output(args)
+    source = None if args.audio is None else sound_of(args.audio)
+    model = load(args)
+    began = time.perf_counter()
+    made = model.run(args.instruction, audio=source, text=args.text, voice=args.voice, **sampling(args))
+    took = time.perf_counter() - began
+    if isinstance(made, Speech):
+        deliver(args, made, took, fields(made))
+    elif args.json:
+        print_json({"text": made.text, **fields(made), "took": round(took, 3)})
+    else:
+        print(made.text)
+
+
 def voice(args: argparse.Namespace) -> None:
     """Write the voice of a recording to a JSON file."""
     if args.output.suffix != ".json":

@@ -70,6 +70,9 @@ throughput.
         help="of each training clip, in other voices, noise and rooms (default 0)")  # fmt: skip
     made.add_argument("--noise", default="", metavar="DIR", help="of noise, with a manifest.json")
     made.add_argument("--rooms", default="", metavar="DIR", help="of impulse responses")
+    made = p.add_argument_group("instructions")
+    made.add_argument("--silence", action="store_true",
+        help="also store where each clip is silent: pauses that wordings ask for are of it")  # fmt: skip
     work = p.add_argument_group("work")
     work.add_argument("--workers", type=int, default=1, metavar="N", help="processes here (default 1)")
     work.add_argument("--shard-rows", type=int, default=1000, metavar="N", help="of a file (default 1000)")
@@ -102,7 +105,7 @@ def prepare(args: argparse.Namespace) -> None:
             args.model,
             codec=args.codec,
             wording=Wording(args.vocab_size, tuple(args.text), args.tokenizer),
-            extras=Extras(args.align, args.copies, args.noise, args.rooms),
+            extras=Extras(args.align, args.copies, args.noise, args.rooms, args.silence),
             limits=Limits(**numbers, check_text=args.check_text, seen_speakers=seen, allow=allow),
             licence=args.licence,
             columns=dict(pair.split("=", 1) for pair in args.columns),

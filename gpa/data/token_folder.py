@@ -44,9 +44,10 @@ COLUMNS = {  # name -> type; a list holds codes, not ids: offsets are the vocabu
 }
 OPTIONAL = {  # columns that a folder may have
     "letters": ["int32"],  # first frame of each letter of `alignment.letters_of(text)`; empty: not known
+    "silence": ["int32"],  # [first, last) id of the clip's longest silence; empty: none
     "copies": [["int32"]],  # semantic codes (T,) of the clip in other voices, in noise and in rooms
 }
-BLANK = {"task": "", "speaker": "", "glm": (), "target": (), "licence": "", "letters": (), "copies": ()}
+BLANK = {"task": "", "speaker": "", "glm": (), "target": (), "licence": "", **dict.fromkeys(OPTIONAL, ())}
 LASTING = ("kind", "version", "gpa", "model", "format", "context", "codec", "vocabulary", "fingerprints")
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import config, disk
-from gpa.data import token_folder
+from gpa.data import rows, token_folder
 from gpa.data.batches import BatchPlan
 from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
 from gpa.data.token_folder import TokenSet, read_about
@@ -121,6 +121,7 @@ class LMRecipe:
     adapter: AdapterArgs = field(default_factory=AdapterArgs)  # of `init`, which then stays as it is
     format: str = "instruct"  # of the prompts; "published" for a published checkpoint
     tasks: dict[str, TaskArgs] = field(default_factory=lambda: {name: TaskArgs() for name in DEFAULT})
+    instructions: rows.InstructionArgs = field(default_factory=rows.InstructionArgs)  # wordings that decide
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: LMWeights = field(default_factory=LMWeights)
@@ -161,7 +162,7 @@ class LMFamily:
         self.text = fmt.text_tokenizer
         noise = Noise(recipe.data.noise, recipe.data.text_noise, recipe.data.drop_text, recipe.data.spelt)
         dictionary = Pronunciations.read(Path(path)) if (path := recipe.data.pronunciations) else None
-        self.train_rows = RowBuilder(train, fmt, noise, dictionary)
+        self.train_rows = RowBuilder(train, fmt, noise, dictionary, recipe.instructions)
         self.dev = RowBuilder(dev, fmt, dictionary=dictionary)
         self.items = self._items(train)
         lengths = np.array([self.train_rows.length(task, i) for task, i, _ in self.items])
@@ -275,16 +276,14 @@ class LMFamily:
     def _loss(self, module: nn.Module, batch: LMBatch) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(module, Backbone)
         w = self.recipe.weights
-        # No mask: positions that start again tell the library where a row ends, and right padding under
-        # causal attention is never seen by a real position.
+        # No mask: positions that start again end a row, and causal attention never sees right padding.
         out = module.model(
             batch.ids, position_ids=batch.positions, use_cache=False, output_hidden_states=True
         )
         targets = batch.labels[:, 1:]
         at = targets != IGNORE
-        nll = F.cross_entropy(
-            module.lm_head(out.last_hidden_state[:, :-1][at]), targets[at], reduction="none"
-        )
+        logits = module.lm_head(out.last_hidden_state[:, :-1][at])
+        nll = F.cross_entropy(logits, targets[at], reduction="none")
         task = batch.task[:, 1:][at]
         total, metrics = nll.new_zeros(()), {}
         for n, (name, args) in enumerate(self.recipe.tasks.items()):
@@ -305,8 +304,7 @@ class LMFamily:
         sums: dict[str, list[float]] = {}
         device = next(module.parameters()).device
         rng = np.random.default_rng(0)
-        rows = range(0, len(self.dev.clips), max(1, len(self.dev.clips) // self.recipe.data.dev_rows))
-        for i in rows:
+        for i in range(0, len(self.dev.clips), max(1, len(self.dev.clips) // self.recipe.data.dev_rows)):
             for task in self.tasks:
                 if self.dev.length(task, i) <= self.recipe.data.max_ids:
                     batch = to_device(self._collate([self.dev.row(task, i, rng)]), device)
@@ -347,6 +345,7 @@ class LMFamily:
             init=self.init,
             speech=r.validate.speech,
             guided=r.data.drop_text > 0,
+            instructed=r.instructions.free > 0,
             pronunciations=r.data.pronunciations,
         )
 
