@@ -199,6 +199,14 @@ def train(args: argparse.Namespace) -> None:
     main(args.rest)
 
 
+def schema(args: argparse.Namespace) -> None:
+    """Print the JSON Schema of every kind of recipe."""
+    from gpa.train import command, recipe_schema
+
+    found = recipe_schema.schema({kind: command.kind_of(kind)[0] for kind in command.KINDS})
+    print(json.dumps(found, indent=2))
+
+
 def lab(args: argparse.Namespace) -> int:
     """Hand everything after `gpa lab` to a process of its own: nothing here knows those tools."""
     return subprocess.call([sys.executable, "-m", "gpa.lab", *args.rest])
