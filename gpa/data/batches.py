@@ -61,3 +61,13 @@ class BatchPlan:
                 batches.append(rows[begin:end])
                 begin = end
         return batches
+
+
+def sharing(weights: np.ndarray, replayed: np.ndarray, share: float) -> np.ndarray:
+    """Weights of rows, those of replayed ones scaled so that they are `share` of all that is drawn."""
+    if not replayed.any():
+        return weights
+    if not 0 < share < 1:
+        raise UsageError(f"data.replay_share={share}: above 0 and below 1")
+    factor = share / (1 - share) * weights[~replayed].sum() / max(weights[replayed].sum(), 1e-9)
+    return np.where(replayed, weights * factor, weights)

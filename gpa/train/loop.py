@@ -248,7 +248,7 @@ def _evaluate(
     device = next(module.parameters()).device
     with torch.inference_mode(), autocast(args.precision, device), launch.uncompiled(args):
         values = {f"eval/{name}": value for name, value in family.evaluate(module).items()}
-        said = family.samples(module) if isinstance(family, samples.Audible) else ()
+        said = family.sound_samples(module) if isinstance(family, samples.Audible) else ()
     before = metrics.least.get(args.best, math.inf)
     metrics.write(done, values)
     if said:

@@ -50,7 +50,7 @@ class Sample:
 class Audible(Protocol):
     """A family that can be heard."""
 
-    def samples(self, module: nn.Module) -> Sequence[Sample]:
+    def sound_samples(self, module: nn.Module) -> Sequence[Sample]:
         """The same few at every evaluation; none where the recipe asks for none."""
         ...
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gpa import config, disk
 from gpa.data import token_folder
-from gpa.data.batches import BatchPlan
+from gpa.data.batches import BatchPlan, sharing
 from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
 from gpa.data.token_folder import TokenSet, read_about
 from gpa.errors import CheckpointError, UsageError
@@ -42,6 +42,7 @@ from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.arguments import TrainArgs
 from gpa.train.families.base import Loss
+from gpa.train.families.speech_samples import SpeechSamples
 from gpa.train.families.validation import ValidateArgs, prepare
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import to_device
@@ -50,6 +51,7 @@ from gpa.train.parts import CheckpointParts
 if TYPE_CHECKING:
     from gpa.prompt.vocab import Vocab
     from gpa.train.assemble import TrainingFacts
+    from gpa.train.samples import Sample
 
 log = logging.getLogger(__name__)
 Clip = Mapping[str, Any]
@@ -174,11 +176,13 @@ class LMFamily:
             log.warning("%d of %d rows are longer than data.max_ids: left out", (~fits).sum(), len(fits))
         self.items = [item for item, ok in zip(self.items, fits, strict=True) if ok]
         weights = np.array([weight for _, _, weight in self.items])
-        weights = _shared(weights, np.array([i >= own for _, i, _ in self.items]), recipe.data.replay_share)
+        weights = sharing(weights, np.array([i >= own for _, i, _ in self.items]), recipe.data.replay_share)
         self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
         folders = {"tokens": str(folder), "init": str(self.init or "")}
         self.validation = prepare(recipe.validate, self.dev, recipe.data.max_ids, **folders)
         self.parts = CheckpointParts.find(folder, self.init, recipe.codec) if recipe.export == WHOLE else None
+        asked = replace(recipe.validate, rows=recipe.validate.samples)
+        self.spoken = SpeechSamples(prepare(asked, self.dev, recipe.data.max_ids, **folders), self.parts)
 
     def _read(self, folder: Path) -> TokenSet:
         """A folder; CheckpointError if its tokenizer or codec is another than that of the first."""
@@ -316,6 +320,10 @@ class LMFamily:
         losses = {name: float(np.mean(values)) for name, values in sums.items()}
         return losses | (self.validation(inference_network(module)) if self.validation else {})
 
+    def sound_samples(self, module: nn.Module) -> list[Sample]:
+        assert isinstance(module, Backbone)
+        return self.spoken(inference_network(module))
+
     def export(self, module: nn.Module, path: Path) -> None:
         """Write what `GPA.from_pretrained` loads, or the bare network; an adapter folded in and beside it."""
         assert isinstance(module, Backbone)
@@ -387,13 +395,3 @@ def _check_format(recipe: LMRecipe, vocab: Vocab) -> None:
             f"weights.alignment={recipe.weights.alignment:g}: published models were trained without, and "
             "their rows do not say when a letter is spoken; set weights.alignment=0"
         )
-
-
-def _shared(weights: np.ndarray, replayed: np.ndarray, share: float) -> np.ndarray:
-    """Weights of rows, those of replayed ones scaled so that they are `share` of all that is drawn."""
-    if not replayed.any():
-        return weights
-    if not 0 < share < 1:
-        raise UsageError(f"data.replay_share={share}: above 0 and below 1")
-    factor = share / (1 - share) * weights[~replayed].sum() / max(weights[replayed].sum(), 1e-9)
-    return np.where(replayed, weights * factor, weights)
