@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+REMEDIES = {  # by the hub's answer
+    0: "check the connection, the name, the revision and your access",
+    401: "log in (hf auth login), or set HF_TOKEN; the name may be wrong, too",
+    403: "make a token with that right, or accept the terms on the repository's page",
+    404: "check owner, name and revision; a private repository asks for its owner's HF_TOKEN",
+    429: "too many requests: wait a few minutes",
+    500: "the hub has a fault: try again later",
+}
 # What readers of damaged weights and constructors of impossible sizes raise.
 DAMAGE: tuple[type[Exception], ...] = (
     ArithmeticError,
@@ -51,7 +59,8 @@ _DIFF_LINES = 10  # names shown of each kind; the counts are always complete
 def resolve(path_or_repo: str | os.PathLike, revision: str | None = None, offline: bool = False) -> Path:
     """Local path of a checkpoint: an existing path as it is, otherwise a repository `owner/name[@revision]`.
 
-    A repository is fetched into the Hugging Face cache; an interrupted download continues where it stopped.
+    A repository is fetched into the Hugging Face cache: a file goes on where a connection broke, and what a
+    failed or killed fetch has brought whole is not fetched again.
     With `offline` (or HF_HUB_OFFLINE=1) only the cache is used. Raises CheckpointError saying what to do.
     """
     text = os.fspath(path_or_repo)
@@ -73,24 +82,45 @@ def resolve(path_or_repo: str | os.PathLike, revision: str | None = None, offlin
 
 def _snapshot(repo: str, revision: str | None, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
-
-    # HTTPError comes from whichever HTTP client this version of the hub uses, and covers its transport errors
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     name = repo + (f"@{revision}" if revision else "")
+    instead = f"or download it elsewhere (hf download {repo}) and pass the directory instead of its name"
+    with refusals(name, "could not be fetched", instead):
+        try:
+            return Path(snapshot_download(repo, revision=revision, local_files_only=offline))
+        except LocalEntryNotFoundError as error:
+            if _status(error):
+                raise
+            why = "offline use was asked for" if offline else "the hub could not be reached"
+            raise CheckpointError(
+                f"{name} is not, or not whole, in the local cache and {why}. Either run once with a network "
+                f"connection, which goes on where it stopped, {instead}"
+            ) from error
+
+
+@contextmanager
+def refusals(name: str, what: str, instead: str) -> Iterator[None]:
+    """CheckpointError, with the hub's answer, its remedy and what to do `instead`, for what fails inside."""
+    # HTTPError comes from whichever HTTP client this version of the hub uses, and covers its transport errors
+    from huggingface_hub.errors import HTTPError
+
     try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=offline))
-    except LocalEntryNotFoundError as error:
-        why = "offline use was asked for" if offline else "huggingface.co could not be reached"
-        raise CheckpointError(
-            f"{name} is not in the local cache and {why}. Either run once with a network connection, "
-            f"or download it elsewhere (hf download {repo}) and pass the directory instead of its name"
-        ) from error
+        yield
     except (HTTPError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{name} could not be fetched ({error}). Check the name, the revision and your access, "
-            "or pass a local directory instead"
-        ) from error
+        status = _status(error)
+        remedy = REMEDIES.get(status) or REMEDIES[500 if status >= 500 else 0]
+        answer = f"{status}, " if status else ""
+        raise CheckpointError(f"{name} {what} ({answer}{error}): {remedy}, {instead}") from error
+
+
+def _status(error: BaseException | None) -> int:
+    """The hub's answer behind an error; 0 where none came."""
+    while error is not None:
+        if (response := getattr(error, "response", None)) is not None:
+            return int(response.status_code)
+        error = error.__cause__ or error.__context__
+    return 0
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from conftest import speechlike
 from gpa import audio, config
 from gpa.cli import main
 from gpa.codec.voice import Voice
-from gpa.data.batches import sharing
+from gpa.data.row_plan import _shared
 from gpa.errors import CheckpointError, DataError, GPAError, UsageError
 from gpa.finetune import collect, comparison, estimate, replay
 from gpa.finetune.job import Job, finetune
@@ -120,9 +120,9 @@ def test_rehearsed_rows_are_their_share_of_what_is_drawn(tokens: Path, tmp_path:
     replayed = np.array([i >= own for _, i, _ in family.items])
     assert 0 < replayed.sum() < len(replayed)
     assert family.plan.weights[replayed].sum() == pytest.approx(0.25 * family.plan.weights.sum())
-    assert np.array_equal(sharing(np.ones(3), np.zeros(3, bool), 2.0), np.ones(3))  # nothing to share
+    assert np.array_equal(_shared(np.ones(3), np.zeros(3, bool), 2.0), np.ones(3))  # nothing to share
     with pytest.raises(UsageError, match="replay_share"):
-        sharing(np.ones(2), np.array([True, False]), 1.0)
+        _shared(np.ones(2), np.array([True, False]), 1.0)
 
 
 def test_rehearsal_of_another_id_space_is_refused(tokens: Path, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ IMPORT_NAMES = {"pyyaml": "yaml", "python_multipart": "multipart", "flash_attn":
 IMPLIED = {
     "fastapi": {"anyio", "pydantic", "starlette"},
     "transformers": {"huggingface_hub"},
+    "datasets": {"pyarrow"},
 }  # what a declared package certainly brings and re-exports
 HAND_INSTALLED = {"resemblyzer", "librosa", "vllm", "sglang"}  # documented, not in an extra
 HAND_INSTALLED |= {

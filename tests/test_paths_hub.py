@@ -92,7 +92,7 @@ def test_what_is_no_longer_true_is_left_behind(tiny: Path, tmp_path: Path, part:
 
 
 def test_ids_go_in_and_out_as_the_page_shows() -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    block, _ = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     made: dict[str, object] = {}
     exec(compile(block, "huggingface.md", "exec"), made)
     model = made["gpa"]

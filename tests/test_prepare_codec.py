@@ -95,7 +95,7 @@ def test_ids_letters_and_copies_are_the_codecs(data: Path, prepared: Path) -> No
     assert any(row["copies"] and row["copies"][0] != row["copies"][1] for row in rows)  # else it shows little
     about = json.loads((prepared / "prepared.json").read_text())
     assert about["model"] == str(export.resolve()) and about["fingerprints"]["codec"] == codec.fingerprint()
-    assert about["extras"] == {"align": True, "copies": 2, "noise": "", "rooms": ""}
+    assert about["extras"] == {"align": True, "copies": 2, "noise": "", "rooms": "", "silence": False}
     assert not (prepared / ".work").exists()
 
 

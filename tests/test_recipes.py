@@ -112,8 +112,13 @@ def test_every_recipe_is_walked() -> None:
 
 
 @pytest.mark.parametrize("name", CHAIN)
-def test_the_header_runs(name: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is printed, in the order of recipes/README.md: each step starts from what the one before made."""
+def test_the_header_runs(
+    name: str, site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it is printed, in the order of recipes/README.md: each step starts from what the one before made.
+
+    A dry run of the same command says what it would do and leaves nothing behind.
+    """
     monkeypatch.chdir(site)
     path = RECIPES / f"{name}.yaml"
     kind = yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]
@@ -124,8 +129,13 @@ def test_the_header_runs(name: str, site: Path, monkeypatch: pytest.MonkeyPatch)
         double_codebook.split_codec(Path("runs/codec_asr_features/export"), Path("runs/codec_double"))
     rows = ["validate.rows=1"] if path.stem == "mini" else []
     short = SHORT.split() if kind != "text" else []
-    training.main([*argv, *short, *CUTS[kind], *rows, *SMALL.get(path.stem, [])])
+    argv += [*short, *CUTS[kind], *rows, *SMALL.get(path.stem, [])]
     run = Path(argv[argv.index("--run") + 1])
+    training.main([*argv, "--dry-run"])
+    told = capsys.readouterr().out
+    assert f"kind: {kind}" in told and ("no steps" if kind == "text" else "the first batch") in told
+    assert not run.exists()
+    training.main(argv)
     assert (run / "export" / ("tokenizer.json" if kind == "text" else "model.safetensors")).is_file()
     for link in CHAIN[name]:
         (site / "runs" / link).symlink_to(f"{path.stem}/export")

@@ -126,7 +126,8 @@ def test_wrong_use_is_told_before_the_model_is_loaded(
 
 
 def test_every_setting_is_an_option() -> None:
-    assert {field.name for field in dataclasses.fields(Settings)} == {*BOUNDS, "keys", "voices"}
+    others = ("keys", "voices", "require_consent")
+    assert {field.name for field in dataclasses.fields(Settings)} == {*BOUNDS, *others}
     shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
-    for name in (*BOUNDS, "keys", "voices"):
+    for name in (*BOUNDS, *others):
         assert f"--{name.replace('_', '-')}" in shown

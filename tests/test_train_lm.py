@@ -50,7 +50,7 @@ def test_rows_are_inference_prompts_and_their_completions(family: LMFamily, task
     """The prefix without labels is what `build` gives at inference; labels cover the completion, no more."""
     fmt = family.train_rows.fmt
     seen = set()
-    for i, row in rows_of(family, task):
+    for i, row in rows_of(family, task, 400):
         clip = plain(family.train_rows.clips[i])
         prompt = row.ids[row.labels == IGNORE].tolist()
         assert (row.labels[: len(prompt)] == IGNORE).all()  # a prefix

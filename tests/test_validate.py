@@ -115,13 +115,13 @@ def test_an_untrained_network_gives_legal_ids_within_bounds(
 
 
 def test_speech_that_fills_the_context_is_not_heard(folder: Path) -> None:
-    changes = {"model": {**lm_tree(folder)["model"], "max_position_embeddings": 64}, "data": {"max_ids": 60}}
+    changes = {"model": {**lm_tree(folder)["model"], "max_position_embeddings": 96}, "data": {"max_ids": 90}}
     changes["data"] = {**lm_tree(folder)["data"], **changes["data"]}
     family = family_of(folder, **changes)
     torch.manual_seed(0)
     module = family.build()
     clip = dict(family.dev.clips[0])
-    clip["semantic"] = [1] * 80
+    clip["semantic"] = [1] * 120
     network = inference_network(module)  # type: ignore[arg-type]
     found = Validation({0: clip}, Budgets(family.dev.fmt, 25.0))(network)
     assert found["asr_wer"] == 1 and found["asr_stop"] == 0

@@ -108,6 +108,24 @@ def vc(args: argparse.Namespace) -> None:
     deliver(args, speech, took, {"mode": speech.mode, **fields(speech)})
 
 
+def run(args: argparse.Namespace) -> None:
+    """Do what an instruction says: print a transcript, or write speech into a file."""
+    from gpa.models.gpa import Speech
+
+    check_output(args)
+    source = None if args.audio is None else sound_of(args.audio)
+    model = load(args)
+    began = time.perf_counter()
+    made = model.run(args.instruction, audio=source, text=args.text, voice=args.voice, **sampling(args))
+    took = time.perf_counter() - began
+    if isinstance(made, Speech):
+        deliver(args, made, took, fields(made))
+    elif args.json:
+        print_json({"text": made.text, **fields(made), "took": round(took, 3)})
+    else:
+        print(made.text)
+
+
 def voice(args: argparse.Namespace) -> None:
     """Write the voice of a recording to a JSON file."""
     if args.output.suffix != ".json":
@@ -179,6 +197,14 @@ def train(args: argparse.Namespace) -> None:
     from gpa.train.command import main
 
     main(args.rest)
+
+
+def schema(args: argparse.Namespace) -> None:
+    """Print the JSON Schema of every kind of recipe."""
+    from gpa.train import command, recipe_schema
+
+    found = recipe_schema.schema({kind: command.kind_of(kind)[0] for kind in command.KINDS})
+    print(json.dumps(found, indent=2))
 
 
 def lab(args: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ EXAMPLES = """\
   gpa eval --data DATA --quick                    a few items of each, two minutes
   gpa eval runs/mini/export --data DATA --baselines --save-wavs
   gpa eval gpa-mini --suite tts tts-flite -n 100 --data DATA
+  gpa eval MODEL --suite instructions --data DATA  do wordings alone decide? (docs/evaluation.md)
   gpa eval --suite asr-noise --noise MY_SOUNDS    words invented a minute where nobody speaks
   gpa eval --split dev-many --suite codec asr tts-clip vc-codec vc-lm -n 0        many speakers: choose by it
   gpa eval --split dev-many --suite asr -n 0 --snr 0 10   the same clips in noise that training never hears
@@ -41,8 +42,8 @@ def add(sub: Any) -> None:
     p = options.command(sub, "eval", run, "measure a model: error rates, voices, quality, speed", EXAMPLES)
     options.which(p)
     what = p.add_argument_group("what is measured")
-    what.add_argument("--suite", nargs="+", default=["mini"], metavar="NAME",
-        help="mini (floor codec tts tts-clip asr asr-noise vc-lm vc-codec) or some of it")  # fmt: skip
+    what.add_argument("--suite", nargs="+", default=["mini"], metavar="NAME", help="mini (floor codec tts"
+        " tts-clip asr asr-noise vc-lm vc-codec) or some of it, and instructions")  # fmt: skip
     what.add_argument("--baselines", action="store_true",
         help="also espeak-ng, flite, pocketsphinx, Opus and Codec2 on the same items")  # fmt: skip
     what.add_argument("--data", metavar="DIR", help="data folder (default: GPA_DATA)")

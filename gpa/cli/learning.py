@@ -1,4 +1,4 @@
-"""The commands that train, as options: `gpa train`, `plot`, `lab`, `finetune` and `plan`."""
+"""The commands that train, as options: `gpa train`, `config`, `plot`, `lab`, `finetune` and `plan`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpa.cli import commands, options
 
 def add(sub: Any) -> None:
     """Add the commands to the parser."""
-    for each in (_train, _finetune, _plan, _lab):
+    for each in (_train, _config, _finetune, _plan, _lab):
         each(sub)
 
 
@@ -19,6 +19,7 @@ def _train(sub: Any) -> None:
         sub, "train", commands.train, "train from a recipe", """\
   gpa train recipes/gpa/codec.yaml
   gpa train recipes/gpa/codec.yaml train.steps=10 --run runs/try
+  gpa train recipes/gpa/own.yaml data.tokens=tokens --dry-run     steps, memory, the first batch in words
 
 the same as `python -m gpa.train`; its own --help says more.
 """, add_help=False
@@ -26,6 +27,18 @@ the same as `python -m gpa.train`; its own --help says more.
     about, example = "draw the metrics of training runs", "  gpa plot runs/mini     prints RUN/loss.png\n"
     p = options.command(sub, "plot", commands.plot, about, example)
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
+
+
+def _config(sub: Any) -> None:
+    p = options.command(
+        sub, "config", commands.schema, "print the JSON Schema of recipes", """\
+  gpa config --schema > recipe.schema.json
+
+an editor with a YAML language server then completes and checks the keys of a recipe whose first line is
+  # yaml-language-server: $schema=recipe.schema.json
+"""
+    )  # fmt: skip
+    p.add_argument("--schema", action="store_true", required=True, help="print it")
 
 
 def _lab(sub: Any) -> None:

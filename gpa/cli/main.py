@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.set_defaults(verbose=False)
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_tts, _asr, _vc, _voice, _info, _verify, _doctor, _demo):
+    for add in (_tts, _asr, _vc, _run, _voice, _info, _verify, _doctor, _demo):
         add(sub)
     preparation.add(sub)
     learning.add(sub)
@@ -251,6 +251,29 @@ written.
     options.model(p)
     options.engine(p)
     options.json(p, "print one JSON object: path, mode, seconds, tokens, finish_reason, timing")
+
+
+def _run(sub: Any) -> None:
+    p = options.command(
+        sub, "run", commands.run, "do what an instruction says", """\
+  gpa run "Transcribe this in capitals." --audio note.wav --model MODEL
+  gpa run "Read this slowly." --text "The rain has stopped." -o rain.wav --model MODEL
+  gpa run "Say it in this voice, and keep the pitch." --audio note.wav --voice me.json --model MODEL
+
+the instruction alone decides what comes out: a transcript is printed, speech is written to -o and its path
+printed. a model follows instructions if it was trained with some of its rows by the wording alone, says
+`gpa info`: instructed. one pass: what is longer is for tts, asr and vc.
+"""
+    )  # fmt: skip
+    p.add_argument("instruction", help="what to do, in words")
+    p.add_argument("--audio", metavar="FILE", help="speech that it is about; - reads standard input")
+    p.add_argument("--text", metavar="T", help="text that it is about")
+    options.voice(p)
+    options.output(p, "out.wav")
+    options.sampling(p)
+    options.model(p)
+    options.engine(p)
+    options.json(p, "print one JSON object: text or path, tokens, finish_reason, timing")
 
 
 def _voice(sub: Any) -> None:

@@ -21,6 +21,7 @@ def add(sub: Any) -> None:
   gpa prepare LJSpeech-1.1/ -o tokens --licence PD
   gpa prepare common-voice/en/train.tsv -o tokens --licence CC0-1.0
   gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
+  gpa prepare "shards/train-*.tar" -o tokens --licence CC0-1.0
   gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
   gpa prepare manifest.jsonl -o tokens --codec runs/codec/export --align --copies 2 --noise noise/
   gpa prepare corpus/ -o tokens --codec path/to/encodec
@@ -34,7 +35,7 @@ throughput.
     )  # fmt: skip
     p.add_argument(
         "source",
-        help="JSONL manifest, folder of audio, label file, saved dataset, Parquet, or hf:owner/name",
+        help="manifest, folder of audio, label file, tar shards, saved dataset, Parquet, or hf:owner/name",
     )
     p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
     p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
@@ -70,6 +71,9 @@ throughput.
         help="of each training clip, in other voices, noise and rooms (default 0)")  # fmt: skip
     made.add_argument("--noise", default="", metavar="DIR", help="of noise, with a manifest.json")
     made.add_argument("--rooms", default="", metavar="DIR", help="of impulse responses")
+    made = p.add_argument_group("instructions")
+    made.add_argument("--silence", action="store_true",
+        help="also store where each clip is silent: pauses that wordings ask for are of it")  # fmt: skip
     work = p.add_argument_group("work")
     work.add_argument("--workers", type=int, default=1, metavar="N", help="processes here (default 1)")
     work.add_argument("--shard-rows", type=int, default=1000, metavar="N", help="of a file (default 1000)")
@@ -102,7 +106,7 @@ def prepare(args: argparse.Namespace) -> None:
             args.model,
             codec=args.codec,
             wording=Wording(args.vocab_size, tuple(args.text), args.tokenizer),
-            extras=Extras(args.align, args.copies, args.noise, args.rooms),
+            extras=Extras(args.align, args.copies, args.noise, args.rooms, args.silence),
             limits=Limits(**numbers, check_text=args.check_text, seen_speakers=seen, allow=allow),
             licence=args.licence,
             columns=dict(pair.split("=", 1) for pair in args.columns),

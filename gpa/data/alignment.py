@@ -62,10 +62,10 @@ def align(log_probs: np.ndarray, targets: Sequence[int]) -> np.ndarray | None:
 
 
 def _spelling(piece: str) -> str:
-    """The characters of a piece; a byte piece such as <0x71> has that of its code."""
+    """The letters of a piece, in lower case; a byte piece such as <0x71> has that of its code."""
     if byte := _BYTE.fullmatch(piece):
-        return chr(int(byte[1], 16))
-    return piece.replace("\u2581", "").replace(" ", "")
+        return chr(int(byte[1], 16)).lower()
+    return piece.replace("\u2581", "").replace(" ", "").lower()
 
 
 def respelt_letters(text: str, respelt: Respelt, first: Sequence[int]) -> tuple[str, list[int]]:

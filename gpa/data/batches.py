@@ -38,11 +38,12 @@ class BatchPlan:
         while step >= self._start + len(self._batches):
             self._start += len(self._batches)
             self._epoch += 1
-            self._batches = self._plan(self._epoch)
+            self._batches = self.epoch(self._epoch)
         return self._batches[step - self._start]
 
-    def _plan(self, epoch: int) -> list[np.ndarray]:
-        rng = np.random.default_rng((self.seed, epoch))
+    def epoch(self, epoch: int, *key: int) -> list[np.ndarray]:
+        """The batches of an epoch; `key` draws another order of them."""
+        rng = np.random.default_rng((self.seed, epoch, *key))
         repeats = np.floor(self.weights + rng.random(len(self.weights))).astype(int)
         rows = rng.permutation(np.repeat(np.arange(len(self.lengths)), repeats))
         batches = []
@@ -61,13 +62,3 @@ class BatchPlan:
                 batches.append(rows[begin:end])
                 begin = end
         return batches
-
-
-def sharing(weights: np.ndarray, replayed: np.ndarray, share: float) -> np.ndarray:
-    """Weights of rows, those of replayed ones scaled so that they are `share` of all that is drawn."""
-    if not replayed.any():
-        return weights
-    if not 0 < share < 1:
-        raise UsageError(f"data.replay_share={share}: above 0 and below 1")
-    factor = share / (1 - share) * weights[~replayed].sum() / max(weights[replayed].sum(), 1e-9)
-    return np.where(replayed, weights * factor, weights)

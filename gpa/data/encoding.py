@@ -26,6 +26,7 @@ from gpa.data.records import read_sentences
 from gpa.errors import GenerationError
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.processing_gpa import GPAProcessor
+from gpa.prompt.attributes import ATTRIBUTES
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import Vocab
 from gpa.text.normaliser import normalise_text
@@ -37,24 +38,28 @@ if TYPE_CHECKING:
     from gpa.models.gpa.pipeline_gpa import GPA
 
 VOICES = 256  # reference voices that are remembered
+QUIET_DB = -35.0  # of silence, against a clip's loud frames
+SHORTEST_SILENCE = 3  # frames that are worth noting
 CONTEXT = 4096  # ids of the longest sequence, where no network says
 
 
 @dataclass(frozen=True)
 class Extras:
     """Columns beyond ids: letters' times if `align`, so many `copies` of a training clip, for which `noise`
-    and `rooms` are folders ("": made up).
+    and `rooms` are folders ("": made up), and where a clip's longest `silence` is.
     """
 
     align: bool = False
     copies: int = 0
     noise: str = ""
     rooms: str = ""
+    silence: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the optional columns."""
-        return (("letters",) if self.align else ()) + (("copies",) if self.copies else ())
+        asked = {"letters": self.align, "silence": self.silence, "copies": bool(self.copies)}
+        return tuple(name for name, wanted in asked.items() if wanted)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ def write_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, fol
 def _learn_tokenizer(texts: Iterable[str], spec: CodecSpec, wording: Wording, folder: Path) -> None:
     texts = chain(texts, *map(read_sentences, wording.texts))
     words = [instruction for task in DEFAULT for instruction in TASKS[task].instructions]
+    words += [phrase for attribute in ATTRIBUTES.values() for phrase in attribute.phrases]
     said = [normalise_text(text) for text in texts if text]
     train_sentencepiece([*words, *said], folder / "spm.model", wording.size, at_most=True)
     sizes = (spec.codebook_size, spec.global_size)
@@ -134,6 +140,8 @@ class Encoder:
             }
             if self.extras.align:
                 made["letters"] = self._letter_frames(codes, made["text"])
+            if self.extras.silence:
+                made["silence"] = quietest(wav, len(codes))
             if self.extras.copies:
                 made["copies"] = self._copies(wav, n) if row.trains else []
             yield {**made, "length": sequences.longest(p.format, row.serves(p.format.tasks), made)}
@@ -165,6 +173,19 @@ class Encoder:
             wav = clip.wav(codec.spec.sample_rate)
             self._voices[clip] = codec.voice_codes((wav, codec.spec.sample_rate)).tolist()
         return self._voices[clip]
+
+
+def quietest(wav: np.ndarray, frames: int) -> list[int]:
+    """[first, last) of the longest silence of a clip (S,) in so many frames, its edges left out; else []."""
+    if not frames:
+        return []
+    hop = -(-len(wav) // frames)
+    power = np.square(np.pad(wav, (0, frames * hop - len(wav)))).reshape(frames, hop).mean(1)
+    quiet = power < max(1e-9, 10 ** (QUIET_DB / 10) * np.quantile(power, 0.9))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(int))).reshape(-1, 2)
+    begin, end = max(edges.tolist(), key=lambda run: run[1] - run[0], default=[0, 0])
+    begin, end = begin + (begin > 0), end - (end < frames)  # an edge hears its neighbour
+    return [begin, end] if end - begin >= SHORTEST_SILENCE else []
 
 
 def transcriber(model: GPA) -> Callable[[np.ndarray], str]:

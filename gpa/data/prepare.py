@@ -22,7 +22,15 @@ from tqdm import tqdm
 
 from gpa import disk
 from gpa.codec import load_codec
-from gpa.data import huggingface, require_datasets, screening, streaming, token_folder, validation_summary
+from gpa.data import (
+    huggingface,
+    require_datasets,
+    screening,
+    streaming,
+    tar_shards,
+    token_folder,
+    validation_summary,
+)
 from gpa.data.checks import REASONS, Limits
 from gpa.data.encoding import Encoder, Extras, Wording, corpus_processor, transcriber, write_tokenizer
 from gpa.data.sharding import Part, Share, Workers, wait
@@ -46,8 +54,7 @@ class Job:
     """What is to be prepared: all that `open_source` reads, or a stream of rows (streaming.py).
 
     Ids are a `model`'s, or those of a `codec` alone, in place of it, for models that are yet to be trained.
-    `licence` is that of rows which state none; `columns` and `splits` choose from a dataset, which
-    `streaming` reads without the cache of `datasets`.
+    `licence` is that of rows without one; `columns` and `splits` choose from a dataset.
     """
 
     source: Any
@@ -81,6 +88,8 @@ class Job:
             raise DataError("--check-text needs a model that hears, not a codec alone: use --model")
         if self.extras.copies < 0:
             raise DataError(f"--copies {self.extras.copies}: 0 or more")
+        if tar_shards.find(self.source) and (self.splits or self.columns):
+            raise DataError(f"{self.source}: tar shards say split and columns themselves, in KEY.json")
         if self.streaming and (huggingface.is_saved(Path(self.source)) or not is_dataset(self.source)):
             raise DataError(
                 f"{self.source}: --streaming is for hf:NAME and Parquet, others are read in place"
@@ -127,7 +136,9 @@ def prepare(job: Job, share: Share | None = None) -> Report:
 def _numbered(job: Job, share: Share) -> Job:
     """A job whose rows have numbers: the lead process writes a stream to disk, the others wait for it."""
     source = job.source
-    if job.streaming:
+    if shards := tar_shards.find(source):
+        source = tar_shards.read(shards)
+    elif job.streaming:
         source = huggingface.load(str(source), job.splits, streaming=True)
     if not huggingface.is_stream(source):
         return job

@@ -18,12 +18,14 @@ from torch.utils.data import ConcatDataset, Subset
 
 from gpa.data import sequences
 from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans, respelt_letters
+from gpa.data.instructions import Asked, InstructionArgs, Instructor
 from gpa.data.sequences import longest
 from gpa.errors import UsageError
 from gpa.prompt.formats import Example, Format, InstructFormat
 from gpa.prompt.tasks import DEFAULT, IGNORE
 
 if TYPE_CHECKING:
+    from gpa.prompt.tasks import Task
     from gpa.prompt.vocab import Block
     from gpa.text.pronunciations import Pronunciations, Respelt
 
@@ -55,6 +57,7 @@ class LMBatch:
     positions: Tensor
     look: Tensor
     real: int  # positions that are not padding
+    at: Any = None  # where a stream of shards had the rows
 
 
 def chosen(clips: Clips, numbers: Sequence[int]) -> Clips:
@@ -94,12 +97,14 @@ class RowBuilder:
         fmt: Format,
         noise: Noise | None = None,
         dictionary: Pronunciations | None = None,
+        instructions: InstructionArgs | None = None,
     ) -> None:
         self.clips, self.fmt, self.text = clips, fmt, fmt.text_tokenizer
         self.noise, self.dictionary = noise or Noise(), dictionary
         given = {"drop_text": self.noise.drop_text, "pronunciations": dictionary}
         if (asked := [name for name in given if given[name]]) and not isinstance(fmt, InstructFormat):
             raise UsageError(f"data.{asked[0]} needs the instruct format, not {fmt.name}")
+        self.instructor = Instructor(clips, fmt, instructions or InstructionArgs())
         self._longer: dict[str, bool] = {}
         self.by_speaker: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
@@ -110,7 +115,7 @@ class RowBuilder:
         clip = {"glm": (), "target": (), **self.clips[i]}
         if self.fmt.task(task).speaks_text and self.dictionary:  # each word in the form that has more ids
             clip["text"] = self.dictionary.respelt(clip["text"], self._longer_spelt).text
-        return longest(self.fmt, (task,), clip)
+        return longest(self.fmt, (task,), clip) + self.instructor.most_ids(self.fmt.task(task), i)
 
     def _longer_spelt(self, word: str) -> bool:
         if word not in self._longer:
@@ -120,34 +125,53 @@ class RowBuilder:
         return self._longer[word]
 
     def row(self, task: str, i: int, rng: np.random.Generator) -> Row:
-        """Clip i as a row of `task`, with a paraphrased instruction and, unless the clip names its voice or
-        nobody knows who speaks, another clip of the speaker as the voice.
+        """Clip i as a row of `task`, as an instruction asks and, unless the clip names its voice or nobody
+        knows who speaks, with another clip of the speaker as the voice.
         """
         clip = {"glm": (), "target": (), **self.clips[i]}
-        asked = self.fmt.task(task)
-        options, layout = asked.instructions, self.fmt.layouts[task]
-        instruction = options[0] if rng.random() < 0.5 else options[int(rng.integers(len(options)))]
-        given = clip["semantic"]
-        if "global" in layout.blocks and clip["speaker"] and not clip.get("task"):
+        served = self.fmt.task(task)
+        asked = self.instructor.draw(served, i, rng)
+        voiced = asked.voiced or "global" in self.fmt.layouts[task].blocks
+        if voiced and clip["speaker"] and not clip.get("task"):
             others = self.by_speaker[clip["speaker"]]
             clip["global"] = self.clips[others[int(rng.integers(len(others)))]]["global"]
-        clip["text"] = sequences.target_text(self.fmt, asked, clip["text"])
-        copies = clip.get("copies", ())
-        if asked.copies and len(copies) and rng.random() < asked.copies:
-            clip["semantic"] = copies[int(rng.integers(len(copies)))]
-            clip["target"] = given if asked.converts else ()
-        words = instruction if self.fmt.name == "instruct" else None
-        if asked.speaks_text and self.noise.drop_text and rng.random() < self.noise.drop_text:
-            example = self._wordless(task, clip, instruction)
-            return self._noisy(self._row(task, example, None, reverse=False), rng)
-        respelt = self._respelt(clip["text"], rng) if asked.speaks_text else None
-        clip["text"] = respelt.text if respelt else clip["text"]
-        example = sequences.example(self.fmt, task, clip, words)
-        n = np.arange(len(given))
+        if served.speaks_text and self.noise.drop_text and rng.random() < self.noise.drop_text:
+            words = served.instructions[0] if asked.attribute else asked.words
+            return self._noisy(self._row(task, self._wordless(task, clip, words), None), rng)
+        respelt = self._respelt(clip["text"], rng) if served.speaks_text else None
+        clip["text"] = respelt.text if respelt else self._written(served, asked, clip["text"])
+        pause = self._speech(served, asked, clip, rng)
+        n = np.arange(len(self.clips[i]["semantic"]))
         same = np.stack([n, n + 1], 1)
-        spans = same if asked.converts else self._spans(self.clips[i], clip["text"], respelt)
-        row = self._row(task, example, spans, reverse=asked.writes)
-        return self._noisy(row, rng)
+        spans = same if served.converts else self._spans(self.clips[i], clip["text"], respelt)
+        example = self._example(task, clip, asked)
+        return self._noisy(self._row(task, example, spans, pause, asked.free), rng)
+
+    def _written(self, served: Task, asked: Asked, text: str) -> str:
+        """What a row says of its clip's text: as the task writes it, with the attribute that is asked for."""
+        text = sequences.target_text(self.fmt, served, text)
+        made = asked.attribute.written if asked.attribute else None
+        return made(text) if made else text
+
+    def _speech(self, served: Task, asked: Asked, clip: dict[str, Any], rng: np.random.Generator) -> int:
+        """Settle what speech a row reads and makes; returns how many ids of a pause begin the latter."""
+        own, copies = clip["semantic"], clip.get("copies", ())
+        unaltered = asked.attribute is not None and asked.attribute.unaltered
+        if served.copies and len(copies) and not unaltered and rng.random() < served.copies:
+            clip["semantic"] = copies[int(rng.integers(len(copies)))]
+            clip["target"] = own if served.converts else ()
+        pause = self.instructor.pause(asked, clip, rng)
+        if len(pause):
+            spoken = clip["target"] if served.converts and len(clip["target"]) else own
+            clip["target" if served.converts else "semantic"] = np.concatenate([pause, spoken])
+        return len(pause)
+
+    def _example(self, task: str, clip: Mapping[str, Any], asked: Asked) -> Example:
+        if isinstance(self.fmt, InstructFormat):
+            if asked.free:
+                return sequences.free_example(self.fmt, task, clip, asked)
+            return sequences.example(self.fmt, task, clip, asked.words)
+        return sequences.example(self.fmt, task, clip)
 
     def _wordless(self, task: str, clip: Mapping[str, Any], instruction: str) -> Example:
         """Speech of a voice with nothing said about its words."""
@@ -181,16 +205,22 @@ class RowBuilder:
             letters, first = respelt_letters(clip["text"], respelt, first)
         return piece_spans(self.text.pieces(text), letters, first, len(clip["semantic"]))
 
-    def _row(self, task: str, example: Any, spans: np.ndarray | None, reverse: bool) -> Row:
+    def _row(
+        self, task: str, example: Example, spans: np.ndarray | None, pause: int = 0, opened: bool = False
+    ) -> Row:
+        """A sequence whose text or speech watches where it comes from; before it may come a token that is
+        `opened`, and ids of a pause.
+        """
         ids, labels = np.array(example.input_ids), np.array(example.labels)
         look = np.zeros((len(ids), 2), np.int64)
         if spans is not None:
-            begin = int((labels != IGNORE).argmax())  # first supervised id; its prediction sits one before
+            before = opened + pause
+            begin = int((labels != IGNORE).argmax()) + before  # first id; its prediction sits one before
             content = self._content_start(task, ids)
-            if reverse:  # text piece n watches its frames, one frame of slack
+            if self.fmt.task(task).writes:  # text piece n watches its frames, one frame of slack
                 target = content + np.stack([np.maximum(spans[:, 0] - 1, 0), spans[:, 1] + 1], 1)
             else:  # frame t watches the pieces spoken around t
-                target = content + frames_to_pieces(spans, int((labels != IGNORE).sum()) - 1)
+                target = content + frames_to_pieces(spans, int((labels != IGNORE).sum()) - 1 - before)
             n = min(len(target), len(ids) - begin)
             look[begin - 1 : begin - 1 + n] = np.minimum(target[:n], begin)
         return Row(task, ids, labels, look)

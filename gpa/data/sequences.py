@@ -5,27 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpa.data import token_folder
-from gpa.prompt.formats import Example, Format, get_format
-from gpa.prompt.tasks import FIELD_OF, Task
+from gpa.prompt.formats import Example, Format, InstructFormat, get_format
+from gpa.prompt.tasks import FIELD_OF, IGNORE, Task
 from gpa.prompt.vocab import Vocab
 from gpa.text.normaliser import normalise_text
 from gpa.text.tokenizer import TextTokenizer
 
+if TYPE_CHECKING:
+    from gpa.data.instructions import Asked
+
+COLUMN_OF = {"semantic": "semantic", "global": "global", "glm": "glm", "content": "text"}
+
 
 def example(format: Format, task: str, row: Mapping[str, Any], instruction: str | None = None) -> Example:
     """The training sequence of a row for one task; a conversion without target goes onto itself."""
-    columns = {"semantic": "semantic", "global": "global", "glm": "glm", "content": "text"}
-    asked, layout = format.task(task), format.layouts[format.task(task).name]
-    fields: dict[str, Any] = {FIELD_OF[kind]: row[columns[kind]] for kind in layout.blocks}
-    if layout.output == "content":
-        fields["target_text"] = row["text"]
-    else:
-        converted = asked.converts and len(row["target"]) > 0
-        fields["target_semantic"] = row["target" if converted else "semantic"]
+    layout = format.layouts[format.task(task).name]
+    fields: dict[str, Any] = {FIELD_OF[kind]: row[COLUMN_OF[kind]] for kind in layout.blocks}
+    fields[f"target_{FIELD_OF[layout.output]}"] = _target(format, task, row)
     return format.example(task, **fields, instruction=instruction)
+
+
+def free_example(format: InstructFormat, task: str, row: Mapping[str, Any], asked: Asked) -> Example:
+    """The sequence of a row whose wording alone tells the task; that it opens its output has a loss."""
+    layout = format.layouts[task]
+    kinds = (("global",) if asked.voiced else ()) + layout.blocks
+    prompt = format.ask(asked.words, {kind: row[COLUMN_OF[kind]] for kind in kinds}, asked.tasks)
+    answer = format.answer(layout.output, _target(format, task, row))
+    return Example(prompt + answer, [IGNORE] * len(prompt) + answer)
+
+
+def _target(format: Format, task: str, row: Mapping[str, Any]) -> Any:
+    """What a row's completion says: its text or its speech, a conversion's own recording if there is one."""
+    asked = format.task(task)
+    if asked.writes:
+        return row["text"]
+    return row["target" if asked.converts and len(row["target"]) else "semantic"]
 
 
 def stored_text(format: Format, text: str) -> str:

@@ -44,9 +44,10 @@ COLUMNS = {  # name -> type; a list holds codes, not ids: offsets are the vocabu
 }
 OPTIONAL = {  # columns that a folder may have
     "letters": ["int32"],  # first frame of each letter of `alignment.letters_of(text)`; empty: not known
+    "silence": ["int32"],  # [first, last) id of the clip's longest silence; empty: none
     "copies": [["int32"]],  # semantic codes (T,) of the clip in other voices, in noise and in rooms
 }
-BLANK = {"task": "", "speaker": "", "glm": (), "target": (), "licence": "", "letters": (), "copies": ()}
+BLANK = {"task": "", "speaker": "", "glm": (), "target": (), "licence": "", **dict.fromkeys(OPTIONAL, ())}
 LASTING = ("kind", "version", "gpa", "model", "format", "context", "codec", "vocabulary", "fingerprints")
 
 
@@ -100,6 +101,7 @@ class TokenSet(Sequence[dict[str, Any]]):
     folder: Path
     about: Mapping[str, Any]
     data: Any
+    shards: tuple[tuple[int, int], ...]  # first row of each Arrow file, and the first behind it
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> TokenSet:
@@ -118,13 +120,29 @@ class TokenSet(Sequence[dict[str, Any]]):
             raise CheckpointError(
                 f"{folder}: {len(data)} rows, {PREPARED} says {about['rows']}: prepare it again"
             )
-        return cls(folder, about, data)
+        ends = np.cumsum([0, *map(len, parts)]).tolist()
+        return cls(folder, about, data, tuple(zip(ends, ends[1:], strict=False)))
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, i: Any) -> Any:
         return self.row(i)
+
+    def training(self, first: int = 0, end: int | None = None) -> np.ndarray:
+        """Numbers of the rows of training splits, from row `first` up to `end`."""
+        import pyarrow.compute as pc
+
+        names = self.data.data.column("split").slice(first, None if end is None else end - first)
+        return first + np.flatnonzero(pc.starts_with(names, "train").to_numpy())
+
+    def held_out(self) -> np.ndarray:
+        """Numbers of the rows of the split dev that have a text."""
+        import pyarrow.compute as pc
+
+        column = self.data.data.column
+        found = pc.and_(pc.equal(column("split"), "dev"), pc.not_equal(column("text"), ""))
+        return np.flatnonzero(found.to_numpy())
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -59,6 +59,7 @@ class Made(NamedTuple):
     text: str = ""
     stopped: bool | None = None
     values: Mapping[str, float] | None = None
+    shares: Mapping[str, bool] | None = None
 
 
 @dataclass
@@ -190,6 +191,7 @@ def measure(name: str, suite: Suite, bench: Bench, case: Case) -> Item:
     if made is not None and made.stopped is not None:
         item.shares["stopped"] = made.stopped
     item.values |= (made.values or {}) if made is not None else {}
+    item.shares |= (made.shares or {}) if made is not None else {}
     if suite.reads:
         item.heard = made.text if made is not None else None
         item.audio_seconds = len(wav) / SAMPLE_RATE

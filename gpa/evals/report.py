@@ -203,13 +203,14 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cells(s: Summary, absent: Mapping[str, str]) -> list[str]:
-    made = not s.suite.startswith("asr")  # of a sound there is more to judge than words
+    made = not s.suite.startswith(("asr", "instructions"))  # of a sound there is more to judge than words
     other = [f"{n} {share.percent()} %" for n, share in s.shares.items() if not n.endswith(SECOND)]
     other += [
         f"second judge {100 * share.value:.1f} %" for n, share in s.shares.items() if n.endswith(SECOND)
     ]
     if s.invented:
         other.append(f"{s.invented.plain()} invented words a minute")
+    other += [f"{name} {rate.plain()}" for name, rate in s.values.items() if ": " in name]
     if bits := s.values.get("bits_per_second"):
         other.append(f"{bits.value:.0f} bit/s")
     return [

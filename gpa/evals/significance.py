@@ -99,7 +99,8 @@ def _measures(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
     }
     shares = {name for x, y in pairs for name in x["shares"].keys() & y["shares"].keys()}
     values = {name for x, y in pairs for name in x["values"].keys() & y["values"].keys()} - set(NEUTRAL)
-    return [*names, *sorted(shares), *sorted(values)]
+    unclear = {name for name in values if ": " in name}  # less may be what was asked for
+    return [*names, *sorted(shares), *sorted(values - unclear)]
 
 
 def _part(row: Row, measure: str) -> tuple[float, float] | None:
@@ -155,7 +156,7 @@ def table(found: Sequence[Difference], a: str = "A", b: str = "B") -> str:
     lines = [f"| suite | measure | items | {a} | {b} | B - A [95 %] | [speakers] | folds | |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for d in found:
-        percent = d.measure in _EDITS or d.measure.startswith(("stopped", "nearer"))
+        percent = d.measure in _EDITS or d.measure.startswith(("stopped", "nearer", "chosen"))
         name = f"{d.measure}, %" if percent else d.measure
         scale, digits = (100, 1) if percent else (1, 3)
         shown = [f"{scale * value:.{digits}f}" for value in (d.a, d.b)]

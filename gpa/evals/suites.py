@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpa.errors import UsageError
-from gpa.evals import baselines, items
+from gpa.evals import baselines, instructed, items
 from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Suite, measure
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ def noises(bench: Bench, n: int) -> list[Case]:
 
 
 def lacking(name: str, bench: Bench) -> str:
-    """Why a suite cannot run, a program or the sounds without speech being absent; "" if it can."""
+    """Why a suite cannot run, be it a program or sounds that are absent, or the model; "" if it can."""
     folder = bench.noise or bench.data / "noise"
+    if name == INSTRUCTIONS and bench.model is not None and not bench.model.config.instructed:
+        return "the model has not learnt to follow instructions alone (instructions.free of a recipe)"
     if name == NOISE and not folder.is_dir():
         return f"{folder} is no folder: pass --noise DIR with sounds without speech"
     return SUITES[name].missing()
@@ -162,6 +164,13 @@ MINI: dict[str, Suite] = {
         "the same, only the voice codes exchanged", conversions, _converter("codec"), "model", converts=True
     ),
 }  # fmt: skip
+INSTRUCTIONS = "instructions"  # not for every model
+FURTHER: dict[str, Suite] = {
+    INSTRUCTIONS: Suite(
+        "instructions in held-out wordings, without a task's token", conversions, instructed.follow, "model",
+        reads=True,
+    ),
+}  # fmt: skip
 BASELINES: dict[str, Suite] = {
     "tts-espeak-ng": baselines.suite(baselines.ESPEAK, spoken_unvoiced),
     "tts-flite": baselines.suite(baselines.FLITE, spoken_unvoiced),
@@ -169,7 +178,7 @@ BASELINES: dict[str, Suite] = {
     "codec-opus": baselines.suite(baselines.OPUS, clips),
     "codec-codec2": baselines.suite(baselines.CODEC2, clips),
 }
-SUITES = MINI | BASELINES
+SUITES = MINI | FURTHER | BASELINES
 # Items of a full run, and of a quick one. Sentences are short, so there are more of them.
 FULL = dict.fromkeys(SUITES, 40) | {"asr": 60, "asr-pocketsphinx": 60, NOISE: 100}
 FULL |= dict.fromkeys(("tts", "tts-clip", "tts-espeak-ng", "tts-flite"), 80)

@@ -10,7 +10,7 @@ a short instruction first, and every block delimited, which lets `compose` order
 """
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from gpa.errors import PromptError, VocabError
@@ -271,6 +271,20 @@ class InstructFormat(_Format):
     def required_controls(self) -> set[str]:
         """Names of the control tokens this format writes for its tasks."""
         return super().required_controls() | {f"task_{task}" for task in self.tasks} | {"end_instruction"}
+
+    def ask(self, instruction: str, given: Mapping[str, str | Codes], tasks: Sequence[str] = ()) -> list[int]:
+        """A prompt of given blocks by kind that opens no output; which one follows, the instruction tells."""
+        ids = self._head([self.task(task).name for task in tasks], instruction)
+        return ids + [i for kind in KINDS if kind in given for i in self._delimited(kind, given[kind])]
+
+    def answer(self, output: str, value: str | Codes) -> list[int]:
+        """The supervised ids after a prompt of `ask`: the block's opening token, its content, the stop."""
+        return [self.vocab.control[f"start_{output}"], *self.ending(output, value)]
+
+    def opened(self, token_id: int) -> str | None:
+        """The kind of block that an id opens, if the model has a task with this output; None otherwise."""
+        outputs = {layout.output for layout in self.layouts.values()}
+        return next((k for k in outputs if self.vocab.control[f"start_{k}"] == token_id), None)
 
     def compose(
         self,

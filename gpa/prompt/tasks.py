@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gpa.errors import PromptError
+from gpa.prompt import wordings
 from gpa.text.edit_distance import without_punctuation
 
 IGNORE = -100  # the label of a position without loss
@@ -53,8 +54,9 @@ class Task:
     `inputs` are those of `GPA.prompt`: audio, source, text, voice. `layouts` are by the prompt format's name.
     Of the `instructions` inference uses the first and training all; they are short, as every row pays for
     them, and share their wording across tasks ("speech", "text", "this voice"), so that an unseen composition
-    can be described in seen words. `length` is needed by tasks that read speech; without one a completion is
-    as long as speaking the text takes. `sampling` holds the fields of `Sampling` that differ from greedy.
+    can be described in seen words. Those `held_out` are never drawn in training: evaluation asks by them
+    whether a wording alone selects the task. `length` is needed by tasks that read speech; without one a
+    completion is as long as speaking the text takes. `sampling` holds what differs from greedy `Sampling`.
 
     Training: `share` is how often a clip serves the task per epoch, `weight` that of its loss, `copies` how
     often the source is one of the clip's augmented copies. `target` makes what is written of a clip's text,
@@ -65,6 +67,7 @@ class Task:
     inputs: tuple[str, ...]
     layouts: Mapping[str, Layout]
     instructions: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
     length: Length | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     share: float = 1.0
@@ -80,6 +83,8 @@ class Task:
             raise PromptError(f"task {self.name}: unknown inputs {strange}; known: {', '.join(INPUTS)}")
         if len({layout.output for layout in self.layouts.values()}) != 1 or not self.instructions:
             raise PromptError(f"task {self.name}: layouts of one output and an instruction are needed")
+        if both := sorted(set(self.instructions) & set(self.held_out)):
+            raise PromptError(f"task {self.name}: {both} are trained and held out")
         if (self.length is None) == self.reads_speech:
             state = "is needed by" if self.reads_speech else "is per second of speech, and not for"
             raise PromptError(f"task {self.name}: length {state} a task with the inputs {self.inputs}")
@@ -122,7 +127,8 @@ TTS = Task(
         "published": Layout(("global", "content"), None, "semantic"),
         "instruct": Layout(("global", "content"), "start_semantic", "semantic"),
     },
-    instructions=("text to speech", "read the text in this voice", "say the text", "speak the text"),
+    instructions=wordings.TTS,
+    held_out=wordings.TTS_HELD_OUT,
     sampling=_SPOKEN,
     aliases=("tts-a",),  # of the published training rows, as stt below
 )
@@ -133,12 +139,8 @@ ASR = Task(
         "published": Layout(("glm", "semantic"), "start_content", "content"),
         "instruct": Layout(("semantic",), "start_content", "content"),
     },
-    instructions=(
-        "speech to text",
-        "write the speech as text",
-        "write what is said",
-        "transcribe the speech",
-    ),
+    instructions=wordings.ASR,
+    held_out=wordings.ASR_HELD_OUT,
     length=Length(most=25, slack=16),  # also where a letter takes several ids, as bytes
     copies=0.5,
     target=without_punctuation,
@@ -151,12 +153,8 @@ VC = Task(
         "published": Layout(("global", "semantic"), "end_content", "semantic"),  # sic: closed, never opened
         "instruct": Layout(("global", "semantic"), "start_semantic", "semantic"),
     },
-    instructions=(
-        "speech to speech",
-        "say the speech in this voice",
-        "say it in this voice",
-        "change the voice",
-    ),
+    instructions=wordings.VC,
+    held_out=wordings.VC_HELD_OUT,
     length=Length(least=0.25, most=1.25, slack=1.0),
     sampling=_SPOKEN,
     share=0.4,

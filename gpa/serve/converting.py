@@ -16,13 +16,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gpa.errors import GenerationError, PromptError, UsageError
-from gpa.models.gpa.options_gpa import ConversionOptions
+from gpa.models.gpa.options_gpa import SEEDS, ConversionOptions
 from gpa.models.gpa.outputs_gpa import Chunk
 from gpa.serve.answers import SOUND, Said, Speaking, answered, attended, encoder_of, is_complete
 from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
-from gpa.serve.speech_request import SAMPLE_RATE, SEEDS
+from gpa.serve.speech_request import SAMPLE_RATE
 from gpa.serve.transcription import recognising, written
 from gpa.serve.uploads import FILES, Recording, Upload, copied_from, recorded
 

@@ -17,7 +17,6 @@ import soxr
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from gpa.errors import AudioError
-from gpa.prompt.tasks import ASR
 from gpa.serve import sockets
 from gpa.serve.catalogue import check_model, model_name
 from gpa.serve.failures import Failure
@@ -106,7 +105,7 @@ class RealtimeSession:
         self._pcm = Pcm(self._config.rate, self._rate)
         self._samples = 0
         self._item: Item | None = None  # under way
-        self._segmenter = self._service.model.processor.segmenter(ASR.name)
+        self._segmenter = self._service.model.processor.segmenter()
 
     @property
     def busy(self) -> bool:

@@ -6,11 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from gpa.models.gpa.options_gpa import SpeechOptions
+from gpa.models.gpa.options_gpa import SEEDS, SpeechOptions
 from gpa.serve.failures import Failure
 
 SAMPLE_RATE = 24000  # Hz of every body, unless asked otherwise: what OpenAI's client plays
-SEEDS = 1 << 63
 
 _VOICE = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"id": {"type": "string"}}}]}
 

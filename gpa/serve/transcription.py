@@ -16,13 +16,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from gpa.errors import UsageError
-from gpa.models.gpa.options_gpa import TranscriptOptions
+from gpa.models.gpa.options_gpa import SEEDS, TranscriptOptions
 from gpa.models.gpa.subtitles_gpa import FORMATS, verbose
 from gpa.serve.answers import EVENTS, Usage, attended, bodies, event, server_sent
 from gpa.serve.catalogue import check_model
 from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
-from gpa.serve.speech_request import SEEDS
 from gpa.serve.uploads import FILES, Upload, recorded
 
 if TYPE_CHECKING:

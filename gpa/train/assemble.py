@@ -52,6 +52,7 @@ class TrainingFacts:
     init: Path | None = None
     speech: Sampling | None = None  # how speech is drawn, if the recipe says
     guided: bool = False  # whether speech was learnt without text, too
+    instructed: bool = False  # whether wordings were learnt to decide without a task's token
     pronunciations: str = ""  # file by which speech was asked for
 
 
@@ -94,6 +95,7 @@ def _settings(
     if facts.speech:
         sampling |= {task: facts.speech for task in tasks if not TASKS[task].writes}
     base = replace(base, name=name, about=about, tasks=tasks, sampling=sampling, fingerprints={})
+    base = replace(base, instructed=facts.instructed or (base.instructed and facts.init is not None))
     if facts.init is not None:
         return base
     return replace(

@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
 import torch
 import yaml
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 KEEP = 2
-FOLDER, BEST = "checkpoints", "best.pt"
+FOLDER, BEST, POSITIONS = "checkpoints", "best.pt", "positions.pt"
 SUMS = "SHA256SUMS"
 _SEAL = re.compile(rb"\n# sha256 ([0-9a-f]{64})\n\Z")
 _SEALED = 75  # bytes of a seal
@@ -48,6 +48,19 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """A family that finds a batch faster when it knows where an earlier one stood."""
+
+    def position(self) -> dict[str, int]:
+        """Where the last batch stood, empty if that is no help."""
+        ...
+
+    def seek(self, position: Mapping[str, int]) -> None:
+        """Go there."""
+        ...
 
 
 def claim(run: Path, recipe: Any) -> None:
@@ -158,6 +171,26 @@ def save_best(run: Path, step: int, module: nn.Module, metric: str, value: float
     path = run / FOLDER / BEST
     write(path, {"step": step, "module": module.state_dict(), "metric": {metric: value}})
     return path
+
+
+def save_position(run: Path, step: int, position: Mapping[str, int]) -> None:
+    """Write beside the checkpoint of a step where its data stood, epoch, shard and offset."""
+    steps = {**_positions(run), step: dict(position)}
+    write(run / FOLDER / POSITIONS, {"positions": {n: steps[n] for n in sorted(steps)[-KEEP:]}})
+
+
+def position(run: Path, step: int) -> dict[str, int]:
+    """Where the data stood at a checkpoint, empty if that is not known: its batches are then counted anew."""
+    return _positions(run).get(step, {})
+
+
+def _positions(run: Path) -> dict[int, dict[str, int]]:
+    path = run / FOLDER / POSITIONS
+    try:
+        return read(path)["positions"] if path.is_file() else {}
+    except CheckpointError as error:
+        log.warning("%s", error)
+        return {}
 
 
 def write(path: Path, state: dict[str, Any]) -> None:

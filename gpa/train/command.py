@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,34 +22,42 @@ log = logging.getLogger(__name__)
 KINDS = ("codec", "gpa", "latent", "speechop", "text", "voice")
 
 
-def family_of(tree: dict[str, Any]) -> tuple[Family, Any]:
-    kind = tree.get("kind")
-    if kind == "codec":
+def kind_of(name: Any) -> tuple[type[Any], Callable[[Any], Family] | None]:
+    """Recipe and family of a kind; no family where nothing has steps. UsageError for an unknown kind."""
+    if name == "codec":
         from gpa.train.families.codec import CodecFamily, CodecRecipe
 
-        recipe = config.build(CodecRecipe, tree)
-        return CodecFamily(recipe), recipe
-    if kind == "gpa":
+        return CodecRecipe, CodecFamily
+    if name == "gpa":
         from gpa.train.families.lm import LMFamily, LMRecipe
 
-        lm = config.build(LMRecipe, tree)
-        return LMFamily(lm), lm
-    if kind == "latent":
+        return LMRecipe, LMFamily
+    if name == "latent":
         from gpa.train.families.latent import LatentFamily, LatentRecipe
 
-        latent = config.build(LatentRecipe, tree)
-        return LatentFamily(latent), latent
-    if kind == "speechop":
+        return LatentRecipe, LatentFamily
+    if name == "speechop":
         from gpa.train.families.diffusion import DiffusionFamily, DiffusionRecipe
 
-        speechop = config.build(DiffusionRecipe, tree)
-        return DiffusionFamily(speechop), speechop
-    if kind == "voice":
+        return DiffusionRecipe, DiffusionFamily
+    if name == "text":
+        from gpa.train.families.text_tokenizer import TextRecipe
+
+        return TextRecipe, None
+    if name == "voice":
         from gpa.train.families.speaker_adaptation import VoiceFamily, VoiceRecipe
 
-        voice = config.build(VoiceRecipe, tree)
-        return VoiceFamily(voice), voice
-    raise UsageError(f"recipe kind {kind!r}: choose one of {', '.join(KINDS)}")
+        return VoiceRecipe, VoiceFamily
+    raise UsageError(f"recipe kind {name!r}: choose one of {', '.join(KINDS)}")
+
+
+def family_of(tree: dict[str, Any]) -> tuple[Family, Any]:
+    """The family of a recipe, with its data at hand, and the recipe."""
+    make, family = kind_of(tree.get("kind"))
+    recipe = config.build(make, tree)
+    if family is None:
+        raise UsageError(f"recipe kind {recipe.kind!r}: it has no steps; `gpa train` makes it at once")
+    return family(recipe), recipe
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="of the processor, as train.threads=N (default: GPA_THREADS)"
     )
+    about = "say what the run would do: recipe, steps, memory, the first batch in words; write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=about)
     args = parser.parse_intermixed_args(argv)  # keys may also follow --run
     launched = launch.Launched.read()
     # What is trained and where belongs to the result; of several processes one says it.
@@ -72,11 +83,15 @@ def main(argv: list[str] | None = None) -> None:
     tree = config.load_yaml(args.recipe, args.overrides)
     run = args.run or Path("runs") / args.recipe.stem
     if tree.get("kind") == "text":
-        return _text(tree, run)
+        return _text(tree, run, args.dry_run)
     if args.threads is not None:
         tree["train"] = {**(tree.get("train") or {}), "threads": args.threads}
     launch.resolve(tree, launched)
     family, recipe = family_of(tree)
+    if args.dry_run:
+        from gpa.train import dry_run
+
+        return print(*dry_run.lines(family, recipe, launched.world), sep="\n")
     with closing(launch.start(recipe.train, launched)) as parallel, ExitStack() as held:
         parallel.on_rank_zero(lambda: held.enter_context(disk.held(run, "run")))
         parallel.on_rank_zero(lambda: checkpoint.claim(run, recipe))
@@ -85,11 +100,13 @@ def main(argv: list[str] | None = None) -> None:
         parallel.on_rank_zero(lambda: plot(run))
 
 
-def _text(tree: dict[str, Any], run: Path) -> None:
+def _text(tree: dict[str, Any], run: Path, dry: bool) -> None:
     """A text tokenizer has no steps: it is made at once."""
     from gpa.train.families.text_tokenizer import TextRecipe, train_text
 
     recipe = config.build(TextRecipe, tree)
+    if dry:
+        return print(config.dump(recipe) + "\nno steps: a text tokenizer is made at once")
     with disk.held(run, "run"), disk.room(run):
         checkpoint.claim(run, recipe)
         found = train_text(recipe, run)

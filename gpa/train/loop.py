@@ -81,7 +81,7 @@ def train(
             late = int(time.monotonic() > deadline)
             end = parallel.largest(_SIGNAL + asked.signum if asked.signum else late)
             if last or end or done % args.save_every == 0:
-                parallel.save(run, done)
+                _save(family, parallel, run, done)
             if end:
                 break
     if end > _SIGNAL:
@@ -106,6 +106,9 @@ def _prepare(
     parallel.prepare(module, params, optim)
     launch.check(parallel, args)
     start = parallel.restore(run)
+    if start and isinstance(family, checkpoint.Seekable):
+        if position := parallel.on_rank_zero(lambda: checkpoint.position(run, start)):
+            family.seek(position)
     facts = {"world": parallel.world, "zero": parallel.zero, "precision": parallel.precision}
     facts["device"] = torch.cuda.get_device_name() if parallel.device.type == "cuda" else str(parallel.device)
     parallel.on_rank_zero(lambda: environment.record(run, start, {**facts, **about}))
@@ -260,6 +263,12 @@ def _evaluate(
         raise TrainingError(f"train.best={args.best}: this recipe's held-out metrics are {known}")
     if metrics.least[args.best] < before:
         checkpoint.save_best(run, done, module, args.best, values[args.best])
+
+
+def _save(family: Family, parallel: Parallel, run: Path, done: int) -> None:
+    parallel.save(run, done)
+    if isinstance(family, checkpoint.Seekable) and (position := family.position()):
+        parallel.on_rank_zero(lambda: checkpoint.save_position(run, done, position))
 
 
 def _export(family: Family, module: nn.Module | None, path: Path) -> None:

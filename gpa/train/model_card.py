@@ -1,10 +1,10 @@
-"""The model card that an export has: one page, of what the run itself knows."""
+"""The model card of a checkpoint: one page, of what a run knows itself or `gpa eval` has measured."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpa.prompt.tasks import TASKS
 from gpa.train import metrics
@@ -24,6 +24,7 @@ tags:
 - audio-tokens
 ---
 """
+MEASURED = "## What gpa eval measured"
 USE = """## Use
 
 ```
@@ -50,6 +51,45 @@ def write(model: GPA, folder: Path, statistics: CorpusStatistics, run: Path, rec
     ]
     parts.append(f"```yaml\n{recipe}```\n")
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def complete(model: GPA, folder: Path, report: Mapping[str, Any] | None) -> None:
+    """Write README.md where a checkpoint has none, and into it the numbers of a report of `gpa eval`."""
+    path = folder / "README.md"
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        voice = f" --voice {min(model.voices)}" if model.voices else " --voice REF.wav"
+        text = "\n".join([HEAD, *_what(model), "", USE.format(text="Good morning.", voice=voice)])
+        if "licence" not in model.info()["about"]:
+            text += "\nThe files do not state a licence: ask who made the model before you use it.\n"
+    if report is not None:
+        before, _, rest = text.partition(MEASURED)
+        after = "## " + rest.partition("\n## ")[2] if "\n## " in rest else ""
+        text = f"{before.rstrip()}\n\n{MEASURED}\n" + "\n".join(_measured(report)) + f"\n{after}"
+    path.write_text(text, encoding="utf-8")
+
+
+def _measured(report: Mapping[str, Any]) -> Iterator[str]:
+    yield "\n| suite | items (failed) | WER % [95 %] | similarity | DNSMOS |"
+    yield "| --- | ---: | --- | --- | --- |"
+    for name, found in report["suites"].items():
+        wer = "-" if found["invented"] else _rate(found["wer"], 100, 1)
+        means = (_rate(found["values"].get(key), 1, 2) for key in ("similarity", "mos"))
+        yield f"| {name} | {found['items']} ({found['failed']}) | {wer} | " + " | ".join(means) + " |"
+    settings = report["settings"]
+    judges = "; ".join(f"{one['measures']} by {one['name']}" for one in settings["judges"].values())
+    yield (
+        f"\n`gpa eval`, split {settings['split']}, seed {settings['seed']}. Judges: {judges}. Data "
+        f"{settings['data_sha256'][:16]}, results {report['results_sha256'][:16]}.\n"
+    )
+
+
+def _rate(found: Mapping[str, float] | None, scale: float, digits: int) -> str:
+    if found is None:
+        return "-"
+    value, low, high = (f"{scale * found[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _what(model: GPA) -> Iterator[str]:

@@ -37,8 +37,10 @@ class GPAConfig:
     than `logprob_threshold`, a mean over ids, is taken for no speech (None believes everything); where
     `spread_threshold` is given, attention on the audio that is less spread makes up for a lower one.
     `gamma` is how strongly a text guides its speech, for models that have learnt speech without text too
-    (`data.drop_text` of a recipe). `conversion` is how a voice is converted unless asked otherwise: by the
-    language model, or by the codec, which exchanges the voice and keeps all else; whichever measures better.
+    (`data.drop_text` of a recipe). One that is `instructed` does what a wording alone says
+    (`instructions.free` of a recipe): `GPA.run`. `conversion` is how a voice is converted unless asked
+    otherwise: by the language model, or by the codec, which exchanges the voice and keeps all else; whichever
+    measures better.
     `about` is free text for people: licence, training data, command, language.
     """
 
@@ -54,6 +56,7 @@ class GPAConfig:
     logprob_threshold: float | None = None
     spread_threshold: float | None = None
     conversion: str = "lm"
+    instructed: bool = False
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,6 +71,8 @@ class GPAConfig:
         for name in ("max_audio_seconds", "max_text_chars"):
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise UsageError(f"{name}={value}: a finite number above 0 is needed")
+        if self.instructed and self.format == "published":
+            raise UsageError("instructed: the published format has no instructions")
         if strange := [name for name in self.tasks if name not in TASKS]:
             raise UsageError(f"tasks: unknown tasks {strange}; known: {', '.join(TASKS)}")
         if strange := sorted(set(self.sampling) - set(self.tasks)):

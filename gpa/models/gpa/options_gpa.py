@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
+SEEDS = 1 << 63  # beyond the largest seed, and from its negative on
+
 
 class HubOptions(TypedDict, total=False):
     """Of `from_pretrained`: which `revision` of a repository; `offline` (False) downloads nothing."""

@@ -28,6 +28,7 @@ from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.conversion_gpa import Conversion, exchanged
 from gpa.models.gpa.info_gpa import describe
+from gpa.models.gpa.instructed_gpa import Instructed
 from gpa.models.gpa.options_gpa import (
     ConversionOptions,
     HubOptions,
@@ -57,8 +58,8 @@ Live = Literal[True]
 Streamed = Literal[True, "parts"]
 
 
-class GPA:
-    """A loaded model: `tts`, `asr`, `vc`, `voice`; below them `prompt`, `generate`, `network` and `codec`."""
+class GPA(Instructed):
+    """A loaded model: `tts`, `asr`, `vc`, `run`, `voice`; below: `prompt`, `generate`, `network`, `codec`."""
 
     def __init__(
         self,
@@ -231,9 +232,8 @@ class GPA:
         id may come. Unset options are this model's defaults for the task; without `max_new_tokens` the length
         follows from the prompt.
         """
-        task = self.format.task(task).name
+        task, ids = self.format.task(task).name, _ids(ids)
         check_options(options, SamplingOptions)
-        ids = _ids(ids)
         sampling, seed, asked = self.processor.sampling(task, options)
         most = budget(asked, self.processor.budget_of(ids))
         rules = self.processor.rules(task, most)

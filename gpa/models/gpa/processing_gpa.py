@@ -333,7 +333,7 @@ class GPAProcessor(Budgets):
         """A waveform in parts that one pass can take."""
         return split_audio(wav, self.codec.spec.sample_rate, self.longest_audio(task))
 
-    def segmenter(self, task: str, pause: float = PAUSE) -> Segmenter:
+    def segmenter(self, task: str = ASR.name, pause: float = PAUSE) -> Segmenter:
         """What cuts sound of any length into such parts, in pauses if there are any."""
         spec = self.codec.spec
         return Segmenter(spec.sample_rate, self.longest_audio(task), spec.hop_length, pause)

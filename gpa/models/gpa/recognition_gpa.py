@@ -22,7 +22,6 @@ from gpa.models.gpa.alignment_gpa import first_frames, letters, looked_up, sprea
 from gpa.models.gpa.longform_gpa import LongForm, step
 from gpa.models.gpa.outputs_gpa import Partial, Segment, Transcript, Word
 from gpa.models.gpa.requests_gpa import asr_requests, worst
-from gpa.prompt.tasks import ASR
 
 if TYPE_CHECKING:
     from gpa.engine.base import Completer
@@ -71,7 +70,7 @@ class Recognition(LongForm[Part, Partial]):
         uncut: bool = False,
     ) -> None:
         """UsageError for unfit options. `uncut` sound is one stretch, short enough for one pass."""
-        super().__init__(engine, Uncut() if uncut else processor.segmenter(ASR.name))
+        super().__init__(engine, Uncut() if uncut else processor.segmenter())
         self._processor, self._read = processor, read
         self._request = asr_requests(processor, options)
         self._begun = self._skipped = 0

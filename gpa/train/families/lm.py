@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import config, disk
-from gpa.data import token_folder
-from gpa.data.batches import BatchPlan, sharing
+from gpa.data import rows, token_folder
+from gpa.data.row_plan import Budget, Position, RowPlan, RowStream
 from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
 from gpa.data.token_folder import TokenSet, read_about
 from gpa.errors import CheckpointError, UsageError
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from gpa.train.samples import Sample
 
 log = logging.getLogger(__name__)
-Clip = Mapping[str, Any]
 WHOLE, NETWORK = "whole", "network"
 
 
@@ -73,6 +72,7 @@ class LMData:
     pronunciations: str = ""  # dictionary of gpa.lab.pronunciation_list by which speech is asked for
     spelt: float = 0.3  # share of texts that stay spelt nevertheless
     dev_rows: int = 64
+    shuffle_shards: int = 0  # stream the shards, so many in memory at once and shuffled; 0: all rows
     pack_ids: int = 0  # rows share sequences of this many ids; 0: one row each, padded to the longest
 
     @property
@@ -108,8 +108,7 @@ class LMWeights:
 
 @dataclass(frozen=True)
 class LMRecipe:
-    """A whole language-model recipe; `model` holds Qwen3Config fields, the vocabulary size comes from the
-    tokenizer.
+    """A language-model recipe; `model` holds Qwen3Config fields, the tokenizer gives the vocabulary size.
 
     `tasks` are all that is trained, by their names in the table of `gpa.prompt.tasks`.
     """
@@ -123,6 +122,7 @@ class LMRecipe:
     adapter: AdapterArgs = field(default_factory=AdapterArgs)  # of `init`, which then stays as it is
     format: str = "instruct"  # of the prompts; "published" for a published checkpoint
     tasks: dict[str, TaskArgs] = field(default_factory=lambda: {name: TaskArgs() for name in DEFAULT})
+    instructions: rows.InstructionArgs = field(default_factory=rows.InstructionArgs)  # wordings that decide
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: LMWeights = field(default_factory=LMWeights)
@@ -136,6 +136,8 @@ class LMRecipe:
             raise UsageError("tasks: no task has a share, so there is nothing to train")
         if not self.data.folders:
             raise UsageError("data.tokens: name a folder of `gpa prepare`")
+        if self.data.shuffle_shards and self.data.replayed:
+            raise UsageError("data.shuffle_shards: needs data.replay to be empty: a stream has none")
 
 
 class LMFamily:
@@ -148,36 +150,39 @@ class LMFamily:
         self.init = files.find(recipe.init) if recipe.init else None
         folder = recipe.data.folders[0]
         self.vocab = token_folder.read_vocab(folder)
+        self.at: Position | None = None
         _check_format(recipe, self.vocab)
         if self.init:
             self._check_fingerprints(self.init)
         self.tasks = tuple(recipe.tasks)
         fmt = get_format(recipe.format, self.vocab, TextTokenizer.from_file(folder), self.tasks)
-        self.clips = clips = joined(map(self._read, recipe.data.folders))
-        split = [clip["split"] for clip in clips]
-        train = _training(clips)
-        dev = chosen(clips, [i for i, name in enumerate(split) if name == "dev" and clips[i]["text"]])
-        own = len(train)
-        if recipe.data.replayed:
-            train = joined([train, *(_training(self._read(path)) for path in recipe.data.replayed)])
+        sets = [self._read(path) for path in recipe.data.folders]
+        self.clips = joined(sets)
+        dev = joined([chosen(part, part.held_out().tolist()) for part in sets])
         self.text = fmt.text_tokenizer
         noise = Noise(recipe.data.noise, recipe.data.text_noise, recipe.data.drop_text, recipe.data.spelt)
         dictionary = Pronunciations.read(Path(path)) if (path := recipe.data.pronunciations) else None
-        self.train_rows = RowBuilder(train, fmt, noise, dictionary)
         self.dev = RowBuilder(dev, fmt, dictionary=dictionary)
-        self.items = self._items(train)
-        lengths = np.array([self.train_rows.length(task, i) for task, i, _ in self.items])
-        fits = lengths <= recipe.data.max_ids
-        if not fits.any():
-            raise UsageError(
-                f"{folder}: none of {len(train)} training clips fits data.max_ids={recipe.data.max_ids}"
+        shares = {name: args.share or 0.0 for name, args in recipe.tasks.items()}
+        budget = Budget(recipe.data.max_ids, recipe.data.batch_ids, recipe.train.seed, shares)
+
+        def plan(clips: Clips, **replay: Any) -> RowPlan:
+            return RowPlan(RowBuilder(clips, fmt, noise, dictionary, recipe.instructions), budget, **replay)
+
+        self.source: RowPlan | RowStream
+        if recipe.data.shuffle_shards:
+            self.source = RowStream(sets, plan, recipe.data.shuffle_shards, recipe.train.seed)
+            self.source.draw(0)
+            at_hand = self.source.held
+            assert at_hand is not None
+        else:
+            train = joined(map(_training, sets))
+            old = [_training(self._read(path)) for path in recipe.data.replayed]
+            self.source = at_hand = plan(
+                joined([train, *old]), own=len(train), replay_share=recipe.data.replay_share
             )
-        if not fits.all():
-            log.warning("%d of %d rows are longer than data.max_ids: left out", (~fits).sum(), len(fits))
-        self.items = [item for item, ok in zip(self.items, fits, strict=True) if ok]
-        weights = np.array([weight for _, _, weight in self.items])
-        weights = sharing(weights, np.array([i >= own for _, i, _ in self.items]), recipe.data.replay_share)
-        self.plan = BatchPlan(lengths[fits], recipe.data.batch_ids, recipe.train.seed, weights)
+            at_hand.tell()
+        self.train_rows, self.items, self.plan = at_hand.rows, at_hand.items, at_hand.batches
         folders = {"tokens": str(folder), "init": str(self.init or "")}
         self.validation = prepare(recipe.validate, self.dev, recipe.data.max_ids, **folders)
         self.parts = CheckpointParts.find(folder, self.init, recipe.codec) if recipe.export == WHOLE else None
@@ -193,16 +198,6 @@ class LMFamily:
         if made != codec:
             raise CheckpointError(f"{folder}: its ids are of another codec than those of {first}")
         return clips
-
-    def _items(self, train: Clips) -> list[tuple[str, int, float]]:
-        """(task, clip, how often) of every row: the clip's own task, or all that it can serve."""
-        clips = [(clip.get("task"), clip["text"]) for clip in train]
-        return [
-            (name, i, args.share or 0.0)
-            for name, args in self.recipe.tasks.items()
-            for i, (own, text) in enumerate(clips)
-            if (own == name if own else TASKS[name].takes(text))
-        ]
 
     def build(self) -> nn.Module:
         w = self.recipe.weights
@@ -264,8 +259,17 @@ class LMFamily:
 
     def batch(self, step: int) -> LMBatch:
         rng = np.random.default_rng((self.recipe.train.seed, 2, step))
-        items = [self.items[i] for i in self.plan.batch(step)]
-        return self._collate([self.train_rows.row(task, i, rng) for task, i, _ in items])
+        builder, items, at = self.source.draw(step)
+        return replace(self._collate([builder.row(task, i, rng) for task, i, _ in items]), at=at)
+
+    def position(self) -> dict[str, int]:
+        """Where the stream had the rows of the last loss, nothing for a plan of all rows."""
+        return asdict(self.at) if self.at else {}
+
+    def seek(self, position: Mapping[str, int]) -> None:
+        """Go where a stream stood, without reading what is before."""
+        if isinstance(self.source, RowStream):
+            self.source.seek(Position(**position))
 
     def _collate(self, rows: list[Row]) -> LMBatch:
         size = self.recipe.data.pack_ids
@@ -273,22 +277,21 @@ class LMFamily:
         return collate(sequences, self.vocab.control["pad"], self.tasks)
 
     def losses(self, module: nn.Module, batch: LMBatch, step: int) -> Iterator[Loss]:
+        self.at = batch.at
         value, metrics = self._loss(module, batch)
         yield Loss("model", value, metrics)
 
     def _loss(self, module: nn.Module, batch: LMBatch) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(module, Backbone)
         w = self.recipe.weights
-        # No mask: positions that start again tell the library where a row ends, and right padding under
-        # causal attention is never seen by a real position.
+        # No mask: positions that start again end a row, and causal attention never sees right padding.
         out = module.model(
             batch.ids, position_ids=batch.positions, use_cache=False, output_hidden_states=True
         )
         targets = batch.labels[:, 1:]
         at = targets != IGNORE
-        nll = F.cross_entropy(
-            module.lm_head(out.last_hidden_state[:, :-1][at]), targets[at], reduction="none"
-        )
+        logits = module.lm_head(out.last_hidden_state[:, :-1][at])
+        nll = F.cross_entropy(logits, targets[at], reduction="none")
         task = batch.task[:, 1:][at]
         total, metrics = nll.new_zeros(()), {}
         for n, (name, args) in enumerate(self.recipe.tasks.items()):
@@ -309,8 +312,7 @@ class LMFamily:
         sums: dict[str, list[float]] = {}
         device = next(module.parameters()).device
         rng = np.random.default_rng(0)
-        rows = range(0, len(self.dev.clips), max(1, len(self.dev.clips) // self.recipe.data.dev_rows))
-        for i in rows:
+        for i in range(0, len(self.dev.clips), max(1, len(self.dev.clips) // self.recipe.data.dev_rows)):
             for task in self.tasks:
                 if self.dev.length(task, i) <= self.recipe.data.max_ids:
                     batch = to_device(self._collate([self.dev.row(task, i, rng)]), device)
@@ -355,6 +357,7 @@ class LMFamily:
             init=self.init,
             speech=r.validate.speech,
             guided=r.data.drop_text > 0,
+            instructed=r.instructions.free > 0,
             pronunciations=r.data.pronunciations,
         )
 
@@ -363,9 +366,9 @@ def _paths(names: str | tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(map(Path, filter(None, (names,) if isinstance(names, str) else names)))
 
 
-def _training(clips: Clips) -> Clips:
-    """Those of training splits."""
-    return chosen(clips, [i for i, clip in enumerate(clips) if clip["split"].startswith("train")])
+def _training(part: TokenSet) -> Clips:
+    """Rows of training splits."""
+    return chosen(part, part.training().tolist())
 
 
 def _resolved(name: str, args: TaskArgs) -> tuple[str, TaskArgs]:

@@ -1,0 +1,179 @@
+"""What an instruction alone makes of sound, text and a voice: speech, or a transcript.
+
+The prompt (`InstructFormat.ask`) has neither a task's token nor an opened output block. The model opens the
+block itself, free to choose any id; what may follow are the ids that are legal in it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+
+from gpa.codec.limiter import Limiter
+from gpa.config import check_options
+from gpa.engine.request import Completion, Request, Rules
+from gpa.errors import GenerationError, PromptError, UsageError
+from gpa.models.gpa.budgets_gpa import budget
+from gpa.models.gpa.options_gpa import SamplingOptions
+from gpa.models.gpa.outputs_gpa import Speech, Transcript
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from gpa.audio import AudioLike
+    from gpa.models.gpa.outputs_gpa import Voice, VoiceLike
+    from gpa.models.gpa.processing_gpa import GPAProcessor
+    from gpa.prompt.formats import InstructFormat
+    from gpa.prompt.tasks import Task
+
+SLACK = 2.0  # seconds of speech beyond the usual, for pauses
+SLOWER = 2  # times as long as usual speech and transcripts: slow speech, spelled words
+
+
+class Question(NamedTuple):
+    """A prompt that asks, the seconds of sound and the text in it, and the voice that an answer has."""
+
+    ids: list[int]
+    seconds: float
+    text: str
+    voice: Voice | None
+
+
+class Instructed(ABC):
+    """The part of `GPA` that follows instructions."""
+
+    processor: GPAProcessor
+
+    @abstractmethod
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Completions of requests, as one batch."""
+
+    def run(
+        self,
+        instruction: str,
+        *,
+        audio: AudioLike | None = None,
+        text: str | None = None,
+        voice: VoiceLike | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Speech | Transcript:
+        """Do what an instruction says with audio or text: "transcribe this in capitals", "read this slowly".
+
+        The instruction alone decides, and the result is typed by what came out. `voice` is the first shipped
+        one unless given. One pass: longer input is for `tts`, `asr` and `vc`. UsageError for a model that has
+        not learnt it (`instructions.free` of a recipe), PromptError for input that is missing or too long,
+        GenerationError where the model opens no block, or says nothing.
+        """
+        check_options(options, SamplingOptions)
+        question = _question(self.processor, instruction, (), audio, text, voice)
+        kind = self._opens(question)
+        if kind is None:
+            raise GenerationError(f"{instruction!r}: the model chose neither speech nor text; reword it")
+        if kind == "content" and not question.seconds:
+            raise PromptError(f"{instruction!r} is understood as a wish for a transcript: give audio")
+        return self._answer(question, kind, options)
+
+    def opens(
+        self,
+        instruction: str,
+        *,
+        audio: AudioLike | None = None,
+        text: str | None = None,
+        voice: VoiceLike | None = None,
+        tasks: Sequence[str] = (),
+    ) -> str | None:
+        """Which output `run` would give: "content" is text, "semantic" speech, None neither.
+
+        `tasks` are named by their tokens as well, to see which of both the model follows.
+        """
+        return self._opens(_question(self.processor, instruction, tasks, audio, text, voice))
+
+    def _opens(self, question: Question) -> str | None:
+        """Nothing is masked: the model may choose any id."""
+        fmt = _format(self.processor)
+        done = self.complete([Request(question.ids, Rules(1, frozenset({fmt.vocab.stop})))])[0]
+        return fmt.opened(done.ids[0])
+
+    def _answer(self, question: Question, kind: str, options: SamplingOptions) -> Speech | Transcript:
+        processor, fmt = self.processor, _format(self.processor)
+        task = _nearest(fmt, kind, question)
+        sampling, seed, asked = processor.sampling(task.name, options)
+        ids = [*question.ids, fmt.vocab.control[f"start_{kind}"]]
+        most = budget(asked, min(_most(processor, task, question), processor.context - len(ids)))
+        done = self.complete([Request(ids, processor.rules(task.name, most), sampling, seed)])[0]
+        if task.writes:
+            tokens = processor.text_ids(done)
+            said = processor.text_tokenizer.decode(tokens).strip()
+            return Transcript(said, np.array(tokens, np.int64), done.finish_reason, duration=question.seconds)
+        codes = np.array(processor.codes(done), np.int64)
+        if not len(codes) or question.voice is None:
+            state = "a voice is needed for speech" if len(codes) else "the model produced no speech"
+            raise GenerationError(f"{state}: give another voice, or another seed")
+        rate = processor.codec.spec.sample_rate
+        limiter = Limiter(rate)
+        wav = [limiter.push(processor.sound(codes, question.voice)), limiter.finish()]
+        return Speech(np.concatenate(wav), rate, codes, done.finish_reason)
+
+
+def _question(
+    processor: GPAProcessor,
+    instruction: str,
+    tasks: Sequence[str],
+    audio: AudioLike | None,
+    text: str | None,
+    voice: VoiceLike | None,
+) -> Question:
+    """The prompt for what is given; UsageError for an untaught model, PromptError for unfit input."""
+    fmt, wording = _format(processor), instruction.strip(" .!?")
+    if not (wording or tasks) or (audio is None and not text):
+        raise PromptError("an instruction needs words, and audio or text to do something with")
+    speaker = None
+    if text or voice is not None or processor.voices:
+        speaker = processor.resolve_voice(voice)
+    given: dict[str, Any] = {} if speaker is None else {"global": speaker.codes}
+    seconds = 0.0
+    if audio is not None:
+        rate = processor.codec.spec.sample_rate
+        wav = processor.hear(audio, "the audio")
+        seconds = len(wav) / rate
+        reading = (processor.longest_audio(name) for name, task in fmt.tasks.items() if task.reads_speech)
+        _check_length(seconds, min(reading, default=0), "s of audio", "gpa asr or vc")
+        given["semantic"] = processor.codec.codes((wav, rate)).tolist()
+    if text:
+        _check_length(len(text), processor.config.max_text_chars, "characters of text", "gpa tts")
+        given["content"] = processor.pronounced(text)
+    ids = fmt.ask(wording, given, tasks)
+    _check_length(len(ids), processor.context - 2, "ids of prompt", "gpa tts, asr or vc")
+    return Question(ids, seconds, text or "", speaker)
+
+
+def _format(processor: GPAProcessor) -> InstructFormat:
+    if not processor.config.instructed:
+        raise UsageError(
+            f"{processor.config.name} has not learnt to follow instructions alone: use tts, asr or vc, or "
+            "train a model with instructions.free above 0 (docs/speech.md)"
+        )
+    return cast("InstructFormat", processor.format)
+
+
+def _nearest(fmt: InstructFormat, kind: str, question: Question) -> Task:
+    """The task whose ids, sampling and length an output has: of its kind, reading sound where there is."""
+    fits = [task for task in fmt.tasks.values() if task.writes == (kind == "content")]
+    return next((task for task in fits if task.reads_speech == (question.seconds > 0)), fits[0])
+
+
+def _most(processor: GPAProcessor, task: Task, question: Question) -> int:
+    """The most ids of an answer: more than the task takes, since an instruction may want it longer."""
+    if not task.reads_speech:
+        usual = processor.spoken_ids(question.text)[1]
+    else:
+        usual = processor.span(task, round(question.seconds * processor.frame_rate))[1]
+    return SLOWER * usual + (0 if task.writes else int(SLACK * processor.frame_rate))
+
+
+def _check_length(found: float, limit: float, what: str, otherwise: str) -> None:
+    if found > limit:
+        raise PromptError(f"{found:.0f} {what}, an instruction takes {limit:.0f} at most: use {otherwise}")
