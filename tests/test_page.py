@@ -4,6 +4,7 @@ Debian's Chromium by Playwright; these tests skip where either is absent.
 """
 
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,37 @@ def test_a_text_is_heard_read_along_and_downloaded(page: "Page", server: "Served
     assert page.locator("#speak canvas").evaluate(drawn) > 1000
     expect(page.locator("#speak .play")).to_have_attribute("aria-label", "Play")  # it ends by itself
     assert server.settled()
+
+
+def test_the_strip_shows_every_id_and_what_is_heard(page: "Page", server: "Served") -> None:
+    asked = {
+        "input": TEXT,
+        "voice": page.input_value("#speak select"),
+        "stream": True,
+        "return_token_ids": True,
+    }
+    lines = httpx.post(f"{server.url}/v1/audio/speech", json=asked, timeout=60).text.splitlines()
+    deltas = [json.loads(line.removeprefix("data: ")) for line in lines if "token_ids" in line]
+    ids, starts = ([each for delta in deltas for each in delta[key]] for key in ("token_ids", "token_starts"))
+    page.fill("#text", TEXT)
+    page.click("#speak .primary")
+    page.wait_for_selector("#speak .tokens .now")  # while it plays
+    expect(page.locator("#speak .download")).to_be_visible()
+    cells, strip, shown = (page.locator(f"#speak {part}") for part in (".tokens span", ".tokens", ".token"))
+    expect(cells).to_have_count(len(ids))
+    expect(page.locator("#speak .play")).to_have_attribute("aria-label", "Play")  # it ended
+    expect(shown).to_be_empty()
+    hues = cells.evaluate_all("cells => cells.map(cell => cell.style.getPropertyValue('--hue'))")
+    assert [hues[ids.index(token)] for token in ids] == hues and len(set(hues)) > 5
+    cells.nth(9).hover()
+    expect(shown).to_have_text(f"id {ids[9]} at {starts[9]:.2f} s")
+    page.mouse.move(0, 0)
+    strip.focus()  # one stop for the keyboard
+    page.keyboard.press("End")
+    expect(strip).to_have_attribute("aria-valuetext", f"id {ids[-1]} at {starts[-1]:.2f} s")
+    expect(strip).to_have_attribute("aria-valuenow", str(len(ids)))
+    assert str(len(ids)) in (strip.get_attribute("aria-label") or "")
+    assert strip.locator("[tabindex], button").count() == 0
 
 
 def test_cancelling_frees_the_slot(page: "Page", server: "Served") -> None:

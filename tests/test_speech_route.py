@@ -219,6 +219,30 @@ def test_words_have_times_for_who_asks(client: openai.OpenAI, server: Served, sp
     assert post(server, input="a", timestamps="letter").status_code in (400, 422)
 
 
+def test_ids_and_where_they_begin_are_shown_to_who_asks(
+    model: GPA, client: openai.OpenAI, server: Served
+) -> None:
+    """They are those of the package, a frame apart within a segment; the sound is the same."""
+    alone, shown = model.tts(TEXT, "anna", **BRIEF), {**BRIEF, "return_token_ids": True}
+    plain = events(client, response_format="mp3")  # whose encoder holds sound back
+    *deltas, done = events(client, response_format="mp3", extra_body={**shown, "timestamps": True})
+    sound = [b"".join(base64.b64decode(e["audio"]) for e in each[:-1]) for each in (plain, [*deltas, done])]
+    assert sound[0] == sound[1] and not any("token_ids" in event for event in plain)
+    assert [token for e in deltas for token in e["token_ids"]] == alone.tokens.tolist()
+    starts = [start for e in deltas for start in e["token_starts"]]
+    assert len(starts) == len(alone.tokens) and starts == sorted(starts) and starts[-1] < done["duration"]
+    assert [round(after - before, 3) for before, after in zip(starts[:11], starts[1:12], strict=True)] == [
+        pytest.approx(1 / model.processor.codec.spec.frame_rate, abs=0.002)
+    ] * 11
+    begins = [segment["start"] for segment in done["segments"]]
+    assert starts[0] == begins[0] == 0 and all(start >= begins[1] for start in starts[12:])
+    *fast, _ = events(client, speed=2, extra_body=shown)
+    halved = [start for e in fast for start in e["token_starts"]]
+    assert halved == pytest.approx([start / 2 for start in starts], abs=0.001)
+    (item,) = post(server, "/batch", items=[{"input": TEXT}], voice="anna", **shown).json()["results"]
+    assert item["token_ids"] == alone.tokens.tolist() and item["token_starts"] == starts
+
+
 def test_voices_by_id_by_openais_names_and_by_a_recording(model: GPA, client: openai.OpenAI) -> None:
     def pcm(voice: Any, **more: Any) -> bytes:
         return ask(client, voice=voice, response_format="pcm", extra_body={**BRIEF, **more})

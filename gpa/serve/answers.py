@@ -68,6 +68,8 @@ class SpokenItem(BaseModel):
     usage: Usage | None = None
     finish_reason: str = ""
     duration: float = 0.0
+    token_ids: list[int] | None = None
+    token_starts: list[float] | None = None
     error: ErrorDetail | None = None
 
 
@@ -142,19 +144,24 @@ class Said:
     text_tokens: int
     voice_tokens: int
     rate: float  # samples of the model in a second of what is heard
+    shown: bool = False  # whether ids go out, too
     samples: int = 0
     tokens: int = 0
     reason: str = "stop"
     failures: list[dict[str, Any]] = field(default_factory=list)
     segments: list[dict[str, Any]] = field(default_factory=list)
+    fresh: list[tuple[int, float]] = field(default_factory=list)  # ids that have not gone out, with seconds
 
     def add(self, chunk: Chunk) -> None:
         """Count a chunk."""
         if chunk.text:
             self._end()
             self.segments.append({"text": chunk.text, "start": self.seconds})
+        slower = chunk.sample_rate / self.rate
+        if self.shown:
+            starts = [round(start * slower, 3) for start in chunk.starts]
+            self.fresh += zip(chunk.tokens.tolist(), starts, strict=True)
         if chunk.words:
-            slower = chunk.sample_rate / self.rate
             timed = [(each.word, each.start * slower, each.end * slower) for each in chunk.words]
             self.segments[-1]["words"] = [
                 {"word": word, "start": round(start, 3), "end": round(end, 3)} for word, start, end in timed
@@ -171,6 +178,12 @@ class Said:
     def _end(self) -> None:
         if self.segments:
             self.segments[-1].setdefault("end", self.seconds)
+
+    def new_ids(self) -> dict[str, Any]:
+        """The ids since the last time and the seconds where each begins; nothing unless they are shown."""
+        fresh, self.fresh = self.fresh, []
+        ids, starts = [token for token, _ in fresh], [start for _, start in fresh]
+        return {"token_ids": ids, "token_starts": starts} if self.shown else {}
 
     @property
     def seconds(self) -> float:
@@ -311,6 +324,7 @@ async def _events(
 def _delta(said: Said, data: bytes, chunk: Chunk | None) -> bytes:
     more: dict[str, Any] = {"text": chunk.text} if chunk and chunk.text else {}
     more |= {"words": said.segments[-1]["words"]} if chunk and chunk.words else {}
+    more |= said.new_ids()
     return event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode(), **more})
 
 

@@ -223,6 +223,7 @@ class SpeechSession:
                 await self._frame(await speaking.whole())
             more |= speaking.said.summary
             more |= {"segments": speaking.said.segments} if asked.timestamps else {}
+            more |= speaking.said.new_ids()
         except WebSocketDisconnect:
             raise
         except Exception as error:  # noqa: BLE001 - the next sentence is spoken all the same

@@ -55,6 +55,7 @@ async def speak_many(asked: BatchRequest, request: Request, service: Serving) ->
         sound = {"audio_data": base64.b64encode(body).decode(), "media_type": media_type}
         more = {"failures": said.failures} if said.failures else {}
         more |= {"segments": said.segments} if item.timestamps else {}
+        more |= said.new_ids()
         return {"index": index, "status": "success", **sound, **said.summary, **more}
 
     made = asyncio.gather(*(one(index, item) for index, item in enumerate(asked.requests())))
@@ -106,4 +107,4 @@ def _counted(service: Service, asked: SpeechRequest, voice: Voice) -> Said:
     """How much there is to read."""
     model = service.model
     text = model.processor.text_tokenizer.encode(asked.input)
-    return Said(len(text), len(voice.codes), model.sample_rate * asked.speed)
+    return Said(len(text), len(voice.codes), model.sample_rate * asked.speed, asked.return_token_ids)

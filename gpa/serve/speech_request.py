@@ -51,6 +51,9 @@ class SpeechSettings(BaseModel):
     timestamps: bool | Literal["word"] = Field(
         False, description="true: the last event has the times of segments; word: those of their words, too"
     )
+    return_token_ids: bool = Field(
+        False, description="events have the ids of the sound and where each begins"
+    )
 
     @property
     def ignored(self) -> list[str]:

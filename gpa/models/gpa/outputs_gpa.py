@@ -74,12 +74,14 @@ class Chunk(Speech):
 
     `finish_reason` is "" before the last one. `text` are the words that begin with this chunk, `done` is the
     share of the text whose sound has come, this chunk's included. `words` are those of the part that ends
-    with this chunk, where `word_times` were asked for.
+    with this chunk, where `word_times` were asked for. `starts` are the seconds of the speech at which each
+    of its `tokens` begins, whose sound may come with a later chunk; none where they are not known.
     """
 
     text: str = ""
     done: float = 0.0
     words: tuple[Word, ...] = ()
+    starts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

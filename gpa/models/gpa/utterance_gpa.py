@@ -285,7 +285,8 @@ class Utterance:
 
     def _sound(self, part: Part, take: Take) -> Iterator[Chunk]:
         """What there is of a part's sound."""
-        rate, wav, tokens = self._processor.codec.spec.sample_rate, take.news(), take.tokens
+        spec, wav, tokens = self._processor.codec.spec, take.news(), take.tokens
+        rate = spec.sample_rate
         timed = bool(part.chosen and self._options.get("word_times"))
         if not len(wav) and not timed:
             return
@@ -299,9 +300,12 @@ class Utterance:
         if take.completion and take.completion.finish_reason != "stop":
             self._reason = take.completion.finish_reason
         text, done = part.passage.text if not part.told else "", part.passage.done if part.chosen else 0.0
+        frames = np.arange(part.told, len(tokens)) // spec.n_codebooks
+        starts = tuple((part.begin + frames / spec.frame_rate).tolist())
         new, part.told = tokens[part.told :], len(tokens)
         spoken = self._words(part, take) if timed else ()
-        yield Chunk(self._limiter.push(wav), rate, new, "", text=text, done=done, words=spoken)
+        heard = self._limiter.push(wav)
+        yield Chunk(heard, rate, new, "", text=text, done=done, words=spoken, starts=starts)
         self._fill()
 
     def _words(self, part: Part, take: Take) -> tuple[Word, ...]:

@@ -4,6 +4,7 @@ import { showNumbers } from "./numbers.js";
 import { draw } from "./picture.js";
 import { Player } from "./player.js";
 import { Reading } from "./reading.js";
+import { Tokens } from "./tokens.js";
 import { wavFile } from "./wav.js";
 
 const PLAY = "▶", PAUSE = "❚❚";
@@ -32,6 +33,7 @@ export class Sound {
     new ResizeObserver(() => this.#draw()).observe(this.#find("canvas"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw(), { signal: this.#gone.signal });
     this.reading = new Reading(this.#find(".reading"), text, (seconds) => this.player.play(seconds));
+    this.tokens = new Tokens(this.#find(".strip"), (seconds) => this.player.play(seconds));
     this.#update();
   }
 
@@ -100,5 +102,6 @@ export class Sound {
     head.hidden = !duration;
     head.style.left = `${duration ? (100 * position) / duration : 0}%`;
     this.reading.mark(this.player.playing ? position : null);
+    this.tokens.mark(this.player.playing ? position : null);
   }
 }

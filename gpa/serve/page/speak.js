@@ -11,7 +11,7 @@ let heard = null;
 
 async function speak({ data, signal, outcome }) {
   const given = Object.fromEntries(["seed", "speed", "temperature", "pause"].flatMap((name) => (data.get(name) === "" ? [] : [[name, Number(data.get(name))]])));
-  const json = { input: data.get("input"), voice: data.get("voice"), ...given, response_format: "pcm", stream_format: "sse", timestamps: "word", sample_rate: RATE };
+  const json = { input: data.get("input"), voice: data.get("voice"), ...given, response_format: "pcm", stream_format: "sse", timestamps: "word", return_token_ids: true, sample_rate: RATE };
   heard?.remove();
   const sound = (heard = new Sound(json.voice, RATE, `gpa-${json.voice}`, json.input));
   const asked = performance.now();
@@ -22,6 +22,7 @@ async function speak({ data, signal, outcome }) {
       if (event.type === "speech.audio.delta") {
         if (event.text) sound.phrase(event.text);
         if (event.words) sound.words(event.words);
+        if (event.token_ids) sound.tokens.add(event.token_ids, event.token_starts);
         if (event.audio) sound.push(fromPcm(fromBase64(event.audio)));
         if (first === null && event.audio) {
           first = performance.now() - asked;
