@@ -15,6 +15,7 @@ from conftest import speechlike
 from gpa import audio, config
 from gpa.cli import main
 from gpa.codec.voice import Voice
+from gpa.data.row_plan import _shared
 from gpa.errors import CheckpointError, DataError, GPAError, UsageError
 from gpa.finetune import collect, comparison, estimate, replay
 from gpa.finetune.job import Job, finetune
@@ -22,7 +23,7 @@ from gpa.models.gpa import GPA
 from gpa.models.gpa.modeling_gpa import inference_network, load_backbone
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
-from gpa.train.families.lm import LMFamily, LMRecipe, _shared
+from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.loop import train
 from training import lm_tree, read_rows, write_tokens
 

@@ -61,7 +61,7 @@ ROWS = {
     "flash_attn": {"nn", "models"},
     "huggingface_hub": {"hub"},
     "datasets": {"data"},
-    **dict.fromkeys(("accelerate", "deepspeed", "peft"), {"train"}),
+    **dict.fromkeys(("accelerate", "deepspeed", "peft", "trackio", "wandb"), {"train"}),
     **dict.fromkeys(
         (
             "fastapi",

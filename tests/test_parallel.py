@@ -545,9 +545,9 @@ def test_the_plot_command_draws_a_run(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_tensorboard_is_written_or_named(tmp_path: Path) -> None:
     if importlib.util.find_spec("tensorboard") is None:
         with pytest.raises(MissingExtraError, match="tensorboard.*train"):
-            toy(tmp_path, tensorboard=True)
+            toy(tmp_path, tracker="tensorboard")
     else:
-        toy(tmp_path, tensorboard=True)
+        toy(tmp_path, tracker="tensorboard")
         assert list((tmp_path / "tensorboard").iterdir())
 
 

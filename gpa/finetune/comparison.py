@@ -54,7 +54,8 @@ def choose_judges(which: str, model: GPA) -> Judges:
             if which == "extra":
                 raise
             log.warning("%s; the base model judges instead", error)
-    return Judges(FunctionJudge("the base model itself", own_recogniser(model)), normalise_text, voices)
+    words = FunctionJudge("the base model itself", own_recogniser(model))
+    return Judges(words, normalise_text, voice=voices)
 
 
 def names(judges: Judges) -> str:

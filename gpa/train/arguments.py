@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from gpa.errors import UsageError
+from gpa.train.trackers import TRACKERS
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION = ("auto", "eager", "sdpa", "segments", "flash_attention_2")
 ZERO_STAGES = (0, 1, 2, 3)
+_CHOICES = (("precision", PRECISIONS), ("attention", ATTENTION), ("zero", ZERO_STAGES), ("tracker", TRACKERS))
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class TrainArgs:
     attention: str = "auto"
     ema: float = 0.0  # decay of averaged weights, which are then evaluated and exported; 0: none
     best: str = ""  # held-out metric, as eval/tts, whose lowest value is kept in checkpoints/best.pt
-    tensorboard: bool = False  # metrics also to RUN/tensorboard
+    tracker: str = "none"  # metrics and samples also to tensorboard (RUN/tensorboard), trackio or wandb
     workers: int = 0  # of each process, that make coming batches meanwhile; 0: the step makes its own
     timeout: float = 600.0  # seconds until a process that went silent is given up; evaluation must fit in
 
@@ -48,7 +50,7 @@ class TrainArgs:
         for name in ("steps", "save_every", "eval_every", "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise UsageError(f"train.{name}={getattr(self, name)}: at least 1")
-        for name, choices in (("precision", PRECISIONS), ("attention", ATTENTION), ("zero", ZERO_STAGES)):
+        for name, choices in _CHOICES:
             if getattr(self, name) not in choices:
                 known = ", ".join(map(str, choices))
                 raise UsageError(f"train.{name}={getattr(self, name)!r}: choose one of {known}")

@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from gpa import disk
 from gpa.errors import Stopped, TrainingError
-from gpa.train import checkpoint, environment, launch, signals
+from gpa.train import checkpoint, environment, launch, samples, signals, trackers
 from gpa.train.metrics import Meter, MetricsLog, mean
 from gpa.train.optim import OptimArgs, learning_rate
 from gpa.train.parallel import Parallel, autocast, to_device
@@ -52,15 +53,22 @@ def train(
     `about` are facts to keep with the run. TrainingError when a loss or gradient is not finite: nothing of
     that step is kept. Stopped by a signal (gpa.train.signals), after a checkpoint.
     """
+    trackers.check(args.tracker)
     parallel = parallel or launch.start(args)
     module, start = _prepare(family, parallel, args, optim, run, about or {})
-    metrics = MetricsLog(run / "metrics.jsonl", start, active=parallel.rank == 0, board=args.tensorboard)
+    first = parallel.rank == 0
+    tracker = trackers.Tracker(args.tracker if first else "none", run, start)
+    metrics = MetricsLog(run / "metrics.jsonl", start, active=first, tracker=tracker)
     story = _Story(parallel, args, optim, metrics)
     deadline = time.monotonic() + (args.max_seconds or math.inf)
     numbers = _numbers(parallel, args, range(start, args.steps))
     end = 0
-    with signals.noted(log.warning) as asked, prefetch(family.batch, numbers, args.workers) as batch:
-        for step in story.steps(start, progress and parallel.rank == 0):
+    with (
+        closing(tracker),
+        signals.noted(log.warning) as asked,
+        prefetch(family.batch, numbers, args.workers) as batch,
+    ):
+        for step in story.steps(start, progress and first):
             rows, norms = one_step(family, module, parallel, args, optim, step, batch)
             done, last = step + 1, step + 1 == args.steps
             rows = [story.meter.add(row) for row in rows]
@@ -243,8 +251,11 @@ def _evaluate(
     device = next(module.parameters()).device
     with torch.inference_mode(), autocast(args.precision, device), launch.uncompiled(args):
         values = {f"eval/{name}": value for name, value in family.evaluate(module).items()}
+        said = family.sound_samples(module) if isinstance(family, samples.Audible) else ()
     before = metrics.least.get(args.best, math.inf)
     metrics.write(done, values)
+    if said:
+        metrics.tracker.media(done, samples.write(run, done, said))
     if not args.best:
         return
     if args.best not in values:

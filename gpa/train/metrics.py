@@ -7,10 +7,10 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from gpa import disk
-from gpa.errors import CheckpointError, MissingExtraError, UsageError
+from gpa.errors import CheckpointError, UsageError
+from gpa.train.trackers import Tracker
 
 COUNTS = ("tokens", "positions")  # metrics that a family may report: without and with padding
 
@@ -20,14 +20,16 @@ class MetricsLog:
     story.
 
     `seconds` is the training time of the lines kept, from which a resumed run counts on; `least` the lowest
-    value of every metric. `board` also writes for TensorBoard. Without `active` (ranks but the first) nothing
+    value of every metric. A `tracker` is told every line. Without `active` (ranks but the first) nothing
     is read or written.
     """
 
-    def __init__(self, path: Path, start: int, *, active: bool = True, board: bool = False) -> None:
+    def __init__(
+        self, path: Path, start: int, *, active: bool = True, tracker: Tracker | None = None
+    ) -> None:
         self.path, self.active, self.seconds = path, active, 0.0
         self.least: dict[str, float] = {}
-        self.board: Any = _board(path.parent / "tensorboard", start) if active and board else None
+        self.tracker = tracker or Tracker()
         if not active:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,22 +50,11 @@ class MetricsLog:
         row = {"step": step, **{name: round(float(value), 6) for name, value in metrics.items()}}
         disk.append(self.path, json.dumps(row) + "\n")
         self._note(row)
-        if self.board:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, step)
-            self.board.flush()
+        self.tracker.scalars(step, {name: value for name, value in row.items() if name != "step"})
 
     def _note(self, row: dict[str, float]) -> None:
         for name, value in row.items():
             self.least[name] = min(value, self.least.get(name, math.inf))
-
-
-def _board(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("tensorboard", "train") from error
-    return SummaryWriter(str(folder), purge_step=start)
 
 
 class Meter:

@@ -42,6 +42,7 @@ from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.arguments import TrainArgs
 from gpa.train.families.base import Loss
+from gpa.train.families.speech_samples import SpeechSamples
 from gpa.train.families.validation import ValidateArgs, prepare
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import to_device
@@ -50,9 +51,9 @@ from gpa.train.parts import CheckpointParts
 if TYPE_CHECKING:
     from gpa.prompt.vocab import Vocab
     from gpa.train.assemble import TrainingFacts
+    from gpa.train.samples import Sample
 
 log = logging.getLogger(__name__)
-Clip = Mapping[str, Any]
 WHOLE, NETWORK = "whole", "network"
 
 
@@ -107,8 +108,7 @@ class LMWeights:
 
 @dataclass(frozen=True)
 class LMRecipe:
-    """A whole language-model recipe; `model` holds Qwen3Config fields, the vocabulary size comes from the
-    tokenizer.
+    """A language-model recipe; `model` holds Qwen3Config fields, the tokenizer gives the vocabulary size.
 
     `tasks` are all that is trained, by their names in the table of `gpa.prompt.tasks`.
     """
@@ -186,6 +186,8 @@ class LMFamily:
         folders = {"tokens": str(folder), "init": str(self.init or "")}
         self.validation = prepare(recipe.validate, self.dev, recipe.data.max_ids, **folders)
         self.parts = CheckpointParts.find(folder, self.init, recipe.codec) if recipe.export == WHOLE else None
+        asked = replace(recipe.validate, rows=recipe.validate.samples)
+        self.spoken = SpeechSamples(prepare(asked, self.dev, recipe.data.max_ids, **folders), self.parts)
 
     def _read(self, folder: Path) -> TokenSet:
         """A folder; CheckpointError if its tokenizer or codec is another than that of the first."""
@@ -319,6 +321,10 @@ class LMFamily:
                     sums.setdefault("alignment", []).append(metrics.get("alignment", 0.0))
         losses = {name: float(np.mean(values)) for name, values in sums.items()}
         return losses | (self.validation(inference_network(module)) if self.validation else {})
+
+    def sound_samples(self, module: nn.Module) -> list[Sample]:
+        assert isinstance(module, Backbone)
+        return self.spoken(inference_network(module))
 
     def export(self, module: nn.Module, path: Path) -> None:
         """Write what `GPA.from_pretrained` loads, or the bare network; an adapter folded in and beside it."""

@@ -21,7 +21,7 @@ from gpa.engine.scheduler import Engine
 from gpa.errors import UsageError
 from gpa.models.gpa.budgets_gpa import Budgets
 from gpa.models.gpa.configuration_gpa import GPAConfig
-from gpa.prompt.tasks import ASR, TTS
+from gpa.prompt.tasks import ASR, TASKS, TTS
 from gpa.text.edit_distance import edits, words
 
 if TYPE_CHECKING:
@@ -38,12 +38,13 @@ class ValidateArgs:
     """`rows` held-out rows are generated from at every evaluation; 0: none."""
 
     rows: int = 0
+    samples: int = 0  # held-out rows that are spoken, transcribed and converted for RUN/samples; 0: none
     frame_rate: float = 0.0  # semantic ids per second; 0: as the prepared folder says
     speech: Sampling | None = None  # how speech is drawn; unset: as gpa.json of `init`, or its defaults
 
     def __post_init__(self) -> None:
-        if self.rows < 0 or self.frame_rate < 0:
-            raise UsageError("validate.rows and validate.frame_rate: at least 0")
+        if min(self.rows, self.samples, self.frame_rate) < 0:
+            raise UsageError("validate.rows, validate.samples and validate.frame_rate: at least 0")
 
 
 @dataclass
@@ -106,16 +107,16 @@ class Validation:
         requests += [self._speaking(clip, seed) for seed, clip in self.rows.items()]
         # On a CPU inference computes in float32, whatever training does; for single ids that is also faster.
         with torch.autocast("cpu", enabled=False):
-            done = self._complete(network, requests)
+            done = self.complete(network, requests)
             heard, said = done[: len(clips)], done[len(clips) :]
             spoken = [self.budgets.codes(each) for each in said]
             again = [Completion()] * len(clips)
             if heard_again := self.format.layouts[ASR.name].blocks == ("semantic",):
                 pairs = zip(spoken, seeds, strict=True)
-                again = self._complete(network, [self._hearing(c, None, s) if c else None for c, s in pairs])
+                again = self.complete(network, [self._hearing(c, None, s) if c else None for c, s in pairs])
         for clip, first, speech, second in zip(clips, heard, said, again, strict=True):
-            asr.add(clip["text"], self._text(first), _stopped(first))
-            tts.add(clip["text"], self._text(second), _stopped(speech))
+            asr.add(clip["text"], self.text(first), _stopped(first))
+            tts.add(clip["text"], self.text(second), _stopped(speech))
         found = {f"{ASR.name}_wer": asr.wer, f"{ASR.name}_stop": asr.stop, f"{TTS.name}_stop": tts.stop}
         return {**found, f"{TTS.name}_roundtrip_wer": tts.wer} if heard_again else found
 
@@ -131,19 +132,29 @@ class Validation:
         prompt = self.format.build(TTS.name, text=text, global_=clip["global"])
         return self._request(TTS.name, prompt, self.budgets.spoken_ids(clip["text"]), seed)
 
+    def request(self, task: str, clip: Clip, seed: int, voice: Sequence[int]) -> Request:
+        """For what a task makes of a clip; conversion is into a `voice`."""
+        if task == TTS.name:
+            return self._speaking(clip, seed)
+        if task == ASR.name:
+            return self._hearing(clip["semantic"], clip.get("glm"), seed)
+        prompt = self.format.build(task, semantic=clip["semantic"], global_=voice)
+        return self._request(task, prompt, self.budgets.span(TASKS[task], len(clip["semantic"])), seed)
+
     def _request(self, task: str, prompt: Sequence[int], span: tuple[int, int], seed: int) -> Request:
         """At least and at most so many new ids."""
         least, most = span
         return Request(prompt, self.budgets.rules(task, most, least), self.sampling[task], seed)
 
-    def _complete(self, network: Network, requests: Sequence[Request | None]) -> list[Completion]:
+    def complete(self, network: Network, requests: Sequence[Request | None]) -> list[Completion]:
         """As one batch; nothing where nothing is asked, or the prompt (endless speech) fills the context."""
         context = network.sizes.max_position_embeddings
         fits = [each for each in requests if each is not None and len(each.prompt) < context]
         done = dict(zip(map(id, fits), Engine(network).generate(fits), strict=True))
         return [done.get(id(each), Completion()) for each in requests]
 
-    def _text(self, done: Completion) -> str:
+    def text(self, done: Completion) -> str:
+        """What a completion of recognition says."""
         return self.format.text_tokenizer.decode(self.budgets.text_ids(done))
 
 
