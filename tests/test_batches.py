@@ -53,7 +53,7 @@ def test_batch_is_a_function_of_seed_and_step() -> None:
 def test_weights_are_mean_appearances() -> None:
     weights = np.array([0.25, 1.0, 2.5] * 100)
     plan = BatchPlan(LENGTHS, 1000, seed=0, weights=weights)
-    epochs = [np.concatenate(plan._plan(n)) for n in range(40)]
+    epochs = [np.concatenate(plan.epoch(n)) for n in range(40)]
     counts = np.array([np.bincount(rows, minlength=300) for rows in epochs])  # (epochs, rows)
     assert set(counts[:, 1::3].flat) == {1} and set(counts[:, 2::3].flat) == {2, 3}
     assert counts[:, ::3].mean() == pytest.approx(0.25, abs=0.02)

@@ -43,7 +43,7 @@ class User:
     """Somebody's machine: a cache, perhaps a token, and the hub's address."""
 
     def __init__(self, home: Path, address: str, token: str = TOKEN) -> None:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
         mine = {
             "HF_HOME": str(home),
             "HF_ENDPOINT": address,
