@@ -471,7 +471,13 @@ def test_signatures_are_explicit() -> None:
             for p in parameters.values():
                 if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                     groups[name] = p.annotation
-    named = {"tts": "Speech", "vc": "Conversion", "asr": "Transcript", "generate": "Sampling", "run": "Sampling"}
+    named = {
+        "tts": "Speech",
+        "vc": "Conversion",
+        "asr": "Transcript",
+        "generate": "Sampling",
+        "run": "Sampling",
+    }
     named |= {"recogniser": "Transcript", "from_pretrained": "Hub"}
     assert groups == {name: f"Unpack[{group}Options]" for name, group in named.items()}
 

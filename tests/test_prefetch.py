@@ -41,12 +41,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Failing(LMFamily):
-    """A family whose batch `at` cannot be made."""
+    """A family whose batch `missing` cannot be made."""
 
-    at, error = -1, GPAError("no batch")
+    missing, error = -1, GPAError("no batch")
 
     def batch(self, step: int) -> Any:
-        if step == self.at:
+        if step == self.missing:
             raise self.error
         return super().batch(step)
 
@@ -57,7 +57,7 @@ def run(folder: Path, where: Path, workers: int, fails: tuple[int, Exception] | 
     recipe = config.build(LMRecipe, tree)
     family = Failing(recipe)
     if fails:
-        family.at, family.error = fails  # type: ignore[assignment]
+        family.missing, family.error = fails  # type: ignore[assignment]
     checkpoint.claim(where, recipe)
     train(family, recipe.train, recipe.optim, where, progress=False)
     return where

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from gpa import GPA, audio, config
 from gpa.data import token_folder
 from gpa.data.checks import Case, Limits, no_text
 from gpa.data.manifest import Clip, ManifestRow
+from gpa.data.row_plan import Budget, RowPlan
 from gpa.errors import CheckpointError, PromptError, UsageError, VocabError
 from gpa.models.gpa.configuration_gpa import VERSION, GPAConfig
 from gpa.models.gpa.extend_gpa import extend
@@ -159,9 +161,9 @@ def test_a_row_serves_what_it_can(site: Path) -> None:
     """A clip's own task alone; without one all of the recipe's that its text allows."""
 
     def items(clips: list[dict[str, Any]], recipe: LMRecipe) -> list[tuple[str, int, float]]:
-        family = LMFamily.__new__(LMFamily)
-        family.recipe = recipe
-        return family._items(clips)
+        shares = {name: args.share or 0.0 for name, args in recipe.tasks.items()}
+        rows = SimpleNamespace(clips=clips, length=lambda task, i: 1)
+        return RowPlan(rows, Budget(10, 100, 0, shares)).items  # type: ignore[arg-type]
 
     tree = {
         "data": {"tokens": "tokens"},
