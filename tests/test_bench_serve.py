@@ -32,7 +32,7 @@ def test_command_measures_a_server(tiny: Path, tmp_path: Path) -> None:
     """As a user runs it: every kind is served, nobody fails, and above the bound some are told to wait."""
     png = tmp_path / "serve.png"
     command = [sys.executable, "-m", "gpa", "bench", "serve", str(tiny), *BRIEF]
-    command += ["--streams", "3", "--seconds", "2", "--runs", "2", "--bound", "4", "--above", "2"]
+    command += ["--streams", "3", "--seconds", "2", "--runs", "2", "--bound", "8", "--above", "2"]
     command += ["--json", "--png", str(png)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,7 @@ def test_command_measures_a_server(tiny: Path, tmp_path: Path) -> None:
     assert set(above["errors"]) == {"429"} and above["served"] > 0
     assert png.read_bytes()[:4] == b"\x89PNG"
     told = list(closed_loop.lines(tree))
-    assert any(line.startswith("all, 7 streams, bound 4") and "x 429" in line for line in told)
+    assert any(line.startswith("all, 11 streams, bound 8") and "x 429" in line for line in told)
 
 
 FAULTY = """

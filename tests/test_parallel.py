@@ -164,7 +164,7 @@ def test_two_ranks_follow_one_process(name: str, site: Site) -> None:
     one, two = site.weights("single"), site.weights(name)
     assert one.keys() == two.keys()
     for key, tensor in one.items():
-        torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=5e-5)
     assert site.story(name)[0]["grad_norm/model"] > 0
     facts = json.loads((site.root / name / "environment.json").read_text())[-1]
     stage = int(name[-1]) if name[-1].isdigit() else 0
