@@ -207,6 +207,8 @@ def test_a_voice_comes_speaks_and_goes(page: "Page", server: "Served") -> None:
     page.fill("#text", "Hello there.")
     page.click("#speak .primary")
     expect(page.locator("#speak .download")).to_be_visible()
+    expect(page.locator("#speak h3")).to_have_text("ada")  # its name, not the id that the server gave it
+    expect(page.locator("#speak .download")).to_have_attribute("download", "gpa-ada.wav")
     page.click("#tab-voices")
     delete = page.get_by_role("button", name="Delete the voice ada")
     delete.click()

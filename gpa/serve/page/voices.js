@@ -21,6 +21,9 @@ export function offer(voices) {
   }
 }
 
+// The name of the voice that a form has chosen; its value is an id.
+export const chosenVoice = (form) => form.querySelector("[data-voices]").selectedOptions[0]?.text ?? "";
+
 export function startVoices(panel, voices) {
   const form = panel.querySelector("form"), list = panel.querySelector(".library");
   const [intake, agreement] = [...panel.querySelectorAll(".intake")].map((element) => new Intake(element));
