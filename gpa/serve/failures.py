@@ -16,15 +16,12 @@ from starlette.exceptions import HTTPException
 
 from gpa.errors import AudioError, GenerationError, GPAError, MissingExtraError, PromptError, UsageError
 
-KINDS = {  # status -> type, as OpenAI names them
-    400: "invalid_request_error",
+KINDS = {  # status -> type, as OpenAI names them; any other below 500 is an invalid request
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     409: "conflict_error",
-    413: "invalid_request_error",
-    422: "invalid_request_error",
     429: "rate_limit_error",
     503: "unavailable_error",
 }
@@ -102,7 +99,7 @@ class Failure(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The answer, or an event of a stream that has begun."""
-        kind = KINDS.get(self.status, "server_error")
+        kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:

@@ -53,7 +53,7 @@ class Recording:
 async def recorded(
     request: Request, service: Service, upload: UploadFile, param: str = "file", rate: int | None = None
 ) -> Recording:
-    """An upload that may be used, at the model's or another rate. Failure 413 for too many bytes, else 400."""
+    """An upload that may be used, at a rate or the model's. Failure 413 for too many bytes, else 400."""
     data = await received(service, upload, param)
     rate, most = rate or service.model.sample_rate, service.settings.audio_seconds
     try:
