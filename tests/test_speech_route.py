@@ -352,13 +352,26 @@ def test_what_is_no_request_is_an_error_of_the_same_shape(server: Served) -> Non
         assert answer.status_code in (400, 422), body
         assert answer.headers["x-request-id"] == "mine.1"
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    for path, status, kind in ((url, 405, "invalid_request_error"), (f"{url}/none", 404, "not_found_error")):
+    for path, status, kind, what in (
+        (url, 405, "invalid_request_error", "GET /v1/audio/speech: the route takes POST alone"),
+        (
+            f"{url}/none",
+            404,
+            "not_found_error",
+            "no GET /v1/audio/speech/none: /openapi.json has every route",
+        ),
+    ):
         answer = httpx.get(path)
         assert answer.status_code == status and answer.headers["x-should-retry"] == "false"
         error = answer.json()["error"]
-        assert (
-            set(error) == {"message", "type", "param", "code"} and error["type"] == kind and error["message"]
-        )
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["type"] == kind and what in error["message"]
+    for content, more, what in (
+        (b'{"input": "a"', head, "no JSON (Expecting ',' delimiter at character 13)"),
+        (b'{"input": "a"}', {}, "Content-Type: application/json"),  # as curl sends it
+    ):
+        error = httpx.post(url, content=content, headers=more).json()["error"]
+        assert error["param"] is None and what in error["message"], error
 
 
 def test_speech_that_fails_has_a_status_or_is_an_event_or_breaks_the_connection(
