@@ -22,8 +22,8 @@ export function startRestore(panel, path, title) {
   const intake = new Intake(panel.querySelector(".intake"));
   let heard = null;
   task(panel, async ({ form, data, signal, outcome }) => {
-    if (!intake.file) throw new Error("Choose a file or record something first");
-    data.set("file", intake.file, intake.file.name);
+    const file = await intake.sound();
+    data.set("file", file, file.name);
     data.set("response_format", "pcm");
     heard?.remove();
     const sound = (heard = new Sound(title(form), RATE, `gpa-${panel.id}`));
