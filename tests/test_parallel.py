@@ -238,42 +238,73 @@ def test_shards_in_half_precision(name: str, site: Site) -> None:
 # Stopped and started again ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def killed(site: Site) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """A ZeRO-2 run that lost its second rank to SIGKILL at a random step."""
+Killed = tuple[str, subprocess.CompletedProcess[str], Path]
+
+
+@pytest.fixture(scope="module", params=["zero2", "fsdp"])
+def killed(site: Site, request: pytest.FixtureRequest) -> Killed:
+    """A run in shards that lost its second rank to SIGKILL at a random step; FSDP2's saves beside the steps."""
+    kind = request.param
+    how = ["train.zero=2", SHARDED] if kind == "zero2" else ["train.fsdp=true", "train.async_save=true"]
     at = 2 * random.Random(os.getpid()).randrange(6, STEPS) + 1  # its batch of a step from 6 on
-    argv = site.argv("killed/run", site.lm, "train.zero=2", SHARDED)
-    done = ranks(site.root / "killed", {"killed": {"argv": argv, "kill": [1, at]}})
-    return done, site.root / "killed" / "run"
+    folder = site.root / f"killed-{kind}"
+    argv = site.argv(f"{folder.name}/run", site.lm, *how)
+    done = ranks(folder, {"killed": {"argv": argv, "kill": [1, at]}})
+    return kind, done, folder / "run"
 
 
-def test_a_lost_rank_ends_the_run_with_the_last_checkpoint_intact(
-    killed: tuple[subprocess.CompletedProcess[str], Path],
-) -> None:
-    done, run = killed
+def test_a_lost_rank_ends_the_run_with_the_last_checkpoint_intact(killed: Killed) -> None:
+    kind, done, run = killed
     assert done.returncode != 0
-    last = int(metrics.read(run / "metrics.jsonl")[-1]["step"])
+    last = int(metrics.read(run / "metrics.jsonl")[-1]["step"]) // 5 * 5
     steps = [int(path.name[5:]) for path in checkpoint.found(run, shards=True)]
-    assert steps and steps[-1] == last // 5 * 5 and not (run / "export").exists()
+    begun = steps[-1:] if kind == "zero2" else [*steps[-1:], last]  # the last may have been being written
+    assert last in begun and not (run / "export").exists()
+    assert not steps or checkpoint.newest(run, shards=True) == checkpoint.found(run, shards=True)[-1]
 
 
-def test_killed_and_resumed_by_accelerate_is_uninterrupted(
-    killed: tuple[subprocess.CompletedProcess[str], Path], site: Site
-) -> None:
-    """The same losses, data and weights, bit for bit; the stage comes from the launch file."""
+def test_killed_and_resumed_by_accelerate_is_uninterrupted(killed: Killed, site: Site) -> None:
+    """The same losses, data and weights, bit for bit; how to shard comes from the launch file."""
     pytest.importorskip("accelerate")
-    _, run = killed
+    kind, _, run = killed
     partial = run / "checkpoints" / "step-00000099.partial"  # a save that was cut
     partial.mkdir()
-    file = str(ROOT / "recipes" / "launch" / "zero2.yaml")
+    file = str(ROOT / "recipes" / "launch" / f"{kind}.yaml")
     two = ("--config_file", file, "--num_processes", "2", "--main_process_port", "0")
-    argv = site.argv("killed/run", site.lm, SHARDED)
+    argv = site.argv(f"{run.parent.name}/run", site.lm, *([SHARDED] if kind == "zero2" else []))
     done = launch("accelerate.commands.launch", *two, "-m", "gpa.train", *argv)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert site.story("killed/run") == site.story("zero2")
-    one, two_ = site.weights("zero2"), site.weights("killed/run")
+    assert site.story(f"{run.parent.name}/run") == site.story(kind) and not partial.exists()
+    one, two_ = site.weights(kind), site.weights(f"{run.parent.name}/run")
     assert one.keys() == two_.keys() and all(torch.equal(one[key], two_[key]) for key in one)
     assert len(json.loads((run / "environment.json").read_text())) == 2  # both starts
+
+
+def test_one_process_reads_the_shards_of_two(site: Site) -> None:
+    """At the last step it exports whole weights from them; from an earlier one it goes on."""
+    how = (site.lm, "train.fsdp=true", "train.accumulate=2")
+    for name, newest in (("fsdp-export", STEPS), ("fsdp-alone", STEPS - 5)):
+        shutil.copytree(site.root / "fsdp", site.root / name)
+        shutil.rmtree(site.root / name / "export")
+        for path in checkpoint.found(site.root / name, shards=True):
+            if int(path.name[5:]) > newest:
+                shutil.rmtree(path)
+        site.train(name, *how)
+        for key, tensor in site.weights("fsdp").items():
+            torch.testing.assert_close(site.weights(name)[key], tensor, rtol=1e-6, atol=1e-7)
+    assert site.weights("fsdp-export").keys() == site.weights("single").keys()
+    close(site.story("fsdp-alone"), site.story("single"), 1e-5)
+
+
+def test_fsdp_checkpoints_hold_shards_and_nothing_that_would_be_executed(site: Site) -> None:
+    path = checkpoint.found(site.root / "fsdp", shards=True)[-1]
+    files = sorted(path.glob("*.safetensors"))
+    assert {p.name for p in path.iterdir()} == {"SHA256SUMS", "facts.json", *(p.name for p in files)}
+    halves = [load_file(file)["exp_avg.model.layers.0.mlp.up_proj.weight"] for file in files]
+    assert [tuple(half.shape) for half in halves] == [(32, 32), (32, 32)]  # of 64 rows
+    with pytest.raises(CheckpointError, match="train.fsdp .was True, is False"):
+        shutil.copytree(site.root / "fsdp", site.root / "fsdp-not")
+        site.train("fsdp-not", site.lm, "train.accumulate=2")
 
 
 def test_two_ranks_go_on_where_one_process_stopped(site: Site) -> None:
@@ -494,12 +525,15 @@ def test_a_launcher_that_forgot_the_ranks_is_caught() -> None:
     assert Launched.read(told) == Launched(3, 4, 1)
     by_file = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
     assert Launched.read(told | by_file | {"ACCELERATE_MIXED_PRECISION": "bf16"}).zero == 2
+    assert Launched.read(told | {"ACCELERATE_USE_FSDP": "true"}).fsdp
 
 
 def test_the_launch_file_speaks_where_the_recipe_does_not() -> None:
     tree: dict[str, Any] = {"train": {"precision": "fp32"}}
     resolve(tree, Launched(zero=3, precision="bf16"))
     assert tree == {"train": {"precision": "fp32", "zero": 3}}
+    resolve(tree := {}, Launched(fsdp=True))
+    assert tree == {"train": {"fsdp": True}}
     engine = Single(TrainArgs(), torch.device("cpu"))
     check(engine, TrainArgs(), Launched())
     for args, place_, reason in [
@@ -512,6 +546,7 @@ def test_the_launch_file_speaks_where_the_recipe_does_not() -> None:
         ),
         (TrainArgs(), Launched(world=2), "train.world: the launcher asks for 2"),
         (TrainArgs(), Launched(zero=3), "train.zero: the launch file asks for 3"),
+        (TrainArgs(), Launched(fsdp=True), "train.fsdp: the launch file asks for True"),
         (TrainArgs(), Launched(precision="bf16"), "train.precision: the launch file asks for bf16"),
     ]:
         with pytest.raises(TrainingError, match=f"{reason}.*torchrun"):
@@ -536,9 +571,11 @@ def test_launch_files_are_what_accelerate_reads(path: Path) -> None:
         "NO",
         "MULTI_GPU",
         "DEEPSPEED",
+        "FSDP",
     )
     stage = read.deepspeed_config.get("zero_stage") if "DEEPSPEED" in str(read.distributed_type) else None
     assert path.stem[:-1] != "zero" or stage == int(path.stem[-1])
+    assert (path.stem == "fsdp") == (read.fsdp_config.get("fsdp_version") == 2)
 
 
 # What is kept with a run ------------------------------------------------------------------------------------

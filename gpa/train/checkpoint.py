@@ -8,6 +8,7 @@ A digest finds damage. It proves no origin: who can write to the folder can writ
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
@@ -193,8 +194,10 @@ def copied(tree: Any, known: dict[Any, Tensor] | None = None) -> Any:
         if key not in known:
             known[key] = tree.detach().to("cpu", copy=True)
         return known[key]
-    if isinstance(tree, Mapping):
-        return {key: copied(value, known) for key, value in tree.items()}
+    if isinstance(tree, dict):
+        made = copy.copy(tree)  # of its class, with torch's notes on versions
+        made.update((key, copied(value, known)) for key, value in tree.items())
+        return made
     if isinstance(tree, (list, tuple)):
         return type(tree)(copied(value, known) for value in tree)
     return tree
