@@ -243,7 +243,7 @@ Killed = tuple[str, subprocess.CompletedProcess[str], Path]
 
 @pytest.fixture(scope="module", params=["zero2", "fsdp"])
 def killed(site: Site, request: pytest.FixtureRequest) -> Killed:
-    """A run in shards that lost its second rank to SIGKILL at a random step; FSDP2's saves beside the steps."""
+    """A run in shards that lost its second rank to SIGKILL at a random step; FSDP2 saves beside steps."""
     kind = request.param
     how = ["train.zero=2", SHARDED] if kind == "zero2" else ["train.fsdp=true", "train.async_save=true"]
     at = 2 * random.Random(os.getpid()).randrange(6, STEPS) + 1  # its batch of a step from 6 on

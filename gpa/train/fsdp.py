@@ -151,13 +151,15 @@ class Fsdp(Sharded):
         return shard.full_tensor()
 
 
-def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Entries of the outermost module lists, as far as they have parameters."""
+def blocks(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
+    """Entries of the outermost module lists, also of lists in lists, as far as they have parameters."""
     for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from (entry for entry in child if any(True for _ in entry.parameters()))
-        else:
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from blocks(child, listed=True)
+        elif not listed:
             yield from blocks(child)
+        elif any(True for _ in child.parameters()):
+            yield child
 
 
 def _gather_on_use(block: Any) -> None:
