@@ -120,14 +120,17 @@ def test_steps_go_on_while_a_disk_is_slow(tmp_path: Path, monkeypatch: pytest.Mo
         write(path, state)
 
     monkeypatch.setattr(checkpoint, "write", slow)
-    parallel, _, _ = started(tmp_path)
+    parallel, module, _ = started(tmp_path)
+    torch.nn.init.constant_(module.weight, 1)
     parallel.save(tmp_path, 1)
     assert not checkpoint.found(tmp_path)
+    torch.nn.init.constant_(module.weight, 2)  # not what is being written
     disk_goes_on.set()
     parallel.save(tmp_path, 2)
     assert checkpoint.found(tmp_path)[0].stem == "step-00000001"
     parallel.close()
-    assert len(checkpoint.found(tmp_path)) == 2
+    kept = [torch.load(path, weights_only=True)["module"]["weight"] for path in checkpoint.found(tmp_path)]
+    assert [tensor.unique().tolist() for tensor in kept] == [[1], [2]]
 
 
 def test_a_full_disk_ends_the_run_at_the_next_step(tmp_path: Path) -> None:
