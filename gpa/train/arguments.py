@@ -43,6 +43,7 @@ class TrainArgs:
     ema: float = 0.0  # decay of averaged weights, which are then evaluated and exported; 0: none
     best: str = ""  # held-out metric, as eval/tts, whose lowest value is kept in checkpoints/best.pt
     tracker: str = "none"  # metrics and samples also to tensorboard (RUN/tensorboard), trackio or wandb
+    profile: int = 0  # steps, after the first few, that are traced into RUN/profile; 0: none
     workers: int = 0  # of each process, that make coming batches meanwhile; 0: the step makes its own
     timeout: float = 600.0  # seconds until a process that went silent is given up; evaluation must fit in
 
@@ -54,7 +55,7 @@ class TrainArgs:
             if getattr(self, name) not in choices:
                 known = ", ".join(map(str, choices))
                 raise UsageError(f"train.{name}={getattr(self, name)!r}: choose one of {known}")
-        for name in ("seed", "world", "workers", "threads"):
+        for name in ("seed", "world", "workers", "threads", "profile"):
             if getattr(self, name) < 0:
                 raise UsageError(f"train.{name}={getattr(self, name)}: at least 0")
         if not 0 <= self.ema < 1:
