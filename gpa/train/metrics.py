@@ -11,6 +11,9 @@ from gpa import disk
 from gpa.errors import CheckpointError, UsageError
 from gpa.train.trackers import Tracker
 
+LOG = "metrics.jsonl"
+KEPT = 300  # lines of training at most, about, that a kept log has
+
 
 class MetricsLog:
     """Append-only JSONL; on resume, lines beyond the restored step are dropped so that the file tells one
@@ -89,7 +92,21 @@ def read(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def plot(run: Path) -> Path:
+def keep(run: Path, stem: Path) -> None:
+    """A run's log as STEM.jsonl, small enough to commit and publish, and its picture as STEM.png.
+
+    Of held-out lines all, of training's a few hundred. UsageError if the folder holds no metrics.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    plot(run, stem.with_name(f"{stem.name}.png"))
+    rows = read(run / LOG)
+    training = [number for number, row in enumerate(rows) if "lr" in row]
+    left_out = set(training) - set(training[:: -(-len(training) // KEPT) or 1]) - set(training[-1:])
+    text = "".join(json.dumps(row) + "\n" for number, row in enumerate(rows) if number not in left_out)
+    disk.write_text(stem.with_name(f"{stem.name}.jsonl"), text)
+
+
+def plot(run: Path, target: Path | None = None) -> Path:
     """Every metric against the step, one plot each, training and held-out together -> run/loss.png.
 
     UsageError if the folder holds no metrics.
@@ -99,7 +116,7 @@ def plot(run: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    path = run / "metrics.jsonl"
+    path = run / LOG
     rows = read(path) if path.is_file() else []
     if not rows:
         raise UsageError(f"{run}: no metrics.jsonl with a line in it; give the folder of a training run")
@@ -119,7 +136,7 @@ def plot(run: Path) -> Path:
         axis.legend(fontsize=7)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
-    target = run / "loss.png"
+    target = target or run / "loss.png"
     with disk.file_whole(target) as partial:
         figure.savefig(partial, dpi=80)
     plt.close(figure)

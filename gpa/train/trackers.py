@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -167,9 +168,8 @@ class _Logged:
 def _trackio(run: Path, start: int, known: str) -> Backend:
     import trackio
 
-    resume = "allow" if known else "never"  # another run of this name gets a name of its own
-    made = trackio.init(project="gpa", name=known or run.name, resume=resume, embed=False)
-    return _Logged(trackio, made, made.name)
+    name = known or f"{run.name}-{uuid.uuid4().hex[:6]}"  # trackio resumes the newest run of a name, whosever
+    return _Logged(trackio, trackio.init(project="gpa", name=name, resume="allow", embed=False), name)
 
 
 def _wandb(run: Path, start: int, known: str) -> Backend:
