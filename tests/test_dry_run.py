@@ -26,7 +26,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_says_what_the_run_would_do_and_writes_nothing(tokens: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "tiny.yaml", lm_tree(tokens))
-    more = ["train.accumulate=2", "data.pack_ids=900", "--dry-run"]
+    more = ["train.accumulate=2", "data.pack_ids=900", "data.batch_ids=900", "--dry-run"]
     told = run([sys.executable, "-m", "gpa", "train", str(recipe), *more], tmp_path).stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
     resolved = yaml.safe_load(told.partition("\nsteps: ")[0].partition("\n\n")[2])
@@ -35,9 +35,10 @@ def test_the_command_says_what_the_run_would_do_and_writes_nothing(tokens: Path,
     spoken = re.findall(r"^  (\w+), (\d+) ids, (\d+) of them to be answered\n    (.*) => (.*)$", told, re.M)
     heads = re.search(r"(\d+) sequences, ([\d,]+) ids and ([\d,]+) of padding", told)
     assert heads and sum(int(row[1]) for row in spoken) == int(heads[2].replace(",", ""))
-    family, _ = family_of({**lm_tree(tokens), "data": {**lm_tree(tokens)["data"], "pack_ids": 900}})
+    data = {**lm_tree(tokens)["data"], "pack_ids": 900, "batch_ids": 900}
+    family, _ = family_of(lm_tree(tokens, data=data))
     batch = family.batch(0)
-    assert int(heads[1]) == len(batch.ids) and len(spoken) >= len(batch.ids)
+    assert int(heads[1]) == len(batch.ids) and len(spoken) > len(batch.ids)
     assert sum(int(row[2]) for row in spoken) == int((batch.labels != -100).sum())
     known = {text.rstrip(".!?").lower() for text in TEXTS}
     for task, _, _, prompt, answer in spoken:

@@ -86,7 +86,7 @@ def said(caplog: pytest.LogCaptureFixture, start: str) -> list[str]:
 def test_samples_that_fail_cost_no_run(
     recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A codec that raises whatever it likes, and a folder that cannot be written: the weights are the same."""
+    """A codec that raises, a folder that cannot be written: the weights are as without samples."""
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "samples").write_text("a file where the folder should be")
     command.main([str(recipe), "--run", str(tmp_path / "blocked")])
