@@ -40,11 +40,11 @@ def test_the_command_says_what_the_run_would_do_and_writes_nothing(tokens: Path,
     batch = family.batch(0)
     assert int(heads[1]) == len(batch.ids) and len(spoken) > len(batch.ids)
     assert sum(int(row[2]) for row in spoken) == int((batch.labels != -100).sum())
-    known = {text.rstrip(".!?").lower() for text in TEXTS}
+    known = {re.sub("[.,;:!?]", "", text) for text in TEXTS}
     for task, _, _, prompt, answer in spoken:
         assert f"<task_{task}>" in prompt
         said = answer if task == "asr" else prompt
-        assert task == "vc" or any(text in said.lower() for text in known), said
+        assert task == "vc" or any(text in re.sub("[.,;:!?]", "", said.lower()) for text in known), said
         assert "semantic x " in (prompt if task == "asr" else answer) and answer.endswith("<im_end>")
 
 

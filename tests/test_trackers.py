@@ -63,10 +63,12 @@ def test_trackio_goes_on_in_its_run_offline(tmp_path: Path) -> None:
     pytest.importorskip("trackio")
     _in_a_process(tmp_path, "trackio", TRACKIO_DIR=str(tmp_path / "trackio"))
     with closing(sqlite3.connect(tmp_path / "trackio" / "gpa.db")) as database:
-        rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
+        rows = database.execute(
+            "select run_name, step, cast(metrics as blob) from metrics order by step"
+        ).fetchall()
     assert len({run for run, _, _ in rows}) == 1 and rows[0][0].startswith("run-")
-    assert [step for _, step, told in rows if '"asr"' in told] == [3, 6, 9]
-    assert [step for _, step, told in rows if '"speech-0"' in told] == [3, 6, 9]
+    assert [step for _, step, told in rows if b'"asr"' in told] == [3, 6, 9]
+    assert [step for _, step, told in rows if b'"speech-0"' in told] == [3, 6, 9]
     assert len(list((tmp_path / "trackio").rglob("*.wav"))) == 3
 
 

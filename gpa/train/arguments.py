@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from gpa.errors import UsageError
-from gpa.train.trackers import TRACKERS
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION = ("auto", "eager", "sdpa", "segments", "flash_attention_2")
 ZERO_STAGES = (0, 1, 2, 3)
+TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 _CHOICES = (("precision", PRECISIONS), ("attention", ATTENTION), ("zero", ZERO_STAGES), ("tracker", TRACKERS))
 
 

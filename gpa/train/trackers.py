@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 EXTRAS = {"tensorboard": "train", "trackio": "trackio", "wandb": "wandb"}  # package -> extra that brings it
-TRACKERS = ("none", *EXTRAS)
 STATE = "tracker.json"
 
 

@@ -1,8 +1,7 @@
 """Training the language model on a recipe's tasks: next-token loss on the completion of `prompt.example`.
 
-With little data and compute the hard part is learning where to look. So one attention head is also shown
-it: the CTC alignment of the codec says which text ids belong to which frames, and `alignment` pulls the
-head's attention there. Inference is untouched; the network is transformers' own Qwen3.
+With little data the hard part is learning where to look. So `alignment` pulls one attention head to the ids
+whose letters the codec's CTC alignment hears. Inference is untouched; the network is transformers' Qwen3.
 """
 
 from __future__ import annotations
@@ -168,10 +167,9 @@ class LMFamily:
         def plan(clips: Clips, **replay: Any) -> RowPlan:
             return RowPlan(RowBuilder(clips, fmt, noise, dictionary, recipe.instructions), budget, **replay)
 
+        self.source: RowPlan | RowStream
         if recipe.data.shuffle_shards:
-            self.source: RowPlan | RowStream = RowStream(
-                sets, plan, recipe.data.shuffle_shards, recipe.train.seed
-            )
+            self.source = RowStream(sets, plan, recipe.data.shuffle_shards, recipe.train.seed)
             self.source.draw(0)
             at_hand = self.source.held
             assert at_hand is not None
