@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from gpa.train.arguments import PRECISIONS
-from gpa.train.planning import known_peak
 
 # Metrics that a family may report: ids or frames without padding, either with it, operations of the model.
 COUNTS = ("tokens", "frames", "positions", "flops")
@@ -104,6 +103,8 @@ def told(logged: dict[str, float]) -> str:
 
 def peak(device: torch.device, precision: str) -> float:
     """Operations per second: those in the table of a GPU in half precision, else what a product reaches."""
+    from gpa.train.planning import known_peak  # which knows the whole engine
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" and precision != "fp32" else ""
     return known_peak(name) or _product(device, precision)
 
