@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,34 +32,29 @@ from gpa.train.families.lm import LMData as LM
 from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.launch import Launched, adapt, check, resolve
 from gpa.train.loop import train
+from gpa.train.meter import Meter
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import Single, lost_rank, to_device
-from training import codec_tree, lm_tree, write_encoder, write_manifest, write_recipe, write_tokens
+from ranks import launch, ranks
+from training import (
+    codec_tree,
+    lm_tree,
+    story,
+    timeless,
+    write_encoder,
+    write_manifest,
+    write_recipe,
+    write_tokens,
+)
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
-CLOCK = ("seconds", "tokens_per_s")
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 20
 SHORT = ("train.steps=2", "train.best=''")
 HEARD = ("validate.rows=1", "validate.frame_rate=25")
 HALF = ("train.precision=bf16", "train.gradient_checkpointing=true")
 SHARDED = "train.zero_options={stage3_param_persistence_threshold: 0}"  # or so small a model stays whole
-
-
-def launch(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    line = [sys.executable, "-m", *command]
-    return subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1800)
-
-
-def ranks(folder: Path, plan: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Run a plan of `ranks.py` on two processes."""
-    folder.mkdir(exist_ok=True)
-    path = folder / "plan.json"
-    path.write_text(json.dumps(plan))
-    two = ("--standalone", "--nproc_per_node", "2", str(ROOT / "tests" / "ranks.py"), str(path))
-    return launch("torch.distributed.run", *two)
 
 
 class Site:
@@ -91,8 +85,7 @@ class Site:
 
     def story(self, name: str) -> list[dict[str, float]]:
         """Return the metrics without wall-clock time."""
-        rows = metrics.read(self.root / name / "metrics.jsonl")
-        return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
+        return story(self.root / name)
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
         return load_file(self.root / name / "export" / "model.safetensors")
@@ -457,9 +450,11 @@ def test_counts_become_rates(tmp_path: Path) -> None:
     toy(tmp_path, accumulate=2)
     row = metrics.read(tmp_path / "metrics.jsonl")[0]
     assert row["padding"] == 0.25 and row["tokens_per_s"] > 0 and "tokens" not in row
-    meter = metrics.Meter()
+    meter = Meter(torch.device("cpu"))
     meter.since -= 10
-    assert meter.rates([{"tokens": 30, "positions": 40}] * 2)["tokens_per_s"] == pytest.approx(6, rel=0.01)
+    assert meter.rates([meter.counts | {"tokens": 30.0, "positions": 40.0}] * 2)[
+        "tokens_per_s"
+    ] == pytest.approx(6, rel=0.01)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
@@ -485,7 +480,7 @@ def test_checkpointed_activations_change_nothing_but_memory(tmp_path: Path) -> N
     for name, change in (("plain", "train.attention=sdpa"), ("thrifty", "train.gradient_checkpointing=true")):
         main([str(recipe), *SHORT, change, "--run", str(tmp_path / name)])
         stories.append(metrics.read(tmp_path / name / "metrics.jsonl"))
-    close(*([{k: v for k, v in r.items() if k not in CLOCK} for r in story] for story in stories), 1e-6)
+    close(*([timeless(row) for row in told] for told in stories), 1e-6)
     with pytest.raises(UsageError, match="Sequential has no such thing"):
         toy(tmp_path / "toy", gradient_checkpointing=True)
 

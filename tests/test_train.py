@@ -42,6 +42,7 @@ from training import (
     codec_tree,
     latent_tree,
     lm_tree,
+    story,
     write_encoder,
     write_manifest,
     write_recipe,
@@ -78,13 +79,6 @@ def go(tree: dict[str, Any], folder: Path, *overrides: str) -> Path:
     checkpoint.claim(run, recipe)
     train(family, recipe.train, recipe.optim, run, progress=False)
     return run
-
-
-def story(run: Path) -> list[dict[str, float]]:
-    """Return the metrics without wall-clock time."""
-    rows = metrics.read(run / "metrics.jsonl")
-    clock = ("seconds", "tokens_per_s")
-    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -142,7 +142,8 @@ def install(app: FastAPI) -> None:
         first = error.errors()[0]
         where, what = first["loc"][1:], first["msg"]
         if first["type"] == "json_invalid":
-            where, what = (), f"no JSON ({first['ctx']['error']} at character {where[0]})"
+            what = f"no JSON ({first['ctx']['error']} at character {where[0]})"
+            where = ()
         elif not where and first["type"] != "missing":
             what = "a JSON object is needed, with the header  Content-Type: application/json"
         return Failure.invalid(first["type"], where, what).response()

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from gpa.errors import UsageError
-from gpa.train.trackers import TRACKERS
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION = ("auto", "eager", "sdpa", "segments", "flash_attention_2")
 ZERO_STAGES = (0, 1, 2, 3)
+TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 _CHOICES = (("precision", PRECISIONS), ("attention", ATTENTION), ("zero", ZERO_STAGES), ("tracker", TRACKERS))
 CONFLICTS = {  # of what may not be set beside train.zero, or not without
     "zero_options": "they need train.zero=1, 2 or 3",
@@ -50,6 +50,7 @@ class TrainArgs:
     best: str = ""  # held-out metric, as eval/tts, whose lowest value is kept in checkpoints/best.pt
     async_save: bool = False  # checkpoints are copied, and written while steps go on
     tracker: str = "none"  # metrics and samples also to tensorboard (RUN/tensorboard), trackio or wandb
+    profile: int = 0  # steps, after the first few, that are traced into RUN/profile; 0: none
     workers: int = 0  # of each process, that make coming batches meanwhile; 0: the step makes its own
     timeout: float = 600.0  # seconds until a process that went silent is given up; evaluation must fit in
 
@@ -61,7 +62,7 @@ class TrainArgs:
             if getattr(self, name) not in choices:
                 known = ", ".join(map(str, choices))
                 raise UsageError(f"train.{name}={getattr(self, name)!r}: choose one of {known}")
-        for name in ("seed", "world", "workers", "threads"):
+        for name in ("seed", "world", "workers", "threads", "profile"):
             if getattr(self, name) < 0:
                 raise UsageError(f"train.{name}={getattr(self, name)}: at least 0")
         if not 0 <= self.ema < 1:

@@ -38,13 +38,9 @@ _SEAL = re.compile(rb"\n# sha256 ([0-9a-f]{64})\n\Z")
 _SEALED = 75  # bytes of a seal
 # What a resumed run may change. More steps keep the past, though the learning rate then had another future.
 # `world` and `accumulate` may change against each other: the checkpoint holds their product.
-_FREE = (
-    "steps max_seconds save_every eval_every log_every threads workers async_save world accumulate timeout"
-)
-FREE = {f"train.{name}" for name in (*_FREE.split(), "tensorboard", "tracker", "best")} | {
-    "validate.rows",
-    "validate.samples",
-}
+_FREE = """steps max_seconds save_every eval_every log_every profile threads workers async_save world
+    accumulate timeout tracker best"""
+FREE = {f"train.{name}" for name in _FREE.split()} | {"validate.rows", "validate.samples"}
 
 
 class Stateful(Protocol):
