@@ -11,7 +11,7 @@ import torch
 
 from conftest import RATE, speechlike
 from gpa import audio, config
-from gpa.bench import throughput, training
+from gpa.bench import figures, throughput
 from gpa.bench.peer import Dataset
 from gpa.bench.throughput import (
     LIVE,
@@ -296,7 +296,7 @@ def test_peak_is_known_for_planned_gpus_in_half_precision(monkeypatch: pytest.Mo
 
 def test_a_measurement_says_how_far_it_is(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the rows are read, within every turn of every variant, the Trainer's too, and after each."""
-    monkeypatch.setattr(training, "SAY_EVERY", 0.0)
+    monkeypatch.setattr(figures, "SAY_EVERY", 0.0)
     said: list[str] = []
     measure(Settings(recipe, rounds=1, steps=2, warmup=1, rows=3, threads=1), said.append)
     assert said[0].endswith(f"reading {read_recipe(Settings(recipe))[0].data.tokens}")

@@ -1,4 +1,4 @@
-"""`gpa bench data`: corpora of two sizes are written and trained from, and memory does not follow the rows."""
+"""`gpa bench data`: corpora of two sizes are written and trained from; memory does not follow the rows."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpa.bench import corpus_scale, training
+from gpa.bench import corpus_scale, figures
 from gpa.cli import main
 from gpa.data.token_folder import TokenSet
 from gpa.errors import UsageError
@@ -32,7 +32,7 @@ def test_the_command_measures_each_size(tmp_path: Path, tiny: Path) -> None:
 
 
 def test_rows_can_be_read_and_differ(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SAY_EVERY", 0.0)
+    monkeypatch.setattr(figures, "SAY_EVERY", 0.0)
     said: list[str] = []
     settings = corpus_scale.Settings(model=str(tiny), shard_rows=400)
     corpus_scale.write(tmp_path / "tokens", 1000, settings, said.append)

@@ -294,7 +294,9 @@ def test_sizes_are_those_of_the_rows_that_are_built(fmt: Format, monkeypatch: py
     sizes, draw = Sizes(fmt), random.Random(0)
     texts = [*TEXTS, "two words", "two words?", Verbatim("Two  words, as they are"), "Dr. Smith paid $5.20!"]
     for text in [*texts, *reversed(texts)]:
-        codes = {name: [draw.randrange(9) for _ in range(draw.randrange(1, 40))] for name in COLUMN_OF.values()}
+        codes = {
+            name: [draw.randrange(9) for _ in range(draw.randrange(1, 40))] for name in COLUMN_OF.values()
+        }
         for target in ((), codes["glm"]):
             row = {**codes, "text": text, "target": target}
             for task in fmt.tasks:

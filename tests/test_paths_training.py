@@ -135,7 +135,9 @@ def test_the_hub_has_model_and_card(reader: Reader) -> None:
     assert repo.private and repo.commits == ["the first"]
     card = repo.files["README.md"].decode()
     assert "CC0-1.0" in card and f"After {MORE} steps" in card and "| tts | 3 (1) |" in card
-    assert {"gpa.json", "model.safetensors", "codec/model.safetensors", "voices/alloy.json"} <= set(repo.files)
+    assert {"gpa.json", "model.safetensors", "codec/model.safetensors", "voices/alloy.json"} <= set(
+        repo.files
+    )
 
 
 def test_the_name_loads_and_speaks_as_the_folder_does(reader: Reader) -> None:
@@ -149,7 +151,9 @@ def test_the_name_loads_and_speaks_as_the_folder_does(reader: Reader) -> None:
     code = reader.walk(tts, "--offline", codes=(0, 6))  # so little training may end in silence
     assert not reader.hub.seen
     assert reader.walk(tts.replace("owner/anna", "anna").replace("morning", "local"), codes=(0, 6)) == code
-    sounds = [path.read_bytes() for name in ("morning", "local") if (path := reader.folder / f"{name}.wav").exists()]
+    sounds = [
+        path.read_bytes() for name in ("morning", "local") if (path := reader.folder / f"{name}.wav").exists()
+    ]
     assert len(sounds) == (0 if code else 2) and len(set(sounds)) < 2
 
 

@@ -1,4 +1,4 @@
-"""The headers of recipes that begin with the user's corpus: every command as printed, training with --dry-run.
+"""The headers of recipes that begin with a corpus of the user: each command as printed, training dry-run.
 
 Those of the shipped models are run in test_recipes.py.
 """

@@ -78,9 +78,7 @@ def test_the_ids_are_those_of_the_same_files(tiny: Path, shards: Path, tmp_path:
         rows.append({"id": f"k{n}", "path": Path(name).name, "split": "train" if n < 4 else "dev", **told})
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plain = tmp_path / "plain"
-    prepare(
-        Job(tmp_path / "m.jsonl", plain, str(tiny), FREE, "CC0-1.0", device="cpu")
-    )
+    prepare(Job(tmp_path / "m.jsonl", plain, str(tiny), FREE, "CC0-1.0", device="cpu"))
     wanted = {row["id"]: row for row in TokenSet.open(plain)}
     found = {row["id"]: row for row in TokenSet.open(tmp_path / "tokens")}
     assert set(found) == {f"{'train' if n < 4 else 'dev'}-000000/x/k{n}" for n in range(6)}

@@ -1,7 +1,7 @@
-"""`gpa bench data`: what the size of a corpus costs before the first step and while training, when it streams.
+"""`gpa bench data`: what a large corpus costs before the first step and while training, when it streams.
 
-Prepared folders of random codes and made-up sentences, of each size one, are trained from shard by shard, each
-in a process of its own: the same tiny network, so that what differs is the data. docs/bench.md says what each
+A prepared folder of each size, of random codes and made-up sentences, is trained from shard by shard, in a
+process of its own: the same tiny network, so that what differs is the data. docs/bench.md says what each
 number counts.
 """
 
@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpa import config
 from gpa.bench import machine
-from gpa.bench.figures import table
-from gpa.bench.training import fresh_network, progress
+from gpa.bench.figures import progress, table
 from gpa.data import token_folder
-from gpa.models.gpa import checkpoint_gpa
-from gpa.prompt.vocab import Vocab
-from gpa.text.tokenizer import copy_tokenizer
-from gpa.train import launch, loop
-from gpa.train.families.lm import NETWORK, LMFamily, LMRecipe
+
+if TYPE_CHECKING:
+    from gpa.prompt.vocab import Vocab
 
 WORDS = (
     "the a one our her that this it we they he she nobody river house morning letter door garden bridge boat "
@@ -48,7 +44,7 @@ NETWORK_SIZES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes in rows, rows of a shard, shards in memory at once, steps; whose codes and tokenizer these are."""
+    """Sizes in rows, rows of a shard, shards in memory at once, steps; whose tokenizer is taken."""
 
     rows: tuple[int, ...] = (10_000, 1_000_000)
     shard_rows: int = 1000
@@ -111,6 +107,10 @@ def write(folder: Path, rows: int, settings: Settings, say: Callable[[str], None
 
 
 def _vocabulary(settings: Settings, folder: Path) -> Vocab:
+    from gpa.models.gpa import checkpoint_gpa
+    from gpa.prompt.vocab import Vocab
+    from gpa.text.tokenizer import copy_tokenizer
+
     copy_tokenizer(checkpoint_gpa.find(settings.model, offline=settings.offline), folder)
     return Vocab.from_file(folder)
 
@@ -129,11 +129,16 @@ def _rows(numbers: range, vocab: Vocab) -> Iterator[dict[str, Any]]:
 
 
 def _trained(folder: Path, settings: Settings) -> tuple[float, float, float, int, int]:
-    """Train some steps; what `Found` has of it."""
+    """Train some steps; what `Found` has of it. What training needs is loaded here, in its own process."""
+    from gpa.bench.training import fresh_network
+    from gpa.train import launch, loop
+    from gpa.train.command import family_of
+    from gpa.train.families.lm import LMFamily
+
     began = time.perf_counter()
-    recipe = config.build(LMRecipe, recipe_tree(folder, settings))
+    family, recipe = family_of(recipe_tree(folder, settings))
+    assert isinstance(family, LMFamily)
     parallel = launch.start(recipe.train)
-    family = LMFamily(recipe)
     opened = time.perf_counter() - began
     module = fresh_network(family, parallel)
     parallel.prepare(module, family.parameters(module), recipe.optim)
@@ -145,11 +150,11 @@ def _trained(folder: Path, settings: Settings) -> tuple[float, float, float, int
     return opened, ended[0], further, machine.peak_memory(), machine.anonymous_memory()
 
 
-def recipe_tree(folder: Path, settings: Settings) -> Mapping[str, Any]:
+def recipe_tree(folder: Path, settings: Settings) -> dict[str, Any]:
     """The recipe: a tiny network, and shards that stream."""
     data = {"tokens": str(folder), "shuffle_shards": settings.shuffle_shards, "batch_ids": 4096}
     train = {"steps": settings.steps, "threads": settings.threads or 0}
-    tree: dict[str, Any] = {"kind": "gpa", "data": data, "model": NETWORK_SIZES, "export": NETWORK}
+    tree: dict[str, Any] = {"kind": "gpa", "data": data, "model": NETWORK_SIZES, "export": "network"}
     return {**tree, "train": train, "weights": {"alignment": 0.0}}
 
 

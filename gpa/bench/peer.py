@@ -16,11 +16,9 @@ from gpa.bench.throughput import Count
 from gpa.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from gpa.bench.figures import Told
     from gpa.data.rows import Row
     from gpa.train.arguments import TrainArgs
-
-
-Told = Callable[[int, int], None]  # how many steps are done, of how many
 
 
 class Dataset(torch.utils.data.Dataset):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,8 @@ import transformers
 from torch import nn
 
 from gpa import config
-from gpa.bench.peer import Peer, Told, finished
+from gpa.bench.figures import Told, progress
+from gpa.bench.peer import Peer, finished
 from gpa.bench.throughput import LIVE, PACKED, PADDED, SORTED, TITLES, TRAINER, Count, Result, speed
 from gpa.errors import MissingExtraError, UsageError
 from gpa.models.gpa.modeling_gpa import Backbone
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     Turn = Callable[[Drawn, Drawn, Told], Count]  # rows to warm up with, and rows to time
 
 NO_AUDIO = "it needs the recordings: --audio MANIFEST"
-SAY_EVERY = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -163,9 +162,13 @@ def _turns(
     except MissingExtraError as error:
         skipped[TRAINER] = str(error)
     if settings.runs:
-        from gpa.bench.whole_runs import NAMES, Runs
+        from gpa.bench.whole_runs import GROUP, NAMES, Runs
 
-        runs = Runs(ours.recipe, settings.warmup, settings.steps, scratch)
+        data = replace(ours.recipe.data, replay="", dev_rows=1)
+        whole, streamed = (
+            LMFamily(replace(ours.recipe, data=replace(data, shuffle_shards=shards))) for shards in (0, GROUP)
+        )
+        runs = Runs(whole, streamed, (settings.warmup, settings.steps), scratch)
         turns |= {name: partial(runs.turn, name) for name in NAMES}
     return turns, skipped
 
@@ -230,19 +233,6 @@ class Ours:
         found, _ = loop.one_step(self.family, self.module, self.parallel, args, optim, step, batch)
         told(step + 1, len(self.family.makers))
         return found
-
-
-def progress(head: str, say: Callable[[str], None], what: str = "step") -> Told:
-    """Say every few seconds how many steps, or `what` else, are done."""
-    said = time.monotonic()
-
-    def told(done: int, of: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= SAY_EVERY:
-            said = time.monotonic()
-            say(f"{head}: {what} {done} of {of}")
-
-    return told
 
 
 def peak(device: torch.device, precision: str) -> float | None:

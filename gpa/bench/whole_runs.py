@@ -1,16 +1,19 @@
-"""Runs of the real loop for `gpa bench train`: what a tracker and shards that stream cost beside a plain run."""
+"""Runs of the real loop for `gpa bench train`: what a tracker and streamed shards cost beside a plain run."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpa.bench.peer import Told
 from gpa.bench.throughput import RUN, SHARDED, TRACKED, Count
 from gpa.train import metrics
-from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.loop import train
+
+if TYPE_CHECKING:
+    from gpa.bench.figures import Told
+    from gpa.train.families.lm import LMFamily
 
 NAMES = (RUN, TRACKED, SHARDED)
 GROUP = 8  # shards in memory at once
@@ -20,11 +23,10 @@ TRACKER = "tensorboard"
 class Runs:
     """Fresh runs of a recipe in a scratch folder; every step is logged, ten times as often as by default."""
 
-    def __init__(self, recipe: LMRecipe, warmup: int, steps: int, scratch: Path) -> None:
-        data = replace(recipe.data, replay="", dev_rows=1)
-        self.warmup, self.steps, self.scratch = warmup, warmup + steps, scratch
-        self.whole = LMFamily(replace(recipe, data=data))
-        self.streamed = LMFamily(replace(recipe, data=replace(data, shuffle_shards=GROUP)))
+    def __init__(self, whole: LMFamily, streamed: LMFamily, counts: tuple[int, int], scratch: Path) -> None:
+        """`counts` are steps that are not timed, and steps that are."""
+        self.whole, self.streamed, self.scratch = whole, streamed, scratch
+        self.warmup, self.steps = counts[0], sum(counts)
 
     def turn(self, name: str, _warm: object, _timed: object, told: Told) -> Count:
         """Run the loop from its first batch on, whichever rows the others take; warm-up is not counted."""

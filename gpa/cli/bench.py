@@ -107,14 +107,14 @@ def run_train(args: argparse.Namespace) -> None:
 
 def _data(sub: Any) -> None:
     p = options.command(
-        sub, "data", run_data, "time to the first step and memory, of ten thousand and of a million rows", """\
+        sub, "data", run_data, "time to the first step, and memory, of 10,000 and of 1,000,000 rows", """\
   gpa bench data
   gpa bench data --rows 10000 100000 1000000 --shuffle-shards 4 --json
   gpa bench data --shard-rows 10000 --shuffle-shards 1
 
 writes simulated corpora (a million rows take 0.5 GB in the temporary folder, and some minutes), trains a tiny
-network from each of them shard by shard, in a process of its own, and removes them. prints seconds until all is
-opened and until the end of the first step, seconds of a further step, and the most memory.
+network from each of them shard by shard, in a process of its own, and removes them. prints seconds until it
+is open and until the end of the first step, seconds of a further step, and the most memory.
 """
     )  # fmt: skip
     p.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000], metavar="N",

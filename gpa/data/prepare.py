@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 WORK, PLAN, SUMMARY, STREAM, TEXT = ".work", "plan.json", "summary.json", "stream", "text"
 IDS, TAR = "ids", "tar"
-KINDS = {IDS: token_folder.KIND, TAR: tar_shards.KIND}  # of folder that a job may write
+KINDS = {IDS: token_folder.KIND, TAR: tar_shards.KIND}  # of folders that a job may write
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ class Job:
     """What is to be prepared: all that `open_source` reads, or a stream of rows (streaming.py).
 
     Ids are a `model`'s, or those of a `codec` alone, in place of it, for models that are yet to be trained.
-    `licence` is that of rows without one; `columns` and `splits` choose from a dataset. `to` tar shards go the
-    recordings of the rows that are kept.
+    `licence` is that of rows without one; `columns` and `splits` choose from a dataset; `to` is of `KINDS`.
     """
 
     source: Any
@@ -392,8 +391,7 @@ def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
         "fingerprints": processor.fingerprints(),
         "extras": dataclasses.asdict(job.extras),
     }
-    as_read: dict[str, Any] = json.loads(json.dumps(plan))  # tuples become lists, as in the file
-    return as_read
+    return cast("dict[str, Any]", json.loads(json.dumps(plan)))  # tuples become lists, as in the file
 
 
 def _about(plan: Mapping[str, Any], found: Mapping[str, Any], vocab: Vocab) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def longest(format: Format, tasks: Sequence[str], row: Mapping[str, Any]) -> int
 
 
 class Sizes:
-    """`longest` for many rows of a format: what a task adds to its row and what a text takes are counted once.
+    """`longest` for many rows of a format: what a task adds and what a text takes are counted once.
 
     Rows are taken as they are: that a code or a text is none of the model's shows when the row is built.
     """
@@ -84,7 +84,7 @@ class Sizes:
 
     def _ids(self, task: Task, row: Mapping[str, Any]) -> int:
         """Ids of a row's own content."""
-        target = _target(self.format, task, row)
+        target = _target(self.format, task.name, row)
         said = 0 if isinstance(target, str) else len(target)
         texts = {row["text"], target_text(self.format, task, row["text"])}
         blocks = self.format.layouts[task.name].blocks
