@@ -1,8 +1,10 @@
 """From recordings to a published model: every line of docs/training.md in its order, each in a process.
 
-The hub is that of fake_hub.py. `gpa eval` needs judges that not every machine has: its report is made up.
+The hub is that of fake_hub.py. `gpa eval` needs judges that not every machine has: its report is made up. Nor is
+TensorBoard asked for where it is not installed.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -26,14 +28,16 @@ from gpa.train import metrics
 from headers import ROOT
 from own_corpus import write_corpus
 
-for package in ("datasets", "fastapi", "peft", "tensorboard"):
+for package in ("datasets", "fastapi", "peft"):
     pytest.importorskip(package)
 
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^(?:gpa|curl) .*$", PAGE, re.MULTILINE)
 CLIPS = ("train/alloy/00", "train/alloy/02", "train/alloy/04", "dev/alloy/08", "dev/alloy/26")
-STEPS, MORE = 60, 64
+STEPS, MORE = 24, 40
 SHORT = f"train.eval_every={MORE} train.save_every=20 train.log_every=1 train.threads=1".split()
+TRACKED = importlib.util.find_spec("tensorboard") is not None
+SHORT += [] if TRACKED else ["train.tracker=none"]
 
 
 class Reader:
@@ -57,7 +61,7 @@ class Reader:
     def walk(self, line: str, *more: str, codes: tuple[int, ...] = (0,)) -> int:
         """Run a line to its end."""
         process = self.start(line, *more)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
         assert process.returncode in codes and "Traceback" not in err, f"{line}\n{out}\n{err}"
         self.said[line] = out + err
         return process.returncode
@@ -65,13 +69,13 @@ class Reader:
     def stop(self, line: str, *more: str) -> None:
         """Begin a training, and end it by Ctrl-C when it has taken some steps."""
         process, log = self.start(line, *more), self.folder / "runs" / "own" / "metrics.jsonl"
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < until:
             if log.is_file() and log.read_text(encoding="utf-8").count("\n") >= 3:
                 process.send_signal(signal.SIGINT)
                 break
             time.sleep(0.1)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 130 and "Traceback" not in err, err
 
     def files(self, pattern: str) -> list[str]:
@@ -86,15 +90,13 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     shutil.copytree(ROOT / "recipes" / "gpa", folder / "recipes" / "gpa")
     with running() as hub:
         reader = Reader(folder, hub)
-        prepare, dry, train, plot, longer, tune, verify, _, export, push, *_ = LINES
+        prepare, dry, train, longer, tune, _, export, push, *_ = LINES
         reader.walk(prepare)
         reader.walk(dry)
         reader.stop(train, *SHORT)
         reader.walk(train, *SHORT, f"train.steps={STEPS}")
-        reader.walk(plot)
         reader.walk(longer, *SHORT, f"train.steps={MORE}")
         reader.walk(tune, *SHORT, "train.steps=1")
-        reader.walk(verify)
         write_evaluation(folder / "report", report_file.folder_hash(folder / "runs/own/export") or "")
         reader.walk(export)
         reader.walk(push)
@@ -102,7 +104,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 
 def test_the_page_leads_from_recordings_to_a_served_model() -> None:
-    steps = ["prepare", "train", "train", "plot", "train", "train", "verify", "eval", "export", "push"]
+    steps = ["prepare", "train", "train", "train", "train", "eval", "export", "push"]
     assert [line.split()[1] for line in LINES[:-1]] == [*steps, "verify", "tts", "serve"]
     assert LINES[-1].startswith("curl ")
 
@@ -118,7 +120,7 @@ def test_the_stopped_run_went_on_and_was_heard(reader: Reader) -> None:
     rows = [row for row in metrics.read(reader.folder / "runs/own/metrics.jsonl") if "lr" in row]
     assert [row["step"] for row in rows] == list(range(1, MORE + 1))
     assert rows[-1]["tts"] < rows[0]["tts"] - 1
-    assert reader.files("runs/own/tensorboard/events.*")
+    assert bool(reader.files("runs/own/tensorboard/events.*")) == TRACKED
     assert {Path(name).name for name in reader.files("runs/own/samples/step-*")} == {
         f"step-{STEPS}",
         f"step-{MORE}",
@@ -126,8 +128,8 @@ def test_the_stopped_run_went_on_and_was_heard(reader: Reader) -> None:
     assert (reader.folder / "runs/own/loss.png").is_file()
 
 
-def test_the_adapter_verifies(reader: Reader) -> None:
-    assert reader.files("runs/tuned/export/adapter/*") and "All stages agree" in reader.said[LINES[6]]
+def test_the_adapter_is_a_model_again(reader: Reader) -> None:
+    assert reader.files("runs/tuned/export/adapter/*") and reader.files("runs/tuned/export/gpa.json")
 
 
 def test_the_hub_has_model_and_card(reader: Reader) -> None:
@@ -141,7 +143,7 @@ def test_the_hub_has_model_and_card(reader: Reader) -> None:
 
 
 def test_the_name_loads_and_speaks_as_the_folder_does(reader: Reader) -> None:
-    verify, tts = LINES[10:12]
+    verify, tts = LINES[8:10]
     reader.walk(verify)
     assert "All stages agree" in reader.said[verify]
     (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
