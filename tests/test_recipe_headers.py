@@ -31,7 +31,7 @@ def write_site(folder: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_filters": 4, "upsampling_ratios": [8, 8, 10], "num_lstm_layers": 1}
     rate = {"sampling_rate": 16000, "target_bandwidths": [0.125, 0.25], "codebook_size": 32}
-    EncodecModel(EncodecConfig(**sizes, **rate)).save_pretrained(folder / "encodec_24khz-d7cc33bc.th")
+    EncodecModel(EncodecConfig(**sizes, **rate)).save_pretrained(folder / "original")
 
 
 @pytest.mark.parametrize("name", FROM_A_CORPUS)
@@ -42,7 +42,8 @@ def test_the_header_runs(
     """With the recipe's own sizes: a dry run allocates no weight and writes no file."""
     write_site(tmp_path)
     monkeypatch.chdir(tmp_path)
-    words = {"CORPUS": "corpus/manifest.jsonl", "MANIFEST": "corpus/manifest.jsonl", "4": "2"}
+    words = {"CORPUS": "corpus/manifest.jsonl", "MANIFEST": "corpus/manifest.jsonl"}
+    words |= {"encodec_24khz-d7cc33bc.th": "original", "4": "2"}  # a codec of two codebooks
     trained = 0
     for line in commands(ROOT / "recipes" / "gpa" / f"{name}.yaml"):
         argv = [words.get(word, word).replace("PUBLISHED", str(replica)) for word in shlex.split(line)]
