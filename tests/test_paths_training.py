@@ -1,7 +1,7 @@
 """From recordings to a published model: every line of docs/training.md in its order, each in a process.
 
-The hub is that of fake_hub.py. `gpa eval` needs judges that not every machine has: its report is made up. Nor is
-TensorBoard asked for where it is not installed.
+The hub is that of fake_hub.py. `gpa eval` needs judges that not every machine has: its report is made up. Where
+TensorBoard is not installed, the runs do without.
 """
 
 import importlib.util

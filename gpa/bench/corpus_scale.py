@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from gpa.bench import machine
 from gpa.bench.figures import progress, table
@@ -29,7 +30,7 @@ WORDS = (
     "old new small white late early open closed said told knew found left kept saw made ran and but or with "
     "into from under over after before near about slowly quickly again once never always almost together"
 ).split()
-FRAME_RATE, SECONDS = 25.0, (1, 5)  # ids of speech a second, and how long clips are
+FRAME_RATE, VOICE, SECONDS = 25.0, 16, (1, 5)  # ids of speech a second, of a voice; how long clips are
 NETWORK_SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -97,7 +98,9 @@ def write(folder: Path, rows: int, settings: Settings, say: Callable[[str], None
     told = progress(f"writing {rows:,} rows", say, "shard")
     for k in range(shards):
         made = _rows(range(k * settings.shard_rows, min(rows, (k + 1) * settings.shard_rows)), vocab)
-        token_folder.write_shard(folder / token_folder.shard_name(k, shards), made, folder)
+        with pa.OSFile(str(folder / token_folder.shard_name(k, shards)), "wb") as file:
+            with pa.ipc.new_stream(file, made.schema) as writer:
+                writer.write_table(made)
         told(k + 1, shards)
     prints = {"vocabulary": vocab.fingerprint()}
     about = {"kind": token_folder.KIND, "version": token_folder.VERSION, "format": "instruct"}
@@ -115,17 +118,32 @@ def _vocabulary(settings: Settings, folder: Path) -> Vocab:
     return Vocab.from_file(folder)
 
 
-def _rows(numbers: range, vocab: Vocab) -> Iterator[dict[str, Any]]:
-    """Rows by number: speech of random codes, a random sentence that could be said in its time."""
-    draw = np.random.default_rng(numbers.start)
-    for n in numbers:
-        seconds = draw.uniform(*SECONDS)
-        said = " ".join(draw.choice(WORDS, max(2, round(2 * seconds))).tolist())
-        codes = draw.integers(vocab.semantic.size, size=round(seconds * FRAME_RATE)).tolist()
-        voice = draw.integers(vocab.global_.size, size=16).tolist() if vocab.global_ else []
-        split = "dev" if n % 1000 == 999 else "train"
-        about = {"id": str(n), "split": split, "speaker": str(n % 997), "text": said, "seconds": seconds}
-        yield {**token_folder.BLANK, **about, "semantic": codes, "global": voice, "length": 0}
+def _rows(numbers: range, vocab: Vocab) -> pa.Table:
+    """Rows by number, with the columns of `token_folder`: random codes, a sentence that fits their time."""
+    draw, count = np.random.default_rng(numbers.start), len(numbers)
+    seconds = draw.uniform(*SECONDS, count)
+    words = draw.choice(WORDS, (count, round(2 * SECONDS[1]))).tolist()
+    frames, voice = np.rint(seconds * FRAME_RATE).astype(int), vocab.global_.size if vocab.global_ else 1
+    columns = {
+        "id": [str(n) for n in numbers],
+        "task": [""] * count,
+        "split": ["dev" if n % 1000 == 999 else "train" for n in numbers],
+        "speaker": [str(n % 997) for n in numbers],
+        "text": [" ".join(said[: round(2 * s)]) for said, s in zip(words, seconds, strict=True)],
+        "semantic": _lists(frames, draw.integers(vocab.semantic.size, size=frames.sum())),
+        "glm": _lists(np.zeros(count, int), np.zeros(0)),
+        "global": _lists(np.full(count, VOICE), draw.integers(voice, size=VOICE * count)),
+        "target": _lists(np.zeros(count, int), np.zeros(0)),
+        "seconds": pa.array(seconds, pa.float32()),
+        "licence": [""] * count,
+        "length": pa.array(np.zeros(count), pa.int32()),
+    }
+    return pa.table({name: columns[name] for name in token_folder.COLUMNS})
+
+
+def _lists(sizes: np.ndarray, values: np.ndarray) -> pa.Array:
+    ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    return pa.ListArray.from_arrays(ends, values.astype(np.int32))
 
 
 def _trained(folder: Path, settings: Settings) -> tuple[float, float, float, int, int]:
