@@ -13,7 +13,7 @@ from gpa.data.token_folder import TokenSet
 from gpa.errors import UsageError
 
 pytest.importorskip("datasets")
-SMALL = ["--rows", "200", "2000", "--shard-rows", "100", "--shuffle-shards", "2", "--steps", "3"]
+SMALL = ["--rows", "1000", "50000", "--shard-rows", "500", "--shuffle-shards", "2", "--steps", "3"]
 
 
 def test_the_command_measures_each_size(tmp_path: Path, tiny: Path) -> None:
@@ -22,13 +22,13 @@ def test_the_command_measures_each_size(tmp_path: Path, tiny: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     small, large = found["sizes"]
-    assert (small["rows"], small["shards"]) == (200, 2) and (large["rows"], large["shards"]) == (2000, 20)
+    assert (small["rows"], small["shards"]) == (1000, 2) and (large["rows"], large["shards"]) == (50000, 100)
     for size in (small, large):
         assert 0 < size["opened"] < size["first_step"] and size["step"] > 0
         assert size["peak"] > size["anonymous"] > 0
     assert large["disk"] > 5 * small["disk"]
     assert large["anonymous"] < small["anonymous"] + 20_000_000
-    assert "2,000 rows: training from them" in done.stderr and not list(tmp_path.iterdir())
+    assert "50,000 rows: training from them" in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_rows_can_be_read_and_differ(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,7 +292,14 @@ def test_sizes_are_those_of_the_rows_that_are_built(fmt: Format, monkeypatch: py
     """The fast way and the slow one agree for every task and kind of text, also when little is remembered."""
     monkeypatch.setattr(sequences, "KNOWN", 3)
     sizes, draw = Sizes(fmt), random.Random(0)
-    texts = [*TEXTS, "two words", "two words?", Verbatim("Two  words, as they are"), "Dr. Smith paid $5.20!"]
+    texts = [
+        *TEXTS,
+        "two words",
+        "two words?",
+        Verbatim("Two  words, as they are"),
+        "Two  words, as they are",
+        "Dr. Smith paid $5.20!",
+    ]
     for text in [*texts, *reversed(texts)]:
         codes = {
             name: [draw.randrange(9) for _ in range(draw.randrange(1, 40))] for name in COLUMN_OF.values()

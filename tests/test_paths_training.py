@@ -1,7 +1,7 @@
 """From recordings to a published model: every line of docs/training.md in its order, each in a process.
 
-The hub is that of fake_hub.py. `gpa eval` needs judges that not every machine has: its report is made up. Where
-TensorBoard is not installed, the runs do without.
+The hub is that of fake_hub.py. `gpa eval` needs judges that not every machine has: its report is made up.
+Where TensorBoard is not installed, the runs do without.
 """
 
 import importlib.util
@@ -38,6 +38,12 @@ STEPS, MORE = 24, 40
 SHORT = f"train.eval_every={MORE} train.save_every=20 train.log_every=1 train.threads=1".split()
 TRACKED = importlib.util.find_spec("tensorboard") is not None
 SHORT += [] if TRACKED else ["train.tracker=none"]
+
+
+THEIRS = """
+from transformers import AutoModelForCausalLM  # as docs/huggingface.md says
+print(type(AutoModelForCausalLM.from_pretrained("owner/anna")).__name__)
+"""
 
 
 class Reader:
@@ -147,8 +153,8 @@ def test_the_name_loads_and_speaks_as_the_folder_does(reader: Reader) -> None:
     reader.walk(verify)
     assert "All stages agree" in reader.said[verify]
     (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    reader.walk(block)
-    assert reader.said[block].splitlines()[0] == "['alloy']"
+    reader.walk(source := block + THEIRS)
+    assert reader.said[source].splitlines()[:2] == ["['alloy']", "Qwen3ForCausalLM"]
     reader.hub.seen.clear()
     same = ("--seed", "1")
     code = reader.walk(tts, *same, "--offline", codes=(0, 6))  # so little training may end in silence
