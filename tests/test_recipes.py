@@ -18,7 +18,7 @@ from gpa.data import feature_cache
 from gpa.lab import double_codebook
 from gpa.text.pronunciations import Pronunciations
 from gpa.train import command as training
-from headers import ROOT, commands
+from headers import FROM_A_CORPUS, ROOT, commands
 from training import CODEC, LATENT, LM, MORE_TEXT, write_encoder, write_manifest, write_tokens
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
@@ -96,13 +96,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_recipe_is_walked() -> None:
-    elsewhere = {
-        "gpa/adapter",
-        "gpa/encodec",
-        "gpa/gpa_0_3b",
-        "gpa/gpa_3b",
-        "gpa/own",
-    }  # in tests of their own
+    elsewhere = {f"gpa/{name}" for name in FROM_A_CORPUS}  # in test_recipe_headers.py
     found = {
         f"{path.parent.name}/{path.stem}"
         for kind in ("gpa", "speechop")

@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, Subset
 from gpa.data import sequences
 from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans, respelt_letters
 from gpa.data.instructions import Asked, InstructionArgs, Instructor
-from gpa.data.sequences import longest
+from gpa.data.sequences import Sizes
 from gpa.errors import UsageError
 from gpa.prompt.formats import Example, Format, InstructFormat
 from gpa.prompt.tasks import DEFAULT, IGNORE
@@ -107,6 +107,7 @@ class RowBuilder:
             raise UsageError(f"data.{asked[0]} needs the instruct format, not {fmt.name}")
         self.instructor = Instructor(clips, fmt, instructions or InstructionArgs())
         self._longer: dict[str, bool] = {}
+        self._size = Sizes(fmt)
         self.by_speaker: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             self.by_speaker.setdefault(clip["speaker"], []).append(i)
@@ -116,7 +117,7 @@ class RowBuilder:
         clip = {"glm": (), "target": (), **self.clips[i]}
         if self.fmt.task(task).speaks_text and self.dictionary:  # each word in the form that has more ids
             clip["text"] = self.dictionary.respelt(clip["text"], self._longer_spelt).text
-        return longest(self.fmt, (task,), clip) + self.instructor.most_ids(self.fmt.task(task), i)
+        return self._size(task, clip) + self.instructor.most_ids(self.fmt.task(task), i)
 
     def _longer_spelt(self, word: str) -> bool:
         if word not in self._longer:
