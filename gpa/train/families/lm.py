@@ -38,11 +38,10 @@ from gpa.text.tokenizer import TextTokenizer, copy_tokenizer
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.arguments import TrainArgs
-from gpa.train.families.base import Loss
+from gpa.train.families.base import Loss, to_device
 from gpa.train.families.speech_samples import SpeechSamples
 from gpa.train.families.validation import ValidateArgs, prepare
 from gpa.train.optim import OptimArgs
-from gpa.train.parallel import to_device
 from gpa.train.parts import CheckpointParts
 from gpa.train.planning import Shape
 
