@@ -41,7 +41,8 @@ class Mortal:
 def digest(module: torch.nn.Module) -> str:
     state = hashlib.sha256()
     for tensor in (*module.parameters(), *module.buffers()):
-        state.update(tensor.detach().float().contiguous().numpy().tobytes())
+        whole = getattr(tensor.detach(), "full_tensor", tensor.detach)()  # of FSDP2's shards
+        state.update(whole.float().contiguous().numpy().tobytes())
     return state.hexdigest()
 
 

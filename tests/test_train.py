@@ -301,7 +301,7 @@ def restored(run: Path, module: nn.Module, optimizers: dict[str, Optimizer]) -> 
 
 def test_a_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, *module_and_optimizers(float(step)))
+        checkpoint.save(tmp_path, step, checkpoint.state_of(*module_and_optimizers(float(step))))
     folder = tmp_path / "checkpoints"
     (folder / "step-00000009.partial").write_bytes(b"half a checkp")
     (folder / "step-notes.pt").write_bytes(b"somebody's")
@@ -314,19 +314,19 @@ def test_a_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint.save(tmp_path, 1, *module_and_optimizers(1.0))
+    checkpoint.save(tmp_path, 1, checkpoint.state_of(*module_and_optimizers(1.0)))
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskError, match="disk is full: it is the one at /"):
-        checkpoint.save(tmp_path, 2, *module_and_optimizers(2.0))
+        checkpoint.save(tmp_path, 2, checkpoint.state_of(*module_and_optimizers(2.0)))
     assert restored(tmp_path, *module_and_optimizers(0.0)) == 1
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, 1, *module_and_optimizers(1.0))
+    path = checkpoint.save(tmp_path, 1, checkpoint.state_of(*module_and_optimizers(1.0)))
     module, optimizers = module_and_optimizers(0.0)
     with pytest.raises(CheckpointError, match="holds optimisers"):
         restored(tmp_path, module, {"generator": optimizers["model"]})

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from gpa.train.families.base import Family, Loss
 
 log = logging.getLogger(__name__)
-_SIGNAL = 1  # beyond it, ranks tell each other a signal: 0 is to go on, 1 that the time is up
+# What ranks tell each other: 0 is to go on, 1 that the time is up, more a signal; or a checkpoint failed.
+_SIGNAL, _FAILED = 1, 128
 
 
 def train(
@@ -79,11 +80,13 @@ def train(
                     # B023 warns of loop variables in functions that are called later; this one is at once.
                     parallel.on_rank_zero(lambda: _evaluate(family, whole, args, run, done, metrics))  # noqa: B023
             late = int(time.monotonic() > deadline)
-            end = parallel.largest(_SIGNAL + asked.signum if asked.signum else late)
-            if last or end or done % args.save_every == 0:
+            end = _FAILED if parallel.failed else _SIGNAL + asked.signum if asked.signum else late
+            end = parallel.largest(end)
+            if end < _FAILED and (last or end or done % args.save_every == 0):
                 _save(family, parallel, run, done)
             if end:
                 break
+        parallel.settle()
     if end > _SIGNAL:
         raise Stopped(end - _SIGNAL, f"checkpoint saved at step {done} of {args.steps}")
     if end:
@@ -109,11 +112,13 @@ def _prepare(
     if start and isinstance(family, checkpoint.Seekable):
         if position := parallel.on_rank_zero(lambda: checkpoint.position(run, start)):
             family.seek(position)
-    facts = {"world": parallel.world, "zero": parallel.zero, "precision": parallel.precision}
+    names = ("world", "zero", "fsdp", "precision")
+    facts = {name: getattr(parallel, name) for name in names}
     facts["device"] = torch.cuda.get_device_name() if parallel.device.type == "cuda" else str(parallel.device)
     parallel.on_rank_zero(lambda: environment.record(run, start, {**facts, **about}))
     log.info("%s parameters, %s of them trained; run folder %s", f"{total:,}", f"{trained:,}", run)
-    shared = f", {parallel.world} processes, ZeRO stage {parallel.zero}" if parallel.world > 1 else ""
+    kind = "FSDP2" if parallel.fsdp else f"ZeRO stage {parallel.zero}"
+    shared = f", {parallel.world} processes, {kind}" if parallel.world > 1 else ""
     resumed = "resumed from a checkpoint" if start else "a fresh run"
     log.info("step %d to %d, %s%s", start, args.steps, resumed, shared)
     return module, start
