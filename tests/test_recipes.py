@@ -98,6 +98,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_recipe_is_walked() -> None:
     elsewhere = {
         "gpa/adapter",
+        "gpa/dpo",
         "gpa/encodec",
         "gpa/gpa_0_3b",
         "gpa/gpa_3b",
