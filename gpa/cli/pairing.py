@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     with disk.written_whole(args.output) as folder:
         model = commands.load(args)
         judges = comparison.choose_judges(args.judge, model, without=OPTIONAL)
-        made = list(takes.pairs(model, judges, texts, asked, given))
+        made = list(takes.pairs(model, judges, texts, asked, {**given}))
         pairs = sorted((one for one in made if isinstance(one, preferences.Pair)), key=lambda pair: pair.id)
         rejected = [one for one in made if isinstance(one, preferences.Rejected)]
         reasons = Counter(one.reason.partition(":")[0] for one in rejected)
