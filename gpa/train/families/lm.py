@@ -32,7 +32,6 @@ from gpa.models.gpa.modeling_gpa import (
 )
 from gpa.prompt.formats import PublishedFormat, get_format
 from gpa.prompt.tasks import DEFAULT, TASKS, canonical_task
-from gpa.text.pronunciations import Pronunciations
 from gpa.text.tokenizer import TextTokenizer, copy_tokenizer
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
@@ -158,7 +157,11 @@ class LMFamily:
         dev = joined([chosen(part, part.held_out().tolist()) for part in sets])
         self.text = fmt.text_tokenizer
         noise = Noise(recipe.data.noise, recipe.data.text_noise, recipe.data.drop_text, recipe.data.spelt)
-        dictionary = Pronunciations.read(Path(path)) if (path := recipe.data.pronunciations) else None
+        dictionary = None
+        if path := recipe.data.pronunciations:
+            from gpa.text.pronunciations import Pronunciations
+
+            dictionary = Pronunciations.read(Path(path))
         self.dev = RowBuilder(dev, fmt, dictionary=dictionary)
         shares = {name: args.share or 0.0 for name, args in recipe.tasks.items()}
         budget = Budget(recipe.data.max_ids, recipe.data.batch_ids, recipe.train.seed, shares)

@@ -31,7 +31,6 @@ from gpa.train.adapters import AdapterArgs
 from gpa.train.arguments import TrainArgs
 from gpa.train.families.base import Loss
 from gpa.train.optim import OptimArgs
-from gpa.train.parallel import to_device
 
 if TYPE_CHECKING:
     from gpa.train.corpus_statistics import Clip
@@ -125,6 +124,8 @@ class PreferenceFamily:
         return value, {"loss": value.item(), **{name: part.mean().item() for name, part in told.items()}}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
+        from gpa.train.parallel import to_device  # here: the loop moves all other batches
+
         device = next(module.parameters()).device
         batches = (to_device(self._collate([pair]), device) for pair in self.dev)
         rows = [self._loss(module, batch)[1] for batch in batches]
