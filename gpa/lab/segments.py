@@ -65,6 +65,8 @@ def _segment(row: Mapping[str, Any], begin: tuple[int, int], end: tuple[int, int
     text = _words(row, begin, end)
     skipped = sum(len(word) + 1 for word in letters_of(" ".join(before)).split())
     first = row["letters"][skipped : skipped + len(letters_of(text))]
+    silence = row.get("silence", ())
+    inside = len(silence) and begin[1] <= silence[0] and silence[1] <= end[1]
     cut = {
         "id": f"{row['id']}@{begin[1]}-{end[1]}",
         "text": text,
@@ -72,6 +74,7 @@ def _segment(row: Mapping[str, Any], begin: tuple[int, int], end: tuple[int, int
         "letters": [max(0, at - begin[1]) for at in first],
         "copies": [copy[ids] for copy in row.get("copies", ())],
         "seconds": row["seconds"] * len(row["semantic"][ids]) / len(row["semantic"]),
+        "silence": [at - begin[1] for at in silence] if inside else [],
     }
     return {**row, **cut}
 

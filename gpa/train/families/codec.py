@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gpa import hub
 from gpa.codec import trained
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
-from gpa.codec.discriminators import Discriminators
+from gpa.codec.discriminators import DiscriminatorArgs, Discriminators
 from gpa.codec.feature_encoder import FRAME
 from gpa.codec.losses import ASRFeatureDistance, LetterHead, MelDistance
 from gpa.data.alignment import letter_targets
@@ -63,6 +63,7 @@ class CodecWeights:
 
     mel: float = 1.0  # distance of the rendered waveform; 0: not rendered in training
     envelope: float = 0.0  # distance of the drawn envelopes: the source-filter decoder without rendering
+    stft: float = 0.0  # distance of its magnitudes, at the resolution of the STFT
     asr_features: float = 0.0  # distance of the features of the rendered waveform; needs data.encoder
     ctc: float = 1.0
     vq: float = 1.0
@@ -90,23 +91,25 @@ class CodecRecipe:
     render: dict[str, Any] = field(default_factory=dict)  # settings of the decoder that need no training
     freeze_ids: bool = False
     free_voice: bool = False
+    freeze_envelopes: bool = False  # with freeze_ids: the refiner alone learns
     quantize_from: int = 0  # step at which the codebook starts, at the encoder's cluster centres
     freeze_voice_from: int = -1  # step from which the global path stays as it is; negative: never
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: CodecWeights = field(default_factory=CodecWeights)
+    discriminators: DiscriminatorArgs = field(default_factory=DiscriminatorArgs)
 
 
 class CodecModule(nn.Module):
     """The codec with its training-only heads."""
 
-    def __init__(self, config: BiCodecConfig, speakers: int, discriminators: bool) -> None:
+    def __init__(self, config: BiCodecConfig, speakers: int, critic: DiscriminatorArgs | None) -> None:
         super().__init__()
         self.codec = BiCodecModel(config)
         self.letters = LetterHead(config.quantizer.input_dim)
         self.speakers = nn.Linear(config.speaker_encoder.out_dim, speakers)
         self.mel_distance = MelDistance(config.sample_rate)
-        self.discriminators = Discriminators() if discriminators else None
+        self.discriminators = Discriminators(critic) if critic else None
 
 
 @dataclass
@@ -140,8 +143,12 @@ class CodecFamily:
             )
         if recipe.free_voice and not recipe.freeze_ids:
             raise UsageError("free_voice is an exception from freeze_ids; without it everything learns")
+        if recipe.freeze_envelopes and (recipe.free_voice or not recipe.freeze_ids):
+            raise UsageError("freeze_envelopes goes further than freeze_ids: set that, and no free_voice")
         self.parts = trained.new_parts(vars(recipe))
         self.config = trained.settings_of(vars(recipe))
+        if recipe.freeze_envelopes and not self.config.decoder.refiner:
+            raise UsageError("freeze_envelopes leaves only a refiner to learn: give its sizes in `refiner`")
         if recipe.weights.asr_features and not recipe.data.encoder:
             raise UsageError("weights.asr_features needs the feature encoder's folder in data.encoder")
         self.cache = FeatureCache(recipe.data.cache)
@@ -164,7 +171,8 @@ class CodecFamily:
         self.plan = BatchPlan(lengths, recipe.data.batch_frames, recipe.train.seed)
 
     def build(self) -> nn.Module:
-        module = CodecModule(self.config, len(self.speaker_names), self.recipe.weights.adversarial_from >= 0)
+        critic = self.recipe.discriminators if self.recipe.weights.adversarial_from >= 0 else None
+        module = CodecModule(self.config, len(self.speaker_names), critic)
         if self.recipe.init:
             self._start_from(module, Path(self.recipe.init))
             return module
@@ -210,7 +218,9 @@ class CodecFamily:
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
         assert isinstance(module, CodecModule)
         codec = module.codec
-        if self.recipe.freeze_ids:
+        if self.recipe.freeze_envelopes:
+            trained = list(codec.get_submodule("decoder.refiner").parameters())
+        elif self.recipe.freeze_ids:
             trained = [*codec.prenet.parameters(), *codec.decoder.parameters()]
             if self.recipe.free_voice:
                 trained += [*codec.speaker_encoder.parameters(), *module.speakers.parameters()]
@@ -291,7 +301,9 @@ class CodecFamily:
             speaker = codec.speaker_encoder(codec.mel(batch.reference))
             speaker_loss = self._speaker(module, speaker, batch)
         crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
-        sound, wav = self._sound(module, codec.decoder(codec.condition(crop, speaker)), batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recipe.freeze_envelopes):
+            frames = codec.decoder(codec.condition(crop, speaker))
+        sound, wav = self._sound(module, frames, batch)
         parts = {**sound, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
         metrics = {name: part.item() for name, part in parts.items()}
         metrics["used_codes"] = float(codes.unique().numel())
@@ -305,13 +317,15 @@ class CodecFamily:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Losses of the decoder's frames, and samples where a loss (or an evaluation) needs them."""
         w, real = self.recipe.weights, batch.wav
-        unrendered = not w.mel and not w.asr_features and module.discriminators is None
+        unrendered = not (w.mel or w.stft or w.asr_features) and module.discriminators is None
         render = not (unrendered and module.training)
         parts, wav = drawn(module.codec.decoder, frames, batch, envelope=bool(w.envelope), render=render)
         if wav is None:
             return parts, real
         if w.mel or not module.training or not parts:
             parts["mel"] = module.mel_distance(wav, real)
+        if w.stft:
+            parts["stft"] = module.mel_distance.stft(wav, real)
         if w.asr_features:
             parts["asr_features"] = self._asr_feature_loss(module.codec, wav, real)
         return parts, wav
@@ -345,7 +359,7 @@ class CodecFamily:
         rng = np.random.default_rng(0)
         for i in self.dev_rows:
             _, metrics, _ = self._reconstruct(module, to_device(self._collate([i], rng), device))
-            for key in ("mel", "pitch", "envelope", "asr_features", "ctc"):
+            for key in ("mel", "pitch", "envelope", "stft", "asr_features", "ctc"):
                 if key in metrics:
                     totals.setdefault(key, []).append(metrics[key])
         return {key: float(np.mean(values)) for key, values in totals.items()}
