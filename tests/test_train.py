@@ -671,7 +671,8 @@ def test_a_refiner_learns_alone(data: Path, runs: dict[str, Path], tmp_path: Pat
     family, _ = family_of(tree)
     with torch.inference_mode():
         start = family.evaluate(family.build().eval())["stft"]
-    run = go(tree, tmp_path / "then", "train.steps=60", "train.eval_every=60", "optim.lr=1e-2")
+    steps = [f"train.{name}=40" for name in ("steps", "eval_every", "save_every")]
+    run = go(tree, tmp_path / "then", *steps, "optim.lr=1e-2")
     rows = story(run)
     assert "discriminator" not in rows[0] and rows[-2]["discriminator"] > 0
     assert rows[-1]["eval/stft"] < 0.9 * start
