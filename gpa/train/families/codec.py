@@ -40,7 +40,8 @@ class CodecData:
     """Where the feature cache is and how batches are cut; `encoder` is that of the features, to hear with.
 
     `degraded` is a second cache of the same clips (`gpa.data.feature_cache --degraded`); a clip's features
-    come from there as often as `degraded_share` says, what is to be decoded never does.
+    come from there as often as `degraded_share` says, what is to be decoded never does. Clips that are
+    invented may be missing there.
     """
 
     cache: str
@@ -243,7 +244,9 @@ class CodecFamily:
         longest = max(cache.rows[i]["frames"] for i in rows)
         features = np.zeros((len(rows), longest, self.config.encoder.input_channels), np.float32)
         for n, i in enumerate(rows):
-            heard = degraded if degraded and rng.random() < data.degraded_share else cache
+            heard = cache
+            if degraded and i < len(degraded) and rng.random() < data.degraded_share:
+                heard = degraded
             features[n, : cache.rows[i]["frames"]] = heard.features(i)
         targets = [letter_targets(cache.rows[i].get("text") or "") for i in rows]
         # Always as many: batch norm must not see two clips.
