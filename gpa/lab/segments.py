@@ -97,7 +97,8 @@ def write(source: Path, out: Path, least: int, most: int, count: int, seed: int 
         for number, row in enumerate(clips):
             yield row
             if len(row["letters"]) and row["split"].startswith("train"):
-                yield from segments(row, np.random.default_rng((seed, number)), least, most, count)
+                for cut in segments(row, np.random.default_rng((seed, number)), least, most, count):
+                    yield cut | {name: np.array(cut[name], np.int32) for name in ("letters", "silence")}
 
     return sequences.write(out, rows(), clips.about) - len(clips)
 
