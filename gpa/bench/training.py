@@ -92,8 +92,10 @@ def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:
     model = dict(tree.get("model") or {})
     vocab_size = int(model.pop("vocab_size", 0))
     if settings.tokens:
-        tree["data"] = {**(tree.get("data") or {}), "tokens": str(settings.tokens)}
-    tree = {key: value for key, value in tree.items() if key not in ("codec", "validate")}
+        others = ("replay", "pronunciations")  # files of the recipe's own
+        kept = {key: value for key, value in (tree.get("data") or {}).items() if key not in others}
+        tree["data"] = {**kept, "tokens": str(settings.tokens)}
+    tree = {key: value for key, value in tree.items() if key not in ("codec", "validate", "instructions")}
     recipe = config.build(LMRecipe, {**tree, "model": model, "export": NETWORK})
     train = replace(
         recipe.train,

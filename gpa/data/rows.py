@@ -8,7 +8,7 @@ Rows come from the same `prompt` object that builds inference prompts. Knows ids
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -77,13 +77,15 @@ class Noise:
 
     `speech` ids are heard or just spoken, `text` pieces just recognised; what is to be predicted stays. A
     small corpus is then not learnt by heart (docs/log.md). Speech without its text trains the null of
-    guidance by a text. Of texts that could be respelt by a dictionary, a share stays `spelt`.
+    guidance by a text. Of texts that could be respelt by a dictionary, a share stays `spelt`. A speech id is
+    replaced by one of its neighbours `near` (V, k), if they are known.
     """
 
     speech: float = 0.0
     text: float = 0.0
     drop_text: float = 0.0
     spelt: float = 0.0
+    near: np.ndarray | None = field(default=None, compare=False)
 
 
 class RowBuilder:
@@ -185,7 +187,8 @@ class RowBuilder:
     def _noisy(self, row: Row, rng: np.random.Generator) -> Row:
         vocab = self.fmt.vocab
         for block in filter(None, (vocab.semantic, vocab.glm) if self.noise.speech else ()):
-            row = _replaced(row, block, np.full(len(row.ids), self.noise.speech), rng)
+            near = self.noise.near if block is vocab.semantic else None
+            row = _replaced(row, block, np.full(len(row.ids), self.noise.speech), rng, near)
         if self.noise.text and self.fmt.task(row.task).writes:
             row = _replaced(row, vocab.text, self.noise.text * (row.labels != IGNORE), rng)
         return row
@@ -233,12 +236,23 @@ class RowBuilder:
         return int((ids == opener).argmax()) + 1
 
 
-def _replaced(row: Row, block: Block, chance: np.ndarray, rng: np.random.Generator) -> Row:
-    """The row with ids of a block replaced by others of it, each with its chance (L,)."""
+def _replaced(
+    row: Row, block: Block, chance: np.ndarray, rng: np.random.Generator, near: np.ndarray | None = None
+) -> Row:
+    """The row with ids of a block replaced by others of it, each with its chance (L,): any, or one of those
+    `near` its code (V, k).
+    """
     inside = (row.ids >= block.offset) & (row.ids < block.offset + block.size)
     hit = inside & (rng.random(len(row.ids)) < chance)
-    other = block.offset + rng.integers(block.size, size=len(row.ids))
-    return replace(row, ids=np.where(hit, other, row.ids))
+    drawn = rng.integers(block.size if near is None else near.shape[1], size=len(row.ids))
+    other = drawn if near is None else near[np.where(inside, row.ids - block.offset, 0), drawn]
+    return replace(row, ids=np.where(hit, block.offset + other, row.ids))
+
+
+def nearest(vectors: Tensor, count: int) -> np.ndarray:
+    """Of each code those `count` others whose vectors (V, D) are nearest: (V, count)."""
+    distances = torch.cdist(vectors, vectors).fill_diagonal_(float("inf"))
+    return distances.topk(count, largest=False).indices.cpu().numpy()
 
 
 def pack(rows: Sequence[Row], size: int) -> list[list[Row]]:
