@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,8 @@ import torch.distributed as dist
 from gpa.errors import GPAError
 from gpa.train import command as command
 from gpa.train.loop import train
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Mortal:
@@ -38,10 +41,26 @@ class Mortal:
         return self.family.batch(step)
 
 
+def launch(*command: str) -> subprocess.CompletedProcess[str]:
+    """A module as a command, in the repository."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    line = [sys.executable, "-m", *command]
+    return subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+
+
+def ranks(folder: Path, plan: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run a plan on two processes."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "plan.json"
+    path.write_text(json.dumps(plan))
+    return launch("torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, str(path))
+
+
 def digest(module: torch.nn.Module) -> str:
     state = hashlib.sha256()
     for tensor in (*module.parameters(), *module.buffers()):
-        state.update(tensor.detach().float().contiguous().numpy().tobytes())
+        whole = getattr(tensor.detach(), "full_tensor", tensor.detach)()  # of FSDP2's shards
+        state.update(whole.float().contiguous().numpy().tobytes())
     return state.hexdigest()
 
 

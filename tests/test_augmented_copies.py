@@ -88,6 +88,24 @@ def test_the_encoder_hears_it_and_the_decoder_does_not(data: Path) -> None:
     assert torch.equal(sound.features, held.features) and torch.equal(sound.wav, held.wav)  # dev is as it is
 
 
+def test_voices_of_nobody_need_no_degraded_copies(data: Path, tmp_path: Path) -> None:
+    """Recorded clips are heard degraded, those invented as they are; a cache of half the recorded ones fits
+    neither.
+    """
+    command = [str(data / "manifest.jsonl"), "--encoder", str(data / "encoder"), "-o", str(tmp_path)]
+    features.main([*command, "--invented", "1"])
+    tree = codec_tree(tmp_path)
+    splits = sorted({row["split"] for row in FeatureCache(tmp_path).rows})
+    tree["data"] |= {"train": splits, "degraded": str(data / "degraded"), "degraded_share": 1.0}
+    both = CodecFamily(config.build(CodecRecipe, tree))
+    assert both.degraded and len(both.degraded) < len(both.cache)
+    recorded, invented = 0, len(both.degraded)
+    heard = both._collate([recorded, invented], np.random.default_rng(0), both.degraded)
+    for n, (i, cache) in enumerate([(recorded, both.degraded), (invented, both.cache)]):
+        length = int(heard.frames[n])
+        assert np.array_equal(heard.features[n, :, :length].T.numpy(), cache.features(i))
+
+
 def test_a_cache_of_other_clips_is_refused(data: Path, tmp_path: Path) -> None:
     manifest = data / "fewer.jsonl"
     manifest.write_text("".join((data / "manifest.jsonl").read_text().splitlines(keepends=True)[:-1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import pytest
 import soundfile
 
 from conftest import speechlike
+from gpa.errors import DiskError
 from gpa.models.gpa import GPA
+from gpa.serve import consents
 from gpa.serve.library import Library
 from gpa.serve.settings import Settings
 from serving import Served, served
@@ -167,3 +170,53 @@ def test_a_consent_that_goes_while_a_voice_is_made_is_noticed(
     monkeypatch.setattr(model, "voice", slow)
     assert told(register(server, "late", consent=made["id"])) == (400, "consent", "consent_not_found")
     assert "late" not in server.service.voices
+
+
+def test_as_many_as_may_be_kept_and_no_larger_than_an_upload(
+    model: GPA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consents, "MOST", 2)
+    with served(model, Settings(upload_bytes=100_000)) as server:
+        long = sound(speechlike(4.0))
+        assert told(agree(server, long)) == (413, "recording", "file_too_large")  # the server's own limit
+        first = [agree(server).json()["id"] for _ in range(2)][0]
+        assert told(agree(server)) == (400, "recording", "invalid_value")
+        httpx.delete(f"{server.url}/v1/audio/voice_consents/{first}").raise_for_status()
+        assert agree(server).status_code == 200
+
+
+def test_a_consent_has_its_recording_whenever_it_is_there(
+    model: GPA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails, and wherever the process ends: half of one is none, and is cleaned away."""
+    kept = Library(model, tmp_path)
+
+    def full(*_: object) -> None:
+        raise DiskError("the disk is full")
+
+    for half in ("write_bytes", "write_text"):
+        with monkeypatch.context() as patch, pytest.raises(DiskError):
+            patch.setattr(consents.disk, half, full)
+            kept.add_consent("ada", "en", b"sound")
+        assert not kept.consents.newest() and not list(tmp_path.glob("*.json"))
+    made, unlink = kept.add_consent("ada", "en", b"sound"), Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        kept.withdraw_consent(made["id"])
+    assert not Library(model, tmp_path).consents.newest()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_only_what_tells_of_itself_is_a_consent(model: GPA, tmp_path: Path) -> None:
+    """Files that somebody copied or wrote by hand change nothing about those that there are."""
+    made = Library(model, tmp_path).add_consent("ada", "en", b"sound")
+    odd = ({"name": "eve"}, {"id": "cons_odd", "name": 5}, {"id": "cons_odd", "created_at": "now"})
+    for about in odd:
+        (tmp_path / "cons_odd.json").write_text(json.dumps(made | about))
+        (tmp_path / "cons_odd.recording").write_bytes(b"sound")
+        assert Library(model, tmp_path).consents.newest() == [made], about

@@ -75,6 +75,8 @@ def test_a_conversion_is_that_of_the_model(server: Served, model: GPA, wav: byte
     assert b"".join(base64.b64decode(delta["audio"]) for delta in deltas) == streamed
     assert done["type"] == "speech.audio.done" and done["usage"]["output_tokens"] == len(alone.tokens)
     assert complete.headers["x-finish-reason"] == alone.finish_reason
+    odd = post(server, "/v1/audio/conversions", {"file": wav}, **asked, stability="0.5")
+    assert good(odd) == streamed and odd.headers["x-ignored-fields"] == "stability"
 
 
 def test_a_voice_may_be_that_of_a_recording(server: Served, model: GPA, wav: bytes) -> None:

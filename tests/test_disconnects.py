@@ -183,7 +183,7 @@ def test_who_leaves_leaves_nothing_behind(server: Served) -> None:
 
 def test_who_stays_takes_no_more_memory_than_the_first(server: Served) -> None:
     first = CLIENTS // 5
-    with httpx.Client(timeout=30) as client, ThreadPoolExecutor(8) as threads:
+    with httpx.Client(timeout=300) as client, ThreadPoolExecutor(8) as threads:
 
         def ask(number: int) -> int:
             given = {**SAY, **KINDS[number % 3], "seed": number}

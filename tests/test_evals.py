@@ -779,7 +779,7 @@ def test_a_whole_evaluation_of_a_tiny_model(
 @pytest.mark.slow
 def test_judges_on_real_speech(tmp_path: Path) -> None:
     """The word judge's floor is low on real recordings, and the speaker judge tells two speakers apart."""
-    for package in judges.REQUIRED:
+    for package in (*judges.REQUIRED, *whisper.BASE):
         pytest.importorskip(package)
     if not os.environ.get("GPA_DATA"):
         pytest.skip("needs GPA_DATA")

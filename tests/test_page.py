@@ -186,6 +186,18 @@ def test_the_microphone_is_recorded_and_written_down(page: "Page", server: "Serv
     raise AssertionError(heard)
 
 
+def test_a_recording_that_is_still_on_is_what_is_sent(page: "Page") -> None:
+    """Not the file that was chosen before; whoever asks for the text need not press Stop first."""
+    page.click("#tab-transcribe")
+    page.set_input_files("#transcribe input[type=file]", spoken())
+    page.click("#transcribe .record")
+    expect(page.locator("#transcribe .record .what")).to_have_text("Stop 1 s")
+    page.click("#transcribe .primary")
+    expect(page.locator("#transcribe .name")).to_have_text("recording.wav")
+    expect(page.locator("#transcribe .record .what")).to_have_text("Record")
+    expect(page.locator("#transcribe .numbers")).to_contain_text("Words")
+
+
 def test_a_voice_comes_speaks_and_goes(page: "Page", server: "Served") -> None:
     page.click("#tab-voices")
     sample, agreed = (page.locator("#voices input[type=file]").nth(n) for n in range(2))
@@ -198,8 +210,9 @@ def test_a_voice_comes_speaks_and_goes(page: "Page", server: "Served") -> None:
     page.click("#voices .primary")
     expect(page.locator("#voices .problem")).to_contain_text("Record how the speaker agrees")
     agreed.set_input_files(spoken())
-    page.click("#voices .primary")
+    page.dblclick("#voices .primary")  # once is enough
     expect(page.locator("#voices .library")).to_contain_text("with recorded consent")
+    expect(page.locator("#voices .problem")).to_be_empty()
     (consent,) = server.service.voices.consents.newest()
     assert consent["name"] == "ada" and server.service.voices.about("ada")["consent"] == consent["id"]
     page.click("#tab-speak")
@@ -207,6 +220,8 @@ def test_a_voice_comes_speaks_and_goes(page: "Page", server: "Served") -> None:
     page.fill("#text", "Hello there.")
     page.click("#speak .primary")
     expect(page.locator("#speak .download")).to_be_visible()
+    expect(page.locator("#speak h3")).to_have_text("ada")  # its name, not the id that the server gave it
+    expect(page.locator("#speak .download")).to_have_attribute("download", "gpa-ada.wav")
     page.click("#tab-voices")
     delete = page.get_by_role("button", name="Delete the voice ada")
     delete.click()

@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,33 +32,29 @@ from gpa.train.families.lm import LMData as LM
 from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.launch import Launched, adapt, check, resolve
 from gpa.train.loop import train
+from gpa.train.meter import Meter
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import Single, lost_rank, to_device
-from training import codec_tree, lm_tree, write_encoder, write_manifest, write_recipe, write_tokens
+from ranks import launch, ranks
+from training import (
+    codec_tree,
+    lm_tree,
+    story,
+    timeless,
+    write_encoder,
+    write_manifest,
+    write_recipe,
+    write_tokens,
+)
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
-CLOCK = ("seconds", "tokens_per_s")
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 20
 SHORT = ("train.steps=2", "train.best=''")
 HEARD = ("validate.rows=1", "validate.frame_rate=25")
+HALF = ("train.precision=bf16", "train.gradient_checkpointing=true")
 SHARDED = "train.zero_options={stage3_param_persistence_threshold: 0}"  # or so small a model stays whole
-
-
-def launch(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    line = [sys.executable, "-m", *command]
-    return subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1800)
-
-
-def ranks(folder: Path, plan: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Run a plan of `ranks.py` on two processes."""
-    folder.mkdir(exist_ok=True)
-    path = folder / "plan.json"
-    path.write_text(json.dumps(plan))
-    two = ("--standalone", "--nproc_per_node", "2", str(ROOT / "tests" / "ranks.py"), str(path))
-    return launch("torch.distributed.run", *two)
 
 
 class Site:
@@ -69,6 +64,9 @@ class Site:
         self.root = root
         write_tokens(root / "tokens")
         tree = lm_tree(root / "tokens")
+        # With this eps updates are nearly linear in gradients. With a small one their scale is lost, and
+        # where one is about 1e-8 at the first step, its last bits decide the direction of a whole step.
+        tree["optim"]["eps"] = 0.01
         tree["train"] |= {"steps": STEPS, "save_every": 5, "eval_every": 10, "ema": 0.8, "best": "eval/tts"}
         self.lm = write_recipe(root / "lm.yaml", tree)
         manifest, encoder = write_manifest(root), write_encoder(root / "encoder")
@@ -87,8 +85,7 @@ class Site:
 
     def story(self, name: str) -> list[dict[str, float]]:
         """Return the metrics without wall-clock time."""
-        rows = metrics.read(self.root / name / "metrics.jsonl")
-        return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
+        return story(self.root / name)
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
         return load_file(self.root / name / "export" / "model.safetensors")
@@ -130,6 +127,12 @@ def cases(site: Site) -> dict[str, list[str]]:
         "frozen-zero2": site.argv("frozen-zero2", site.frozen, alone, "train.zero=2"),
         "frozen-zero3": site.argv("frozen-zero3", site.frozen, alone, "train.zero=3", SHARDED),
         "codebook": site.argv("codebook", site.codec),
+        "fsdp": site.argv("fsdp", site.lm, "train.fsdp=true"),
+        "fsdp-accumulate": site.argv(
+            "fsdp-accumulate", site.lm, *SHORT, "train.fsdp=true", "train.accumulate=2"
+        ),
+        "frozen-fsdp": site.argv("frozen-fsdp", site.frozen, alone, "train.fsdp=true"),
+        "half-fsdp": site.argv("half-fsdp", site.lm, *SHORT, "train.fsdp=true", *HALF),
     }
     for n in (1, 2, 3):
         thrifty = f"train.gradient_checkpointing={str(n == 3).lower()}"
@@ -142,6 +145,11 @@ def cases(site: Site) -> dict[str, list[str]]:
         "fp16-zero": site.argv("fp16-zero", site.lm, "train.zero=2", "train.precision=fp16"),
         "muon-zero": site.argv("muon-zero", site.lm, "train.zero=1", "optim.name=muon"),
         "codebook-zero": site.argv("codebook-zero", site.codec, "train.zero=2"),
+        "gan-fsdp": site.argv("gan-fsdp", site.frozen, "train.fsdp=true"),
+        "fp16-fsdp": site.argv("fp16-fsdp", site.lm, "train.fsdp=true", "train.precision=fp16"),
+        "muon-fsdp": site.argv("muon-fsdp", site.lm, "train.fsdp=true", "optim.name=muon"),
+        "codebook-fsdp": site.argv("codebook-fsdp", site.codec, "train.fsdp=true"),
+        "zero-fsdp": site.argv("zero-fsdp", site.lm, "train.fsdp=true", "train.zero=2"),
     }
     return plan | refused
 
@@ -157,18 +165,19 @@ def close(a: list[dict[str, float]], b: list[dict[str, float]], tolerance: float
 # Several processes follow one -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ranks", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["ranks", "zero1", "zero2", "zero3", "fsdp"])
 def test_two_ranks_follow_one_process(name: str, site: Site) -> None:
     """Twenty steps: losses per task, gradient norms, held-out metrics of averaged weights, final weights."""
     close(site.story(name), site.story("single"), 1e-5)
     one, two = site.weights("single"), site.weights(name)
     assert one.keys() == two.keys()
     for key, tensor in one.items():
-        torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=5e-5)
+        torch.testing.assert_close(two[key], tensor, rtol=1e-6, atol=1e-7)
     assert site.story(name)[0]["grad_norm/model"] > 0
     facts = json.loads((site.root / name / "environment.json").read_text())[-1]
     stage = int(name[-1]) if name[-1].isdigit() else 0
     assert (facts["world"], facts["zero"], facts["precision"]) == (2, stage, "fp32")
+    assert facts["fsdp"] == (name == "fsdp")
 
 
 def test_ranks_end_with_the_same_weights(site: Site) -> None:
@@ -184,7 +193,7 @@ def test_two_optimisers_on_two_ranks(site: Site) -> None:
     assert any("grad_norm/discriminator" in row for row in site.story("gan-ranks"))
 
 
-@pytest.mark.parametrize("name", ["gan", "gan-ranks", "frozen-zero2", "frozen-zero3"])
+@pytest.mark.parametrize("name", ["gan", "gan-ranks", "frozen-zero2", "frozen-zero3", "frozen-fsdp"])
 def test_frozen_parameters_stay_bit_identical(name: str, site: Site) -> None:
     before, after = site.weights("codec"), site.weights(name)
     moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
@@ -202,14 +211,15 @@ def test_rank_0_generates_from_whole_weights(site: Site) -> None:
         assert found[name] == pytest.approx(value, rel=1e-5), name
 
 
-def test_accumulation_under_zero(site: Site) -> None:
-    assert [row["step"] for row in site.story("zero2-accumulate")] == [1, 2, 2]
+def test_accumulation_in_shards(site: Site) -> None:
     site.train("four", site.lm, *SHORT, "train.accumulate=4")
-    close(site.story("zero2-accumulate"), site.story("four"), 2e-4)
+    for name in ("zero2-accumulate", "fsdp-accumulate"):
+        assert [row["step"] for row in site.story(name)] == [1, 2, 2]
+        close(site.story(name), site.story("four"), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["half1", "half2", "half3"])
-def test_zero_in_half_precision(name: str, site: Site) -> None:
+@pytest.mark.parametrize("name", ["half1", "half2", "half3", "half-fsdp"])
+def test_shards_in_half_precision(name: str, site: Site) -> None:
     facts = json.loads((site.root / name / "environment.json").read_text())[-1]
     assert facts["precision"] == "bf16"
     rows, exact = site.story(name), site.story("single")
@@ -221,42 +231,73 @@ def test_zero_in_half_precision(name: str, site: Site) -> None:
 # Stopped and started again ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def killed(site: Site) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """A ZeRO-2 run that lost its second rank to SIGKILL at a random step."""
+Killed = tuple[str, subprocess.CompletedProcess[str], Path]
+
+
+@pytest.fixture(scope="module", params=["zero2", "fsdp"])
+def killed(site: Site, request: pytest.FixtureRequest) -> Killed:
+    """A run in shards that lost its second rank to SIGKILL at a random step; FSDP2 saves beside steps."""
+    kind = request.param
+    how = ["train.zero=2", SHARDED] if kind == "zero2" else ["train.fsdp=true", "train.async_save=true"]
     at = 2 * random.Random(os.getpid()).randrange(6, STEPS) + 1  # its batch of a step from 6 on
-    argv = site.argv("killed/run", site.lm, "train.zero=2", SHARDED)
-    done = ranks(site.root / "killed", {"killed": {"argv": argv, "kill": [1, at]}})
-    return done, site.root / "killed" / "run"
+    folder = site.root / f"killed-{kind}"
+    argv = site.argv(f"{folder.name}/run", site.lm, *how)
+    done = ranks(folder, {"killed": {"argv": argv, "kill": [1, at]}})
+    return kind, done, folder / "run"
 
 
-def test_a_lost_rank_ends_the_run_with_the_last_checkpoint_intact(
-    killed: tuple[subprocess.CompletedProcess[str], Path],
-) -> None:
-    done, run = killed
+def test_a_lost_rank_ends_the_run_with_the_last_checkpoint_intact(killed: Killed) -> None:
+    kind, done, run = killed
     assert done.returncode != 0
-    last = int(metrics.read(run / "metrics.jsonl")[-1]["step"])
+    last = int(metrics.read(run / "metrics.jsonl")[-1]["step"]) // 5 * 5
     steps = [int(path.name[5:]) for path in checkpoint.found(run, shards=True)]
-    assert steps and steps[-1] == last // 5 * 5 and not (run / "export").exists()
+    begun = steps[-1:] if kind == "zero2" else [*steps[-1:], last]  # the last may have been being written
+    assert last in begun and not (run / "export").exists()
+    assert not steps or checkpoint.newest(run, shards=True) == checkpoint.found(run, shards=True)[-1]
 
 
-def test_killed_and_resumed_by_accelerate_is_uninterrupted(
-    killed: tuple[subprocess.CompletedProcess[str], Path], site: Site
-) -> None:
-    """The same losses, data and weights, bit for bit; the stage comes from the launch file."""
+def test_killed_and_resumed_by_accelerate_is_uninterrupted(killed: Killed, site: Site) -> None:
+    """The same losses, data and weights, bit for bit; how to shard comes from the launch file."""
     pytest.importorskip("accelerate")
-    _, run = killed
+    kind, _, run = killed
     partial = run / "checkpoints" / "step-00000099.partial"  # a save that was cut
     partial.mkdir()
-    file = str(ROOT / "recipes" / "launch" / "zero2.yaml")
+    file = str(ROOT / "recipes" / "launch" / f"{kind}.yaml")
     two = ("--config_file", file, "--num_processes", "2", "--main_process_port", "0")
-    argv = site.argv("killed/run", site.lm, SHARDED)
+    argv = site.argv(f"{run.parent.name}/run", site.lm, *([SHARDED] if kind == "zero2" else []))
     done = launch("accelerate.commands.launch", *two, "-m", "gpa.train", *argv)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert site.story("killed/run") == site.story("zero2")
-    one, two_ = site.weights("zero2"), site.weights("killed/run")
+    assert site.story(f"{run.parent.name}/run") == site.story(kind) and not partial.exists()
+    one, two_ = site.weights(kind), site.weights(f"{run.parent.name}/run")
     assert one.keys() == two_.keys() and all(torch.equal(one[key], two_[key]) for key in one)
     assert len(json.loads((run / "environment.json").read_text())) == 2  # both starts
+
+
+def test_one_process_reads_the_shards_of_two(site: Site) -> None:
+    """At the last step it exports whole weights from them; from an earlier one it goes on."""
+    how = (site.lm, "train.fsdp=true", "train.accumulate=2")
+    for name, newest in (("fsdp-export", STEPS), ("fsdp-alone", STEPS - 5)):
+        shutil.copytree(site.root / "fsdp", site.root / name)
+        shutil.rmtree(site.root / name / "export")
+        for path in checkpoint.found(site.root / name, shards=True):
+            if int(path.name[5:]) > newest:
+                shutil.rmtree(path)
+        site.train(name, *how)
+        for key, tensor in site.weights("fsdp").items():
+            torch.testing.assert_close(site.weights(name)[key], tensor, rtol=1e-6, atol=1e-7)
+    assert site.weights("fsdp-export").keys() == site.weights("single").keys()
+    close(site.story("fsdp-alone"), site.story("single"), 1e-5)
+
+
+def test_fsdp_checkpoints_hold_shards_and_nothing_that_would_be_executed(site: Site) -> None:
+    path = checkpoint.found(site.root / "fsdp", shards=True)[-1]
+    files = sorted(path.glob("*.safetensors"))
+    assert {p.name for p in path.iterdir()} == {"SHA256SUMS", "facts.json", *(p.name for p in files)}
+    halves = [load_file(file)["exp_avg.model.layers.0.mlp.up_proj.weight"] for file in files]
+    assert [tuple(half.shape) for half in halves] == [(32, 32), (32, 32)]  # of 64 rows
+    with pytest.raises(CheckpointError, match="train.fsdp .was True, is False"):
+        shutil.copytree(site.root / "fsdp", site.root / "fsdp-not")
+        site.train("fsdp-not", site.lm, "train.accumulate=2")
 
 
 def test_two_ranks_go_on_where_one_process_stopped(site: Site) -> None:
@@ -272,6 +313,11 @@ def test_what_cannot_go_on_is_refused_with_the_reason(site: Site) -> None:
         "fp16-zero": "train.precision=fp16.*use bf16",
         "muon-zero": "muon.*whole matrices",
         "codebook-zero": "changes parameters.*codebook.*train.zero=0",
+        "gan-fsdp": "2 optimisers .generator and discriminator.*train.fsdp=false",
+        "fp16-fsdp": "train.precision=fp16.*use bf16",
+        "muon-fsdp": "muon.*whole matrices.*train.fsdp=false",
+        "codebook-fsdp": "changes parameters.*codebook.*train.fsdp=false",
+        "zero-fsdp": "train.fsdp with train.zero=2: .*set one of them",
     }
     for name, reason in reasons.items():
         for told in site.told(name):
@@ -404,9 +450,11 @@ def test_counts_become_rates(tmp_path: Path) -> None:
     toy(tmp_path, accumulate=2)
     row = metrics.read(tmp_path / "metrics.jsonl")[0]
     assert row["padding"] == 0.25 and row["tokens_per_s"] > 0 and "tokens" not in row
-    meter = metrics.Meter()
+    meter = Meter(torch.device("cpu"))
     meter.since -= 10
-    assert meter.rates([{"tokens": 30, "positions": 40}] * 2)["tokens_per_s"] == pytest.approx(6, rel=0.01)
+    assert meter.rates([meter.counts | {"tokens": 30.0, "positions": 40.0}] * 2)[
+        "tokens_per_s"
+    ] == pytest.approx(6, rel=0.01)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
@@ -419,7 +467,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     )  # no file may grow beyond, as on a full disk
     try:
         with pytest.raises(DiskError):
-            checkpoint.save(tmp_path, 3, wide, {})
+            checkpoint.save(tmp_path, 3, checkpoint.state_of(wide, {}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
@@ -432,7 +480,7 @@ def test_checkpointed_activations_change_nothing_but_memory(tmp_path: Path) -> N
     for name, change in (("plain", "train.attention=sdpa"), ("thrifty", "train.gradient_checkpointing=true")):
         main([str(recipe), *SHORT, change, "--run", str(tmp_path / name)])
         stories.append(metrics.read(tmp_path / name / "metrics.jsonl"))
-    close(*([{k: v for k, v in r.items() if k not in CLOCK} for r in story] for story in stories), 1e-6)
+    close(*([timeless(row) for row in told] for told in stories), 1e-6)
     with pytest.raises(UsageError, match="Sequential has no such thing"):
         toy(tmp_path / "toy", gradient_checkpointing=True)
 
@@ -472,12 +520,15 @@ def test_a_launcher_that_forgot_the_ranks_is_caught() -> None:
     assert Launched.read(told) == Launched(3, 4, 1)
     by_file = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
     assert Launched.read(told | by_file | {"ACCELERATE_MIXED_PRECISION": "bf16"}).zero == 2
+    assert Launched.read(told | {"ACCELERATE_USE_FSDP": "true"}).fsdp
 
 
 def test_the_launch_file_speaks_where_the_recipe_does_not() -> None:
     tree: dict[str, Any] = {"train": {"precision": "fp32"}}
     resolve(tree, Launched(zero=3, precision="bf16"))
     assert tree == {"train": {"precision": "fp32", "zero": 3}}
+    resolve(tree := {}, Launched(fsdp=True))
+    assert tree == {"train": {"fsdp": True}}
     engine = Single(TrainArgs(), torch.device("cpu"))
     check(engine, TrainArgs(), Launched())
     for args, place_, reason in [
@@ -490,6 +541,7 @@ def test_the_launch_file_speaks_where_the_recipe_does_not() -> None:
         ),
         (TrainArgs(), Launched(world=2), "train.world: the launcher asks for 2"),
         (TrainArgs(), Launched(zero=3), "train.zero: the launch file asks for 3"),
+        (TrainArgs(), Launched(fsdp=True), "train.fsdp: the launch file asks for True"),
         (TrainArgs(), Launched(precision="bf16"), "train.precision: the launch file asks for bf16"),
     ]:
         with pytest.raises(TrainingError, match=f"{reason}.*torchrun"):
@@ -514,9 +566,11 @@ def test_launch_files_are_what_accelerate_reads(path: Path) -> None:
         "NO",
         "MULTI_GPU",
         "DEEPSPEED",
+        "FSDP",
     )
     stage = read.deepspeed_config.get("zero_stage") if "DEEPSPEED" in str(read.distributed_type) else None
     assert path.stem[:-1] != "zero" or stage == int(path.stem[-1])
+    assert (path.stem == "fsdp") == (read.fsdp_config.get("fsdp_version") == 2)
 
 
 # What is kept with a run ------------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ import torch
 
 from gpa import config
 from gpa.errors import CheckpointError, GPAError, MissingExtraError, TrainingError, UsageError
-from gpa.train import checkpoint, metrics
+from gpa.train import checkpoint
 from gpa.train.arguments import TrainArgs
 from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.loop import _numbers, train
 from gpa.train.parallel import Ranks
 from gpa.train.prefetch import prefetch
-from training import lm_tree, write_tokens
+from training import lm_tree, story, write_tokens
 
 pytest.importorskip("sentencepiece")
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores here
@@ -67,11 +67,6 @@ def run(folder: Path, where: Path, workers: int, fails: tuple[int, Exception] | 
 def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without workers; read only."""
     return run(folder, tmp_path_factory.mktemp("alone"), 0)
-
-
-def story(where: Path) -> list[dict[str, float]]:
-    rows = metrics.read(where / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_s")} for row in rows]
 
 
 def weights(where: Path) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """`gpa push` and `from_pretrained("owner/name")` against a hub on loopback, and the card of `gpa export`."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from fake_hub import TOKEN, FakeHub, Repo, running
 from gpa.cli import main
 from gpa.errors import CheckpointError, UsageError
 from gpa.evals import report_file
+from gpa.train import metrics
 from headers import ROOT
 from tiny_model import write_tiny_model
 
@@ -185,3 +187,23 @@ def test_export_writes_a_card_with_what_eval_measured(tiny: Path, tmp_path: Path
     other = write_evaluation(tmp_path / "other", "0" * 64)
     assert main.main(["export", str(tiny), str(tmp_path / "no"), "--report", str(other)]) == 2
     assert not (tmp_path / "no").exists()
+
+
+def test_the_export_of_a_run_carries_its_log(tiny: Path, tmp_path: Path) -> None:
+    """Every held-out line, some hundred of training, the first and the last among them, and a picture."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(tiny, run / "export")
+    rows = [{"step": step, "tts": 9.0 / step, "lr": 1e-3} for step in range(1, 2001)]
+    held_out = [{"step": step, "eval/tts": 9.5 / step} for step in range(100, 2001, 100)]
+    told = sorted(rows + held_out, key=lambda row: (row["step"], "eval/tts" in row))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    assert main.main(["export", str(run / "export"), str(out)]) == 0
+    kept = metrics.read(out / "training.jsonl")
+    assert [row for row in kept if "eval/tts" in row] == held_out
+    training = [row for row in kept if "lr" in row]
+    assert training[0] == rows[0] and training[-1] == rows[-1] and 200 <= len(training) <= 301
+    assert (out / "training.png").stat().st_size > 1000
+    assert "(training.png)" in (out / "README.md").read_text(encoding="utf-8")
+    assert main.main(["plot", str(run), "-o", str(tmp_path / "history")]) == 0
+    assert (tmp_path / "history" / "run.jsonl").read_bytes() == (out / "training.jsonl").read_bytes()
+    assert (tmp_path / "history" / "run.png").is_file() and not (run / "loss.png").exists()

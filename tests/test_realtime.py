@@ -188,6 +188,24 @@ def test_clear_forgets_the_buffer_alone(server: Served, model: GPA) -> None:
     assert list(talk(server, script).texts().values()) == [wanted]
 
 
+def test_a_commit_in_the_middle_of_speech_ends_its_turn(server: Served) -> None:
+    """And begins no other: each item that is said to begin is said to end."""
+
+    async def script(client: Client) -> None:
+        for _ in range(2):
+            await client.say(samples(speechlike(2.0, rate=24000)))
+            await client.send("input_audio_buffer.commit")
+            await client.until(DONE)
+        await client.update(turn_detection=None)
+
+    client = talk(server, script)
+    items = {event["item_id"] for event in client.events if "item_id" in event}
+    assert len(items) == 2
+    for item in items:
+        kinds = [kind for kind in client.kinds(item) if kind != "delta"]
+        assert kinds == ["speech_started", "speech_stopped", "committed", "completed"]
+
+
 def test_silence_has_no_turns_and_an_empty_transcript(server: Served) -> None:
     async def script(client: Client) -> None:
         await client.say(bytes(48000 * 3))

@@ -15,11 +15,11 @@ from gpa.data import token_folder
 from gpa.data.row_plan import Position, RowStream
 from gpa.data.token_folder import TokenSet
 from gpa.errors import UsageError
-from gpa.train import checkpoint, metrics
+from gpa.train import checkpoint
 from gpa.train.command import family_of
 from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.loop import train
-from training import CODES, GLOBAL_IDS, TEXTS, VALUES, lm_tree, plain, write_rows
+from training import CODES, GLOBAL_IDS, TEXTS, VALUES, lm_tree, plain, story, write_rows
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
@@ -73,8 +73,7 @@ def go(made: dict[str, Any], run: Path) -> list[dict[str, float]]:
     fam, recipe = family_of(made)
     checkpoint.claim(run, recipe)
     train(fam, recipe.train, recipe.optim, run, progress=False)
-    clock = ("seconds", "tokens_per_s")
-    return [{k: v for k, v in row.items() if k not in clock} for row in metrics.read(run / "metrics.jsonl")]
+    return story(run)
 
 
 def stream(made: LMFamily) -> RowStream:

@@ -132,6 +132,34 @@ def test_all_ranks_stop_at_the_step_at_which_one_was_asked(
     assert int(path.stem[5:]) == last and not left(run)
 
 
+def test_a_job_that_runs_out_of_time_saves_and_is_queued_again(recipe: Path, tmp_path: Path) -> None:
+    """The batch script of recipes/launch, which Slurm sends a signal; scontrol takes notes."""
+    run, told = tmp_path / "run", tmp_path / "told"
+    scripts = {
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+        "scontrol": f'echo "$@" > {told}',
+    }
+    for name, line_ in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line_}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_GPUS_ON_NODE": "1", "SLURM_JOB_ID": "17", "OMP_NUM_THREADS": "1"}
+    env = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = HERE.parent / "recipes" / "launch" / "requeue.sbatch"
+    command = ["bash", str(script), str(recipe), "train.async_save=true", "--run-folder", str(run)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+    until_it_steps(process, run)
+    process.send_signal(signal.SIGUSR1)  # to the script alone
+    _, said = ended(process)
+    last = int(metrics.read(run / "metrics.jsonl")[-1]["step"])
+    assert told.read_text() == "requeue 17\n" and f"checkpoint saved at step {last} of {STEPS}" in said, said
+    [path_] = checkpoint.found(run)
+    assert int(path_.stem[5:]) == last < STEPS and not left(run)
+    told.unlink()
+    (tmp_path / "torchrun").write_text("#!/bin/sh\nexit 4\n")  # not for its time, so for nobody's queue
+    assert subprocess.run(command, env=env).returncode == 4 and not told.exists()
+
+
 # The lock ---------------------------------------------------------------------------------------------------
 
 

@@ -283,6 +283,8 @@ def test_what_changes_nothing_is_said(server: Served, client: openai.OpenAI) -> 
     odd = post(server, input=TEXT, **{"a\r\nset-cookie: b": 1, "é": 2, "ref_text": "so"}, **BRIEF)
     assert odd.status_code == 200 and odd.headers["x-ignored-fields"] == "ref_text"
     assert "set-cookie" not in odd.headers
+    many = post(server, input=TEXT, **{f"field_{number}": 1 for number in range(5000)}, **BRIEF)
+    assert many.status_code == 200 and many.headers["x-ignored-fields"].count(",") == answers.NAMED - 1
 
 
 BAD = openai.BadRequestError
@@ -297,6 +299,7 @@ BAD = openai.BadRequestError
         ({"voice": "nobody"}, BAD, "voice", "voice_not_found"),
         ({"voice": "/etc/passwd"}, BAD, "voice", "voice_not_found"),
         ({"voice": {"id": "../ben.json"}}, BAD, "voice", "voice_not_found"),
+        ({"voice": {"name": "ben"}}, openai.UnprocessableEntityError, "voice", "invalid_value"),
         ({"model": "gpt-9"}, openai.NotFoundError, "model", "model_not_found"),
         ({"speed": 4.5}, BAD, "speed", "invalid_value"),
         ({"speed": 0.2}, BAD, "speed", "invalid_value"),
@@ -349,7 +352,26 @@ def test_what_is_no_request_is_an_error_of_the_same_shape(server: Served) -> Non
         assert answer.status_code in (400, 422), body
         assert answer.headers["x-request-id"] == "mine.1"
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    assert httpx.get(url).status_code == 405 and httpx.get(url).json()["error"]["message"]
+    for path, status, kind, what in (
+        (url, 405, "invalid_request_error", "GET /v1/audio/speech: the route takes POST alone"),
+        (
+            f"{url}/none",
+            404,
+            "not_found_error",
+            "no GET /v1/audio/speech/none: /openapi.json has every route",
+        ),
+    ):
+        answer = httpx.get(path)
+        assert answer.status_code == status and answer.headers["x-should-retry"] == "false"
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["type"] == kind and what in error["message"]
+    for content, more, what in (
+        (b'{"input": "a"', head, "no JSON (Expecting ',' delimiter at character 13)"),
+        (b'{"input": "a"}', {}, "Content-Type: application/json"),  # as curl sends it
+    ):
+        error = httpx.post(url, content=content, headers=more).json()["error"]
+        assert error["param"] is None and what in error["message"], error
 
 
 def test_speech_that_fails_has_a_status_or_is_an_event_or_breaks_the_connection(

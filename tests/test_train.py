@@ -42,6 +42,7 @@ from training import (
     codec_tree,
     latent_tree,
     lm_tree,
+    story,
     write_encoder,
     write_manifest,
     write_recipe,
@@ -78,13 +79,6 @@ def go(tree: dict[str, Any], folder: Path, *overrides: str) -> Path:
     checkpoint.claim(run, recipe)
     train(family, recipe.train, recipe.optim, run, progress=False)
     return run
-
-
-def story(run: Path) -> list[dict[str, float]]:
-    """Return the metrics without wall-clock time."""
-    rows = metrics.read(run / "metrics.jsonl")
-    clock = ("seconds", "tokens_per_s")
-    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -301,7 +295,7 @@ def restored(run: Path, module: nn.Module, optimizers: dict[str, Optimizer]) -> 
 
 def test_a_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, *module_and_optimizers(float(step)))
+        checkpoint.save(tmp_path, step, checkpoint.state_of(*module_and_optimizers(float(step))))
     folder = tmp_path / "checkpoints"
     (folder / "step-00000009.partial").write_bytes(b"half a checkp")
     (folder / "step-notes.pt").write_bytes(b"somebody's")
@@ -314,19 +308,19 @@ def test_a_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint.save(tmp_path, 1, *module_and_optimizers(1.0))
+    checkpoint.save(tmp_path, 1, checkpoint.state_of(*module_and_optimizers(1.0)))
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskError, match="disk is full: it is the one at /"):
-        checkpoint.save(tmp_path, 2, *module_and_optimizers(2.0))
+        checkpoint.save(tmp_path, 2, checkpoint.state_of(*module_and_optimizers(2.0)))
     assert restored(tmp_path, *module_and_optimizers(0.0)) == 1
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, 1, *module_and_optimizers(1.0))
+    path = checkpoint.save(tmp_path, 1, checkpoint.state_of(*module_and_optimizers(1.0)))
     module, optimizers = module_and_optimizers(0.0)
     with pytest.raises(CheckpointError, match="holds optimisers"):
         restored(tmp_path, module, {"generator": optimizers["model"]})

@@ -27,7 +27,7 @@ from gpa.train import metrics
 from gpa.train.families.base import Loss
 from gpa.train.families.diffusion import DiffusionFamily, DiffusionRecipe
 from gpa.train.loop import train
-from training import LATENT, write_encoder, write_manifest, write_rows
+from training import LATENT, story, write_encoder, write_manifest, write_rows
 
 STACK = {"layers": 1, "width": 16, "heads": 2, "ffn": 24, "dropout": 0.1}
 MODEL: dict[str, Any] = {
@@ -360,11 +360,6 @@ class Fragile(Some):
         if step == 3:
             raise Interrupted
         return self.family.batch(step)
-
-
-def story(run: Path) -> list[dict[str, float]]:
-    clock = ("seconds", "tokens_per_s")
-    return [{k: v for k, v in row.items() if k not in clock} for row in metrics.read(run / "metrics.jsonl")]
 
 
 def test_resumed_is_uninterrupted(folder: Path, tmp_path: Path) -> None:

@@ -122,6 +122,8 @@ def test_media_types_and_what_the_headers_tell(server: Served, wav: bytes) -> No
         assert answer.headers["content-type"].partition(";")[0] == kind
     assert answer.headers["x-finish-reason"] == "stop" and float(answer.headers["x-audio-seconds"]) > 1
     assert answer.headers["x-ignored-fields"] == "language, prompt"
+    answer = post(server, wav, keywords="rain", diarise="yes", **{"two words": "a"})
+    assert answer.headers["x-ignored-fields"] == "diarise, keywords"  # whose name is keywords[]
 
 
 def test_deltas_are_the_text_at_the_end(client: openai.OpenAI, server: Served, model: GPA) -> None:
@@ -211,6 +213,7 @@ def test_silence_is_no_text(client: openai.OpenAI, server: Served) -> None:
         ({"stream": True, "response_format": "srt"}, "stream", "invalid_value"),
         ({"extra_body": {"known_speaker_names": ["Ann"]}}, "known_speaker_names[]", "unsupported_value"),
         ({"chunking_strategy": '{"type": "other"}'}, "chunking_strategy", "invalid_value"),
+        ({"chunking_strategy": "[" * 100_000}, "chunking_strategy", "invalid_value"),
         ({"extra_body": {"beams": 0}}, "beams", "invalid_value"),
     ],
 )

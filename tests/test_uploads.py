@@ -13,6 +13,8 @@ import pytest
 
 from conftest import speechlike
 from fuzz_uploads import FIELDS, ROUTES, Form, encoded, hour, server
+from gpa.audio import decoding
+from gpa.serve import uploads
 
 SOUND = speechlike(1.0, seed=3)
 WAV = encoded(SOUND, 16000, "WAV", subtype="PCM_16")
@@ -91,3 +93,37 @@ def test_sound_in_base64_is_read_or_refused(what: str) -> None:
     if answer.status_code == 400:
         assert json.loads(answer.content)["error"]["param"] == "ref_audio"
     assert server().left()
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(
+    "path", ["/v1/audio/transcriptions", "/v1/audio/conversions", "/v1/audio/enhancements"]
+)
+def test_a_short_upload_is_decoded_once(
+    monkeypatch: pytest.MonkeyPatch, path: str, seconds: int, times: int
+) -> None:
+    """A longer one, whose samples would fill the memory, once more as it is used; the answer is the same."""
+    field, decoded = dict(ROUTES)[path][0], []
+    data, opened = encoded(speechlike(seconds, seed=3), 44100, "WAV"), decoding.opened
+    usual = post(path, field, data)
+    assert usual.status_code == 200, usual.text
+
+    def noted(source: object) -> object:
+        decoded.append(source == data)
+        return opened(source)
+
+    monkeypatch.setattr(decoding, "opened", noted)
+    monkeypatch.setattr(uploads, "HELD_SECONDS", 0.6)  # 16,000 samples at 44.1 kHz are 0.36 s
+    assert post(path, field, data).content == usual.content
+    assert sum(decoded) == times
+
+
+def test_sound_in_base64_may_be_as_large_as_an_upload() -> None:
+    """Which a body, that may be larger, does not see to."""
+    given = {"input": "hello there", "response_format": "pcm", "max_new_tokens": 8}
+    for seconds, status in ((20.0, 200), (40.0, 400)):
+        data = encoded(speechlike(seconds), 16000, "WAV", subtype="PCM_16")
+        url = f"data:audio/wav;base64,{base64.b64encode(data).decode()}"
+        answer = httpx.post(f"{server().url}/v1/audio/speech", json={**given, "ref_audio": url}, timeout=60)
+        assert answer.status_code == status, answer.text
+    assert "are the limit" in answer.json()["error"]["message"]

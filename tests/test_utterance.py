@@ -28,7 +28,7 @@ from gpa.models.gpa import GPA
 from gpa.models.gpa.checkpoint_gpa import SHIPPED
 from gpa.models.gpa.outputs_gpa import Chunk, Speech
 from gpa.models.gpa.requests_gpa import SEED_STEP
-from gpa.models.gpa.segmentation_gpa import audible_seconds, passages
+from gpa.models.gpa.segmentation_gpa import audible_range, audible_seconds, passages
 from gpa.models.gpa.utterance_gpa import PARTS, TAKE_STEP, Take, Utterance
 
 SENTENCE = "the quick brown fox jumps over the lazy dog, and how are you today, my dear old friend?"
@@ -338,6 +338,22 @@ def test_audible_seconds() -> None:
     assert audible_seconds(np.concatenate([hum, tone, hum]), 16000) == pytest.approx(1.0, abs=0.03)
     assert audible_seconds(hum, 16000) == pytest.approx(1.0, abs=0.03)
     assert audible_seconds(1e-2 * hum, 16000) == audible_seconds(tone[:100], 16000) == 0.0
+    assert audible_range(np.concatenate([hum, tone, hum]), 16000) == pytest.approx((1.0, 2.0), abs=0.03)
+    assert audible_range(1e-2 * hum, 16000) == (0.0, 1.0)
+
+
+def test_words_are_said_where_something_is_heard() -> None:
+    """Attention alone begins with the first frame of the sound and ends with its last, which are silent."""
+    mini = GPA.from_pretrained("gpa-mini", device="cpu")
+    chunks = list(
+        mini.tts("The boy was there when the sun rose.", "echo", seed=2, stream=True, word_times=True)
+    )
+    words, wav = [w for chunk in chunks for w in chunk.words], np.concatenate([c.wav for c in chunks])
+    begin, end = audible_range(wav, 16000)
+    assert 0.1 < begin and end < len(wav) / 16000 - 0.1, "a sound with silence at both ends is needed"
+    assert begin - 0.02 <= words[0].start < begin + 0.1 and end - 0.2 < words[-1].end <= end + 0.02
+    times = [time for word in words for time in (word.start, word.end)]
+    assert times == sorted(times) and len(words) == 8
 
 
 def test_greedy_speech_is_not_tried_again(model: GPA, watched: type[Watched]) -> None:

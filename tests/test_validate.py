@@ -22,14 +22,14 @@ from gpa.prompt.formats import get_format
 from gpa.prompt.vocab import Vocab
 from gpa.text.edit_distance import edits, words
 from gpa.text.tokenizer import TextTokenizer
-from gpa.train import checkpoint, metrics
+from gpa.train import checkpoint
 from gpa.train.arguments import TrainArgs
 from gpa.train.families import validation as validate
 from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.families.validation import Validation
 from gpa.train.loop import train
 from published import GLM_SIZE, VOCAB_SIZE, write_tokenizer
-from training import LM, lm_tree, write_tokens
+from training import LM, lm_tree, story, write_tokens
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
@@ -159,12 +159,6 @@ def run(folder: Path, where: Path, *, best: str = "", **changes: Any) -> Path:
     checkpoint.claim(where, recipe)
     train(LMFamily(recipe), recipe.train, recipe.optim, where, progress=False)
     return where
-
-
-def story(where: Path) -> list[dict[str, float]]:
-    clock = ("seconds", "tokens_per_s")
-    rows = metrics.read(where / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
 def test_training_does_not_notice_and_a_resumed_run_tells_the_same(folder: Path, tmp_path: Path) -> None:

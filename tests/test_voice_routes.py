@@ -182,3 +182,40 @@ def test_without_a_folder_a_voice_lasts_as_long_as_the_process(model: GPA) -> No
         assert server.service.voices[made["id"]] is server.service.voices["mine"]
         assert httpx.delete(f"{server.url}/v1/audio/voices/mine").status_code == 200
         assert "mine" not in server.service.voices and made["id"] not in server.service.voices
+
+
+@pytest.mark.parametrize("ask", ["list", "speak", "read"])
+def test_a_voice_may_go_while_somebody_asks(
+    server: Served, model: GPA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    """Another server deletes it right after this one looked: the answer is that of before or of after."""
+    register(server, "mine").raise_for_status()
+    other, look, resolve = Library(model, tmp_path / "voices"), Library._look, model.resolve_voice
+
+    def gone() -> None:
+        if "mine" in other:
+            other.remove("mine")
+
+    def looked(self: Library) -> None:
+        look(self)
+        if self is server.service.voices:
+            gone()
+
+    def resolved(given: Any) -> Voice:
+        gone()  # it is not in memory, and its file goes
+        return resolve(given)
+
+    if ask == "read":
+        server.service.voices._loaded.clear()
+        monkeypatch.setattr(model, "resolve_voice", resolved)
+    else:
+        monkeypatch.setattr(Library, "_look", looked)
+    if ask == "list":
+        found = httpx.get(f"{server.url}/v1/audio/voices").json()
+        assert found["voices"] == [each["name"] for each in found["data"]] == [*model.voices, "mine"]
+        assert httpx.get(f"{server.url}/v1/audio/voices").json()["voices"] == [*model.voices]
+    else:
+        said = {"input": "hello there", **BRIEF, "voice": "mine"}
+        answers = [httpx.post(f"{server.url}/v1/audio/speech", json=said, timeout=30) for _ in range(2)]
+        assert answers[0].status_code in (200, 400), answers[0].text
+        assert answers[1].json()["error"]["code"] == "voice_not_found"

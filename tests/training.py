@@ -17,6 +17,8 @@ from gpa.data import sequences, token_folder
 from gpa.data.alignment import letter_targets
 from gpa.prompt.vocab import Vocab
 from gpa.text.tokenizer import build_tokenizer_json, train_sentencepiece
+from gpa.train import metrics
+from gpa.train.meter import SECONDS
 
 TEXTS = [
     "hello world.",
@@ -173,3 +175,14 @@ def _schedule() -> dict[str, Any]:
 def write_recipe(path: Path, tree: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
+
+
+def timeless(row: Mapping[str, float]) -> dict[str, float]:
+    """A line of metrics without what depends on the clock."""
+    clock = ("seconds", "tokens_per_s", "frames_per_s", "mfu")
+    return {key: value for key, value in row.items() if key not in clock and not key.startswith(SECONDS)}
+
+
+def story(run: Path) -> list[dict[str, float]]:
+    """The metrics of a run, likewise."""
+    return [timeless(row) for row in metrics.read(run / "metrics.jsonl")]

@@ -28,7 +28,7 @@ from gpa.models.gpa.modeling_gpa import Backbone
 from gpa.nn import threads
 from gpa.train import launch, loop
 from gpa.train.families.lm import NETWORK, LMFamily, LMRecipe
-from gpa.train.planning import GPUS, Shape
+from gpa.train.planning import Shape, known_peak
 from gpa.train.prefetch import Make, prefetch
 
 if TYPE_CHECKING:
@@ -239,8 +239,7 @@ def peak(device: torch.device, precision: str) -> float | None:
     """Operations per second of a GPU that `gpa plan` knows, for half precision; else None."""
     if device.type != "cuda" or precision == "fp32":
         return None
-    name = torch.cuda.get_device_name(device).lower().replace(" ", "")
-    return next((gpu.flops for key, gpu in GPUS.items() if key in name), None)
+    return known_peak(torch.cuda.get_device_name(device))
 
 
 def _about(settings: Settings, recipe: LMRecipe, parallel: Parallel, rows: Rows, size: int) -> dict[str, Any]:

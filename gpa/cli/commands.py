@@ -241,7 +241,9 @@ def plot(args: argparse.Namespace) -> None:
     from gpa.train import metrics
 
     for run in args.runs:
-        print(metrics.plot(run), flush=True)
+        if args.out:
+            metrics.keep(run, args.out / run.resolve().name)
+        print(args.out / f"{run.resolve().name}.png" if args.out else metrics.plot(run), flush=True)
 
 
 def plan(args: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ def _export(sub: Any) -> None:
   gpa tts "The rain has stopped." --gamma 0 --engine llamacpp:mini.gguf
 
 OUT becomes a whole checkpoint directory. a card (README.md) comes along; where there is none, one is written.
+of a run's export OUT also gets training.jsonl and training.png, the run's log and its picture.
 with --gguf OUT is a file of the network alone: codec, text and voices stay with the model, which the other
 engine completes prompts for. vLLM and SGLang read the model's own folder. docs/serving.md says which engine
 to take when. prints the path.
@@ -80,7 +81,7 @@ def _checkpoint(path: Path, out: Path, measured: Path | None) -> None:
     from gpa import disk
     from gpa.evals import report_file
     from gpa.models.gpa import GPA
-    from gpa.train import model_card
+    from gpa.train import metrics, model_card
 
     report = report_file.read(measured) if measured else None
     if report and report["settings"].get("model_sha256") != report_file.folder_hash(path):
@@ -88,6 +89,8 @@ def _checkpoint(path: Path, out: Path, measured: Path | None) -> None:
     model = GPA.from_pretrained(path, device="cpu")
     with disk.written_whole(out) as folder:
         model.save_pretrained(folder)
+        if (path.parent / metrics.LOG).is_file():  # the export of a run
+            metrics.keep(path.parent, folder / model_card.TRAINING)
         model_card.complete(model, folder, report)
 
 

@@ -24,9 +24,14 @@ def _train(sub: Any) -> None:
 the same as `python -m gpa.train`; its own --help says more.
 """, add_help=False
     )  # fmt: skip
-    about, example = "draw the metrics of training runs", "  gpa plot runs/mini     prints RUN/loss.png\n"
-    p = options.command(sub, "plot", commands.plot, about, example)
+    p = options.command(
+        sub, "plot", commands.plot, "draw the metrics of training runs", """\
+  gpa plot runs/mini                       writes and prints RUN/loss.png
+  gpa plot runs/mini -o recipes/gpa/history/runs     mini.png and mini.jsonl, a log small enough to commit
+"""
+    )  # fmt: skip
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
+    p.add_argument("-o", "--out", type=Path, metavar="DIR", help="write there, with a log to keep")
 
 
 def _config(sub: Any) -> None:

@@ -57,6 +57,7 @@ class LMBatch:
     positions: Tensor
     look: Tensor
     real: int  # positions that are not padding
+    squares: int  # sum of the squared lengths of rows: what attention costs
     at: Any = None  # where a stream of shards had the rows
 
 
@@ -269,7 +270,7 @@ def collate(sequences: Sequence[Sequence[Row]], pad: int, tasks: Sequence[str] =
     ids, labels, task = np.full(shape, pad), np.full(shape, IGNORE), np.full(shape, -1)
     positions = np.zeros(shape, np.int64)
     look = np.zeros((*shape, 2), np.int64)
-    real = 0
+    real = squares = 0
     for n, rows in enumerate(sequences):
         at = 0
         for row in rows:
@@ -279,7 +280,8 @@ def collate(sequences: Sequence[Sequence[Row]], pad: int, tasks: Sequence[str] =
             positions[here] = np.arange(len(row.ids))
             look[here] = row.look + at * row.look.any(1, keepdims=True)
             at += len(row.ids)
+            squares += len(row.ids) ** 2
         positions[n, at:] = np.arange(len(rows[-1].ids), len(rows[-1].ids) + shape[1] - at)
         real += at
-    tensor = torch.from_numpy
-    return LMBatch(tensor(ids), tensor(labels), tensor(task), tensor(positions), tensor(look), real)
+    ids_, labels_, task_, positions_, look_ = map(torch.from_numpy, (ids, labels, task, positions, look))
+    return LMBatch(ids_, labels_, task_, positions_, look_, real, squares)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
@@ -26,9 +24,8 @@ if TYPE_CHECKING:
     from gpa.models.gpa.outputs_gpa import Chunk
     from gpa.serve.service import Service
 
-PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)  # what may be repeated in a header
-
-T = TypeVar("T")
+PLAIN = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)  # what may be repeated in a header
+NAMED = 32  # fields that a header names at most: clients refuse long ones
 
 
 def bodies(*media_types: str) -> dict[str, Any]:
@@ -252,8 +249,13 @@ class Speaking:
             "X-Input-Tokens": str(self.said.usage["input_tokens"]),
             "Cache-Control": "no-store",
         }
-        ignored = ", ".join(name for name in asked.ignored if PLAIN.fullmatch(name))
-        return given | ({"X-Ignored-Fields": ignored} if ignored else {})
+        return given | ignoring(asked.ignored)
+
+
+def ignoring(names: Sequence[str]) -> dict[str, str]:
+    """The header that names given fields which change nothing."""
+    plain = [name for name in names if PLAIN.fullmatch(name)]
+    return {"X-Ignored-Fields": ", ".join(plain[:NAMED])} if plain else {}
 
 
 class Streamed(StreamingResponse):
@@ -277,12 +279,12 @@ async def answered(request: Request, speaking: Speaking) -> Response:
     speaking.visit = visit_of(request)
     try:
         if is_complete(asked) and not is_events(asked):
-            body = await attended(request, speaking.whole())
+            body = await speaking.whole()
             said = speaking.said
             counted = {"X-Output-Tokens": str(said.tokens), "X-Finish-Reason": said.reason}
             return Response(body, media_type=form.media_type, headers=speaking.headers | counted)
         bodies = speaking.bodies()
-        first = await attended(request, anext(bodies))
+        first = await anext(bodies)
     except BaseException:
         speaking.cancel()
         raise
@@ -331,23 +333,3 @@ def _delta(said: Said, data: bytes, chunk: Chunk | None) -> bytes:
 def event(content: dict[str, Any]) -> bytes:
     """A server-sent event."""
     return f"data: {json.dumps(content, separators=(',', ':'))}\n\n".encode()
-
-
-async def attended(request: Request, work: Awaitable[T]) -> T:
-    """The result of work for a client that waits for it; cancelled if the client goes."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Failure(499, "the client went away")
-        return task.result()
-    finally:
-        for each in (task, leaving):
-            each.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await each

@@ -67,9 +67,10 @@ def find_voice(service: Service, name: str | None, param: str = "voice") -> Voic
     if name not in voices and voices and name in VOICES:
         number = list(VOICES).index(name) % len(voices)
         name = VOICES[name] if VOICES[name] in voices else sorted(voices)[number]
-    if name not in voices:  # never a path: the name comes from a stranger
+    voice = voices.get(name)  # never a path: the name comes from a stranger
+    if voice is None:
         raise Failure(400, f"no voice {name!r}: choose {', '.join(sorted(voices))}", param, "voice_not_found")
-    return voices[name]
+    return voice
 
 
 def _described(name: str, root: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import wait
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -18,11 +18,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.options_gpa import SEEDS, ConversionOptions
 from gpa.models.gpa.outputs_gpa import Chunk
-from gpa.serve.answers import SOUND, Said, Speaking, answered, attended, encoder_of, is_complete
+from gpa.serve.answers import SOUND, Said, Speaking, answered, encoder_of, is_complete
 from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
-from gpa.serve.speech_request import SAMPLE_RATE
+from gpa.serve.speech_request import (
+    SAMPLE_RATE,
+    Container,
+    Gamma,
+    Penalty,
+    Rate,
+    Streamed,
+    Temperature,
+    TopK,
+    TopP,
+    options_of,
+)
 from gpa.serve.transcription import recognising, written
 from gpa.serve.uploads import FILES, Recording, Upload, copied_from, recorded
 
@@ -39,14 +50,14 @@ router = APIRouter(prefix="/v1/audio")
 class SoundForm(BaseModel):
     """A recording, and what its answer is like."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, extra="allow")
 
     file: Upload
     model: str | None = None
-    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    response_format: Container = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
-    stream: bool | None = Field(None, description="true: events; false: a complete body with its length")
-    sample_rate: int = Field(SAMPLE_RATE, ge=8000, le=48000)
+    stream: Streamed = None
+    sample_rate: Rate = SAMPLE_RATE
     seed: int | None = Field(None, ge=0, lt=SEEDS)
     transcript: str | None = Field(None, description='what is said, or "asr" to recognise it')
 
@@ -57,8 +68,8 @@ class SoundForm(BaseModel):
 
     @property
     def ignored(self) -> list[str]:
-        """Every field counts."""
-        return []
+        """Names of given fields that change nothing: those that are unknown."""
+        return sorted(self.model_extra or {})
 
 
 class ConversionRequest(SoundForm):
@@ -67,30 +78,21 @@ class ConversionRequest(SoundForm):
     voice: str | None = None
     ref_audio: Upload | None = Field(None, description="a voice to copy")
     mode: Literal["lm", "codec"] | None = Field(None, description="generated anew, or codes kept")
-    gamma: float | None = Field(None, ge=0, le=10)
-    temperature: float | None = Field(None, ge=0, le=10)
-    top_k: int | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    gamma: Gamma = None
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    repetition_penalty: Penalty = None
 
     def options(self) -> ConversionOptions:
         """For the model."""
-        return {
-            "seed": self.seed,
-            "mode": self.mode,
-            "transcript": self.transcript,
-            "gamma": self.gamma,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "repetition_penalty": self.repetition_penalty,
-        }
+        return cast("ConversionOptions", options_of(self, ConversionOptions))
 
 
 class EnhancementRequest(SoundForm):
     """A recording to be cleaned. `filtered` turns the recording itself down where there is no speech."""
 
-    gamma: float | None = Field(None, ge=0, le=10)
+    gamma: Gamma = None
     steps: int | None = Field(None, ge=1, le=200)
     filtered: bool | None = None
 
@@ -112,7 +114,7 @@ async def converted(
     check_model(service, asked.model)
     encoder = encoder_of(asked, service.model.sample_rate, is_complete(asked))
     if asked.ref_audio:
-        voice = await attended(request, copied_from(service, asked.ref_audio, "ref_audio"))
+        voice = await copied_from(service, asked.ref_audio, "ref_audio")
     else:
         voice = find_voice(service, asked.voice)
     recording = await recorded(request, service, asked.file, param)
@@ -126,7 +128,7 @@ async def converted(
         raise Failure.of(error, "mode") from error
     source: Source
     if mode == "codec":
-        source = Aside(service, service.model.vc(recording.data, voice, mode="codec", stream=True))
+        source = Aside(service, service.model.vc(recording.source, voice, mode="codec", stream=True))
     else:
         source = await service.worker.submit(
             lambda engine: service.model.conversion(engine, voice, options), recording.blocks(service)
@@ -151,7 +153,7 @@ async def enhanced(
     if asked.model != "speechop-mini":
         check_model(service, asked.model)
     encoder = encoder_of(asked, enhancer.sample_rate, is_complete(asked))
-    recording = await recorded(request, service, asked.file, param)
+    recording = await recorded(request, service, asked.file, param, enhancer.sample_rate)
     if recording.seconds > ENHANCED_SECONDS:
         what = f"{param}: {recording.seconds:.0f} s, {ENHANCED_SECONDS:.0f} are the limit; cut it"
         raise Failure(400, what, param, "invalid_audio")
@@ -222,7 +224,7 @@ class Enhancing:
         enhancer.progress = self._check
         try:
             made = enhancer.enhance(
-                self._recording.data,
+                self._recording.source,
                 asked.transcript,
                 seed=asked.seed or 0,
                 steps=asked.steps,

@@ -16,15 +16,12 @@ from starlette.exceptions import HTTPException
 
 from gpa.errors import AudioError, GenerationError, GPAError, MissingExtraError, PromptError, UsageError
 
-KINDS = {  # status -> type, as OpenAI names them
-    400: "invalid_request_error",
+KINDS = {  # status -> type, as OpenAI names them; any other below 500 is an invalid request
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     409: "conflict_error",
-    413: "invalid_request_error",
-    422: "invalid_request_error",
     429: "rate_limit_error",
     503: "unavailable_error",
 }
@@ -102,7 +99,7 @@ class Failure(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The answer, or an event of a stream that has begun."""
-        kind = KINDS.get(self.status, "server_error")
+        kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
@@ -131,13 +128,25 @@ def install(app: FastAPI) -> None:
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        code = "not_found" if error.status_code == 404 else None
-        return Failure(error.status_code, str(error.detail), None, code, dict(error.headers or {})).response()
+        what, code = str(error.detail), None
+        asked = f"{request.method} {request.url.path:.200}"
+        if error.status_code == 404:
+            code = "not_found"
+            what = f"there is no {asked}: /openapi.json has every route, and most begin with /v1"
+        elif error.status_code == 405:
+            what = f"{asked}: the route takes {(error.headers or {}).get('Allow')} alone"
+        return Failure(error.status_code, what, None, code, dict(error.headers or {})).response()
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        return Failure.invalid(first["type"], first["loc"][1:], first["msg"]).response()
+        where, what = first["loc"][1:], first["msg"]
+        if first["type"] == "json_invalid":
+            what = f"no JSON ({first['ctx']['error']} at character {where[0]})"
+            where = ()
+        elif not where and first["type"] != "missing":
+            what = "a JSON object is needed, with the header  Content-Type: application/json"
+        return Failure.invalid(first["type"], where, what).response()
 
     app.add_exception_handler(Failure, failed)
     app.add_exception_handler(GPAError, failed)

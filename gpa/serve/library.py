@@ -172,8 +172,18 @@ class Library(Mapping[str, "Voice"]):
             ident = self._ids.get(name, name)
             if ident in self._about:
                 return self._about[ident]
-        shipped = self._model.voices[name]
-        return {"id": name, "object": "audio.voice", "name": name, "created_at": 0, **shipped.about}
+        return self._shipped(name)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """What is told of every voice that there is at one moment."""
+        with self._lock:
+            self._look()
+            registered = list(self._about.values())
+        return [*map(self._shipped, self._model.voices), *registered]
+
+    def _shipped(self, name: str) -> dict[str, Any]:
+        about = self._model.voices[name].about
+        return {"id": name, "object": "audio.voice", "name": name, "created_at": 0, **about}
 
     def __getitem__(self, name: str) -> Voice:
         if name in self._model.voices:
@@ -185,7 +195,10 @@ class Library(Mapping[str, "Voice"]):
             if voice is None:
                 if self._folder is None or ident not in self._about:
                     raise KeyError(name)
-                voice = self._model.resolve_voice(self._folder / f"{ident}.json")
+                try:
+                    voice = self._model.resolve_voice(self._folder / f"{ident}.json")
+                except GPAError as error:  # it was deleted after the look
+                    raise KeyError(name) from error
             self._keep(ident, voice)
             return voice
 

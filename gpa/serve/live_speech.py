@@ -22,6 +22,7 @@ from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.failures import Failure
 from gpa.serve.service import Service
 from gpa.serve.sockets import Connection
+from gpa.serve.speaking import begin
 from gpa.serve.speech_request import SpeechRequest, SpeechSettings
 from gpa.serve.uploads import copied_url
 from gpa.text.sentences import Sentences
@@ -58,8 +59,6 @@ class Sentence:
 
     def begin(self, service: Service) -> None:
         """Start to make its sound."""
-        from gpa.serve.speaking import begin  # here: at load time it would be one module too far
-
         given = self.asked.model_dump(exclude={"stream_audio"}, exclude_unset=True)
         asked = SpeechRequest.model_validate({**given, "input": self.text or ""})
         complete = not (self.asked.stream_audio and FORMATS[asked.response_format].streamed)

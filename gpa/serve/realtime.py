@@ -177,6 +177,8 @@ class RealtimeSession:
         if self._config.vad:
             stretches = await self._service.aside(self._segmenter.push, wav)
             await self._turns(stretches)
+            if self._segmenter.speaking is not None and not self._item:
+                self._item = await self._started(self._segmenter.speaking)
         elif len(wav):
             await self._feed(wav)
 
@@ -232,8 +234,6 @@ class RealtimeSession:
             item.job.feed(stretch.wav)
             item.job.close()
             await self._committed(item)
-        if self._segmenter.speaking is not None and not self._item:
-            self._item = await self._started(self._segmenter.speaking)
 
     async def _started(self, begin: int) -> Item:
         item = Item()

@@ -13,16 +13,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Query, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from gpa.serve.answers import answered, attended, bodies
+from gpa.serve.answers import answered, bodies
 from gpa.serve.converting import ConversionRequest, EnhancementRequest, converted, enhanced
 from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
 from gpa.serve.speaking import begin
-from gpa.serve.speech_request import SpeechRequest
+from gpa.serve.speech_request import RATES, Penalty, SpeechRequest, Temperature, TopK, TopP
 from gpa.serve.transcription import Text, recognising, written
 from gpa.serve.uploads import FILES, Upload, copied_from, received, recorded
-
-LEAST, MOST = 8000, 48000  # Hz of sound
 
 WAV = {"content": bodies("audio/wav")}
 CHANGED = documented({"content": bodies("audio/mpeg", "audio/pcm", "audio/wav", "audio/ogg")}, *POSTED)
@@ -101,7 +99,7 @@ async def isolate(
 def _format(output: str) -> tuple[Any, int]:
     """Format and rate of such as "mp3_44100_128". Failure for what cannot be made."""
     found = re.fullmatch(r"(mp3|pcm|wav|opus)_(\d{4,5})(_\d+)?", output, re.ASCII)
-    if not found or not LEAST <= int(found[2]) <= MOST:
+    if not found or int(found[2]) not in RATES:
         what = f"output_format {output[:40]!r}: choose mp3, pcm, wav or opus and a rate, such as pcm_16000"
         raise Failure(400, what, "output_format", "unsupported_format")
     return found[1], int(found[2])
@@ -134,10 +132,10 @@ class Drawn(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
-    temperature: float | None = Field(None, ge=0, le=10)
-    top_k: int | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    repetition_penalty: Penalty = None
 
     def options(self) -> dict[str, Any]:
         """What was given."""
@@ -170,13 +168,13 @@ async def stt(asked: Annotated[SttForm, FILES], request: Request, service: Servi
     recording = await recorded(request, service, asked.file)
     options: Any = asked.options()
     job = await recognising(service, recording.blocks(service), options)
-    return {"text": (await attended(request, written(job))).text}
+    return {"text": (await written(job)).text}
 
 
 @router.post("/tts/a", response_class=Response, responses=documented(WAV, *POSTED))
 async def tts(asked: Annotated[TtsForm, FILES], request: Request, service: Serving) -> Response:
     """Speak a text in the voice of a recording: a WAV file."""
-    voice = await attended(request, copied_from(service, asked.ref_audio, "ref_audio"))
+    voice = await copied_from(service, asked.ref_audio, "ref_audio")
     given = SpeechRequest.model_validate({"input": asked.text, **asked.options(), **_wav(service)})
     try:
         return await answered(request, await begin(service, given, True, voice))

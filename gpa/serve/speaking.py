@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from gpa.audio.encoders import FORMATS
 from gpa.errors import PromptError, UsageError
 from gpa.serve.admission import visit_of
-from gpa.serve.answers import SOUND, Said, Speaking, SpokenBatch, answered, attended, encoder_of, is_complete
+from gpa.serve.answers import SOUND, Said, Speaking, SpokenBatch, answered, encoder_of, is_complete
 from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
@@ -58,8 +58,7 @@ async def speak_many(asked: BatchRequest, request: Request, service: Serving) ->
         more |= said.new_ids()
         return {"index": index, "status": "success", **sound, **said.summary, **more}
 
-    made = asyncio.gather(*(one(index, item) for index, item in enumerate(asked.requests())))
-    results = await attended(request, made)
+    results = await asyncio.gather(*(one(index, item) for index, item in enumerate(asked.requests())))
     good = sum(result["status"] == "success" for result in results)
     counted = {"total": len(results), "succeeded": good, "failed": len(results) - good}
     return {"id": f"speech-batch-{uuid.uuid4().hex}", "results": results, **counted}

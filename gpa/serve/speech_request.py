@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
@@ -10,13 +10,30 @@ from gpa.models.gpa.options_gpa import SEEDS, SpeechOptions
 from gpa.serve.failures import Failure
 
 SAMPLE_RATE = 24000  # Hz of every body, unless asked otherwise: what OpenAI's client plays
+RATES = range(8000, 48001)  # Hz that a body may have
+
+# What several routes ask for by the same names, and its bounds. None is the model's own.
+Seed = Annotated[int | None, Field(ge=-SEEDS, lt=SEEDS)]
+Temperature = Annotated[float | None, Field(ge=0, le=10)]
+TopK = Annotated[int | None, Field(ge=0)]
+TopP = Annotated[float | None, Field(gt=0, le=1)]
+Penalty = Annotated[float | None, Field(gt=0, le=10)]
+Gamma = Annotated[float | None, Field(ge=0, le=10)]
+Container = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+Rate = Annotated[int, Field(ge=RATES[0], le=RATES[-1])]
+Streamed = Annotated[bool | None, Field(description="true: events; false: a complete body with its length")]
 
 _VOICE = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"id": {"type": "string"}}}]}
 
 
+def options_of(asked: BaseModel, group: type) -> dict[str, Any]:
+    """The fields of a request that have the names of a typed group of options."""
+    return {name: getattr(asked, name) for name in group.__annotations__ if name in type(asked).model_fields}
+
+
 def _voice_id(given: Any) -> Any:
     """The name in {"id": name}, which newer clients send."""
-    return given.get("id") if isinstance(given, dict) else given
+    return given["id"] if isinstance(given, dict) and "id" in given else given
 
 
 class SpeechSettings(BaseModel):
@@ -27,23 +44,23 @@ class SpeechSettings(BaseModel):
     model: str | None = None
     voice: Annotated[str | None, BeforeValidator(_voice_id), WithJsonSchema(_VOICE)] = None
     instructions: str | None = Field(None, max_length=4096)
-    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    response_format: Container = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4)
     stream_format: Literal["audio", "sse"] = "audio"
-    stream: bool | None = Field(None, description="true: events; false: a complete body with its length")
-    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
-    temperature: float | None = Field(None, ge=0, le=10)
-    top_k: int | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    stream: Streamed = None
+    seed: Seed = None
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    repetition_penalty: Penalty = None
     max_new_tokens: int | None = Field(None, ge=1)
-    gamma: float | None = Field(None, ge=0, le=10)
+    gamma: Gamma = None
     best_of: int = Field(1, ge=1, le=8)
     verify: bool = False
     pause: float = Field(0.2, ge=0, le=60)
     pronunciations: dict[str, str] | None = None
     initial_chunk_tokens: int | None = Field(None, ge=0, description="frames that the first sound waits for")
-    sample_rate: int = Field(SAMPLE_RATE, ge=8000, le=48000)
+    sample_rate: Rate = SAMPLE_RATE
     ref_audio: str | None = Field(None, description="a voice to copy: data:audio/wav;base64,...")
     ref_text: str | None = None
     language: str | None = None
@@ -63,21 +80,8 @@ class SpeechSettings(BaseModel):
 
     def options(self) -> SpeechOptions:
         """For the model."""
-        return {
-            "seed": self.seed,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "repetition_penalty": self.repetition_penalty,
-            "max_new_tokens": self.max_new_tokens,
-            "gamma": self.gamma,
-            "best_of": self.best_of,
-            "verify": self.verify,
-            "pause": self.pause,
-            "pronunciations": self.pronunciations,
-            "lookahead": self.initial_chunk_tokens,
-            "word_times": self.timestamps == "word",
-        }
+        own = {"lookahead": self.initial_chunk_tokens, "word_times": self.timestamps == "word"}
+        return cast("SpeechOptions", options_of(self, SpeechOptions) | own)
 
 
 class SpeechRequest(SpeechSettings):

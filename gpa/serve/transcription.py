@@ -16,12 +16,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from gpa.errors import UsageError
-from gpa.models.gpa.options_gpa import SEEDS, TranscriptOptions
+from gpa.models.gpa.options_gpa import TranscriptOptions
 from gpa.models.gpa.subtitles_gpa import FORMATS, verbose
-from gpa.serve.answers import EVENTS, Usage, attended, bodies, event, server_sent
+from gpa.serve.answers import EVENTS, Usage, bodies, event, ignoring, server_sent
 from gpa.serve.catalogue import check_model
 from gpa.serve.failures import POSTED, Failure, documented
 from gpa.serve.service import Service, Serving
+from gpa.serve.speech_request import Seed
 from gpa.serve.uploads import FILES, Upload, recorded
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ TEXT = {"model": VerboseTranscription | Transcription, "content": bodies("text/p
 class TranscriptionRequest(BaseModel):
     """The form. Lists come with brackets after their names, as OpenAI's client sends them, or without."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, extra="allow")
 
     file: Upload
     model: str | None = None
@@ -128,7 +129,7 @@ class TranscriptionRequest(BaseModel):
     references: list[str] = Field([], alias="known_speaker_references[]")
     chunking_strategy: str | None = Field(None, description='"auto", or server_vad as JSON')
     stream: bool = False
-    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
+    seed: Seed = None
     beams: int | None = Field(None, ge=1, le=16)
 
     @field_validator("granularities", "bare_granularities")
@@ -160,7 +161,10 @@ class TranscriptionRequest(BaseModel):
     def _strategy(cls, given: str | None) -> str | None:
         """Sound is always cut at its pauses, so that either is what we do."""
         if given and given != "auto":
-            found = json.loads(given)  # what it raises is a ValueError
+            try:
+                found = json.loads(given)  # what else it raises is a ValueError
+            except RecursionError:
+                found = None
             if not isinstance(found, dict) or found.get("type") != "server_vad":
                 raise ValueError('choose "auto" or {"type": "server_vad"}')
         return given
@@ -196,7 +200,8 @@ class TranscriptionRequest(BaseModel):
         own = {"", spoken, CODES.get(spoken, spoken)}
         given = {"language": [self.language or ""], "languages": self.languages}
         names = [n for n, tags in given.items() if any(tag.lower().split("-")[0] not in own for tag in tags)]
-        return names + (["prompt"] if self.prompt else [])
+        names += ["prompt"] if self.prompt else []
+        return names + sorted(self.model_extra or {})
 
     def options(self) -> TranscriptOptions:
         """For the model."""
@@ -213,11 +218,10 @@ async def transcribe(
     asked.check()
     recording = await recorded(request, service, asked.file)
     job = await recognising(service, recording.blocks(service), asked.options(), "keywords[]")
-    ignored = asked.ignored(service.model.config.about.get("language", ""))
-    headers = {"X-Ignored-Fields": ", ".join(ignored)} if ignored else {}
+    headers = ignoring(asked.ignored(service.model.config.about.get("language", "")))
     if asked.stream:
         return server_sent(job, _events(service, job, asked.logprobs), headers)
-    transcript = await attended(request, written(job))
+    transcript = await written(job)
     headers |= {
         "X-Finish-Reason": transcript.finish_reason,
         "X-Audio-Seconds": f"{transcript.duration:.3f}",

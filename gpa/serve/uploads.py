@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +20,8 @@ from gpa.serve.admission import visit_of
 from gpa.serve.failures import Failure
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gpa.codec.voice import Voice
     from gpa.serve.service import Service
 
@@ -28,31 +29,39 @@ if TYPE_CHECKING:
 Upload = Annotated[UploadFile, WithJsonSchema({"type": "string", "format": "binary"})]
 FILES = Form(media_type="multipart/form-data")  # a model whose fields are a form's; else it has no files
 REFERENCE_SECONDS = 60.0  # of a voice to copy, or of a consent, at most
+HELD_SECONDS = 60.0  # of sound that are kept as they were decoded
 CONSENT_BYTES = 10 << 20  # of a consent, at most, as OpenAI has it
 AUDIBLE = 1e-3  # of full scale: what stays below is as good as silent
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Sound that came complete and can be decoded: its bytes, and the seconds they decode to."""
+    """Sound that came complete and could be decoded: how long and how loud it is, and what to read it from.
 
-    data: bytes
+    `source` are its samples. Where they would fill the memory, it is the upload, to be decoded once more.
+    """
+
     seconds: float
+    peak: float  # of full scale
+    source: audio.AudioLike
 
     def blocks(self, service: Service) -> Iterator[np.ndarray]:
         """Its samples (S_i,), at the model's rate, bit by bit."""
-        return service.model.processor.listened(self.data, "the upload")
+        return service.model.processor.listened(self.source, "the upload")
 
 
-async def recorded(request: Request, service: Service, upload: UploadFile, param: str = "file") -> Recording:
-    """An upload that may be used. Failure 413 for too many bytes, else 400."""
+async def recorded(
+    request: Request, service: Service, upload: UploadFile, param: str = "file", rate: int | None = None
+) -> Recording:
+    """An upload that may be used, at a rate or the model's. Failure 413 for too many bytes, else 400."""
     data = await received(service, upload, param)
+    rate, most = rate or service.model.sample_rate, service.settings.audio_seconds
     try:
-        seconds = await service.aside(_seconds, service, data)
+        recording = await service.aside(decoded, data, rate, most)
     except AudioError as error:
         raise Failure(400, f"{param}: {error}", param, "invalid_audio") from error
-    visit_of(request).hear(seconds)
-    return Recording(data, seconds)
+    visit_of(request).hear(recording.seconds)
+    return recording
 
 
 async def copied_from(service: Service, upload: UploadFile, param: str) -> Voice:
@@ -81,7 +90,9 @@ async def statement(service: Service, upload: UploadFile, param: str) -> bytes:
     """An upload in which something can be heard, as it came. Failures as for `recorded`."""
     data = await received(service, upload, param, CONSENT_BYTES)
     try:
-        await service.aside(_audible, service, data)
+        recording = await service.aside(decoded, data, service.model.sample_rate, REFERENCE_SECONDS)
+        if recording.peak < AUDIBLE:
+            raise AudioError("nothing can be heard")
     except AudioError as error:
         raise Failure(400, f"{param}: {error}", param, "invalid_audio") from error
     return data
@@ -89,21 +100,26 @@ async def statement(service: Service, upload: UploadFile, param: str) -> bytes:
 
 def copied(service: Service, data: bytes) -> Voice:
     """The voice of a recording. AudioError if it is too long or cannot be read."""
-    rate = service.model.sample_rate
     if len(data) > service.settings.upload_bytes:
         raise AudioError(f"{len(data)} bytes, {service.settings.upload_bytes} are the limit")
-    blocks = list(bounded(audio.blocks(data, rate), rate, REFERENCE_SECONDS))
-    return service.model.voice((np.concatenate([np.zeros(0, np.float32), *blocks]), rate))
+    return service.model.voice(decoded(data, service.model.sample_rate, REFERENCE_SECONDS).source)
 
 
-def bounded(blocks: Iterator[np.ndarray], rate: int, most: float) -> Iterator[np.ndarray]:
-    """The same blocks. AudioError beyond `most` seconds: what a header claims proves nothing."""
-    samples = 0
-    for block in blocks:
+def decoded(data: bytes, rate: int, most: float) -> Recording:
+    """Decode a recording to the end. AudioError if it cannot be read, or has more than `most` seconds.
+
+    What a header claims proves nothing, so the samples are counted; those of a short one are kept.
+    """
+    if not data:
+        raise AudioError("the file is empty")
+    samples, peak, kept = 0, 0.0, [np.zeros(0, np.float32)]
+    for block in audio.blocks(data, rate):
         samples += len(block)
         if samples > most * rate:
             raise AudioError(f"longer than {most:g} s, which is the limit; cut it")
-        yield block
+        peak = max(peak, float(np.abs(block).max(initial=0)))
+        kept = [*kept, block] if samples <= HELD_SECONDS * rate else []
+    return Recording(samples / rate, peak, (np.concatenate(kept), rate) if kept else data)
 
 
 async def received(service: Service, upload: UploadFile, param: str, most: int | None = None) -> bytes:
@@ -113,22 +129,3 @@ async def received(service: Service, upload: UploadFile, param: str, most: int |
         what = f"{param}: more than {limit} bytes, which is the limit; cut the recording or compress it"
         raise Failure(413, what, param, "file_too_large")
     return await upload.read()
-
-
-def _seconds(service: Service, data: bytes) -> float:
-    """Decode everything once, keeping nothing."""
-    rate, most = service.model.sample_rate, service.settings.audio_seconds
-    if not data:
-        raise AudioError("the file is empty")
-    return sum(map(len, bounded(audio.blocks(data, rate), rate, most))) / rate
-
-
-def _audible(service: Service, data: bytes) -> None:
-    """Decode everything once. AudioError if it is too long, cannot be read, or is silent."""
-    rate = service.model.sample_rate
-    if not data:
-        raise AudioError("the file is empty")
-    blocks = bounded(audio.blocks(data, rate), rate, REFERENCE_SECONDS)
-    peaks = [float(np.abs(block).max(initial=0)) for block in blocks]
-    if max(peaks, default=0.0) < AUDIBLE:
-        raise AudioError("nothing can be heard")

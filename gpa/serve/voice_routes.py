@@ -78,8 +78,8 @@ async def register(
 @router.get("/voices", response_model=None, responses=documented({"model": VoiceList}))
 async def voices(service: Serving) -> dict[str, Any]:
     """All voices: those of the model, and those that were registered."""
-    names = list(service.voices)
-    return {"object": "list", "data": [service.voices.about(name) for name in names], "voices": names}
+    found = service.voices.listed()
+    return {"object": "list", "data": found, "voices": [each["name"] for each in found]}
 
 
 @router.get("/voices/{name}", response_model=None, responses=documented({"model": Voice}, 404, 422))

@@ -1,26 +1,28 @@
 """Run folder: its recipe, and checkpoints that are written whole, carry a digest, and are verified.
 
-One process writes a file `step-N.pt`, whose last line is the SHA-256 of what stands before; under ZeRO every
-process writes its shard into a folder `step-N`, listed in its SHA256SUMS, which `gpa.train.zero` fills and
-reads. The two newest are kept. The newest whose digest holds is restored; a damaged one is set aside, loudly.
+One process writes a file `step-N.pt`, whose last line is the SHA-256 of what stands before; of a sharded run
+every process writes its part of a folder `step-N` (gpa.train.sharded), listed in its SHA256SUMS. The two
+newest are kept. The newest whose digest holds is restored; a damaged one is set aside, loudly.
 A digest finds damage. It proves no origin: who can write to the folder can write a digest.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from gpa import config, disk, hub
 from gpa.errors import CheckpointError
@@ -36,11 +38,9 @@ _SEAL = re.compile(rb"\n# sha256 ([0-9a-f]{64})\n\Z")
 _SEALED = 75  # bytes of a seal
 # What a resumed run may change. More steps keep the past, though the learning rate then had another future.
 # `world` and `accumulate` may change against each other: the checkpoint holds their product.
-_FREE = "steps max_seconds save_every eval_every log_every threads workers world accumulate timeout"
-FREE = {f"train.{name}" for name in (*_FREE.split(), "tensorboard", "tracker", "best")} | {
-    "validate.rows",
-    "validate.samples",
-}
+_FREE = """steps max_seconds save_every eval_every log_every profile threads workers async_save world
+    accumulate timeout tracker best"""
+FREE = {f"train.{name}" for name in _FREE.split()} | {"validate.rows", "validate.samples"}
 
 
 class Stateful(Protocol):
@@ -116,11 +116,20 @@ def found(run: Path, *, shards: bool = False) -> list[Path]:
     return sorted(p for p in named if p.is_dir() == shards)
 
 
+def sweep(run: Path) -> None:
+    """Remove what a killed process was writing."""
+    for path in (run / FOLDER).glob(".*.tmp.pt"):
+        path.unlink()
+    for path in (run / FOLDER).glob("step-*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def newest(run: Path, *, shards: bool = False) -> Path | None:
     """The newest checkpoint whose digest holds, None for a fresh run; newer ones are set aside, loudly.
 
     CheckpointError if there are checkpoints and all of them are damaged.
     """
+    sweep(run)
     faults: dict[Path, str] = {}
     for path in reversed(found(run, shards=shards)):
         if not (fault := _fault_of(path)):
@@ -144,23 +153,71 @@ def newest(run: Path, *, shards: bool = False) -> Path | None:
     return path
 
 
-def save(
-    run: Path,
-    step: int,
+class Writer:
+    """Writes a checkpoint on a thread beside the steps that follow, one at a time."""
+
+    def __init__(self) -> None:
+        self.job: Future[Any] | None = None
+
+    def start(self, write: Callable[[], Any]) -> None:
+        """Begin to write; the one before was waited for."""
+        pool = ThreadPoolExecutor(1, "checkpoint")
+        self.job = pool.submit(write)
+        pool.shutdown(wait=False)
+
+    @property
+    def failed(self) -> bool:
+        """Whether what was begun has ended in an error."""
+        return self.job is not None and self.job.done() and self.job.exception() is not None
+
+    def wait(self) -> None:
+        """Until it is written; raises what kept it from that, once."""
+        job, self.job = self.job, None
+        if job is not None:
+            job.result()
+
+    def join(self) -> None:
+        """Until it is written or not: for a run that already ends by another error."""
+        if self.job is not None:
+            wait([self.job])
+
+
+def copied(tree: Any, known: dict[Any, Tensor] | None = None) -> Any:
+    """Nested containers, their tensors copied to where no step reaches them; tied weights stay one."""
+    known = {} if known is None else known
+    if isinstance(tree, Tensor):
+        key = (tree.data_ptr(), tree.dtype, tree.shape, tree.stride())
+        if key not in known:
+            known[key] = tree.detach().to("cpu", copy=True)
+        return known[key]
+    if isinstance(tree, dict):
+        made = copy.copy(tree)  # of its class, with torch's notes on versions
+        made.update((key, copied(value, known)) for key, value in tree.items())
+        return made
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(copied(value, known) for value in tree)
+    return tree
+
+
+def state_of(
     module: nn.Module,
     optimizers: Mapping[str, Optimizer],
     parts: Mapping[str, Stateful] | None = None,
     batches: int = 1,
-) -> Path:
+) -> dict[str, Any]:
+    """What a checkpoint holds; `parts` are stored under their names, `batches` is micro-batches in a step."""
+    optim = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+    state = {"module": module.state_dict(), "optim": optim, "batches": batches}
+    return state | {name: part.state_dict() for name, part in (parts or {}).items()}
+
+
+def save(run: Path, step: int, state: Mapping[str, Any]) -> Path:
     """Write one checkpoint atomically: a kill while writing leaves the previous one in place.
 
-    `parts` are stored under their names, `batches` is the number of micro-batches in a step. Only the `KEEP`
-    newest checkpoints stay.
+    Only the `KEEP` newest checkpoints stay.
     """
     path = run / FOLDER / f"step-{step:08d}.pt"
-    optim = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-    state = {"step": step, "module": module.state_dict(), "optim": optim, "batches": batches}
-    write(path, state | {name: part.state_dict() for name, part in (parts or {}).items()})
+    write(path, {"step": step, **state})
     for old in found(run)[:-KEEP]:
         old.unlink()
     return path

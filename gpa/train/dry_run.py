@@ -46,10 +46,11 @@ def _memory(family: Any, recipe: Any, world: int, batch: Any) -> Iterator[str]:
     yield f"parameters: {held:,}, {trained:,} of them trained"
     if isinstance(batch, LMBatch) and isinstance(module, Backbone) and trained == held:
         shape, args = Shape.of(module), recipe.train
-        state = shape.state_bytes(args.zero, world)
+        state = shape.state_bytes(3 if args.fsdp else args.zero, world)
+        kind = "FSDP2" if args.fsdp else f"ZeRO stage {args.zero}"
         kept = shape.activation_bytes(batch.ids.numel(), args.gradient_checkpointing)
         yield (
-            f"memory of a process, ZeRO stage {args.zero}: {_size(state + kept)}: weights, gradients and "
+            f"memory of a process, {kind}: {_size(state + kept)}: weights, gradients and "
             f"AdamW {_size(state)}, activations of {batch.ids.numel():,} ids {_size(kept)} (planned for "
             "bf16; fp32 keeps up to twice the activations)"
         )

@@ -26,7 +26,7 @@ from gpa.train.parallel import Parallel, Ranks, Single
 
 if TYPE_CHECKING:
     from gpa.train.arguments import TrainArgs
-    from gpa.train.zero import Zero
+    from gpa.train.sharded import Sharded
 
 log = logging.getLogger(__name__)
 # Processes that a launcher counts, in variables that are no rank: MPI, PMI, and the present step of srun.
@@ -42,6 +42,7 @@ class Launched:
     local_rank: int = 0
     cpu: bool = False
     zero: int | None = None  # None: the launcher has no opinion
+    fsdp: bool | None = None
     precision: str | None = None
 
     @classmethod
@@ -66,6 +67,7 @@ class Launched:
             local_rank=int(env.get("LOCAL_RANK", 0)),
             cpu=_true(env, "ACCELERATE_USE_CPU"),
             zero=int(zero) if zero.isdigit() else None,
+            fsdp=True if _true(env, "ACCELERATE_USE_FSDP") else None,
             precision=None if precision == "no" else precision,  # it says so also where nobody chose
         )
 
@@ -82,11 +84,11 @@ def _true(environment: Mapping[str, str], name: str) -> bool:
 
 
 def resolve(tree: dict[str, Any], launched: Launched) -> None:
-    """Where a recipe does not say ZeRO stage or precision, the launch file's become the recipe's."""
+    """Where a recipe does not say how to shard, or in what precision, the launch file does."""
     train = tree.setdefault("train", {})
     if not isinstance(train, dict):
         return  # refused, by name, where the recipe is built
-    for name in ("zero", "precision"):
+    for name in ("zero", "fsdp", "precision"):
         if name not in train and getattr(launched, name) is not None:
             train[name] = getattr(launched, name)
 
@@ -100,13 +102,13 @@ def start(args: TrainArgs, launched: Launched | None = None) -> Parallel:
         torch.cuda.set_device(device)
     else:  # transformers loads an installed DeepSpeed whenever it saves; unasked, that warns of what it found
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if environment.world == 1 and not args.zero:
+    if environment.world == 1 and not args.zero and not args.fsdp:
         return Single(args, device)
     joins = not dist.is_initialized()
     if joins:
         backend = "nccl" if device.type == "cuda" else "gloo"
         options: dict[str, Any] = {"timeout": timedelta(seconds=args.timeout)}
-        if "RANK" not in os.environ:  # ZeRO in one process: there is nobody to find
+        if "RANK" not in os.environ:  # shards in one process: there is nobody to find
             options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(backend, **options)
     parallel = _kind(args)(args, device, environment.rank, environment.world)
@@ -114,13 +116,17 @@ def start(args: TrainArgs, launched: Launched | None = None) -> Parallel:
     return parallel
 
 
-def _kind(args: TrainArgs) -> type[Ranks | Zero]:
-    """Plain ranks, or DeepSpeed's, of which nothing is imported unless a recipe asks for it."""
-    if not args.zero:
-        return Ranks
-    from gpa.train.zero import Zero
+def _kind(args: TrainArgs) -> type[Ranks | Sharded]:
+    """Plain ranks, or those of a library of which nothing is imported unless a recipe asks for it."""
+    if args.zero:
+        from gpa.train.zero import Zero
 
-    return Zero
+        return Zero
+    if args.fsdp:
+        from gpa.train.fsdp import Fsdp
+
+        return Fsdp
+    return Ranks
 
 
 def check(parallel: Parallel, args: TrainArgs, launched: Launched | None = None) -> None:
@@ -129,15 +135,12 @@ def check(parallel: Parallel, args: TrainArgs, launched: Launched | None = None)
     wanted = [
         ("world", args.world or parallel.world, parallel.world, "the recipe"),
         ("zero", args.zero, parallel.zero, "the recipe"),
+        ("fsdp", args.fsdp, parallel.fsdp, "the recipe"),
         ("precision", args.precision, parallel.precision, "the recipe"),
         ("world", environment.world, parallel.world, "the launcher"),
-        (
-            "zero",
-            parallel.zero if environment.zero is None else environment.zero,
-            parallel.zero,
-            "the launch file",
-        ),
-        ("precision", environment.precision or parallel.precision, parallel.precision, "the launch file"),
+        ("zero", _or(environment.zero, parallel.zero), parallel.zero, "the launch file"),
+        ("fsdp", _or(environment.fsdp, parallel.fsdp), parallel.fsdp, "the launch file"),
+        ("precision", _or(environment.precision, parallel.precision), parallel.precision, "the launch file"),
     ]
     for name, asked, runs, who in wanted:
         if asked != runs:
@@ -147,6 +150,11 @@ def check(parallel: Parallel, args: TrainArgs, launched: Launched | None = None)
                 f"--nproc_per_node {processes} -m gpa.train RECIPE train.{name}={asked}, or a launch file "
                 "that says the same"
             )
+
+
+def _or(asked: Any, runs: Any) -> Any:
+    """What was asked for, or, without an opinion, what runs."""
+    return runs if asked is None else asked
 
 
 def adapt(module: nn.Module, args: TrainArgs, device: torch.device) -> None:

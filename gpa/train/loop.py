@@ -25,17 +25,20 @@ from tqdm import tqdm
 from gpa import disk
 from gpa.errors import Stopped, TrainingError
 from gpa.train import checkpoint, environment, launch, samples, signals, trackers
-from gpa.train.metrics import Meter, MetricsLog, mean
+from gpa.train.meter import SECONDS, Meter, told
+from gpa.train.metrics import MetricsLog, mean
 from gpa.train.optim import OptimArgs, learning_rate
 from gpa.train.parallel import Parallel, autocast, to_device
 from gpa.train.prefetch import Make, prefetch
+from gpa.train.step_trace import traced
 
 if TYPE_CHECKING:
     from gpa.train.arguments import TrainArgs
     from gpa.train.families.base import Family, Loss
 
 log = logging.getLogger(__name__)
-_SIGNAL = 1  # beyond it, ranks tell each other a signal: 0 is to go on, 1 that the time is up
+# What ranks tell each other: 0 is to go on, 1 that the time is up, more a signal; or a checkpoint failed.
+_SIGNAL, _FAILED = 1, 128
 
 
 def train(
@@ -68,8 +71,9 @@ def train(
         signals.noted(log.warning) as asked,
         prefetch(family.batch, numbers, args.workers) as batch,
     ):
-        for step in story.steps(start, progress and first):
-            rows, norms = one_step(family, module, parallel, args, optim, step, batch)
+        steps = story.steps(start, progress and first)
+        for step in traced(steps, run, args.profile if first else 0, parallel.device):
+            rows, norms = one_step(family, module, parallel, args, optim, step, batch, story.meter)
             done, last = step + 1, step + 1 == args.steps
             rows = [story.meter.add(row) for row in rows]
             if last or done % args.log_every == 0:
@@ -79,11 +83,13 @@ def train(
                     # B023 warns of loop variables in functions that are called later; this one is at once.
                     parallel.on_rank_zero(lambda: _evaluate(family, whole, args, run, done, metrics))  # noqa: B023
             late = int(time.monotonic() > deadline)
-            end = parallel.largest(_SIGNAL + asked.signum if asked.signum else late)
-            if last or end or done % args.save_every == 0:
+            end = _FAILED if parallel.failed else _SIGNAL + asked.signum if asked.signum else late
+            end = parallel.largest(end)
+            if end < _FAILED and (last or end or done % args.save_every == 0):
                 _save(family, parallel, run, done)
             if end:
                 break
+        parallel.settle()
     if end > _SIGNAL:
         raise Stopped(end - _SIGNAL, f"checkpoint saved at step {done} of {args.steps}")
     if end:
@@ -109,11 +115,13 @@ def _prepare(
     if start and isinstance(family, checkpoint.Seekable):
         if position := parallel.on_rank_zero(lambda: checkpoint.position(run, start)):
             family.seek(position)
-    facts = {"world": parallel.world, "zero": parallel.zero, "precision": parallel.precision}
+    names = ("world", "zero", "fsdp", "precision")
+    facts = {name: getattr(parallel, name) for name in names}
     facts["device"] = torch.cuda.get_device_name() if parallel.device.type == "cuda" else str(parallel.device)
     parallel.on_rank_zero(lambda: environment.record(run, start, {**facts, **about}))
     log.info("%s parameters, %s of them trained; run folder %s", f"{total:,}", f"{trained:,}", run)
-    shared = f", {parallel.world} processes, ZeRO stage {parallel.zero}" if parallel.world > 1 else ""
+    kind = "FSDP2" if parallel.fsdp else f"ZeRO stage {parallel.zero}"
+    shared = f", {parallel.world} processes, {kind}" if parallel.world > 1 else ""
     resumed = "resumed from a checkpoint" if start else "a fresh run"
     log.info("step %d to %d, %s%s", start, args.steps, resumed, shared)
     return module, start
@@ -143,21 +151,25 @@ def one_step(
     optim: OptimArgs,
     step: int,
     batch: Make | None = None,
+    meter: Meter | None = None,
 ) -> tuple[list[Row], Row]:
     """One step; returns the metrics of this rank's micro-batches and the gradient norms.
 
-    Batches are made by `batch`, or by the family.
+    Batches are made by `batch`, or by the family; `meter` is told where the step's time goes.
     """
+    meter = meter or Meter(parallel.device)
+    meter.begin()
     parallel.begin()
     rate = learning_rate(optim, step, args.steps)
     numbers = _numbers(parallel, args, range(step, step + 1))
     make = batch or family.batch
-    streams = [_losses(family, make, module, parallel, args.seed, step, number) for number in numbers]
+    streams = [_losses(family, make, module, parallel, args.seed, step, number, meter) for number in numbers]
     rows: list[Row] = [{} for _ in streams]
     norms: Row = {}
-    while losses := _round(parallel, streams):
+    while losses := _round(parallel, streams, meter):
         name = losses[0].optimizer
         norm, taken = parallel.step(name, rate)
+        meter.lap("optimizer")
         for row, loss in zip(rows, losses, strict=True):
             row |= loss.metrics
             _check_finite(loss, norm, parallel.precision, step)
@@ -166,15 +178,24 @@ def one_step(
         if not taken:
             log.warning("step %d: gradient norm %.3g, %s not updated", step + 1, norm, name)
     parallel.end()
+    meter.lap("optimizer")
     return rows, norms
 
 
 def _losses(
-    family: Family, make: Make, module: nn.Module, parallel: Parallel, seed: int, step: int, number: int
+    family: Family,
+    make: Make,
+    module: nn.Module,
+    parallel: Parallel,
+    seed: int,
+    step: int,
+    number: int,
+    meter: Meter,
 ) -> Iterator[Loss]:
     """The losses of one micro-batch; its random numbers are its own, whatever is computed in between."""
     torch.manual_seed(step_seed(seed, number))  # dropout and dither repeat after a resume
     batch = to_device(make(number), parallel.device)
+    meter.lap("data")
     for loss in family.losses(module, batch, step):
         state = _random(parallel.device)
         yield loss
@@ -188,7 +209,7 @@ def _random(device: torch.device) -> list[Tensor]:
     return [*cpu, torch.cuda.get_rng_state(device)] if device.type == "cuda" else cpu
 
 
-def _round(parallel: Parallel, streams: Sequence[Iterator[Loss]]) -> list[Loss]:
+def _round(parallel: Parallel, streams: Sequence[Iterator[Loss]], meter: Meter) -> list[Loss]:
     """The next loss of every micro-batch, its gradient added; none when the step's losses are through."""
     losses: list[Loss] = []
     for n, stream in enumerate(streams, 1):
@@ -196,6 +217,7 @@ def _round(parallel: Parallel, streams: Sequence[Iterator[Loss]]) -> list[Loss]:
         if loss is None:
             return []
         parallel.backward(loss, first=n == 1, last=n == len(streams))
+        meter.lap("compute")
         losses.append(loss._replace(value=loss.value.detach()))
     return losses
 
@@ -216,7 +238,7 @@ class _Story:
 
     def __init__(self, parallel: Parallel, args: TrainArgs, optim: OptimArgs, metrics: MetricsLog) -> None:
         self.parallel, self.args, self.optim, self.metrics = parallel, args, optim, metrics
-        self.meter, self.began = Meter(), time.monotonic()
+        self.meter, self.began = Meter(parallel.device, parallel.precision), time.monotonic()
 
     def steps(self, start: int, show: bool) -> Iterator[int]:
         """Step numbers from `start`, with a bar on a terminal."""
@@ -229,17 +251,19 @@ class _Story:
     def tell(self, done: int, rows: list[Row], norms: Row) -> None:
         """One line, of the means over all micro-batches of this step."""
         ranks = self.parallel.gather((rows, self.meter.take()))
+        if self.parallel.rank:
+            return
         micros = zip(*(theirs for theirs, _ in ranks), strict=True)  # in the order of their numbers
         logged = {**mean(row for micro in micros for row in micro), **norms}
         logged |= self.meter.rates(counts for _, counts in ranks)
         rate = learning_rate(self.optim, done - 1, self.args.steps)
         seconds = self.metrics.seconds + time.monotonic() - self.began
         self.metrics.write(done, {**logged, "lr": rate, "seconds": seconds})
-        shown = {name: f"{value:.3g}" for name, value in logged.items()}
+        shown = {n: f"{value:.3g}" for n, value in logged.items() if not n.startswith(SECONDS) and n != "mfu"}
         self.bar.set_postfix(dict(list(shown.items())[:4]))
         if self.lines:
             pairs = "  ".join(f"{name} {value}" for name, value in {**shown, "lr": f"{rate:.3g}"}.items())
-            log.info("step %d/%d  %s", done, self.args.steps, pairs)
+            log.info("step %d/%d  %s  %s", done, self.args.steps, pairs, told(logged))
 
 
 def _evaluate(
@@ -249,13 +273,12 @@ def _evaluate(
     assert module is not None
     module.eval()
     device = next(module.parameters()).device
+    before = metrics.least.get(args.best, math.inf)
     with torch.inference_mode(), autocast(args.precision, device), launch.uncompiled(args):
         values = {f"eval/{name}": value for name, value in family.evaluate(module).items()}
-        said = family.sound_samples(module) if isinstance(family, samples.Audible) else ()
-    before = metrics.least.get(args.best, math.inf)
-    metrics.write(done, values)
-    if said:
-        metrics.tracker.media(done, samples.write(run, done, said))
+        metrics.write(done, values)
+        if isinstance(family, samples.Audible):
+            _make_samples(family, module, run, done, metrics)
     if not args.best:
         return
     if args.best not in values:
@@ -263,6 +286,19 @@ def _evaluate(
         raise TrainingError(f"train.best={args.best}: this recipe's held-out metrics are {known}")
     if metrics.least[args.best] < before:
         checkpoint.save_best(run, done, module, args.best, values[args.best])
+
+
+def _make_samples(
+    family: samples.Audible, module: nn.Module, run: Path, done: int, metrics: MetricsLog
+) -> None:
+    """What the model sounds like into run folder and tracker; no run ends because that fails."""
+    try:
+        if said := family.sound_samples(module):
+            metrics.tracker.media(done, samples.write(run, done, said))
+    except Exception as error:  # noqa: BLE001 (of a codec, an encoder of sound or a disk)
+        why = (str(error).splitlines() or [""])[0]
+        log.warning("step %d: no samples, the run goes on: %s: %s", done, type(error).__name__, why)
+        metrics.write(done, {"samples_failed": 1.0})
 
 
 def _save(family: Family, parallel: Parallel, run: Path, done: int) -> None:

@@ -1,10 +1,9 @@
-"""metrics.jsonl (one object per line, rewound on resume), its picture, and rates out of counts."""
+"""metrics.jsonl (one object per line, rewound on resume) and its picture."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from gpa import disk
 from gpa.errors import CheckpointError, UsageError
 from gpa.train.trackers import Tracker
 
-COUNTS = ("tokens", "positions")  # metrics that a family may report: without and with padding
+LOG = "metrics.jsonl"
+KEPT = 300  # lines of training at most, about, that a kept log has
 
 
 class MetricsLog:
@@ -39,8 +39,9 @@ class MetricsLog:
             )
         kept = [row for row in read(path) if row["step"] <= start] if path.exists() else []
         self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
-        for row in kept:
+        for row in kept:  # a tracker is told what it has missed
             self._note(row)
+            self._tell(row)
         disk.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -50,41 +51,15 @@ class MetricsLog:
         row = {"step": step, **{name: round(float(value), 6) for name, value in metrics.items()}}
         disk.append(self.path, json.dumps(row) + "\n")
         self._note(row)
-        self.tracker.scalars(step, {name: value for name, value in row.items() if name != "step"})
+        self._tell(row)
+
+    def _tell(self, row: dict[str, float]) -> None:
+        values = {name: value for name, value in row.items() if name != "step"}
+        self.tracker.scalars(int(row["step"]), values)
 
     def _note(self, row: dict[str, float]) -> None:
         for name, value in row.items():
             self.least[name] = min(value, self.least.get(name, math.inf))
-
-
-class Meter:
-    """Tokens per second and share of padding since the last line, from the counts of families that report
-    them.
-    """
-
-    def __init__(self) -> None:
-        self.counts = dict.fromkeys(COUNTS, 0.0)
-        self.since = time.monotonic()
-
-    def add(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Count one micro-batch; returns its other metrics."""
-        for name in COUNTS:
-            self.counts[name] += metrics.get(name, 0.0)
-        return {name: value for name, value in metrics.items() if name not in COUNTS}
-
-    def take(self) -> dict[str, float]:
-        """What was counted on this rank, which starts anew."""
-        counts, self.counts = self.counts, dict.fromkeys(COUNTS, 0.0)
-        return counts
-
-    def rates(self, ranks: Iterable[dict[str, float]]) -> dict[str, float]:
-        """Rates of all ranks' counts over the time since the last call."""
-        now = time.monotonic()
-        took, self.since = now - self.since, now
-        all_ranks = list(ranks)
-        tokens, positions = (sum(counts[name] for counts in all_ranks) for name in COUNTS)
-        rates = {"tokens_per_s": tokens / took} if tokens and took else {}
-        return {**rates, "padding": 1 - tokens / positions} if tokens and positions else rates
 
 
 def mean(rows: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -117,7 +92,21 @@ def read(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def plot(run: Path) -> Path:
+def keep(run: Path, stem: Path) -> None:
+    """A run's log as STEM.jsonl, small enough to commit and publish, and its picture as STEM.png.
+
+    Of held-out lines all, of training's a few hundred. UsageError if the folder holds no metrics.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    plot(run, stem.with_name(f"{stem.name}.png"))
+    rows = read(run / LOG)
+    training = [number for number, row in enumerate(rows) if "lr" in row]
+    left_out = set(training) - set(training[:: -(-len(training) // KEPT) or 1]) - set(training[-1:])
+    text = "".join(json.dumps(row) + "\n" for number, row in enumerate(rows) if number not in left_out)
+    disk.write_text(stem.with_name(f"{stem.name}.jsonl"), text)
+
+
+def plot(run: Path, target: Path | None = None) -> Path:
     """Every metric against the step, one plot each, training and held-out together -> run/loss.png.
 
     UsageError if the folder holds no metrics.
@@ -127,7 +116,7 @@ def plot(run: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    path = run / "metrics.jsonl"
+    path = run / LOG
     rows = read(path) if path.is_file() else []
     if not rows:
         raise UsageError(f"{run}: no metrics.jsonl with a line in it; give the folder of a training run")
@@ -147,7 +136,7 @@ def plot(run: Path) -> Path:
         axis.legend(fontsize=7)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
-    target = run / "loss.png"
+    target = target or run / "loss.png"
     with disk.file_whole(target) as partial:
         figure.savefig(partial, dpi=80)
     plt.close(figure)

@@ -24,6 +24,7 @@ tags:
 - audio-tokens
 ---
 """
+TRAINING = "training"  # the log of the run beside the card, .jsonl and .png
 MEASURED = "## What gpa eval measured"
 USE = """## Use
 
@@ -63,6 +64,9 @@ def complete(model: GPA, folder: Path, report: Mapping[str, Any] | None) -> None
         text = "\n".join([HEAD, *_what(model), "", USE.format(text="Good morning.", voice=voice)])
         if "licence" not in model.info()["about"]:
             text += "\nThe files do not state a licence: ask who made the model before you use it.\n"
+    picture = f"{TRAINING}.png"
+    if (folder / picture).is_file() and picture not in text:
+        text += f"\n## The run\n\n![losses by step]({picture}) of [{TRAINING}.jsonl]({TRAINING}.jsonl)\n"
     if report is not None:
         before, _, rest = text.partition(MEASURED)
         after = "## " + rest.partition("\n## ")[2] if "\n## " in rest else ""

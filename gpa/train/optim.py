@@ -27,6 +27,7 @@ class OptimArgs:
     warmup: int = 100
     beta1: float = 0.9
     beta2: float = 0.98
+    eps: float = 1e-8  # of AdamW, added to the root of the second moment
     weight_decay: float = 0.01
     clip: float = 1.0
     skip_above: float = 0.0  # a step whose gradient norm exceeds this is not taken; 0: every step is
@@ -84,7 +85,7 @@ def _adamw(params: Sequence[nn.Parameter], args: OptimArgs) -> torch.optim.Optim
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": args.weight_decay},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), foreach=True)
+    return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, foreach=True)
 
 
 def _adamw_alone(params: Sequence[nn.Parameter], module: nn.Module, args: OptimArgs) -> Optimizer:

@@ -1,4 +1,4 @@
-"""How a step is taken: by one process (`Single`) or by several (`Ranks`, and `Zero` in its own file).
+"""How a step is taken: by one process (`Single`) or by several (`Ranks`; in shards, gpa.train.sharded).
 
 The loop knows the surface of `Parallel` and no family. Ranks do not wrap the module: families call its parts,
 which torch's DDP does not see, so gradients are averaged after the last micro-batch instead.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from gpa.errors import GPAError, TrainingError
-from gpa.train import checkpoint
+from gpa.train import checkpoint, collectives
 from gpa.train.arguments import PRECISIONS, TrainArgs
+from gpa.train.collectives import Watch, lost_rank
 from gpa.train.ema import Average
 from gpa.train.optim import OptimArgs, Optimizer, make_optimizer
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Parameters = Mapping[str, Sequence[nn.Parameter]]
-SIGNS = ("connection", "timed out", "timeout", "broken pipe")  # in messages of gloo and NCCL
-BUCKET = 1 << 25  # elements per all-reduce: enough to fill a network, little beside the gradients
 
 
 class Update(NamedTuple):
@@ -48,6 +46,11 @@ class Parallel(Protocol):
     @property
     def zero(self) -> int:
         """The ZeRO stage that runs, 0 for none."""
+        ...
+
+    @property
+    def fsdp(self) -> bool:
+        """Whether FSDP2 runs."""
         ...
 
     @property
@@ -80,7 +83,16 @@ class Parallel(Protocol):
         ...
 
     def save(self, run: Path, step: int) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint, whole or not at all; with train.async_save beside the steps that follow."""
+        ...
+
+    @property
+    def failed(self) -> bool:
+        """Whether a checkpoint written beside the steps has failed here."""
+        ...
+
+    def settle(self) -> None:
+        """Wait for what is written beside the steps; its error ends all ranks."""
         ...
 
     def restore(self, run: Path) -> int:
@@ -104,20 +116,21 @@ class Parallel(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the group of processes, if it was joined for this run."""
+        """Wait for what is being written, and leave the group of processes, if it was joined for this run."""
         ...
 
 
 class Single:
     """One process, one device."""
 
-    rank, world, zero = 0, 1, 0
+    rank, world, zero, fsdp = 0, 1, 0, False
 
     def __init__(self, args: TrainArgs, device: torch.device) -> None:
         self.args, self.device, self.precision = args, device, args.precision
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
         self.average: Average | None = None
         self.optimizers: dict[str, Optimizer] = {}
+        self.writer = checkpoint.Writer()
 
     def prepare(self, module: nn.Module, params: Parameters, optim: OptimArgs) -> None:
         self.module, self.optim = module, optim
@@ -169,10 +182,23 @@ class Single:
         parts: dict[str, checkpoint.Stateful] = {"ema": self.average} if self.average else {}
         return {**parts, "scaler": self.scaler} if self.scaler.is_enabled() else parts
 
+    def _state(self) -> dict[str, Any]:
+        return checkpoint.state_of(self.module, self.optimizers, self._parts(), self.batches)
+
     def save(self, run: Path, step: int) -> None:
-        self.on_rank_zero(
-            lambda: checkpoint.save(run, step, self.module, self.optimizers, self._parts(), self.batches)
-        )
+        self.settle()
+        if not self.args.async_save:
+            self.on_rank_zero(lambda: checkpoint.save(run, step, self._state()))
+        elif self.rank == 0:
+            self.writer.start(partial(checkpoint.save, run, step, checkpoint.copied(self._state())))
+
+    @property
+    def failed(self) -> bool:
+        return self.writer.failed
+
+    def settle(self) -> None:
+        if self.args.async_save:
+            self.on_rank_zero(self.writer.wait)
 
     def restore(self, run: Path) -> int:
         path = self.on_rank_zero(lambda: checkpoint.newest(run))
@@ -195,7 +221,7 @@ class Single:
         return number
 
     def close(self) -> None:
-        pass
+        self.writer.join()
 
 
 class Ranks(Single):
@@ -213,7 +239,7 @@ class Ranks(Single):
     def prepare(self, module: nn.Module, params: Parameters, optim: OptimArgs) -> None:
         super().prepare(module, params, optim)
         self.watch = Watch(list(module.parameters()), list(module.buffers()))
-        send([*self.watch.params, *self.watch.buffers])
+        collectives.send([*self.watch.params, *self.watch.buffers])
         if self.average:
             self.average = Average(self.average.tensors, self.args.ema)
 
@@ -224,7 +250,7 @@ class Ranks(Single):
     def _share(self, params: list[nn.Parameter]) -> None:
         with lost_rank():
             self.watch.agree()
-            average(params, self.world)
+            collectives.average(params, self.world)
 
     def step(self, name: str, rate: float) -> Update:
         update = super().step(name, rate)
@@ -232,141 +258,18 @@ class Ranks(Single):
         return update
 
     def on_rank_zero(self, act: Callable[[], T]) -> T:
-        return on_rank_zero(act, self.rank)
+        return collectives.on_rank_zero(act, self.rank)
 
     def gather(self, item: T) -> list[T]:
-        return gather(item, self.world)
+        return collectives.gather(item, self.world)
 
     def largest(self, number: int) -> int:
-        return largest(number, self.device)
+        return collectives.largest(number, self.device)
 
     def close(self) -> None:
+        super().close()
         if self.joined:
-            leave()
-
-
-class Watch:
-    """Keeps alike on all ranks what forward passes change: buffers, and parameters changed in place.
-
-    torch counts the versions of a parameter; buffers are sent unasked, since batch norm changes them
-    uncounted.
-    """
-
-    def __init__(self, params: Sequence[Tensor] = (), buffers: Sequence[Tensor] = ()) -> None:
-        self.params, self.buffers = list(params), list(buffers)
-        self.begin()
-
-    def begin(self) -> None:
-        """From here on changes count."""
-        self.versions = [p._version for p in self.params]
-
-    def changed(self) -> list[bool]:
-        """Which parameters this rank changed since `begin`."""
-        return [p._version != version for p, version in zip(self.params, self.versions, strict=True)]
-
-    def agree(self) -> None:
-        """Buffers, and parameters that any rank changed, become those of rank 0."""
-        send(self.buffers)
-        if not self.params:
-            return
-        flags = torch.tensor(self.changed(), dtype=torch.int32, device=self.params[0].device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        send([p for p, flag in zip(self.params, flags.tolist(), strict=True) if flag])
-
-
-@torch.no_grad()
-def send(tensors: Sequence[Tensor]) -> None:
-    """Tensors become those of rank 0."""
-    for bucket in _buckets(sorted(tensors, key=lambda t: str(t.dtype))):
-        flat = torch.cat([t.detach().reshape(-1) for t in bucket])
-        dist.broadcast(flat, 0)
-        for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
-            tensor.copy_(part.view_as(tensor))
-
-
-def average(params: Sequence[nn.Parameter], world: int) -> None:
-    """Gradients become their mean over the ranks; one that no rank has stays None, as in a single process."""
-    present = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device)
-    dist.all_reduce(present)
-    for p, ranks in zip(params, present.tolist(), strict=True):
-        if ranks and p.grad is None:
-            p.grad = torch.zeros_like(p)
-    for bucket in _buckets([p.grad for p in params if p.grad is not None]):
-        flat = torch.cat([grad.reshape(-1) for grad in bucket])
-        dist.all_reduce(flat)
-        flat /= world
-        for grad, part in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
-            grad.copy_(part.view_as(grad))
-
-
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type, not many elements together."""
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if bucket and (size + tensor.numel() > BUCKET or tensor.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.numel()
-    if bucket:
-        yield bucket
-
-
-def on_rank_zero(act: Callable[[], T], rank: int) -> T:
-    """What rank 0 gets from `act`, on all ranks; errors that a user can meet end all of them."""
-    outcome: list[Any] = [None, None]
-    if rank == 0:
-        try:
-            outcome[0] = act()
-        except (GPAError, OSError) as error:
-            outcome[1] = error
-    told = [outcome[0], None if outcome[1] is None else str(outcome[1])]
-    with lost_rank():
-        dist.broadcast_object_list(told, 0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    if told[1] is not None:
-        raise TrainingError(f"rank 0 stopped: {told[1]}")
-    return told[0]
-
-
-def gather(item: T, world: int) -> list[T]:
-    """The item of every rank, on all ranks."""
-    items: list[Any] = [None] * world
-    with lost_rank():
-        dist.all_gather_object(items, item)
-    return items
-
-
-def largest(number: int, device: torch.device) -> int:
-    """The largest number of all ranks, on all ranks."""
-    shared = torch.tensor(number, device=device)
-    with lost_rank():
-        dist.all_reduce(shared, dist.ReduceOp.MAX)
-    return int(shared)
-
-
-@contextmanager
-def lost_rank() -> Iterator[None]:
-    """A broken connection, or a silence beyond train.timeout, as an error that says what to do."""
-    try:
-        yield
-    except RuntimeError as error:  # gloo raises it bare, NCCL a subclass
-        text = str(error).lower()
-        if isinstance(error, GPAError) or not any(sign in text for sign in SIGNS):
-            raise
-        reason = str(error).splitlines()[0][:160]
-        raise TrainingError(
-            f"another process of this run is gone or silent ({reason}); the last checkpoint is intact, the "
-            "same command goes on from it. A slow evaluation needs a larger train.timeout"
-        ) from error
-
-
-def leave() -> None:
-    """Leave the group of processes, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+            collectives.leave()
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -37,6 +37,12 @@ GPUS = {
 }
 
 
+def known_peak(name: str) -> float | None:
+    """Operations per second in half precision of the GPU in the table that a device's name contains."""
+    name = name.lower().replace(" ", "")
+    return next((gpu.flops for key, gpu in GPUS.items() if key in name), None)
+
+
 @dataclass(frozen=True)
 class Rates:
     """Ids per second of audio that each task puts into a row, text included.
@@ -81,7 +87,11 @@ class Shape:
 
     def flops_per_id(self, length: int) -> float:
         """Operations of forward and backward pass per id in rows of `length`; attention is causal."""
-        return 6.0 * self.multiplied + 6.0 * self.layers * self.inner * length
+        return self.flops(1, length)
+
+    def flops(self, ids: int, squares: int) -> float:
+        """The same of rows with `ids` together, whose squared lengths add up to `squares`."""
+        return 6.0 * self.multiplied * ids + 6.0 * self.layers * self.inner * squares
 
     def row_bytes(self, positions: float, width: int) -> float:
         """Keys and values of one row of an engine's cache, in numbers of `width` bytes."""

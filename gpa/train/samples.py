@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from gpa import audio, disk
+from gpa.errors import UsageError
 
 FOLDER, FACTS, PAGE = "samples", "samples.json", "index.html"
 FFT, HOP = 512, 128
@@ -24,6 +25,17 @@ _STYLE = (
     "body{font:14px sans-serif;margin:1em}td,th{padding:.4em;vertical-align:top;text-align:left}"
     "td{min-width:240px;max-width:320px}img{width:100%;height:90px}audio{width:100%}"
 )
+
+
+@dataclass(frozen=True)
+class SampleArgs:
+    """`samples` held-out clips are heard at every evaluation; 0: none."""
+
+    samples: int = 2
+
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise UsageError(f"validate.samples={self.samples}: at least 0")
 
 
 @dataclass(frozen=True)

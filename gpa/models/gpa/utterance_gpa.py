@@ -23,7 +23,7 @@ from gpa.models.gpa.alignment_gpa import first_frames, letters, looked_up, word_
 from gpa.models.gpa.longform_gpa import Pending
 from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech, Word
 from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
-from gpa.models.gpa.segmentation_gpa import Passage, audible_seconds, least_seconds
+from gpa.models.gpa.segmentation_gpa import Passage, audible_range, audible_seconds, least_seconds
 from gpa.prompt.tasks import ASR, TTS
 from gpa.text.edit_distance import edits, without_punctuation, words
 
@@ -323,7 +323,8 @@ class Utterance:
             return ()
         _, attention = looked_up(read, processor.vocab, prompt, ids)
         spec = processor.codec.spec
-        times = part.begin + first_frames(attention) / spec.frame_rate
+        begin, end = audible_range(take.wav, spec.sample_rate)  # no word is said before or after
+        times = part.begin + np.clip(first_frames(attention) / spec.frame_rate, begin, end)
         found = word_times(text, letters(processor.text_tokenizer.decode, ids, text), times)
         return tuple(Word(word, start, end) for (_, start, end), (word, _) in zip(found, said, strict=True))
 

@@ -42,6 +42,13 @@ export class Intake extends EventTarget {
     this.dispatchEvent(new CustomEvent("sound", { detail: { file } }));
   }
 
+  // The file, once a recording that is still on has ended; without one `what` is to be done first.
+  async sound(what = "Choose a file or record something first") {
+    if (this.#recorder) await this.#record();
+    if (!this.file) throw new Error(what);
+    return this.file;
+  }
+
   clear() {
     this.file = null;
     this.#find("input").value = "";

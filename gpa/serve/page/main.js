@@ -7,7 +7,7 @@ import { fillRestore, startRestore } from "./restore.js";
 import { startSpeak } from "./speak.js";
 import { startTabs } from "./tabs.js";
 import { startTranscribe } from "./transcribe.js";
-import { fetchVoices, offer, startVoices } from "./voices.js";
+import { chosenVoice, fetchVoices, offer, startVoices } from "./voices.js";
 
 const panel = (name) => document.getElementById(name);
 
@@ -34,7 +34,7 @@ async function start() {
   keepFields();
   startSpeak(panel("speak"));
   startTranscribe(panel("transcribe"));
-  startRestore(panel("convert"), "v1/audio/conversions", (data) => `As ${data.get("voice")}`);
+  startRestore(panel("convert"), "v1/audio/conversions", (form) => `As ${chosenVoice(form)}`);
   startRestore(panel("enhance"), "v1/audio/enhancements", () => "Enhanced");
   startVoices(panel("voices"), voices);
   startTabs(["speak", "transcribe", "convert", ...(models.length > 1 ? ["enhance"] : []), "voices"]);

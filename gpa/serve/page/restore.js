@@ -21,12 +21,12 @@ export function fillRestore(panel, withVoice) {
 export function startRestore(panel, path, title) {
   const intake = new Intake(panel.querySelector(".intake"));
   let heard = null;
-  task(panel, async ({ data, signal, outcome }) => {
-    if (!intake.file) throw new Error("Choose a file or record something first");
-    data.set("file", intake.file, intake.file.name);
+  task(panel, async ({ form, data, signal, outcome }) => {
+    const file = await intake.sound();
+    data.set("file", file, file.name);
     data.set("response_format", "pcm");
     heard?.remove();
-    const sound = (heard = new Sound(title(data), RATE, `gpa-${panel.id}`));
+    const sound = (heard = new Sound(title(form), RATE, `gpa-${panel.id}`));
     const asked = performance.now();
     try {
       const response = await ask(path, { method: "POST", body: data, signal });

@@ -4,16 +4,18 @@ import { ask, events, fromBase64, fromPcm } from "./api.js";
 import { announce } from "./notice.js";
 import { Sound } from "./sound.js";
 import { task } from "./task.js";
+import { chosenVoice } from "./voices.js";
 
 const RATE = 24000;
 
 let heard = null;
 
-async function speak({ data, signal, outcome }) {
+async function speak({ form, data, signal, outcome }) {
   const given = Object.fromEntries(["seed", "speed", "temperature", "pause"].flatMap((name) => (data.get(name) === "" ? [] : [[name, Number(data.get(name))]])));
   const json = { input: data.get("input"), voice: data.get("voice"), ...given, response_format: "pcm", stream_format: "sse", timestamps: "word", return_token_ids: true, sample_rate: RATE };
   heard?.remove();
-  const sound = (heard = new Sound(json.voice, RATE, `gpa-${json.voice}`, json.input));
+  const voice = chosenVoice(form);
+  const sound = (heard = new Sound(voice, RATE, `gpa-${voice}`, json.input));
   const asked = performance.now();
   let first = null;
   try {

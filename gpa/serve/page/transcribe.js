@@ -11,8 +11,8 @@ const clock = (seconds) => `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed
 export function startTranscribe(panel) {
   const intake = new Intake(panel.querySelector(".intake"));
   task(panel, async ({ data, signal, outcome }) => {
-    if (!intake.file) throw new Error("Choose a file or record something first");
-    data.set("file", intake.file, intake.file.name);
+    const file = await intake.sound();
+    data.set("file", file, file.name);
     data.set("stream", "true");
     const asked = performance.now();
     const response = await ask("v1/audio/transcriptions", { method: "POST", body: data, signal });

@@ -21,10 +21,13 @@ export function offer(voices) {
   }
 }
 
+// The name of the voice that a form has chosen; its value is an id.
+export const chosenVoice = (form) => form.querySelector("[data-voices]").selectedOptions[0]?.text ?? "";
+
 export function startVoices(panel, voices) {
   const form = panel.querySelector("form"), list = panel.querySelector(".library");
   const [intake, agreement] = [...panel.querySelectorAll(".intake")].map((element) => new Intake(element));
-  const quality = panel.querySelector(".report");
+  const quality = panel.querySelector(".report"), start = form.querySelector("[type=submit]");
 
   const refresh = async () => {
     const found = await fetchVoices();
@@ -36,11 +39,11 @@ export function startVoices(panel, voices) {
   // What is undone if it cannot be: a consent that no voice rests on, or that is gone already.
   const withdraw = (consent) => ask(`${CONSENTS}/${encodeURIComponent(consent)}`, { method: "DELETE" }).catch(() => {});
 
-  const agree = async (name) => {
+  const agree = async (name, recording) => {
     const data = new FormData();
     data.set("name", name);
     data.set("language", document.documentElement.lang);
-    data.set("recording", agreement.file, agreement.file.name);
+    data.set("recording", recording, recording.name);
     return (await (await ask(CONSENTS, { method: "POST", body: data })).json()).id;
   };
 
@@ -68,6 +71,7 @@ export function startVoices(panel, voices) {
       button.addEventListener("blur", () => { button.classList.remove("sure"); button.textContent = "Delete"; }, { once: true });
       return;
     }
+    button.disabled = true;
     try {
       await ask(`${PATH}/${encodeURIComponent(id)}`, { method: "DELETE" });
       if (consent?.startsWith("cons_")) await withdraw(consent);
@@ -75,6 +79,7 @@ export function startVoices(panel, voices) {
       announce(`The voice ${name} is deleted.`);
       panel.querySelector(".library").previousElementSibling.focus();
     } catch (error) {
+      button.disabled = false;
       showProblem(panel, error);
     }
   };
@@ -82,16 +87,19 @@ export function startVoices(panel, voices) {
   intake.addEventListener("sound", async ({ detail }) => quality.replaceChildren(...(await report(detail.file))));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    if (form.ariaBusy === "true") return; // once is enough
+    form.ariaBusy = "true";
+    start.textContent = "Adding …";
     clearProblem(panel);
     const data = new FormData(form);
     try {
-      if (!intake.file) throw new Error("Choose a file or record something first");
+      const sample = await intake.sound();
       if (!data.get("name").trim()) throw Object.assign(new Error("Give the voice a name"), { param: "name" });
       if (!data.has("agreed")) throw Object.assign(new Error("Say that the speaker agrees"), { param: "agreed" });
-      if (!agreement.file) throw new Error("Record how the speaker agrees, or choose a file of it");
+      const recording = await agreement.sound("Record how the speaker agrees, or choose a file of it");
       data.delete("agreed");
-      data.set("audio_sample", intake.file, intake.file.name);
-      data.set("consent", await agree(data.get("name")));
+      data.set("audio_sample", sample, sample.name);
+      data.set("consent", await agree(data.get("name"), recording));
       try {
         await ask(PATH, { method: "POST", body: data });
       } catch (error) {
@@ -106,6 +114,9 @@ export function startVoices(panel, voices) {
       quality.replaceChildren();
     } catch (error) {
       showProblem(panel, error);
+    } finally {
+      form.ariaBusy = "false";
+      start.textContent = "Add voice";
     }
   });
   show(voices);

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Loss(NamedTuple):
     """One optimiser's share of a step: which optimiser, what to minimise, what to log.
 
-    Of the metrics, `tokens` and `positions` are counts (positions with padding): they become rates.
+    Of the metrics, `tokens` or `frames`, `positions` (padding too) and `flops` are counts that become rates.
     """
 
     optimizer: str

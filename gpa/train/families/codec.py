@@ -33,6 +33,7 @@ from gpa.train.families.base import Loss
 from gpa.train.families.reconstruction import contest, drawn
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import to_device
+from gpa.train.samples import Sample, SampleArgs
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class CodecData:
     """Where the feature cache is and how batches are cut; `encoder` is that of the features, to hear with.
 
     `degraded` is a second cache of the same clips (`gpa.data.feature_cache --degraded`); a clip's features
-    come from there as often as `degraded_share` says, what is to be decoded never does.
+    come from there as often as `degraded_share` says, what is to be decoded never does. Clips that are
+    invented may be missing there.
     """
 
     cache: str
@@ -95,6 +97,7 @@ class CodecRecipe:
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: CodecWeights = field(default_factory=CodecWeights)
+    validate: SampleArgs = field(default_factory=SampleArgs)
 
 
 class CodecModule(nn.Module):
@@ -233,7 +236,9 @@ class CodecFamily:
         longest = max(cache.rows[i]["frames"] for i in rows)
         features = np.zeros((len(rows), longest, self.config.encoder.input_channels), np.float32)
         for n, i in enumerate(rows):
-            heard = degraded if degraded and rng.random() < data.degraded_share else cache
+            heard = cache
+            if degraded and i < len(degraded) and rng.random() < data.degraded_share:
+                heard = degraded
             features[n, : cache.rows[i]["frames"]] = heard.features(i)
         targets = [letter_targets(cache.rows[i].get("text") or "") for i in rows]
         # Always as many: batch norm must not see two clips.
@@ -276,6 +281,8 @@ class CodecFamily:
         codec.speaker_encoder.train(not voice_frozen).requires_grad_(not voice_frozen)
         codec.quantizer.train(not self.recipe.freeze_ids)
         loss, metrics, wav = self._reconstruct(module, batch)
+        metrics["frames"] = float(batch.frames.sum())
+        metrics["positions"] = float(batch.features[:, 0].numel())
         critic = module.discriminators
         if critic is None or step < w.adversarial_from:
             yield Loss("generator", loss, metrics)
@@ -349,6 +356,23 @@ class CodecFamily:
                 if key in metrics:
                     totals.setdefault(key, []).append(metrics[key])
         return {key: float(np.mean(values)) for key, values in totals.items()}
+
+    def sound_samples(self, module: nn.Module) -> list[Sample]:
+        """Held-out clips, and what they sound like when the codec has encoded and decoded them."""
+        assert isinstance(module, CodecModule)
+        codec, made, rate = module.codec, list[Sample](), self.config.sample_rate
+        most = self.recipe.data.reference_frames * FRAME
+        device = next(module.parameters()).device
+        for number, i in enumerate(self.dev_rows[: self.recipe.validate.samples]):
+            real = torch.from_numpy(self.cache.wav(i))[None].to(device)
+            features = torch.from_numpy(self.cache.features(i)).T[None].to(device)
+            wav = codec.decode(codec.encode_semantic(features), codec.encode_global(real[:, :most])).float()
+            same = min(wav.shape[1], real.shape[1])
+            scores = {"mel": module.mel_distance(wav[:, :same], real[:, :same]).item()}
+            caption = self.cache.rows[i].get("text") or ""
+            made.append(Sample(f"clip-{number}", real[0].cpu().numpy(), rate, caption))
+            made.append(Sample(f"resynthesis-{number}", wav[0].cpu().numpy(), rate, caption, scores))
+        return made
 
     def export(self, module: nn.Module, path: Path) -> None:
         assert isinstance(module, CodecModule)

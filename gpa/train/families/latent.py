@@ -218,7 +218,7 @@ class LatentFamily:
         if render or not parts.keys() - {"kl"}:
             _, wav = drawn(codec.decoder, frames[: len(few.wav)], few, envelope=False, render=True)
             parts |= self._sound_parts(module, wav, few.wav)
-        metrics = {name: part.item() for name, part in parts.items()}
+        metrics = {name: part.item() for name, part in parts.items()} | {"frames": float(batch.f0.numel())}
         loss = torch.stack([getattr(w, name) * part for name, part in parts.items()]).sum()
         critic = module.discriminators
         if critic is None or wav is None or step < w.adversarial_from:

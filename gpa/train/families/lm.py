@@ -1,14 +1,11 @@
-"""Training the language model on the tasks of a recipe: rows from `prompt.example`, next-token loss on the
-completion.
+"""Training the language model on a recipe's tasks: next-token loss on the completion of `prompt.example`.
 
-With little data and compute the hard part is learning where to look. So one attention head is also shown
-it: the CTC alignment of the codec says which text ids belong to which frames, and `alignment` pulls the
-head's attention there. Inference is untouched; the network is transformers' own Qwen3.
+With little data the hard part is learning where to look. So `alignment` pulls one attention head to the ids
+whose letters the codec's CTC alignment hears. Inference is untouched; the network is transformers' Qwen3.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -47,13 +44,13 @@ from gpa.train.families.validation import ValidateArgs, prepare
 from gpa.train.optim import OptimArgs
 from gpa.train.parallel import to_device
 from gpa.train.parts import CheckpointParts
+from gpa.train.planning import Shape
 
 if TYPE_CHECKING:
     from gpa.prompt.vocab import Vocab
     from gpa.train.assemble import TrainingFacts
     from gpa.train.samples import Sample
 
-log = logging.getLogger(__name__)
 WHOLE, NETWORK = "whole", "network"
 
 
@@ -151,6 +148,7 @@ class LMFamily:
         folder = recipe.data.folders[0]
         self.vocab = token_folder.read_vocab(folder)
         self.at: Position | None = None
+        self.shape: Shape | None = None  # of the network that was built
         _check_format(recipe, self.vocab)
         if self.init:
             self._check_fingerprints(self.init)
@@ -209,6 +207,7 @@ class LMFamily:
                 f"weights.alignment_layer={w.alignment_layer}: the network has only "
                 f"{model.config.num_hidden_layers} layers; weights.alignment=0 does without"
             )
+        self.shape = None if self.recipe.adapter.rank else Shape.of(model)  # what is frozen costs less
         if self.recipe.adapter.rank:
             adapters.attach(model, self.recipe.adapter)
         return model
@@ -305,7 +304,8 @@ class LMFamily:
             total = total + w.alignment * aligned
             metrics["alignment"] = aligned.item()
         metrics |= {f"tokens/{name}": int((task == n).sum()) for n, name in enumerate(self.tasks)}
-        return total, metrics | {"tokens": batch.real, "positions": batch.ids.numel()}
+        metrics |= {"tokens": batch.real, "positions": batch.ids.numel()}
+        return total, metrics | ({"flops": self.shape.flops(batch.real, batch.squares)} if self.shape else {})
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         assert isinstance(module, Backbone)
