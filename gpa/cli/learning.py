@@ -1,7 +1,8 @@
-"""The commands that train, as options: `gpa train`, `config`, `plot`, `lab`, `finetune` and `plan`."""
+"""The commands that train, as options: `gpa train`, `config`, `plot`, `lab`, `finetune`, `pairs`, `plan`."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from gpa.cli import commands, options
 
 def add(sub: Any) -> None:
     """Add the commands to the parser."""
-    for each in (_train, _config, _finetune, _plan, _lab):
+    for each in (_train, _config, _finetune, _pairs, _plan, _lab):
         each(sub)
 
 
@@ -100,6 +101,41 @@ docs/finetuning.md says what was measured.
     seen.add_argument("--judge", choices=("auto", "extra", "own"), default="auto", help="who listens")
     seen.add_argument("--limit", type=float, default=10.0, metavar="POINTS", help="of loss (default 10)")
     options.model(p)
+
+
+def _pairs(sub: Any) -> None:
+    p = options.command(
+        sub, "pairs", _make_pairs, "takes of texts as pairs for preference training (DPO)", """\
+  gpa pairs sentences.txt -o pairs
+  gpa pairs sentences.txt --model runs/own/export --takes 8 -o pairs
+  gpa train recipes/gpa/dpo.yaml init=gpa-mini data.pairs=pairs
+
+one text a line; of a .tsv the last column. the model says each in one of its voices, several times, and a
+judge writes down what it hears: the take with fewest wrong words is the better one, that with most the
+worse one. texts without such a pair are counted, and named in rejected.jsonl. pairs are ids of the model
+that spoke, and train no other. keep what an evaluation says out: gpa eval --seen pairs/pairs.jsonl
+"""
+    )  # fmt: skip
+    p.add_argument("texts", type=Path, nargs="+", metavar="FILE", help="texts, one a line")
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    p.add_argument("--takes", type=int, default=4, metavar="N", help="of each text (default 4)")
+    p.add_argument(
+        "--margin", type=int, default=1, metavar="N", help="wrong words more in the worse take (default 1)"
+    )
+    p.add_argument(
+        "--judge",
+        choices=("auto", "extra", "own"),
+        default="auto",
+        help="who listens: Whisper (extra `eval`), the model itself (own), or Whisper if it is there (auto)",
+    )
+    options.sampling(p)
+    options.model(p)
+
+
+def _make_pairs(args: argparse.Namespace) -> None:
+    from gpa.cli import pairing  # here: parsing needs none of it
+
+    pairing.run(args)
 
 
 def _plan(sub: Any) -> None:

@@ -36,9 +36,10 @@ log = logging.getLogger(__name__)
 
 OTHERS, VOICE, MIXED = "dev", "dev-voice", "dev-mixed"  # splits of the compared items
 JUDGES = ("auto", "extra", "own")
+OTHER_JUDGES = ("words_2", "quality_2", "phonemes")  # that the table has no column for
 
 
-def choose_judges(which: str, model: GPA) -> Judges:
+def choose_judges(which: str, model: GPA, without: Sequence[str] = OTHER_JUDGES) -> Judges:
     """The judges of the extra `eval`, or the model's own recogniser ("auto": if the extra is absent).
 
     Where there is no speaker judge the codec's speaker encoder takes its seat.
@@ -48,7 +49,7 @@ def choose_judges(which: str, model: GPA) -> Judges:
     voices = FunctionJudge("the codec's own speaker encoder", model.codec.speaker_vector)
     if which != "own":
         try:
-            judges = open_judges(without=("words_2", "quality_2", "phonemes"))
+            judges = open_judges(without=without)
             return judges if judges.voice else replace(judges, voice=voices)
         except MissingExtraError as error:
             if which == "extra":

@@ -118,6 +118,12 @@ def fingerprints(folder: Path) -> Mapping[str, str]:
     return found | ({"glm": glm.fingerprint()} if glm else {})
 
 
+def network_fingerprint(folder: Path) -> str:
+    """SHA-256 of the weights of a checkpoint's language model, whatever their layout and names of files."""
+    network, _ = Network.load(folder)
+    return state_digest({}, network.state_dict())
+
+
 def count_weights(folder: Path) -> int:
     """About how many weights a checkpoint has, all parts together, read off its files at two bytes each."""
     found = (path for pattern in ("*.safetensors", "*.bin") for path in folder.rglob(pattern))
@@ -195,11 +201,10 @@ def write_checkpoint(  # noqa: PLR0913
 
 def _digests(folder: Path) -> list[str]:
     """SHA-256 of everything that outputs depend on, whatever the layout."""
-    network, _ = Network.load(folder)
     codec, glm = load_parts(folder, torch.device("cpu"))
     lists = [hashlib.sha256(content).hexdigest() for _, content in sorted(read_text_files(folder).items())]
     return [
-        state_digest({}, network.state_dict()),
+        network_fingerprint(folder),
         codec.fingerprint(),
         *([glm.fingerprint()] if glm else []),
         *lists,

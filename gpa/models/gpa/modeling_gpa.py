@@ -94,6 +94,21 @@ def inference_network(lm: Backbone) -> Network:
     return Network.of(lm.config.to_diff_dict(), state)
 
 
+def completion_losses(
+    model: Backbone, ids: Tensor, labels: Tensor, positions: Tensor, hidden: bool = False
+) -> tuple[Tensor, Tensor, Any]:
+    """-log P of every id of `labels` (B, L), in their order; where they are predicted (B, L - 1), and hidden
+    states if asked for.
+
+    `positions` (B, L) start again with every packed row. There is no mask: such a start ends the row before,
+    and causal attention never sees right padding.
+    """
+    out = model.model(ids, position_ids=positions, use_cache=False, output_hidden_states=hidden)
+    at = labels[:, 1:] >= 0  # what has no label is below
+    logits = model.lm_head(out.last_hidden_state[:, :-1][at])
+    return F.cross_entropy(logits, labels[:, 1:][at], reduction="none"), at, out.hidden_states
+
+
 def alignment_loss(model: Backbone, hidden: Tensor, positions: Tensor, look: Tensor, layer: int) -> Tensor:
     """-log of the attention that head 0 of `layer` gives to the spans `look` (B, L, 2); rows of (0, 0) are
     left out.

@@ -29,10 +29,9 @@ from gpa.data.batches import BatchPlan
 from gpa.data.feature_cache import FeatureCache
 from gpa.errors import CheckpointError, UsageError
 from gpa.train.arguments import TrainArgs
-from gpa.train.families.base import Loss
+from gpa.train.families.base import Loss, to_device
 from gpa.train.families.reconstruction import contest, drawn
 from gpa.train.optim import OptimArgs
-from gpa.train.parallel import to_device
 from gpa.train.samples import Sample, SampleArgs
 
 

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpa import config, disk
 from gpa.data import rows, token_folder
 from gpa.data.row_plan import Budget, Position, RowPlan, RowStream
 from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
@@ -27,22 +25,21 @@ from gpa.models.gpa.checkpoint_gpa import save_network
 from gpa.models.gpa.modeling_gpa import (
     Backbone,
     alignment_loss,
+    completion_losses,
     inference_network,
     load_backbone,
     new_backbone,
 )
 from gpa.prompt.formats import PublishedFormat, get_format
-from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS, canonical_task
-from gpa.text.pronunciations import Pronunciations
+from gpa.prompt.tasks import DEFAULT, TASKS, canonical_task
 from gpa.text.tokenizer import TextTokenizer, copy_tokenizer
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.arguments import TrainArgs
-from gpa.train.families.base import Loss
+from gpa.train.families.base import Loss, to_device
 from gpa.train.families.speech_samples import SpeechSamples
 from gpa.train.families.validation import ValidateArgs, prepare
 from gpa.train.optim import OptimArgs
-from gpa.train.parallel import to_device
 from gpa.train.parts import CheckpointParts
 from gpa.train.planning import Shape
 
@@ -159,7 +156,11 @@ class LMFamily:
         dev = joined([chosen(part, part.held_out().tolist()) for part in sets])
         self.text = fmt.text_tokenizer
         noise = Noise(recipe.data.noise, recipe.data.text_noise, recipe.data.drop_text, recipe.data.spelt)
-        dictionary = Pronunciations.read(Path(path)) if (path := recipe.data.pronunciations) else None
+        dictionary = None
+        if path := recipe.data.pronunciations:
+            from gpa.text.pronunciations import Pronunciations
+
+            dictionary = Pronunciations.read(Path(path))
         self.dev = RowBuilder(dev, fmt, dictionary=dictionary)
         shares = {name: args.share or 0.0 for name, args in recipe.tasks.items()}
         budget = Budget(recipe.data.max_ids, recipe.data.batch_ids, recipe.train.seed, shares)
@@ -283,14 +284,7 @@ class LMFamily:
     def _loss(self, module: nn.Module, batch: LMBatch) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(module, Backbone)
         w = self.recipe.weights
-        # No mask: positions that start again end a row, and causal attention never sees right padding.
-        out = module.model(
-            batch.ids, position_ids=batch.positions, use_cache=False, output_hidden_states=True
-        )
-        targets = batch.labels[:, 1:]
-        at = targets != IGNORE
-        logits = module.lm_head(out.last_hidden_state[:, :-1][at])
-        nll = F.cross_entropy(logits, targets[at], reduction="none")
+        nll, at, states = completion_losses(module, batch.ids, batch.labels, batch.positions, True)
         task = batch.task[:, 1:][at]
         total, metrics = nll.new_zeros(()), {}
         for n, (name, args) in enumerate(self.recipe.tasks.items()):
@@ -299,7 +293,7 @@ class LMFamily:
                 total = total + (args.weight or 0.0) * mean * mine.float().mean() ** 0.5
                 metrics[name] = mean.item()
         if w.alignment:
-            layer, hidden = w.alignment_layer, out.hidden_states[w.alignment_layer]
+            layer, hidden = w.alignment_layer, states[w.alignment_layer]
             aligned = alignment_loss(module, hidden, batch.positions, batch.look, layer)
             total = total + w.alignment * aligned
             metrics["alignment"] = aligned.item()
@@ -339,12 +333,15 @@ class LMFamily:
             from gpa.train import assemble  # the whole of inference, which only the end of a run needs
 
             return assemble.write(network, path, self.parts, self._facts(), save_adapter, module.dtype)
+        from gpa import disk
+
         with disk.written_whole(path, overwrite=True) as folder:
             save_network(network, folder, module.dtype)
             copy_tokenizer(self.recipe.data.folders[0], folder)
             save_adapter(folder)
 
     def _facts(self) -> TrainingFacts:
+        from gpa import config
         from gpa.train.assemble import TrainingFacts
 
         r = self.recipe
