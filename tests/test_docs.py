@@ -126,7 +126,7 @@ def test_every_command_shown_is_accepted_by_the_parser() -> None:
         if line.startswith("gpa ")
     ]
     for line in lines:
-        words = shlex.split(re.split(r" [|<] ", line)[0], comments=True)[1:]
+        words = shlex.split(re.split(r" [|<>&]", line)[0], comments=True)[1:]
         _, unknown = main._parser().parse_known_args(words)
         assert not unknown or words[0] in PASSED_ON, f"{line}: {unknown}"
 

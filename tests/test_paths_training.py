@@ -40,12 +40,6 @@ TRACKED = importlib.util.find_spec("tensorboard") is not None
 SHORT += [] if TRACKED else ["train.tracker=none"]
 
 
-THEIRS = """
-from transformers import AutoModelForCausalLM  # as docs/huggingface.md says
-print(type(AutoModelForCausalLM.from_pretrained("owner/anna")).__name__)
-"""
-
-
 class Reader:
     """Who reads the page: a folder, a hub, and what each line said."""
 
@@ -153,8 +147,8 @@ def test_the_name_loads_and_speaks_as_the_folder_does(reader: Reader) -> None:
     reader.walk(verify)
     assert "All stages agree" in reader.said[verify]
     (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    reader.walk(source := block + THEIRS)
-    assert reader.said[source].splitlines()[:2] == ["['alloy']", "Qwen3ForCausalLM"]
+    reader.walk(block)
+    assert reader.said[block].splitlines()[0] == "['alloy']"
     reader.hub.seen.clear()
     same = ("--seed", "1")
     code = reader.walk(tts, *same, "--offline", codes=(0, 6))  # so little training may end in silence

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from gpa.bench import machine
 from gpa.bench.figures import progress, table
-from gpa.data import token_folder
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from gpa.prompt.vocab import Vocab
 
 WORDS = (
@@ -92,6 +92,10 @@ def measure(settings: Settings, say: Callable[[str], None] = lambda _: None) -> 
 
 def write(folder: Path, rows: int, settings: Settings, say: Callable[[str], None]) -> None:
     """Write a prepared folder of so many rows, one in a thousand of them held out."""
+    import pyarrow as pa
+
+    from gpa.data import token_folder
+
     folder.mkdir(parents=True)
     vocab = _vocabulary(settings, folder)
     shards = -(-rows // settings.shard_rows)
@@ -120,6 +124,10 @@ def _vocabulary(settings: Settings, folder: Path) -> Vocab:
 
 def _rows(numbers: range, vocab: Vocab) -> pa.Table:
     """Rows by number, with the columns of `token_folder`: random codes, a sentence that fits their time."""
+    import pyarrow as pa
+
+    from gpa.data import token_folder
+
     draw, count = np.random.default_rng(numbers.start), len(numbers)
     seconds = draw.uniform(*SECONDS, count)
     words = draw.choice(WORDS, (count, round(2 * SECONDS[1]))).tolist()
@@ -142,6 +150,8 @@ def _rows(numbers: range, vocab: Vocab) -> pa.Table:
 
 
 def _lists(sizes: np.ndarray, values: np.ndarray) -> pa.Array:
+    import pyarrow as pa
+
     ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
     return pa.ListArray.from_arrays(ends, values.astype(np.int32))
 

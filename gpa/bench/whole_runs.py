@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpa.bench.throughput import RUN, SHARDED, TRACKED, Count
-from gpa.train import metrics
 from gpa.train.loop import train
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ class Runs:
 
     def turn(self, name: str, _warm: object, _timed: object, told: Told) -> Count:
         """Run the loop from its first batch on, whichever rows the others take; warm-up is not counted."""
+        from gpa.train import metrics
+
         family = self.streamed if name == SHARDED else self.whole
         of = self.steps
         args = replace(
