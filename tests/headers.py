@@ -11,6 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = re.compile(r"(?:^|: )((?:python -m gpa|gpa |accelerate launch ).*)")
 MODULES = {"gpa": ["gpa"], "accelerate": ["accelerate.commands.launch"]}  # of what pip puts on the path
+FROM_A_CORPUS = (
+    "adapter",
+    "encodec",
+    "gpa_0_3b",
+    "gpa_3b",
+    "own",
+)  # recipes that begin with a corpus of the user's
 
 
 def commands(recipe: Path) -> list[str]:

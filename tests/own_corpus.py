@@ -1,6 +1,7 @@
 """Two minutes of speech that lie in a clone: what gpa-mini's codec makes of stored ids."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -11,10 +12,12 @@ from gpa.audio import save
 SENTENCES = Path(__file__).parent / "assets" / "two-minutes.json"
 
 
-def write_corpus(folder: Path) -> float:
-    """Write SPLIT/SPEAKER/NN.wav with its .txt; returns the seconds of sound."""
+def write_corpus(folder: Path, only: Collection[str] = ()) -> float:
+    """Write SPLIT/SPEAKER/NN.wav with its .txt, all of them or the ids of `only`; returns the seconds."""
     mini, seconds = GPA.from_pretrained("gpa-mini", device="cpu"), 0.0
     for row in json.loads(SENTENCES.read_text(encoding="utf-8")):
+        if only and row["id"] not in only:
+            continue
         path = folder / f"{row['id']}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         with torch.inference_mode():

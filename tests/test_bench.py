@@ -11,9 +11,20 @@ import torch
 
 from conftest import RATE, speechlike
 from gpa import audio, config
-from gpa.bench import throughput
+from gpa.bench import figures, throughput
 from gpa.bench.peer import Dataset
-from gpa.bench.throughput import LIVE, PACKED, PADDED, SORTED, TRAINER, Count, Result
+from gpa.bench.throughput import (
+    LIVE,
+    PACKED,
+    PADDED,
+    RUN,
+    SHARDED,
+    SORTED,
+    TRACKED,
+    TRAINER,
+    Count,
+    Result,
+)
 from gpa.bench.training import Settings, measure, peak, read_recipe
 from gpa.bench.variants import Given, Later, Maker, Rows, Sound
 from gpa.cli import main
@@ -190,7 +201,7 @@ def test_command_prints_one_json_object(recipe: Path, capfd: pytest.CaptureFixtu
     assert set(found) == keys | {"parameters", "variants", "skipped"}
     keys = {"name", "title", "tokens_per_s", "padding", "seconds_per_step", "flops_per_s", "mfu", "over_live"}
     for row in found["variants"]:
-        assert set(row) == keys | {"over_trainer", "rounds"}
+        assert set(row) == keys | {"over_trainer", "over_run", "rounds"}
         assert row["over_live"] is None and set(row["over_trainer"]) == {"ratio", "low", "high"}
         assert [set(turn) for turn in row["rounds"]] == [{"tokens", "positions", "steps", "seconds"}]
 
@@ -281,3 +292,36 @@ def test_peak_is_known_for_planned_gpus_in_half_precision(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA GeForce RTX 4090")
     assert peak(torch.device("cuda"), "bf16") == 165e12
     assert peak(torch.device("cuda"), "fp32") is None and peak(CPU, "bf16") is None
+
+
+def test_a_measurement_says_how_far_it_is(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the rows are read, within every turn of every variant, the Trainer's too, and after each."""
+    monkeypatch.setattr(figures, "SAY_EVERY", 0.0)
+    said: list[str] = []
+    measure(Settings(recipe, rounds=1, steps=2, warmup=1, rows=3, threads=1), said.append)
+    assert said[0].endswith(f"reading {read_recipe(Settings(recipe))[0].data.tokens}")
+    for name in (PADDED, PACKED, SORTED, TRAINER):
+        head = f"round 1/1  {throughput.TITLES[name]}: "
+        mine = [line.removeprefix(head) for line in said if line.startswith(head)]
+        steps = len(mine) - 1
+        assert mine[:-1] == [f"step {n} of {steps}" for n in range(1, steps + 1)] and steps > 1
+        assert mine[-1].endswith(" tokens/s")
+
+
+def test_a_measurement_is_silent_for_seconds(recipe: Path) -> None:
+    said: list[str] = []
+    measure(Settings(recipe, rounds=1, steps=1, warmup=0, rows=3, threads=1), said.append)
+    assert not [line for line in said if "step" in line]
+
+
+def test_whole_runs_stand_beside_each_other(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With a tracker the batches are those of the plain run; all three have real steps behind them."""
+    pytest.importorskip("tensorboard")
+    words = ["bench", "train", str(recipe), "--rounds", "2", "--steps", "2", "--warmup", "1", "--rows", "3"]
+    assert main.main([*words, "--runs", "--threads", "1", "--json"]) == 0
+    found = {row["name"]: row for row in json.loads(capfd.readouterr().out)["variants"]}
+    plain, tracked, streamed = (found[name]["rounds"] for name in (RUN, TRACKED, SHARDED))
+    assert [(a["tokens"], a["positions"]) for a in plain] == [(a["tokens"], a["positions"]) for a in tracked]
+    assert all(each["steps"] == 2 and each["seconds"] > 0 and each["tokens"] > 0 for each in streamed)
+    assert found[RUN]["over_run"] == {"ratio": 1.0, "low": 1.0, "high": 1.0}
+    assert found[TRACKED]["over_run"]["ratio"] > 0

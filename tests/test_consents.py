@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from conftest import speechlike
+from gpa import disk
 from gpa.errors import DiskError
 from gpa.models.gpa import GPA
 from gpa.serve import consents
@@ -189,14 +190,17 @@ def test_a_consent_has_its_recording_whenever_it_is_there(
     model: GPA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever fails, and wherever the process ends: half of one is none, and is cleaned away."""
-    kept = Library(model, tmp_path)
+    kept, write = Library(model, tmp_path), disk.write_bytes
 
-    def full(*_: object) -> None:
-        raise DiskError("the disk is full")
+    for half in (".recording", ".json"):
 
-    for half in ("write_bytes", "write_text"):
+        def full(path: Path, content: bytes, half: str = half) -> None:
+            if path.suffix == half:
+                raise DiskError("the disk is full")
+            write(path, content)
+
         with monkeypatch.context() as patch, pytest.raises(DiskError):
-            patch.setattr(consents.disk, half, full)
+            patch.setattr(disk, "write_bytes", full)
             kept.add_consent("ada", "en", b"sound")
         assert not kept.consents.newest() and not list(tmp_path.glob("*.json"))
     made, unlink = kept.add_consent("ada", "en", b"sound"), Path.unlink
@@ -215,8 +219,11 @@ def test_a_consent_has_its_recording_whenever_it_is_there(
 def test_only_what_tells_of_itself_is_a_consent(model: GPA, tmp_path: Path) -> None:
     """Files that somebody copied or wrote by hand change nothing about those that there are."""
     made = Library(model, tmp_path).add_consent("ada", "en", b"sound")
-    odd = ({"name": "eve"}, {"id": "cons_odd", "name": 5}, {"id": "cons_odd", "created_at": "now"})
+    odd = ({"id": "cons_odd", "name": 5}, {"id": "cons_odd", "created_at": "now"})
     for about in odd:
         (tmp_path / "cons_odd.json").write_text(json.dumps(made | about))
         (tmp_path / "cons_odd.recording").write_bytes(b"sound")
         assert Library(model, tmp_path).consents.newest() == [made], about
+    (tmp_path / "cons_odd.json").write_text(json.dumps(made))
+    (tmp_path / f"{made['id']}.json").unlink()
+    assert not Library(model, tmp_path).consents.newest(), "a copy under another name is no consent"

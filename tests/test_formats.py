@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from gpa.data import sequences
+from gpa.data.sequences import COLUMN_OF, Sizes
 from gpa.errors import PromptError, VocabError
 from gpa.prompt.formats import (
     Format,
@@ -17,6 +19,7 @@ from gpa.prompt.formats import (
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import Vocab
 from gpa.text.normaliser import normalise_text
+from gpa.text.pronunciations import Verbatim
 from gpa.text.tokenizer import TextTokenizer, build_tokenizer_json, train_sentencepiece
 from published import GLM_SIZE, VOCAB_SIZE, read_cases, write_tokenizer
 
@@ -280,3 +283,28 @@ def test_prompt_modules_need_no_torch(tmp_path: Path) -> None:
 
     code = "import sys, gpa.prompt.formats, gpa.text.tokenizer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+# Sizes without building -------------------------------------------------------------------------------------
+
+
+def test_sizes_are_those_of_the_rows_that_are_built(fmt: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast way and the slow one agree for every task and kind of text, also when little is remembered."""
+    monkeypatch.setattr(sequences, "KNOWN", 3)
+    sizes, draw = Sizes(fmt), random.Random(0)
+    texts = [
+        *TEXTS,
+        "two words",
+        "two words?",
+        Verbatim("Two  words, as they are"),
+        "Two  words, as they are",
+        "Dr. Smith paid $5.20!",
+    ]
+    for text in [*texts, *reversed(texts)]:
+        codes = {
+            name: [draw.randrange(9) for _ in range(draw.randrange(1, 40))] for name in COLUMN_OF.values()
+        }
+        for target in ((), codes["glm"]):
+            row = {**codes, "text": text, "target": target}
+            for task in fmt.tasks:
+                assert sizes(task, row) == sequences.longest(fmt, (task,), row), (task, text)

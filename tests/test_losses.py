@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import speechlike
-from gpa.codec.discriminators import Discriminators
+from gpa.codec.discriminators import DiscriminatorArgs, Discriminators
 from gpa.codec.losses import (
     LetterHead,
     MelDistance,
@@ -17,6 +17,7 @@ from gpa.codec.losses import (
 from gpa.codec.speaker import Perceiver, SpeakerEncoder
 from gpa.codec.waveform import ISTFTDecoder
 from gpa.nn.incremental import inverse_stft
+from gpa.train.families.reconstruction import contest
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,23 @@ def test_mel_distance_has_a_finite_gradient_even_in_silence(wav: torch.Tensor) -
     assert ours.grad is not None and ours.grad.abs().sum() > 0
 
 
+def test_stft_distance_is_zero_for_equal_and_tells_levels(wav: torch.Tensor) -> None:
+    distance = MelDistance(windows=(512,), mels=(40,)).stft
+    assert distance(wav, wav) == 0
+    # Half the amplitude: half of the spectrum is missing, and a logarithm of 2 wherever it is loud.
+    assert float(distance(0.5 * wav, wav)) == pytest.approx(0.5 + math.log(2), rel=0.2)
+    near, far = (float(distance(wav + level * torch.randn_like(wav), wav)) for level in (1e-3, 1e-1))
+    assert 0 < near < far
+
+
+def test_stft_distance_has_a_finite_gradient_in_silence(wav: torch.Tensor) -> None:
+    distance = MelDistance().stft
+    for start, real in ((torch.zeros_like(wav), wav), (0.1 * wav, torch.zeros_like(wav))):
+        ours = start.clone().requires_grad_()
+        distance(ours, real).backward()
+        assert ours.grad is not None and ours.grad.isfinite().all()
+
+
 def test_mel_distance_stores_nothing() -> None:
     assert MelDistance().state_dict() == {}
 
@@ -74,8 +92,9 @@ def test_lists_of_different_length_are_an_error() -> None:
         discriminator_loss([torch.ones(1)], [])
 
 
-def test_discriminators_give_a_score_map_per_window(wav: torch.Tensor) -> None:
-    critic = Discriminators(windows=(512, 256), channels=4)
+@pytest.mark.parametrize("spectra", ["mel", "complex"])
+def test_discriminators_give_a_score_map_per_window(spectra: str, wav: torch.Tensor) -> None:
+    critic = Discriminators(DiscriminatorArgs(spectra, (512, 256), 4))  # type: ignore[arg-type]
     scores, features = critic(wav.expand(2, -1))
     assert len(scores) == 2 and all(s.shape[:2] == (2, 1) for s in scores)
     assert len(features) == 8 and all(f.shape[:2] == (2, 4) for f in features)
@@ -85,8 +104,9 @@ def test_discriminators_give_a_score_map_per_window(wav: torch.Tensor) -> None:
     torch.testing.assert_close(alone[0], scores[0][:1])
 
 
-def test_discriminators_learn_to_tell(wav: torch.Tensor) -> None:
-    critic = Discriminators(windows=(512,), channels=4)
+@pytest.mark.parametrize("spectra", ["mel", "complex"])
+def test_discriminators_learn_to_tell(spectra: str, wav: torch.Tensor) -> None:
+    critic = Discriminators(DiscriminatorArgs(spectra, (512,), 4))  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(critic.parameters(), 3e-3)
     real, fake = wav[:, :4000], 0.3 * torch.randn(1, 4000)
     losses = []
@@ -97,6 +117,33 @@ def test_discriminators_learn_to_tell(wav: torch.Tensor) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_complex_spectra_have_phases_and_log_mels_have_none(wav: torch.Tensor) -> None:
+    """Sound and its opposite: all magnitudes are the same, no phase is."""
+    sound = [wav, -wav]
+    for spectra, hears in (("mel", False), ("complex", True)):
+        critic = Discriminators(DiscriminatorArgs(spectra, (512,), 4))  # type: ignore[arg-type]
+        one, other = (critic(each)[0][0] for each in sound)
+        assert torch.allclose(one, other, atol=1e-5) != hears
+
+
+def test_the_critic_learns_from_its_own_loss_alone(wav: torch.Tensor) -> None:
+    """What the generator's loss leaves is for the generator; the critic's begins where it ended."""
+    critic, ours = Discriminators(DiscriminatorArgs("complex", (256,), 4)), (0.5 * wav).requires_grad_()
+    steps = contest(critic, wav, ours, ours.new_zeros(()), {}, (1.0, 1.0))
+    generator = next(steps)
+    generator.value.backward()
+    assert ours.grad is not None and ours.grad.abs().sum() > 0
+    assert all(p.grad is None for p in critic.parameters())
+    before, ours.grad = ours.grad, None
+    discriminator = next(steps)
+    discriminator.value.backward()
+    assert ours.grad is None and all(p.grad is not None for p in critic.parameters())
+    expected = discriminator_loss(critic(wav)[0], critic(ours.detach())[0])
+    torch.testing.assert_close(discriminator.value, expected)
+    assert (generator.optimizer, discriminator.optimizer) == ("generator", "discriminator")
+    assert before.isfinite().all()
 
 
 def test_letter_head_scores_every_frame_and_starts_at_blank() -> None:

@@ -27,14 +27,14 @@ from gpa.models.gpa.modeling_gpa import load_backbone
 from gpa.train import checkpoint, environment, metrics
 from gpa.train.arguments import TrainArgs
 from gpa.train.command import main
-from gpa.train.families.base import Loss
+from gpa.train.families.base import Loss, to_device
 from gpa.train.families.lm import LMData as LM
 from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.launch import Launched, adapt, check, resolve
 from gpa.train.loop import train
 from gpa.train.meter import Meter
 from gpa.train.optim import OptimArgs
-from gpa.train.parallel import Single, lost_rank, to_device
+from gpa.train.parallel import Single, lost_rank
 from ranks import launch, ranks
 from training import (
     codec_tree,

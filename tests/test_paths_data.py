@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -179,6 +180,36 @@ def test_streaming_leaves_no_copy(corpus: Path, reference: list[dict[str, Any]],
     gpa(tmp_path, "prepare", f"hf:{corpus}/hub", "-o", "tok", *FREE, "--streaming")
     assert rows_of(tmp_path / "tok") == reference
     assert not list((tmp_path / "hf").rglob("*.arrow"))
+
+
+def test_tar_shards_of_the_hub_stream(
+    corpus: Path, wavs: list[np.ndarray], reference: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """A repository of WebDataset shards: `datasets` reads them, and decodes nothing."""
+    (tmp_path / "hub").mkdir()
+    with tarfile.open(tmp_path / "hub" / "train-000000.tar", "w") as tar:
+        for n in ORDER[:3]:
+            for suffix, content in (("flac", flac(wavs[n])), ("txt", TEXTS[n].encode())):
+                member = tarfile.TarInfo(f"clip-{n}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    gpa(tmp_path, "prepare", f"hf:{tmp_path}/hub", "-o", "tok", *FREE, "--streaming")
+    found = rows_of(tmp_path / "tok")
+    assert [row["id"] for row in found] == [row["id"] for row in reference[:3]]
+    assert [row["semantic"] for row in found] == [row["semantic"] for row in reference[:3]]
+    assert [row["text"] for row in found] == [row["text"] for row in reference[:3]]
+
+
+def test_the_folder_streams_in_datasets(
+    corpus: Path, reference: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """As docs/data.md says."""
+    gpa(tmp_path, "prepare", corpus / "manifest.jsonl", "-o", "tok", *FREE)
+    files = str(tmp_path / "tok" / "*.arrow")
+    rows = datasets.load_dataset(
+        "arrow", data_files=files, split="train", streaming=True, cache_dir=str(tmp_path / "cache")
+    )
+    assert [row["semantic"] for row in rows] == [row["semantic"] for row in reference]
 
 
 def test_a_hub_out_of_reach_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:

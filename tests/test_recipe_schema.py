@@ -15,7 +15,13 @@ from headers import run
 
 jsonschema = pytest.importorskip("jsonschema")
 ROOT = Path(__file__).resolve().parent.parent
-FREE = ("model", "tasks", "speaker_encoder", "render")  # mappings that the recipe's own code checks
+FREE = (
+    "model",
+    "tasks",
+    "speaker_encoder",
+    "refiner",
+    "render",
+)  # mappings that the recipe's own code checks
 RECIPES = sorted(path for name in ("gpa", "speechop") for path in (ROOT / "recipes" / name).glob("*.yaml"))
 
 

@@ -15,16 +15,14 @@ from conftest import speechlike
 from gpa import audio
 from gpa.cli import main
 from gpa.data import feature_cache
-from gpa.lab import double_codebook
 from gpa.text.pronunciations import Pronunciations
 from gpa.train import command as training
-from headers import ROOT, commands
+from headers import FROM_A_CORPUS, ROOT, commands
 from training import CODEC, LATENT, LM, MORE_TEXT, write_encoder, write_manifest, write_tokens
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
 RECIPES = ROOT / "recipes"
-SPEAKER = CODEC["speaker_encoder"]
 STEP = "train.steps=1 train.save_every=1 train.eval_every=1 train.log_every=1"
 SHORT = f"{STEP} train.threads=1 train.precision=fp32"
 CROPS = "data.dev_clips=1 data.batch_frames=400 data.crops=4 data.crop_ids=8 data.reference_frames=30"
@@ -34,34 +32,24 @@ TEXT = {**STACK, "kind": "bytes", "positions": "both"}
 SPEECHOP = {"dit": {**STACK, "layers": 3}, "encoder": STACK, "text": TEXT, "loss": {"normalise_peak": True}}
 SMALL = {  # of recipes that build a network
     "codec": ["model=" + json.dumps({**CODEC, "decoder": DECODER})],
-    "codec_joint": ["speaker_encoder=" + json.dumps({**SPEAKER, "pre_norm": True})],
+    "codec_refiner": ["refiner.dim=8", "refiner.hidden=16", "refiner.layers=1", "discriminators.channels=4"],
     "mini": [f"model.{key}={json.dumps(value)}" for key, value in LM.items()],
     "latent": ["model=" + json.dumps(LATENT), "weights.render_from=0"],
     "tts": ["model=" + json.dumps(SPEECHOP)],
 }
-# In the order in which the models are made; beside a recipe the names under which others find what it made.
-CHAIN = {
-    "gpa/text": (),
-    "gpa/codec": (),
-    "gpa/codec_decoder": (),
-    "gpa/codec_asr_features": (),
-    "gpa/codec_joint": (),
-    "gpa/codec_adversarial": (),
-    "gpa/codec_voices": (),
-    "gpa/mini": ("mini_mean", "mini_double"),
-    "gpa/mini_more": (),
-    "gpa/mini_joint": (),
-    "gpa/mini_synthesised": (),
-    "gpa/mini_last": ("mini_mean3",),
-    "gpa/mini_longer": (),
-    "gpa/mini_sounds": (),
-    "speechop/latent": (),
-    "speechop/latent_decoder": (),
-    "speechop/tts": (),
-    "speechop/multitask": (),
-    "speechop/multitask_more": (),
-    "speechop/multitask_asr_features": (),
-}
+# In the order in which the models are made.
+CHAIN = (
+    "gpa/text",
+    "gpa/codec",
+    "gpa/codec_refiner",
+    "gpa/mini",
+    "speechop/latent",
+    "speechop/latent_decoder",
+    "speechop/tts",
+    "speechop/multitask",
+    "speechop/multitask_more",
+    "speechop/multitask_asr_features",
+)
 CUTS = {
     "text": ["vocab_size=300", "semantic=27", "speaker=16"],
     "codec": CROPS.split(),
@@ -80,9 +68,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     feature_cache.main([str(manifest), "--encoder", str(encoder), "-o", str(runs / "features")])
     write_tokens(runs / "tokens")
     for name, source in (
-        *((name, "features") for name in ("features_degraded", "features_voices")),
-        *((name, "tokens") for name in ("tokens2", "segments", "backtranslated")),
-        *((name, "tokens") for name in ("tokens_flite", "tokens_flite2")),
+        ("features_degraded", "features"),
+        ("segments", "tokens"),
+        ("tokens_flite", "tokens"),
     ):
         (runs / name).symlink_to(source)
     (site / "DATA" / "text").mkdir(parents=True)
@@ -96,14 +84,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_recipe_is_walked() -> None:
-    elsewhere = {
-        "gpa/adapter",
-        "gpa/dpo",
-        "gpa/encodec",
-        "gpa/gpa_0_3b",
-        "gpa/gpa_3b",
-        "gpa/own",
-    }  # in tests of their own
+    # in test_recipe_headers.py and test_preference.py
+    elsewhere = {"gpa/dpo", *(f"gpa/{name}" for name in FROM_A_CORPUS)}
     found = {
         f"{path.parent.name}/{path.stem}"
         for kind in ("gpa", "speechop")
@@ -126,8 +108,6 @@ def test_the_header_runs(
     (command,) = commands(path)
     argv = shlex.split(command)
     argv = argv[argv.index("gpa.train" if "gpa.train" in argv else "train") + 1 :]
-    if path.stem == "codec_joint":
-        double_codebook.split_codec(Path("runs/codec_asr_features/export"), Path("runs/codec_double"))
     rows = ["validate.rows=1"] if path.stem == "mini" else []
     short = SHORT.split() if kind != "text" else []
     argv += [*short, *CUTS[kind], *rows, *SMALL.get(path.stem, [])]
@@ -138,8 +118,6 @@ def test_the_header_runs(
     assert not run.exists()
     training.main(argv)
     assert (run / "export" / ("tokenizer.json" if kind == "text" else "model.safetensors")).is_file()
-    for link in CHAIN[name]:
-        (site / "runs" / link).symlink_to(f"{path.stem}/export")
     if path.stem == "multitask_more":  # which recipes/README.md runs twice
         (site / "runs" / "speechop3").symlink_to("speechop2")
 

@@ -59,6 +59,18 @@ def test_a_piece_is_a_stretch_of_its_clip() -> None:
     assert len({piece["id"] for piece in made} | {"a"}) == len(made) + 1
 
 
+def test_a_silence_goes_with_its_stretch() -> None:
+    """Counted from the segment's start where it lies inside; none where a cut goes through it."""
+    row = row_of()
+    (_, at), (_, then) = segments.pauses(row["text"], row["letters"], len(row["semantic"]))[1:3]
+    for silence, left in (([at - 2, at + 2], None), ([at + 3, then - 1], [3, then - 1 - at])):
+        made = segments.segments({**row, "silence": silence}, np.random.default_rng(0), 1, 1000, 100)
+        found = {piece["text"]: piece["silence"] for piece in made}
+        assert found["well-known"] == (left or [])
+        assert found["He came in, well-known"] == silence
+        assert found["-- and sat down."] == []
+
+
 def test_bounds_of_pieces() -> None:
     row = row_of()
     assert not list(segments.segments(row, np.random.default_rng(0), 1000, 2000, 9))
@@ -71,7 +83,9 @@ def test_bounds_of_pieces() -> None:
 def test_a_folder_with_pieces(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, out = tmp_path / "tokens", tmp_path / "out"
     silent = {**row_of(), "text": "", "split": "train-notext", "letters": []}
-    write_rows(source, [row_of(), row_of(split="dev"), silent], codes=2000)
+    at_once = row_of(silence=[2, 5])
+    at_once["letters"][0] = 0  # stored ids have one type, whatever is counted
+    write_rows(source, [at_once, row_of(split="dev", silence=[]), silent], codes=2000)
     segments.main([str(source), "--least", "1", "-o", str(out)])
     found, rows = read_rows(out), read_rows(source)
     assert [row for row in found if "@" not in row["id"]] == rows  # dev and clips without text are not cut

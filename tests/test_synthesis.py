@@ -18,6 +18,13 @@ a-2\tIn 1813 it was not so.
 a-3\tOne two.
 a-4\tSix short words are read here.
 """
+BOOK = """CHAPTER I.
+
+The quick brown fox jumps. One two
+three! "How are you?" asked the _lazy_ dog; hello there, fox.
+
+It was 1813 then. Yes.
+"""
 
 
 def test_lists_and_running_text(tmp_path: Path) -> None:
@@ -26,6 +33,14 @@ def test_lists_and_running_text(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("One two three. Yes.")
     assert list(synthesis.listed(tmp_path / "list.tsv"))[:2] == ["the quick brown fox, as ever.", "one two."]
     assert list(synthesis.listed(tmp_path / "book.txt")) == ["one two three."]
+
+
+def test_sentences_of_running_text() -> None:
+    """Without headings, numbers and what is too short; across lines, and halved at semicolons."""
+    found = list(synthesis.sentences(BOOK))
+    assert found[:2] == ["the quick brown fox jumps.", "one two three!"]
+    assert any("asked the lazy dog" in text for text in found) and "hello there, fox." in found
+    assert not any("chapter" in text or "1813" in text or text == "yes." for text in found)
 
 
 def test_what_is_held_back_is_not_chosen(tmp_path: Path) -> None:

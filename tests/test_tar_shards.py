@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,16 @@ import soundfile
 
 from conftest import RATE, speechlike
 from gpa.data import tar_shards
+from gpa.data.checks import Limits
+from gpa.data.encoding import Extras
 from gpa.data.prepare import Job, prepare
 from gpa.data.token_folder import TokenSet
-from gpa.errors import DataError
+from gpa.errors import CheckpointError, DataError
 
 pytest.importorskip("datasets")
 Files = list[tuple[str, bytes]]
+FREE = Limits(allow=("speaker_leak",))
+LOST = {"id": "lost", "path": "lost.wav"}
 
 
 def sound(n: int, kind: str = "WAV") -> bytes:
@@ -72,11 +78,7 @@ def test_the_ids_are_those_of_the_same_files(tiny: Path, shards: Path, tmp_path:
         rows.append({"id": f"k{n}", "path": Path(name).name, "split": "train" if n < 4 else "dev", **told})
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plain = tmp_path / "plain"
-    from gpa.data.checks import Limits
-
-    prepare(
-        Job(tmp_path / "m.jsonl", plain, str(tiny), Limits(allow=("speaker_leak",)), "CC0-1.0", device="cpu")
-    )
+    prepare(Job(tmp_path / "m.jsonl", plain, str(tiny), FREE, "CC0-1.0", device="cpu"))
     wanted = {row["id"]: row for row in TokenSet.open(plain)}
     found = {row["id"]: row for row in TokenSet.open(tmp_path / "tokens")}
     assert set(found) == {f"{'train' if n < 4 else 'dev'}-000000/x/k{n}" for n in range(6)}
@@ -129,3 +131,107 @@ def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
         return found
 
     assert peak(2000) < peak(200) + 50_000
+
+
+# Written by us ----------------------------------------------------------------------------------------------
+
+
+def pack(source: Path, out: Path, tiny: Path, **changes: Any) -> dict[str, Any]:
+    job = Job(source, out, str(tiny), FREE, "CC0-1.0", device="cpu", shard_rows=4, **changes)
+    return dict(prepare(job).about)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of whole files, one span of a file, one held out and one that is missing."""
+    root, rows = tmp_path_factory.mktemp("files"), []
+    for n, kind in enumerate(("WAV", "FLAC", "OGG", "WAV", "AIFF", "WAV")):
+        (root / f"{n}.{kind.lower()}").write_bytes(sound(n, kind))
+        row = {"id": f"a b/{n}.x", "path": f"{n}.{kind.lower()}", "text": f"hello there {'abcdef'[n]}"}
+        rows.append(row | {"speaker": "anna", "split": "dev" if n == 5 else "train"})
+    rows[3] |= {"begin_time": 0.25, "end_time": 1.5}
+    (root / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def test_written_shards_hold_the_recordings_that_are_kept(folder: Path, tiny: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "m.jsonl").read_text().splitlines()]
+    (folder / "lost.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | LOST]))
+    about = pack(folder / "lost.jsonl", tmp_path / "out", tiny, to="tar", max_rejected=0.2)
+    assert about["kind"] == tar_shards.KIND and about["rejected"]["missing_file"]["rows"] == 1
+    assert "lost.wav" in (tmp_path / "out" / "rejected.jsonl").read_text()
+    names = {"rejected.jsonl", "prepared.json", "shard-000000.tar", "shard-000001.tar"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
+        files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    assert list(files)[:2] == ["000000000_a_b_0_x.wav", "000000000_a_b_0_x.json"]
+    for n, kind in enumerate(("wav", "flac", "ogg")):
+        assert files[f"00000000{n}_a_b_{n}_x.{kind}"] == (folder / f"{n}.{kind}").read_bytes()
+    assert json.loads(files["000000000_a_b_0_x.json"]) == {
+        "id": "a b/0.x", "text": "hello there a", "speaker": "anna", "licence": "CC0-1.0", "split": "train",
+    }  # fmt: skip
+
+
+def test_ids_of_written_shards_are_those_of_the_files(folder: Path, tiny: Path, tmp_path: Path) -> None:
+    pack(folder / "m.jsonl", tmp_path / "shards", tiny, to="tar")
+    pack(folder / "m.jsonl", tmp_path / "plain", tiny)
+    pack(tmp_path / "shards", tmp_path / "tokens", tiny)
+    wanted, found = (list(TokenSet.open(tmp_path / name)) for name in ("plain", "tokens"))
+    assert len(found) == 6 and found[0]["id"] == "shard-000000/000000000_a_b_0_x"
+    for one, other in zip(wanted, found, strict=True):
+        assert all(one[key] == other[key] for key in ("text", "split", "speaker", "licence", "seconds"))
+        assert np.array_equal(one["semantic"], other["semantic"])
+        assert np.array_equal(one["global"], other["global"])
+
+
+def test_a_killed_writing_goes_on_and_is_the_same(
+    folder: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(folder / "m.jsonl", tmp_path / "whole", tiny, to="tar")
+    write_shard = tar_shards.write
+
+    def dies(path: Path, *more: Any) -> None:
+        if path.name == "shard-000001.tar":
+            raise InterruptedError
+        write_shard(path, *more)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(tar_shards, "write", dies)
+        pack(folder / "m.jsonl", tmp_path / "killed", tiny, to="tar")
+    assert not (tmp_path / "killed" / "prepared.json").exists()
+    with pytest.raises(DataError, match="kind differ"):
+        pack(folder / "m.jsonl", tmp_path / "killed", tiny)  # ids do not go where recordings went
+    pack(folder / "m.jsonl", tmp_path / "killed", tiny, to="tar")
+    one, other = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("whole", "killed"))
+    assert one == other
+
+
+def test_what_shards_cannot_hold_is_refused_by_name(folder: Path, tiny: Path, tmp_path: Path) -> None:
+    row = {"id": "k", "path": "0.wav", "ref_audio": "1.flac", "text": "hello there", "split": "train"}
+    (folder / "two.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"two\.jsonl:1: has a task or a second recording"):
+        pack(folder / "two.jsonl", tmp_path / "two", tiny, to="tar")
+    with pytest.raises(DataError, match="tar shards hold recordings alone"):
+        pack(folder / "m.jsonl", tmp_path / "silent", tiny, to="tar", extras=Extras(silence=True))
+    pack(folder / "m.jsonl", tmp_path / "shards", tiny, to="tar")
+    with pytest.raises(CheckpointError, match="gpa-recordings"):
+        TokenSet.open(tmp_path / "shards")
+
+
+def test_a_shard_that_is_fetched_again_goes_on(shards: Path, tiny: Path, tmp_path: Path) -> None:
+    """What was read before the cut stays, and the result is that of whole shards."""
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    whole = (copy / "train-000000.tar").read_bytes()
+    (copy / "train-000000.tar").write_bytes(whole[: len(whole) // 2])
+    job = Job(copy, tmp_path / "out", str(tiny), FREE, "CC0-1.0", device="cpu", shard_rows=2)
+    with pytest.raises(DataError, match=r"train-000000\.tar: cut, or no tar file"):
+        prepare(job)
+    parts = sorted((tmp_path / "out" / ".work" / "stream").glob("data-*.arrow"))
+    assert parts and not (tmp_path / "out" / "prepared.json").exists()
+    (copy / "train-000000.tar").write_bytes(whole)
+    prepare(job)
+    plain = Job(shards, tmp_path / "plain", str(tiny), FREE, "CC0-1.0", device="cpu", shard_rows=2)
+    prepare(plain)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.arrow")} == {
+        p.name: p.read_bytes() for p in (tmp_path / "plain").glob("*.arrow")
+    }

@@ -22,9 +22,11 @@ from torch import nn
 
 from gpa import config
 from gpa.codec import trained
+from gpa.codec.base import AudioTokens
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.harmonic import HarmonicDecoder
 from gpa.codec.pitch import yin
+from gpa.codec.voice import Voice
 from gpa.data import feature_cache
 from gpa.data.feature_cache import FeatureCache
 from gpa.data.rows import LMBatch
@@ -642,6 +644,40 @@ def test_a_refiner_joins_a_decoder_that_is_kept(data: Path, runs: dict[str, Path
     assert isinstance(exported.decoder, HarmonicDecoder) and exported.decoder.refiner is not None
     assert exported.decoder.refiner.out.weight.abs().max() > 0
     assert not torch.equal(exported.decode(codes, speaker), old.decode(codes, speaker))
+
+
+def test_a_refiner_learns_alone(data: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    """`freeze_envelopes`, against discriminators on complex spectra: sound comes nearer to the recording, no
+    other weight moves, and what the export streams is what it decodes.
+    """
+    kept: dict[str, Any] = {"freeze_ids": True, "model": {}}
+    first = {"init": str(runs["codec"] / "export"), **kept, "decoder": HARMONIC}
+    before = go(tree_of("codec", data, **first), tmp_path / "first") / "export"
+    changes = {"init": str(before), **kept, "refiner": {"dim": 8, "hidden": 16, "layers": 1}}
+    changes["data"] = {**codec_tree(data / "cache")["data"], "encoder": str(data / "encoder")}
+    changes["weights"] = {"mel": 0.0, "stft": 1.0, "asr_features": 0.1, "adversarial_from": 5}
+    changes["discriminators"] = {"spectra": "complex", "windows": [256, 512], "channels": 4}
+    with pytest.raises(UsageError, match="freeze_envelopes leaves only a refiner"):
+        family_of(tree_of("codec", data) | changes | {"refiner": {}, "freeze_envelopes": True})
+    with pytest.raises(UsageError, match="goes further than freeze_ids"):
+        family_of(tree_of("codec", data) | changes | {"freeze_ids": False, "freeze_envelopes": True})
+    tree = tree_of("codec", data) | changes | {"freeze_envelopes": True}
+    family, _ = family_of(tree)
+    with torch.inference_mode():
+        start = family.evaluate(family.build().eval())["stft"]
+    steps = [f"train.{name}=40" for name in ("steps", "eval_every", "save_every")]
+    run = go(tree, tmp_path / "then", *steps, "optim.lr=1e-2")
+    rows = story(run)
+    assert "discriminator" not in rows[0] and rows[-2]["discriminator"] > 0
+    assert rows[-1]["eval/stft"] < 0.9 * start
+    old, new = (load_file(path / "model.safetensors") for path in (before, run / "export"))
+    assert same(old, {name: new[name] for name in old})
+    assert all(name.startswith("decoder.refiner.") for name in new.keys() - old.keys())
+    codec = BiCodec.from_pretrained(run / "export")
+    voice = Voice((0,) * codec.spec.n_global)
+    stream, codes = codec.stream(voice), np.arange(70)[None] * 7 % codec.spec.codebook_size
+    parts = [stream.push(AudioTokens(codes[:, n : n + 3])) for n in range(0, 70, 3)]
+    assert np.array_equal(np.concatenate([*parts, stream.finish()]), codec.decode(codes, voice))
 
 
 def test_a_new_voice_path_takes_the_place_of_the_old(

@@ -10,6 +10,9 @@ import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from gpa import config
+from gpa.codec import load_codec, trained
+from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
+from gpa.codec.feature_encoder import load_features
 from gpa.data.alignment import letters_of, piece_spans
 from gpa.data.rows import LMBatch, Noise, Row, RowBuilder, collate, pack
 from gpa.errors import CheckpointError, UsageError
@@ -24,7 +27,7 @@ from gpa.train.arguments import TrainArgs
 from gpa.train.families.lm import LMFamily, LMRecipe
 from gpa.train.loop import train
 from gpa.train.optim import OptimArgs
-from training import LM, lm_tree, plain, write_tokens
+from training import CODEC, LM, lm_tree, plain, write_encoder, write_tokens
 
 pytest.importorskip("sentencepiece")
 
@@ -37,6 +40,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def family(folder: Path) -> LMFamily:
     return LMFamily(config.build(LMRecipe, lm_tree(folder)))
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained codec of as many codes."""
+    torch.manual_seed(0)
+    model = BiCodecModel(BiCodecConfig.from_dict(CODEC))
+    root = tmp_path_factory.mktemp("codec")
+    features = load_features(write_encoder(root / "encoder"), "whisper")
+    trained.write(model, {}, root / "export", features)
+    return root / "export"
 
 
 def rows_of(family: LMFamily, task: str, count: int = 40) -> list[tuple[int, Row]]:
@@ -355,6 +369,31 @@ def test_noise_changes_what_is_seen_and_not_what_is_asked(folder: Path, family: 
         assert 0.2 < changed["semantic"] / speech < 0.4
         assert (changed["text"] > 0) == (task == "asr")
     assert noisy.dev.noise == Noise()  # held-out rows are as they are
+
+
+def test_noise_may_stay_near(folder: Path, codec: Path) -> None:
+    """`noise_near`: an id is seen as one of the codes whose vectors are nearest, never as another or itself;
+    the embeddings of a new network begin where the vectors are.
+    """
+    tree = lm_tree(folder) | {"codec": str(codec)}
+    tree["data"] |= {"noise": 0.5, "noise_near": 3}
+    noisy = LMFamily(config.build(LMRecipe, tree))
+    vectors = load_codec(codec).code_vectors()
+    places = torch.cdist(vectors, vectors).argsort(1).argsort(1)  # of code b among the nearest to a
+    block, seen = noisy.vocab.semantic, set()
+    plain_rows = LMFamily(config.build(LMRecipe, lm_tree(folder))).train_rows
+    for i in range(len(noisy.train_rows.clips)):
+        a, b = (rows.row("asr", i, np.random.default_rng(i)) for rows in (plain_rows, noisy.train_rows))
+        for old, new in zip(a.ids, b.ids, strict=True):
+            if old in block and old != new:
+                seen.add(int(places[old - block.offset, new - block.offset]))
+    assert seen == {1, 2, 3}
+    rows = noisy.build().model.embed_tokens.weight[block.offset : block.offset + block.size]  # type: ignore[union-attr, index]
+    first = torch.cdist(rows, rows).fill_diagonal_(9).argmin(1)
+    assert places[torch.arange(len(first)), first].median() <= 3
+    for wrong, changes in (({"noise_near": 3}, {"codec": ""}), ({"noise_near": 27}, {})):
+        with pytest.raises(UsageError, match="noise_near"):
+            LMFamily(config.build(LMRecipe, {**tree, "data": tree["data"] | wrong, **changes}))
 
 
 def test_the_mean_of_two_exports(family: LMFamily, tmp_path: Path) -> None:

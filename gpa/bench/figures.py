@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,6 +13,8 @@ from typing import Any
 from gpa.errors import GenerationError
 
 OURS, PEER = "#2a6f97", "#b08968"
+SAY_EVERY = 5.0  # seconds
+Told = Callable[[int, int], None]  # how many are done, of how many
 
 
 @dataclass(frozen=True)
@@ -127,3 +130,16 @@ def _bars(axis: Any, chart: Chart) -> None:
     axis.set_title(chart.title, fontsize=9)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def progress(head: str, say: Callable[[str], None], what: str = "step") -> Told:
+    """A function that says every few seconds how many steps, or of `what` else, are done."""
+    said = time.monotonic()
+
+    def told(done: int, of: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SAY_EVERY:
+            said = time.monotonic()
+            say(f"{head}: {what} {done} of {of}")
+
+    return told

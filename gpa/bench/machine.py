@@ -71,6 +71,11 @@ def resident_memory(pid: int | None = None) -> int:
     return _status("VmRSS", pid) or (peak_memory() if pid is None else 0)
 
 
+def anonymous_memory() -> int:
+    """Bytes that this process holds of its own, without files that it has mapped; 0 where Linux is not."""
+    return _status("RssAnon")
+
+
 _UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
 

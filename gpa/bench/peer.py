@@ -16,6 +16,7 @@ from gpa.bench.throughput import Count
 from gpa.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from gpa.bench.figures import Told
     from gpa.data.rows import Row
     from gpa.train.arguments import TrainArgs
 
@@ -55,15 +56,18 @@ class Peer:
         self.masks: list[Tensor] = []  # of every batch it trained on
         self.trainer: Any = None
 
-    def turn(self, rows: Sequence[Any], build: Callable[[Any], Row], size: int, warmup: int) -> Count:
+    def turn(
+        self, rows: Sequence[Any], build: Callable[[Any], Row], size: int, warmup: int, told: Told
+    ) -> Count:
         """Train on `rows` in their order, `size` a batch; the first `warmup` steps are not counted.
 
-        Time runs from the end of the last of those to the end of the last step, collation included.
+        Time runs from the end of the last of those to the end of the last step, collation included; each
+        step is `told`.
         """
         steps = -(-len(rows) // size)
         trainer = self._trainer(size, steps)
         trainer.train_dataset = Dataset(rows, build)
-        clock = self._clock(warmup, steps)
+        clock = self._clock(warmup, steps, told)
         trainer.add_callback(clock)
         self.masks.clear()
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
@@ -104,7 +108,7 @@ class Peer:
             self.trainer.remove_callback(PrinterCallback)
         return self.trainer
 
-    def _clock(self, warmup: int, steps: int) -> Any:
+    def _clock(self, warmup: int, steps: int, told: Told) -> Any:
         from transformers import TrainerCallback
 
         device = self.device
@@ -116,6 +120,7 @@ class Peer:
                 self.began = time.perf_counter()
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                told(state.global_step, steps)
                 if state.global_step in (warmup, steps):
                     now = finished(device)
                     self.began, self.ended = (now, now) if state.global_step == warmup else (self.began, now)

@@ -9,12 +9,16 @@ from typing import Any
 from gpa.bench.figures import Ratio, shown, table
 
 LIVE, PADDED, PACKED, SORTED, TRAINER = "live", "padded", "packed", "sorted", "trainer"
+RUN, TRACKED, SHARDED = "run", "tracked", "sharded"
 TITLES = {
     LIVE: "(a) live codec, padded",
     PADDED: "(b) cached ids, padded",
     PACKED: "(c) cached ids, packed",
     SORTED: "(d) cached ids, by length, padded",
     TRAINER: "transformers.Trainer, padded",
+    RUN: "(e) a run of gpa train, logged",
+    TRACKED: "(f) the same, also to TensorBoard",
+    SHARDED: "(g) as (e), from shards that stream",
 }
 
 
@@ -77,7 +81,7 @@ def tree(result: Result) -> dict[str, Any]:
             "flops_per_s": speed(counts) * result.flops_per_token,
         }
         row["mfu"] = row["flops_per_s"] / result.peak if result.peak else None
-        for peer in (LIVE, TRAINER):
+        for peer in (LIVE, TRAINER, RUN):
             found = result.counts.get(peer)
             row[f"over_{peer}"] = asdict(ratio(counts, found)) if found else None
         variants.append({**row, "rounds": [asdict(count) for count in counts]})
@@ -96,7 +100,7 @@ def lines(result: Result) -> Iterator[str]:
         f"packed into {about['pack_ids']} ids, {about['batch_ids']} a batch"
     )
     yield ""
-    heads = ("", "tokens/s", "padding", "s/step", "TFLOP/s", "MFU", "times (a)", "times Trainer")
+    heads = ("", "tokens/s", "padding", "s/step", "TFLOP/s", "MFU", "times (a)", "times Trainer", "times (e)")
     rows = [
         (
             row["title"],
@@ -107,6 +111,7 @@ def lines(result: Result) -> Iterator[str]:
             "-" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %",
             shown(row["over_live"]),
             shown(row["over_trainer"]),
+            shown(row["over_run"]),
         )
         for row in found["variants"]
     ]

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ import transformers
 from torch import nn
 
 from gpa import config
+from gpa.bench.figures import Told, progress
 from gpa.bench.peer import Peer, finished
 from gpa.bench.throughput import LIVE, PACKED, PADDED, SORTED, TITLES, TRAINER, Count, Result, speed
 from gpa.errors import MissingExtraError, UsageError
 from gpa.models.gpa.modeling_gpa import Backbone
 from gpa.nn import threads
 from gpa.train import launch, loop
-from gpa.train.families.lm import NETWORK, LMRecipe
+from gpa.train.families.lm import NETWORK, LMFamily, LMRecipe
 from gpa.train.planning import Shape, known_peak
 from gpa.train.prefetch import Make, prefetch
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from gpa.train.parallel import Parallel
 
     Drawn = Sequence[tuple[Pick, int]]
-    Turn = Callable[[Drawn, Drawn], Count]  # rows to warm up with, and rows to time
+    Turn = Callable[[Drawn, Drawn, Told], Count]  # rows to warm up with, and rows to time
 
 NO_AUDIO = "it needs the recordings: --audio MANIFEST"
 
@@ -54,10 +56,11 @@ class Settings:
     warmup: int = 2
     rows: int | None = None
     threads: int | None = None
+    runs: bool = False  # also whole runs, with a tracker and with shards
 
 
 def measure(settings: Settings, say: Callable[[str], None] = lambda _: None) -> Result:
-    """Run every variant in turns; `say` is told of each turn.
+    """Run every variant in turns; `say` is told of each turn, and every few seconds how far it is.
 
     UsageError for a recipe that is not of a language model, or a launcher of several processes; DataError and
     CheckpointError for data that does not fit.
@@ -89,8 +92,10 @@ def read_recipe(settings: Settings) -> tuple[LMRecipe, int]:
     model = dict(tree.get("model") or {})
     vocab_size = int(model.pop("vocab_size", 0))
     if settings.tokens:
-        tree["data"] = {**(tree.get("data") or {}), "tokens": str(settings.tokens)}
-    tree = {key: value for key, value in tree.items() if key not in ("codec", "validate")}
+        others = ("replay", "pronunciations")  # files of the recipe's own
+        kept = {key: value for key, value in (tree.get("data") or {}).items() if key not in others}
+        tree["data"] = {**kept, "tokens": str(settings.tokens)}
+    tree = {key: value for key, value in tree.items() if key not in ("codec", "validate", "instructions")}
     recipe = config.build(LMRecipe, {**tree, "model": model, "export": NETWORK})
     train = replace(
         recipe.train,
@@ -111,11 +116,12 @@ def _measure(
     parallel = launch.start(recipe.train)
     from gpa.bench.variants import Given, Rows
 
+    say(f"{settings.recipe}: reading {recipe.data.tokens}")
     family = Given(recipe, vocab_size)
     rows = Rows(family, _sound(settings, family, parallel))
     size = settings.rows or max(1, round(recipe.data.batch_ids / rows.mean_length))
     ours = Ours(family, parallel)
-    turns, skipped = _turns(ours, rows, size, settings.warmup, scratch)
+    turns, skipped = _turns(ours, rows, size, settings, scratch)
     counts: dict[str, list[Count]] = {name: [] for name in turns}
     used: list[int] = []
     for number in range(settings.rounds):
@@ -123,9 +129,9 @@ def _measure(
         warm, timed = drawn[: settings.warmup * size], drawn[settings.warmup * size :]
         used += [len(rows.row(pick).ids) for pick, _ in timed]
         for name in counts:
-            counts[name].append(turns[name](warm, timed))
-            done = f"{TITLES[name]}: {speed(counts[name][-1:]):.0f} tokens/s"
-            say(f"round {number + 1}/{settings.rounds}  {done}")
+            head = f"round {number + 1}/{settings.rounds}  {TITLES[name]}"
+            counts[name].append(turns[name](warm, timed, progress(head, say)))
+            say(f"{head}: {speed(counts[name][-1:]):.0f} tokens/s")
     shape = Shape.of(ours.network)
     about = _about(settings, recipe, parallel, rows, size) | {"parameters": shape.parameters}
     flops = sum(n * shape.flops_per_id(n) for n in used) / sum(used)
@@ -133,12 +139,12 @@ def _measure(
 
 
 def _turns(
-    ours: Ours, rows: Rows, size: int, warmup: int, scratch: Path
+    ours: Ours, rows: Rows, size: int, settings: Settings, scratch: Path
 ) -> tuple[dict[str, Turn], dict[str, str]]:
     """What each variant does with a round's rows, to warm up and timed; and why others cannot run."""
 
     def turn(make: Callable[[Drawn], list[Maker]], workers: int | None = None) -> Turn:
-        return lambda warm, timed: ours.turn(make(warm), make(timed), workers)
+        return lambda warm, timed, told: ours.turn(make(warm), make(timed), told, workers)
 
     turns: dict[str, Turn] = {}
     skipped: dict[str, str] = {}
@@ -151,12 +157,21 @@ def _turns(
     turns[SORTED] = turn(lambda drawn: rows.packed(drawn, pack=False))
     folder, parallel = ours.recipe.data.folders[0], ours.parallel
     try:
-        peer = Peer(_network(ours.family, parallel), folder, ours.recipe.train, parallel.device, scratch)
-        turns[TRAINER] = lambda warm, timed: peer.turn(
-            [pick for pick, _ in (*warm, *timed)], rows.row, size, warmup
+        peer = Peer(fresh_network(ours.family, parallel), folder, ours.recipe.train, parallel.device, scratch)
+        turns[TRAINER] = lambda warm, timed, told: peer.turn(
+            [pick for pick, _ in (*warm, *timed)], rows.row, size, settings.warmup, told
         )
     except MissingExtraError as error:
         skipped[TRAINER] = str(error)
+    if settings.runs:
+        from gpa.bench.whole_runs import GROUP, NAMES, Runs
+
+        data = replace(ours.recipe.data, replay="", dev_rows=1)
+        whole, streamed = (
+            LMFamily(replace(ours.recipe, data=replace(data, shuffle_shards=shards))) for shards in (0, GROUP)
+        )
+        runs = Runs(whole, streamed, (settings.warmup, settings.steps), scratch)
+        turns |= {name: partial(runs.turn, name) for name in NAMES}
     return turns, skipped
 
 
@@ -173,7 +188,7 @@ def _sound(settings: Settings, family: Given, parallel: Parallel) -> Sound | Non
     return sound
 
 
-def _network(family: Given, parallel: Parallel) -> nn.Module:
+def fresh_network(family: LMFamily, parallel: Parallel) -> nn.Module:
     """A network as the loop would start with, on the device."""
     args = family.recipe.train
     torch.manual_seed(args.seed)
@@ -187,7 +202,7 @@ class Ours:
 
     def __init__(self, family: Given, parallel: Parallel) -> None:
         self.family, self.parallel, self.recipe = family, parallel, family.recipe
-        self.module = _network(family, parallel)
+        self.module = fresh_network(family, parallel)
         parallel.prepare(self.module, family.parameters(self.module), self.recipe.optim)
 
     @property
@@ -196,26 +211,29 @@ class Ours:
         assert isinstance(self.module, Backbone)
         return self.module
 
-    def turn(self, warm: Sequence[Maker], timed: Sequence[Maker], workers: int | None = None) -> Count:
+    def turn(
+        self, warm: Sequence[Maker], timed: Sequence[Maker], told: Told, workers: int | None = None
+    ) -> Count:
         """Steps on the batches of `warm`, then timed ones, made by as many `workers` as the recipe has.
 
-        Without workers, making a batch belongs to its step.
+        Without workers, making a batch belongs to its step. Each step is `told`.
         """
         self.family.makers = [*warm, *timed]
         numbers = range(len(self.family.makers))
         workers = self.recipe.train.workers if workers is None else workers
         with prefetch(self.family.batch, numbers, workers) as batch:
             for step in numbers[: len(warm)]:
-                self._step(step, batch)
+                self._step(step, batch, told)
             began = finished(self.parallel.device)
-            found = [row for step in numbers[len(warm) :] for row in self._step(step, batch)]
+            found = [row for step in numbers[len(warm) :] for row in self._step(step, batch, told)]
             seconds = finished(self.parallel.device) - began
         tokens, positions = (int(sum(row[name] for row in found)) for name in ("tokens", "positions"))
         return Count(tokens, positions, len(timed), seconds)
 
-    def _step(self, step: int, batch: Make) -> list[dict[str, float]]:
+    def _step(self, step: int, batch: Make, told: Told) -> list[dict[str, float]]:
         args, optim = self.recipe.train, self.recipe.optim
         found, _ = loop.one_step(self.family, self.module, self.parallel, args, optim, step, batch)
+        told(step + 1, len(self.family.makers))
         return found
 
 

@@ -75,7 +75,8 @@ def _more(p: argparse.ArgumentParser) -> None:
     model.add_argument("--voices", nargs="+", default=[], metavar="V", help="of tts (default: shipped ones)")
     model.add_argument("--speaker", nargs="+", default=[], metavar="V=S", dest="speakers",
         help="whose a shipped voice is, of the manifest's speakers (default: of that name)")  # fmt: skip
-    model.add_argument("--seen", type=Path, metavar="JSONL", help="whose `text` was trained on as well")
+    model.add_argument("--seen", type=Path, nargs="+", default=[], metavar="JSONL",
+        help="whose `text` was trained on as well")  # fmt: skip
     model.add_argument("--codec", metavar="DIR",
         help="another codec for the codec suite; an export or .pt of a training run does")  # fmt: skip
     model.add_argument("--features", type=Path, metavar="DIR", help="encoder, where the codec has none")
@@ -135,7 +136,9 @@ def _bench(args: argparse.Namespace) -> Any:
         raise UsageError(f"--noise {args.noise}: not a folder")
     data = args.noise if alone else items.data_root(args.data)
     speakers = dict(_pair(text) for text in args.speakers)
-    bench = Bench(data, voices=args.voices, speakers=speakers, seen=_seen(args.seen))
+    bench = Bench(
+        data, voices=args.voices, speakers=speakers, seen=[text for path in args.seen for text in _seen(path)]
+    )
     bench.seed, bench.split, bench.noise = args.seed, args.split, args.noise
     if args.snr:
         bench.degrade = NoisyClips(args.noise or data / "noise", data / "rooms", args.seed, args.snr)
@@ -190,9 +193,7 @@ def _codec(args: argparse.Namespace) -> Any:
     return load_codec(args.codec)
 
 
-def _seen(path: Path | None) -> list[str]:
-    if path is None:
-        return []
+def _seen(path: Path) -> list[str]:
     try:
         return [json.loads(line)["text"] for line in read_text(path).splitlines()]
     except (ValueError, LookupError, TypeError, RecursionError) as error:

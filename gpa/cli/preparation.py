@@ -22,6 +22,7 @@ def add(sub: Any) -> None:
   gpa prepare common-voice/en/train.tsv -o tokens --licence CC0-1.0
   gpa prepare hf:owner/corpus -o tokens --split train --columns text=sentence
   gpa prepare "shards/train-*.tar" -o tokens --licence CC0-1.0
+  gpa prepare corpus/manifest.jsonl -o shards --to tar
   gpa prepare corpus.parquet -o tokens --columns audio=clip speaker=reader
   gpa prepare manifest.jsonl -o tokens --codec runs/codec/export --align --copies 2 --noise noise/
   gpa prepare corpus/ -o tokens --codec path/to/encodec
@@ -38,6 +39,8 @@ throughput.
         help="manifest, folder of audio, label file, tar shards, saved dataset, Parquet, or hf:owner/name",
     )
     p.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write")
+    p.add_argument("--to", choices=("ids", "tar"), default="ids",
+        help="tar: the recordings that are kept, as WebDataset shards (default ids)")  # fmt: skip
     p.add_argument("--licence", default="", metavar="L", help="of rows that state none")
     p.add_argument(
         "--codec",
@@ -112,6 +115,7 @@ def prepare(args: argparse.Namespace) -> None:
             columns=dict(pair.split("=", 1) for pair in args.columns),
             splits=args.split,
             streaming=args.streaming,
+            to=args.to,
             shard_rows=args.shard_rows,
             max_rejected=args.max_rejected,
             workers=args.workers,

@@ -1,4 +1,4 @@
-"""Losses of codec training: letters, log-mel and heard distance, least-squares adversarial, matching."""
+"""Losses of codec training: letters; distances by mel, STFT and ASR features; adversarial, matching."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from torch import Tensor, nn
 
 from gpa.codec.feature_encoder import FeatureEncoder, load_features
 from gpa.nn.mel import mel_filters
+
+QUIET = 1e-2  # of a magnitude: a sine of 20 millionths of full scale in a window of 1024
+
+
+def spectrum(wav: Tensor, window: Tensor) -> Tensor:
+    """Complex STFT (B, F, T) of wav (B, S), hop a quarter of the window."""
+    return torch.stft(wav, len(window), len(window) // 4, window=window, return_complex=True)
+
+
+def magnitude(wav: Tensor, window: Tensor) -> Tensor:
+    """That of `spectrum`."""
+    spec = spectrum(wav, window)
+    return torch.sqrt(spec.real**2 + spec.imag**2 + 1e-9)  # abs() has no gradient at 0
 
 
 class MelDistance(nn.Module):
@@ -28,15 +41,28 @@ class MelDistance(nn.Module):
             self.register_buffer(f"filters_{n_fft}", torch.from_numpy(filters).float().T, persistent=False)
             self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft), persistent=False)
 
+    def window(self, n_fft: int) -> Tensor:
+        """The Hann window of this length."""
+        return self.get_buffer(f"window_{n_fft}")
+
     def log_mel(self, wav: Tensor, n_fft: int) -> Tensor:
         """Natural-log mel (B, M, T) of magnitude, hop a quarter of the window."""
-        window = self.get_buffer(f"window_{n_fft}")
-        spec = torch.stft(wav, n_fft, n_fft // 4, window=window, return_complex=True)
-        magnitude = torch.sqrt(spec.real**2 + spec.imag**2 + 1e-9)  # abs() has no gradient at 0
-        return torch.log((self.get_buffer(f"filters_{n_fft}") @ magnitude).clamp_min(1e-4))
+        mel = self.get_buffer(f"filters_{n_fft}") @ magnitude(wav, self.window(n_fft))
+        return torch.log(mel.clamp_min(1e-4))
 
     def forward(self, ours: Tensor, real: Tensor) -> Tensor:
         distances = [F.l1_loss(self.log_mel(ours, n), self.log_mel(real, n)) for n in self.windows]
+        return torch.stack(distances).mean()
+
+    def stft(self, ours: Tensor, real: Tensor) -> Tensor:
+        """The same of magnitudes: spectral convergence, and L1 of logarithms, which count from `QUIET`.
+
+        The multi-resolution STFT loss of Parallel WaveGAN (Yamamoto et al. 2020, equations 3 to 6).
+        """
+        distances = []
+        for n in self.windows:
+            a, b = magnitude(ours, self.window(n)), magnitude(real, self.window(n))
+            distances.append((b - a).norm() / b.norm() + F.l1_loss((a + QUIET).log(), (b + QUIET).log()))
         return torch.stack(distances).mean()
 
 

@@ -13,12 +13,13 @@ NAMES = {  # what other corpora call our keys
     "audio": (
         *("audio", "path", "file_name", "filename", "file", "audio_file", "audio_path", "audio_filepath"),
         *("wav", "wav_file", "wav_path", "wav_filename"),
+        *("flac", "mp3", "opus", "ogg"),  # of tar shards that `datasets` reads, as txt and __key__
     ),
-    "text": ("text", "sentence", "transcription", "transcript", "normalized_text"),
+    "text": ("text", "sentence", "transcription", "transcript", "normalized_text", "txt"),
     "speaker": ("speaker", "speaker_id", "speaker_name", "client_id"),
     "licence": ("licence", "license"),
     "split": ("split",),
-    "id": ("id",),
+    "id": ("id", "__key__"),
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ VOICES = 256  # reference voices that are remembered
 QUIET_DB = -35.0  # of silence, against a clip's loud frames
 SHORTEST_SILENCE = 3  # frames that are worth noting
 CONTEXT = 4096  # ids of the longest sequence, where no network says
+BATCH = 16  # clips in memory at once; the codec batches those of one length
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ class Encoder:
         if self.extras.copies:
             features, self._codes = trained.codes_of_features(processor.codec)
             self._copy = AugmentedCopies(features, self.extras.noise, self.extras.rooms)
+
+    def numbered(self, rows: Iterator[tuple[int, ManifestRow]]) -> Iterator[dict[str, Any]]:
+        """As `rows`, of pairs of a number and a row, a few of them at a time."""
+        while batch := dict(islice(rows, BATCH)):
+            yield from self.rows([*batch.values()], [*batch])
 
     def rows(self, rows: Sequence[ManifestRow], numbers: Sequence[int] = ()) -> Iterator[dict[str, Any]]:
         """One row of ids for each; AudioError if a file has changed since it was screened.

@@ -80,10 +80,14 @@ def _undecoded(part: Any) -> Any:
     """A dataset of plain Python values whose sound is bytes or a path."""
     if not hasattr(part, "with_format"):  # any other iterable of rows
         return part
-    part = part.with_format(None)
-    for column, feature in (part.features or {}).items():
+    part, datasets = part.with_format(None), require_datasets()
+    features = part.features or {}
+    kept = datasets.Audio(decode=False)
+    if "__key__" in features:  # a stream of tar shards is not encoded yet; Audio would ask torchcodec to
+        kept = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    for column, feature in features.items():
         if type(feature).__name__ == "Audio":
-            part = part.cast_column(column, require_datasets().Audio(decode=False))
+            part = part.cast_column(column, kept)
     return part
 
 

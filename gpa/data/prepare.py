@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from gpa.prompt.vocab import Vocab
 
 WORK, PLAN, SUMMARY, STREAM, TEXT = ".work", "plan.json", "summary.json", "stream", "text"
-BATCH = 16  # clips in memory at once; the codec batches those of one length
+IDS, TAR = "ids", "tar"
+KINDS = {IDS: token_folder.KIND, TAR: tar_shards.KIND}  # of folders that a job may write
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Job:
     """What is to be prepared: all that `open_source` reads, or a stream of rows (streaming.py).
 
     Ids are a `model`'s, or those of a `codec` alone, in place of it, for models that are yet to be trained.
-    `licence` is that of rows without one; `columns` and `splits` choose from a dataset.
+    `licence` is that of rows without one; `columns` and `splits` choose from a dataset; `to` is of `KINDS`.
     """
 
     source: Any
@@ -75,9 +76,12 @@ class Job:
     codec: str | Path = ""
     wording: Wording = Wording()
     extras: Extras = Extras()
+    to: str = IDS
 
     def check(self) -> None:
         """DataError for settings that make no sense."""
+        if self.to not in KINDS or (self.to == TAR and self.extras.columns):
+            raise DataError(f"--to {self.to}: one of {', '.join(KINDS)}; tar shards hold recordings alone")
         unknown = sorted(set(self.limits.allow) - {c for c, r in REASONS.items() if r.optional})
         if unknown:
             optional = ", ".join(c for c, r in REASONS.items() if r.optional)
@@ -126,7 +130,7 @@ def prepare(job: Job, share: Share | None = None) -> Report:
         job = _numbered(job, share)
         _spell(job, share)
     except _Over:
-        return Report(token_folder.read_about(job.out), is_main=False)
+        return Report(token_folder.read_about(job.out, KINDS[job.to]), is_main=False)
     if share.workers == 1:
         return _Run.start(job, share.part(), lambda: None).go()
     with Workers(_work, job, share) as workers:
@@ -218,9 +222,8 @@ class _Run:
 
     @property
     def shards(self) -> list[Path]:
-        return [
-            self.job.out / token_folder.shard_name(k, self.plan["shards"]) for k in range(self.plan["shards"])
-        ]
+        name = tar_shards.shard_name if self.job.to == TAR else token_folder.shard_name
+        return [self.job.out / name(k, self.plan["shards"]) for k in range(self.plan["shards"])]
 
     def go(self) -> Report:
         """Everything from the first row to prepared.json, or what is left of it."""
@@ -248,7 +251,7 @@ class _Run:
             "model": known_as(self.job.codec or self.job.model),
         }
         if self.part.is_main:
-            for name, content in self.processor.text_files.items():
+            for name, content in self.processor.text_files.items() if self.job.to == IDS else ():
                 disk.write_bytes(self.job.out / name, content)
             token_folder.write_json(self.job.out / PREPARED, about)
             shutil.rmtree(self.work, ignore_errors=True)
@@ -271,7 +274,7 @@ class _Run:
             )
 
     def _done(self) -> Report:
-        about = token_folder.read_about(self.job.out)
+        about = token_folder.read_about(self.job.out, KINDS[self.job.to])
         if self.part.is_main:
             shutil.rmtree(self.work, ignore_errors=True)  # a kill may have come just before this
         self._same(about)
@@ -335,26 +338,23 @@ class _Run:
 
     def _encode(self, found: Mapping[str, Any]) -> Callable[[int, Any], None]:
         copies = set(found["duplicates"])
-        encoder = Encoder(self.processor, self.job.extras, self.job.codec)
+        encoder = Encoder(self.processor, self.job.extras, self.job.codec) if self.job.to == IDS else None
 
         def make(k: int, bar: Any) -> None:
             records = map(json.loads, self.screens[k].read_text(encoding="utf-8").splitlines())
             keep = {r["n"] for r in records if not r["reason"] and r["n"] not in copies}
-            rows, columns = self._encoded(k, keep, encoder, bar), self.job.extras.columns
-            token_folder.write_shard(self.shards[k], rows, self.work, columns)
+            rows, path = self._kept(k, keep, bar), self.shards[k]
+            if encoder is None:
+                return tar_shards.write(path, rows, self.processor.codec.spec.sample_rate, self.work)
+            return token_folder.write_shard(path, encoder.numbered(rows), self.work, self.job.extras.columns)
 
         return make
 
-    def _encoded(self, k: int, keep: set[int], encoder: Encoder, bar: Any) -> Iterator[dict[str, Any]]:
-        batch: dict[int, ManifestRow] = {}
+    def _kept(self, k: int, keep: set[int], bar: Any) -> Iterator[tuple[int, ManifestRow]]:
         for n, row in self._rows(k):
             if n in keep:
-                batch[n] = row
-            if len(batch) == BATCH:
-                yield from encoder.rows([*batch.values()], [*batch])
-                batch = {}
+                yield n, row
             bar.update()
-        yield from encoder.rows([*batch.values()], [*batch])
 
 
 def _processor(job: Job) -> tuple[GPAProcessor, screening.Transcribe | None]:
@@ -375,6 +375,7 @@ def _reader(processor: GPAProcessor, transcribe: screening.Transcribe | None) ->
 def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
     """What decides the result: two runs with one plan write the same bytes."""
     plan = {
+        "kind": KINDS[job.to],
         "source": {"sha256": source.digest, "rows": source.size},
         "licence": job.licence,
         "limits": dataclasses.asdict(job.limits),
@@ -390,11 +391,10 @@ def _plan(job: Job, source: Source, processor: GPAProcessor) -> dict[str, Any]:
         "fingerprints": processor.fingerprints(),
         "extras": dataclasses.asdict(job.extras),
     }
-    as_read: dict[str, Any] = json.loads(json.dumps(plan))  # tuples become lists, as in the file
-    return as_read
+    return cast("dict[str, Any]", json.loads(json.dumps(plan)))  # tuples become lists, as in the file
 
 
 def _about(plan: Mapping[str, Any], found: Mapping[str, Any], vocab: Vocab) -> dict[str, Any]:
     counts = {key: found[key] for key in ("rows", "seconds", "screened", "rejected", "allowed", "counts")}
-    head = {"kind": token_folder.KIND, "version": token_folder.VERSION, "gpa": metadata.version("gpa-audio")}
+    head = {"version": token_folder.VERSION, "gpa": metadata.version("gpa-audio")}
     return {**head, **plan, "vocabulary": token_folder.layout(vocab), **counts}

@@ -8,7 +8,7 @@ Rows come from the same `prompt` object that builds inference prompts. Knows ids
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, Subset
 from gpa.data import sequences
 from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans, respelt_letters
 from gpa.data.instructions import Asked, InstructionArgs, Instructor
-from gpa.data.sequences import longest
+from gpa.data.sequences import Sizes
 from gpa.errors import UsageError
 from gpa.prompt.formats import Example, Format, InstructFormat
 from gpa.prompt.tasks import DEFAULT, IGNORE
@@ -77,13 +77,15 @@ class Noise:
 
     `speech` ids are heard or just spoken, `text` pieces just recognised; what is to be predicted stays. A
     small corpus is then not learnt by heart (docs/log.md). Speech without its text trains the null of
-    guidance by a text. Of texts that could be respelt by a dictionary, a share stays `spelt`.
+    guidance by a text. Of texts that could be respelt by a dictionary, a share stays `spelt`. A speech id is
+    replaced by one of its neighbours `near` (V, k), if they are known.
     """
 
     speech: float = 0.0
     text: float = 0.0
     drop_text: float = 0.0
     spelt: float = 0.0
+    near: np.ndarray | None = field(default=None, compare=False)
 
 
 class RowBuilder:
@@ -107,6 +109,7 @@ class RowBuilder:
             raise UsageError(f"data.{asked[0]} needs the instruct format, not {fmt.name}")
         self.instructor = Instructor(clips, fmt, instructions or InstructionArgs())
         self._longer: dict[str, bool] = {}
+        self._size = Sizes(fmt)
         self.by_speaker: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             self.by_speaker.setdefault(clip["speaker"], []).append(i)
@@ -116,7 +119,7 @@ class RowBuilder:
         clip = {"glm": (), "target": (), **self.clips[i]}
         if self.fmt.task(task).speaks_text and self.dictionary:  # each word in the form that has more ids
             clip["text"] = self.dictionary.respelt(clip["text"], self._longer_spelt).text
-        return longest(self.fmt, (task,), clip) + self.instructor.most_ids(self.fmt.task(task), i)
+        return self._size(task, clip) + self.instructor.most_ids(self.fmt.task(task), i)
 
     def _longer_spelt(self, word: str) -> bool:
         if word not in self._longer:
@@ -184,7 +187,8 @@ class RowBuilder:
     def _noisy(self, row: Row, rng: np.random.Generator) -> Row:
         vocab = self.fmt.vocab
         for block in filter(None, (vocab.semantic, vocab.glm) if self.noise.speech else ()):
-            row = _replaced(row, block, np.full(len(row.ids), self.noise.speech), rng)
+            near = self.noise.near if block is vocab.semantic else None
+            row = _replaced(row, block, np.full(len(row.ids), self.noise.speech), rng, near)
         if self.noise.text and self.fmt.task(row.task).writes:
             row = _replaced(row, vocab.text, self.noise.text * (row.labels != IGNORE), rng)
         return row
@@ -232,12 +236,23 @@ class RowBuilder:
         return int((ids == opener).argmax()) + 1
 
 
-def _replaced(row: Row, block: Block, chance: np.ndarray, rng: np.random.Generator) -> Row:
-    """The row with ids of a block replaced by others of it, each with its chance (L,)."""
+def _replaced(
+    row: Row, block: Block, chance: np.ndarray, rng: np.random.Generator, near: np.ndarray | None = None
+) -> Row:
+    """The row with ids of a block replaced by others of it, each with its chance (L,): any, or one of those
+    `near` its code (V, k).
+    """
     inside = (row.ids >= block.offset) & (row.ids < block.offset + block.size)
     hit = inside & (rng.random(len(row.ids)) < chance)
-    other = block.offset + rng.integers(block.size, size=len(row.ids))
-    return replace(row, ids=np.where(hit, other, row.ids))
+    drawn = rng.integers(block.size if near is None else near.shape[1], size=len(row.ids))
+    other = drawn if near is None else near[np.where(inside, row.ids - block.offset, 0), drawn]
+    return replace(row, ids=np.where(hit, block.offset + other, row.ids))
+
+
+def nearest(vectors: Tensor, count: int) -> np.ndarray:
+    """Of each code those `count` others whose vectors (V, D) are nearest: (V, count)."""
+    distances = torch.cdist(vectors, vectors).fill_diagonal_(float("inf"))
+    return distances.topk(count, largest=False).indices.cpu().numpy()
 
 
 def pack(rows: Sequence[Row], size: int) -> list[list[Row]]:

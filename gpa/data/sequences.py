@@ -17,6 +17,7 @@ from gpa.text.tokenizer import TextTokenizer
 if TYPE_CHECKING:
     from gpa.data.instructions import Asked
 
+KNOWN = 1 << 14  # texts whose sizes are remembered
 COLUMN_OF = {"semantic": "semantic", "global": "global", "glm": "glm", "content": "text"}
 
 
@@ -59,6 +60,46 @@ def longest(format: Format, tasks: Sequence[str], row: Mapping[str, Any]) -> int
         rows = [example(format, task.name, {**row, "text": text}) for text in texts]
         sizes.append(max(len(made.input_ids) for made in rows) + _wording(format, task.name))
     return max(sizes, default=0)
+
+
+class Sizes:
+    """`longest` for many rows of a format: what a task adds and what a text takes are counted once.
+
+    Rows are taken as they are: that a code or a text is none of the model's shows when the row is built.
+    """
+
+    def __init__(self, format: Format) -> None:
+        self.format = format
+        self._added: dict[str, int] = {}
+        self._known: dict[tuple[type, str], int] = {}  # by type, since some texts are verbatim
+
+    def __call__(self, name: str, row: Mapping[str, Any]) -> int:
+        """Ids of the longest sequence that the row makes for a task."""
+        task = self.format.task(name)
+        if task.name not in self._added:
+            frame = [0] * self.format.vocab.n_codebooks
+            least = {"text": "a", "semantic": frame, "global": frame, "glm": frame, "target": ()}
+            self._added[task.name] = longest(self.format, (task.name,), least) - self._ids(task, least)
+        return self._added[task.name] + self._ids(task, row)
+
+    def _ids(self, task: Task, row: Mapping[str, Any]) -> int:
+        """Ids of a row's own content."""
+        target = _target(self.format, task.name, row)
+        said = 0 if isinstance(target, str) else len(target)
+        texts = {row["text"], target_text(self.format, task, row["text"])}
+        blocks = self.format.layouts[task.name].blocks
+        written = blocks.count("content") + isinstance(target, str)
+        said += sum(len(row[COLUMN_OF[kind]]) for kind in blocks if kind != "content")
+        return said + (written * max(map(self._text_ids, texts)) if written else 0)
+
+    def _text_ids(self, text: str) -> int:
+        """Ids of a text in a block, without what closes it."""
+        key = type(text), text
+        if key not in self._known:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[key] = len(self.format.ending("content", text)) - 2  # its end, and the stop token
+        return self._known[key]
 
 
 def target_text(format: Format, task: Task, text: str) -> str:

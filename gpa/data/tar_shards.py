@@ -1,4 +1,4 @@
-"""WebDataset tar shards as a stream of rows: files `KEY.wav` and `KEY.txt` or `KEY.json` that stand together.
+"""WebDataset tar shards, read and written: files `KEY.wav` and `KEY.txt` or `KEY.json` that stand together.
 
 One sample is in memory at a time. The layout is that of
 https://github.com/webdataset/webdataset (section "WebDataset format"): what is before the first dot of a
@@ -8,22 +8,30 @@ file's name is the key, files of one key follow each other. What a row may hold 
 from __future__ import annotations
 
 import glob
+import io
 import json
 import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gpa import audio, disk
 from gpa.data.audio_folder import is_audio, split_of
 from gpa.data.column_names import NAMES
 from gpa.errors import DataError
 
+if TYPE_CHECKING:
+    from gpa.data.manifest import Clip, ManifestRow
+
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".tar"
+KIND = "gpa-recordings"  # of the prepared.json beside shards that are written
+_MAGIC = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3"}
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")  # the key, with its folder, and what follows the first dot
 
 
@@ -103,3 +111,54 @@ def _row(path: Path, key: str, files: dict[str, bytes]) -> dict[str, Any]:
         told["text"] = files["txt"].decode("utf-8", "replace").strip()  # the doctor tells what is no UTF-8
     place = {"id": f"{path.stem}/{key}", "split": told["split"] or split_of(path.stem) or "train"}
     return {**told, **place, "audio": files.get(sound, b"")}
+
+
+# Writing ----------------------------------------------------------------------------------------------------
+
+
+def shard_name(number: int, _: int) -> str:
+    """File name of a shard that is written, of however many."""
+    return f"shard-{number:06d}{SUFFIX}"
+
+
+def write(path: Path, rows: Iterable[tuple[int, ManifestRow]], rate: int, scratch: Path) -> None:
+    """Write numbered rows as one shard, whole or not at all; equal rows give equal bytes.
+
+    A whole recording in WAV, FLAC, Ogg or MP3 stays as it is, anything else becomes WAV at `rate` (Hz).
+    DataError for a row of more than one recording.
+    """
+    temporary = scratch / f"{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with disk.room(path):
+            with tarfile.open(temporary, "w") as tar:
+                for number, row in rows:
+                    key = f"{number:09d}_" + re.sub(r"[^\w-]+", "_", row.id)
+                    for suffix, content in _files(row, rate):
+                        member = tarfile.TarInfo(key + suffix)
+                        member.size = len(content)
+                        tar.addfile(member, io.BytesIO(content))
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _files(row: ManifestRow, rate: int) -> Iterator[tuple[str, bytes]]:
+    """(suffix, content) of a sample's files."""
+    if row.task or row.reference or row.target:
+        raise DataError(f"{row.where}: has a task or a second recording, which tar shards do not hold")
+    yield _sound(row.audio, rate)
+    said = {key: getattr(row, key) for key in NAMES if key != "audio"}
+    yield ".json", json.dumps({key: text for key, text in said.items() if text}, ensure_ascii=False).encode()
+
+
+def _sound(clip: Clip, rate: int) -> tuple[str, bytes]:
+    source = clip.fetch() if clip.fetch else clip.name
+    content = Path(source).read_bytes() if isinstance(source, str) else source
+    suffix = next((_MAGIC[m] for m in _MAGIC if isinstance(content, bytes) and content.startswith(m)), "")
+    if suffix and isinstance(content, bytes) and not clip.begin and clip.end is None:
+        return suffix, content
+    made = io.BytesIO()
+    stream = audio.WavStream(made, rate)
+    stream.write(clip.wav(rate))
+    stream.close()
+    return ".wav", made.getvalue()

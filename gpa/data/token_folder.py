@@ -178,13 +178,13 @@ def _read(cell: Any, kind: Any) -> Any:
     return [each.values.to_numpy() for each in flat] if isinstance(kind[0], list) else flat.to_numpy()
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """prepared.json; CheckpointError if the folder has none, or one of another version."""
+def read_about(folder: Path, kind: str = KIND) -> dict[str, Any]:
+    """prepared.json; CheckpointError if the folder has none, or one of another kind or version."""
     path = folder / PREPARED
     if not path.is_file():
         raise CheckpointError(f"{folder}: not prepared, or not to the end; run (again):  {COMMAND} {folder}")
     about = hub.read_json(path)
-    if (about.get("kind"), about.get("version")) != (KIND, VERSION):
+    if (about.get("kind"), about.get("version")) != (kind, VERSION):
         raise CheckpointError(
             f"{path}: {about.get('kind')} version {about.get('version')!r} cannot be read here"
         )

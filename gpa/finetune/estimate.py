@@ -21,7 +21,8 @@ from gpa.data import token_folder
 from gpa.data.sources import open_source
 from gpa.errors import AudioError, DataError
 from gpa.train.families import speaker_adaptation
-from gpa.train.parallel import autocast, to_device
+from gpa.train.families.base import to_device
+from gpa.train.parallel import autocast
 from gpa.train.planning import GIB
 
 if TYPE_CHECKING:

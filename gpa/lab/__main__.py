@@ -11,9 +11,7 @@ from gpa.errors import UsageError, exit_code
 
 log = logging.getLogger(__name__)
 TOOLS = {
-    "backtranslation": "rows for recognition from text alone, spoken by a trained model",
     "bigram_list": "counts of pairs of words, as a list that recognition weighs by",
-    "double_codebook": "a trained codec, or the language model on its ids, with every code twice",
     "export_speechop": "the export of a SpeechOp run as a checkpoint that people load",
     "merge": "the weighted mean of two exported networks",
     "pronunciation_list": "CMU's dictionary as a list by which speech is asked for",

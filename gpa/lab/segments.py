@@ -65,6 +65,8 @@ def _segment(row: Mapping[str, Any], begin: tuple[int, int], end: tuple[int, int
     text = _words(row, begin, end)
     skipped = sum(len(word) + 1 for word in letters_of(" ".join(before)).split())
     first = row["letters"][skipped : skipped + len(letters_of(text))]
+    silence = row.get("silence", ())
+    inside = len(silence) and begin[1] <= silence[0] and silence[1] <= end[1]
     cut = {
         "id": f"{row['id']}@{begin[1]}-{end[1]}",
         "text": text,
@@ -72,6 +74,7 @@ def _segment(row: Mapping[str, Any], begin: tuple[int, int], end: tuple[int, int
         "letters": [max(0, at - begin[1]) for at in first],
         "copies": [copy[ids] for copy in row.get("copies", ())],
         "seconds": row["seconds"] * len(row["semantic"][ids]) / len(row["semantic"]),
+        "silence": [at - begin[1] for at in silence] if inside else [],
     }
     return {**row, **cut}
 
@@ -94,7 +97,8 @@ def write(source: Path, out: Path, least: int, most: int, count: int, seed: int 
         for number, row in enumerate(clips):
             yield row
             if len(row["letters"]) and row["split"].startswith("train"):
-                yield from segments(row, np.random.default_rng((seed, number)), least, most, count)
+                for cut in segments(row, np.random.default_rng((seed, number)), least, most, count):
+                    yield cut | {name: np.array(cut[name], np.int32) for name in ("letters", "silence")}
 
     return sequences.write(out, rows(), clips.about) - len(clips)
 

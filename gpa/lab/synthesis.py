@@ -24,7 +24,6 @@ from tqdm import tqdm
 from gpa import audio, disk
 from gpa.errors import GenerationError, UsageError
 from gpa.evals.programs import call
-from gpa.lab.backtranslation import UNSPOKEN, sentences
 from gpa.lab.word_list import texts_in
 from gpa.text.lexicon import words_of
 from gpa.text.normaliser import normalise_text
@@ -33,6 +32,17 @@ VOICES = ("slt", "rms", "awb", "kal16")  # Flite's of 16 kHz
 STRETCH = (0.85, 1.15)  # of durations
 RATE = 16000  # Hz, of these voices
 HELD = 10  # every tenth sentence, by its checksum, is never spoken: there must be unseen ones left
+UNSPOKEN = re.compile(r"\d|[A-Z]{3}|\[")  # numbers, headings, notes
+ENDS = re.compile(r"(?<=[.!?;])[\"')_]*\s+")
+WORDS = (3, 22)  # of a sentence
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Sentences of running text, and their halves at semicolons, without digits and capitals' shouting."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        for sentence in ENDS.split(" ".join(paragraph.replace("_", "").split())):
+            if WORDS[0] <= len(sentence.split()) <= WORDS[1] and not UNSPOKEN.search(sentence):
+                yield normalise_text(sentence)
 
 
 def listed(path: Path) -> Iterator[str]:

@@ -140,10 +140,9 @@ def install(app: FastAPI) -> None:
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        where, what = first["loc"][1:], first["msg"]
+        where, what = list(first["loc"][1:]), first["msg"]
         if first["type"] == "json_invalid":
-            what = f"no JSON ({first['ctx']['error']} at character {where[0]})"
-            where = ()
+            what = f"no JSON ({first['ctx']['error']} at character {where.pop()})"
         elif not where and first["type"] != "missing":
             what = "a JSON object is needed, with the header  Content-Type: application/json"
         return Failure.invalid(first["type"], where, what).response()

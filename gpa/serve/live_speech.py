@@ -20,8 +20,6 @@ from gpa.serve import sockets
 from gpa.serve.answers import Speaking
 from gpa.serve.catalogue import check_model, find_voice
 from gpa.serve.failures import Failure
-from gpa.serve.service import Service
-from gpa.serve.sockets import Connection
 from gpa.serve.speaking import begin
 from gpa.serve.speech_request import SpeechRequest, SpeechSettings
 from gpa.serve.uploads import copied_url
@@ -29,6 +27,8 @@ from gpa.text.sentences import Sentences
 
 if TYPE_CHECKING:
     from gpa.codec.voice import Voice
+    from gpa.serve.service import Service
+    from gpa.serve.sockets import Connection
 
 PREFETCH = 3  # sentences that are on their way at once: the one that is sent and the next ones
 

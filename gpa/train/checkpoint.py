@@ -39,7 +39,7 @@ _SEALED = 75  # bytes of a seal
 # What a resumed run may change. More steps keep the past, though the learning rate then had another future.
 # `world` and `accumulate` may change against each other: the checkpoint holds their product.
 _FREE = """steps max_seconds save_every eval_every log_every profile threads workers async_save world
-    accumulate timeout tracker best"""
+    accumulate timeout tracker tensorboard best"""
 FREE = {f"train.{name}" for name in _FREE.split()} | {"validate.rows", "validate.samples"}
 
 

@@ -25,10 +25,11 @@ from tqdm import tqdm
 from gpa import disk
 from gpa.errors import Stopped, TrainingError
 from gpa.train import checkpoint, environment, launch, samples, signals, trackers
+from gpa.train.families.base import to_device
 from gpa.train.meter import SECONDS, Meter, told
 from gpa.train.metrics import MetricsLog, mean
 from gpa.train.optim import OptimArgs, learning_rate
-from gpa.train.parallel import Parallel, autocast, to_device
+from gpa.train.parallel import Parallel, autocast
 from gpa.train.prefetch import Make, prefetch
 from gpa.train.step_trace import traced
 

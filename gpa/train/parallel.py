@@ -6,7 +6,6 @@ which torch's DDP does not see, so gradients are averaged after the last micro-b
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gpa.train import checkpoint, collectives
 from gpa.train.arguments import PRECISIONS, TrainArgs
@@ -275,18 +274,3 @@ class Ranks(Single):
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Context in which matrix products are of `precision`; fp32 changes nothing."""
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on `device`: tensors in dataclasses, sequences and mappings, or alone."""
-    if device.type == "cpu":
-        return batch
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return dataclasses.replace(batch, **{k: to_device(v, device) for k, v in vars(batch).items()})
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch

@@ -21,6 +21,8 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.prompt.vocab import Vocab
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gpa.codec.base import LinguisticTokenizer, TokenCodec
     from gpa.models.gpa.outputs_gpa import Voice
 
@@ -115,3 +117,15 @@ def _check(tokens: Path, folder: Path, given: Mapping[str, str], made: Mapping[s
                 f"{folder}: its {part} is not the one that made the ids of {tokens} (fingerprint "
                 f"{given.get(part, 'none')[:12]}, {made[part][:12]} expected): {REMEDY}"
             )
+
+
+def code_vectors(parts: CheckpointParts | None, codec: str, codes: int) -> Tensor | None:
+    """What each of so many codes stands for, (V, D), by the codec of `parts` or else in a folder.
+
+    None if neither says; CheckpointError for a codec of other codes.
+    """
+    loaded = parts.load()[0] if parts is not None else load_codec(codec) if codec else None
+    vectors = None if loaded is None else loaded.code_vectors()
+    if vectors is not None and len(vectors) != codes:
+        raise CheckpointError(f"{codec}: {len(vectors)} codes, the rows were made with {codes}")
+    return vectors

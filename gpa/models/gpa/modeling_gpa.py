@@ -23,7 +23,7 @@ from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa import packed_attention_gpa  # noqa: F401 (makes its attention known by name)
 
 if TYPE_CHECKING:
-    from gpa.prompt.vocab import Vocab
+    from gpa.prompt.vocab import Block, Vocab
 
 Backbone = Qwen3ForCausalLM
 ADAPTER = "default"  # what peft calls an adapter that nobody named
@@ -66,6 +66,15 @@ def meta_backbone(sizes: dict[str, Any]) -> Backbone:
         raise UsageError("model.vocab_size is missing: without tokens nothing else tells it")
     with torch.device("meta"):
         return Qwen3ForCausalLM(_config(sizes))
+
+
+@torch.no_grad()
+def start_embeddings(model: Backbone, block: Block, vectors: Tensor) -> None:
+    """Ids of a block start where the codec's code vectors (V, D) are: ids which sound alike start alike."""
+    vectors = (vectors - vectors.mean(0)) / vectors.std()
+    mix = torch.randn(vectors.shape[1], model.config.hidden_size) / vectors.shape[1] ** 0.5
+    rows = model.model.embed_tokens.weight[block.offset : block.offset + block.size]
+    rows.mul_(0.5).add_(vectors @ mix, alpha=model.config.initializer_range)
 
 
 def load_backbone(path: str | Path) -> Backbone:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gpa import hub
 from gpa.codec import trained
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
-from gpa.codec.discriminators import Discriminators
+from gpa.codec.discriminators import DiscriminatorArgs, Discriminators
 from gpa.codec.feature_encoder import FRAME
 from gpa.codec.losses import ASRFeatureDistance, LetterHead, MelDistance
 from gpa.data.alignment import letter_targets
@@ -29,10 +29,9 @@ from gpa.data.batches import BatchPlan
 from gpa.data.feature_cache import FeatureCache
 from gpa.errors import CheckpointError, UsageError
 from gpa.train.arguments import TrainArgs
-from gpa.train.families.base import Loss
+from gpa.train.families.base import Loss, to_device
 from gpa.train.families.reconstruction import contest, drawn
 from gpa.train.optim import OptimArgs
-from gpa.train.parallel import to_device
 from gpa.train.samples import Sample, SampleArgs
 
 
@@ -58,6 +57,10 @@ class CodecData:
     crop_ids: int = 32  # ids decoded per crop
     reference_frames: int = 150  # 50/s
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.degraded_share <= 1:
+            raise UsageError(f"data.degraded_share={self.degraded_share}: a share from 0 to 1")
+
 
 @dataclass(frozen=True)
 class CodecWeights:
@@ -65,6 +68,7 @@ class CodecWeights:
 
     mel: float = 1.0  # distance of the rendered waveform; 0: not rendered in training
     envelope: float = 0.0  # distance of the drawn envelopes: the source-filter decoder without rendering
+    stft: float = 0.0  # distance of its magnitudes, at the resolution of the STFT
     asr_features: float = 0.0  # distance of the features of the rendered waveform; needs data.encoder
     ctc: float = 1.0
     vq: float = 1.0
@@ -92,24 +96,26 @@ class CodecRecipe:
     render: dict[str, Any] = field(default_factory=dict)  # settings of the decoder that need no training
     freeze_ids: bool = False
     free_voice: bool = False
+    freeze_envelopes: bool = False  # with freeze_ids: the refiner alone learns
     quantize_from: int = 0  # step at which the codebook starts, at the encoder's cluster centres
     freeze_voice_from: int = -1  # step from which the global path stays as it is; negative: never
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: CodecWeights = field(default_factory=CodecWeights)
     validate: SampleArgs = field(default_factory=SampleArgs)
+    discriminators: DiscriminatorArgs = field(default_factory=DiscriminatorArgs)
 
 
 class CodecModule(nn.Module):
     """The codec with its training-only heads."""
 
-    def __init__(self, config: BiCodecConfig, speakers: int, discriminators: bool) -> None:
+    def __init__(self, config: BiCodecConfig, speakers: int, critic: DiscriminatorArgs | None) -> None:
         super().__init__()
         self.codec = BiCodecModel(config)
         self.letters = LetterHead(config.quantizer.input_dim)
         self.speakers = nn.Linear(config.speaker_encoder.out_dim, speakers)
         self.mel_distance = MelDistance(config.sample_rate)
-        self.discriminators = Discriminators() if discriminators else None
+        self.discriminators = Discriminators(critic) if critic else None
 
 
 @dataclass
@@ -143,15 +149,19 @@ class CodecFamily:
             )
         if recipe.free_voice and not recipe.freeze_ids:
             raise UsageError("free_voice is an exception from freeze_ids; without it everything learns")
+        if recipe.freeze_envelopes and (recipe.free_voice or not recipe.freeze_ids):
+            raise UsageError("freeze_envelopes goes further than freeze_ids: set that, and no free_voice")
         self.parts = trained.new_parts(vars(recipe))
         self.config = trained.settings_of(vars(recipe))
+        if recipe.freeze_envelopes and not self.config.decoder.refiner:
+            raise UsageError("freeze_envelopes leaves only a refiner to learn: give its sizes in `refiner`")
         if recipe.weights.asr_features and not recipe.data.encoder:
             raise UsageError("weights.asr_features needs the feature encoder's folder in data.encoder")
         self.cache = FeatureCache(recipe.data.cache)
         self.cache.measure_pitch()
         self.encoder = _encoder(recipe.data, self.cache)
         trained.load_encoder(self.encoder, self.config)  # before training rather than after it
-        self.degraded = _degraded_cache(recipe.data, self.cache)
+        self.degraded = self.cache.degraded(recipe.data.degraded) if recipe.data.degraded else None
         self._ear = ASRFeatureDistance(recipe.data.encoder, self.config.features)
         self.ratio = self.config.latent_hop_length // FRAME
         least = max(recipe.data.crop_ids * self.ratio, 50)
@@ -167,7 +177,8 @@ class CodecFamily:
         self.plan = BatchPlan(lengths, recipe.data.batch_frames, recipe.train.seed)
 
     def build(self) -> nn.Module:
-        module = CodecModule(self.config, len(self.speaker_names), self.recipe.weights.adversarial_from >= 0)
+        critic = self.recipe.discriminators if self.recipe.weights.adversarial_from >= 0 else None
+        module = CodecModule(self.config, len(self.speaker_names), critic)
         if self.recipe.init:
             self._start_from(module, Path(self.recipe.init))
             return module
@@ -213,7 +224,9 @@ class CodecFamily:
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
         assert isinstance(module, CodecModule)
         codec = module.codec
-        if self.recipe.freeze_ids:
+        if self.recipe.freeze_envelopes:
+            trained = list(codec.get_submodule("decoder.refiner").parameters())
+        elif self.recipe.freeze_ids:
             trained = [*codec.prenet.parameters(), *codec.decoder.parameters()]
             if self.recipe.free_voice:
                 trained += [*codec.speaker_encoder.parameters(), *module.speakers.parameters()]
@@ -298,7 +311,9 @@ class CodecFamily:
             speaker = codec.speaker_encoder(codec.mel(batch.reference))
             speaker_loss = self._speaker(module, speaker, batch)
         crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
-        sound, wav = self._sound(module, codec.decoder(codec.condition(crop, speaker)), batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recipe.freeze_envelopes):
+            frames = codec.decoder(codec.condition(crop, speaker))
+        sound, wav = self._sound(module, frames, batch)
         parts = {**sound, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
         metrics = {name: part.item() for name, part in parts.items()}
         metrics["used_codes"] = float(codes.unique().numel())
@@ -312,21 +327,20 @@ class CodecFamily:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Losses of the decoder's frames, and samples where a loss (or an evaluation) needs them."""
         w, real = self.recipe.weights, batch.wav
-        unrendered = not w.mel and not w.asr_features and module.discriminators is None
+        unrendered = not (w.mel or w.stft or w.asr_features) and module.discriminators is None
         render = not (unrendered and module.training)
         parts, wav = drawn(module.codec.decoder, frames, batch, envelope=bool(w.envelope), render=render)
         if wav is None:
             return parts, real
         if w.mel or not module.training or not parts:
             parts["mel"] = module.mel_distance(wav, real)
+        if w.stft:
+            parts["stft"] = module.mel_distance.stft(wav, real)
         if w.asr_features:
-            parts["asr_features"] = self._asr_feature_loss(module.codec, wav, real)
+            scale = module.codec.get_buffer("feature_scale") if self.config.standardise else None
+            self._ear.scale = scale  # the codec's own
+            parts["asr_features"] = self._ear(wav, real)
         return parts, wav
-
-    def _asr_feature_loss(self, codec: BiCodecModel, wav: Tensor, real: Tensor) -> Tensor:
-        """`ASRFeatureDistance` with this codec's own scale of the features."""
-        self._ear.scale = codec.get_buffer("feature_scale") if self.config.standardise else None
-        return self._ear(wav, real)
 
     def _ctc(self, module: CodecModule, z_q: Tensor, batch: CodecBatch) -> Tensor:
         """CTC loss per letter over the clips that have a transcript; the others would teach silence."""
@@ -340,22 +354,17 @@ class CodecFamily:
 
     def _speaker(self, module: CodecModule, speaker: Tensor, batch: CodecBatch) -> Tensor:
         """Cross-entropy of the training speakers; a held-out clip's speaker may be unknown."""
-        known = batch.speaker >= 0
-        if not known.any():
-            return speaker.new_zeros(())
-        return F.cross_entropy(module.speakers(speaker)[known], batch.speaker[known])
+        total = F.cross_entropy(module.speakers(speaker), batch.speaker, ignore_index=-1, reduction="sum")
+        return total / (batch.speaker >= 0).sum().clamp_min(1)
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         assert isinstance(module, CodecModule)
-        totals: dict[str, list[float]] = {}
         device = next(module.parameters()).device
         rng = np.random.default_rng(0)
-        for i in self.dev_rows:
-            _, metrics, _ = self._reconstruct(module, to_device(self._collate([i], rng), device))
-            for key in ("mel", "pitch", "envelope", "asr_features", "ctc"):
-                if key in metrics:
-                    totals.setdefault(key, []).append(metrics[key])
-        return {key: float(np.mean(values)) for key, values in totals.items()}
+        batches = (to_device(self._collate([i], rng), device) for i in self.dev_rows)
+        found = [self._reconstruct(module, batch)[1] for batch in batches]
+        names = ("mel", "pitch", "envelope", "stft", "asr_features", "ctc")
+        return {key: float(np.mean([m[key] for m in found])) for key in names if found and key in found[0]}
 
     def sound_samples(self, module: nn.Module) -> list[Sample]:
         """Held-out clips, and what they sound like when the codec has encoded and decoded them."""
@@ -387,10 +396,3 @@ def _encoder(data: CodecData, cache: FeatureCache) -> Path:
         where = f"{folder} is not there" if folder else f"{data.cache} does not say where it is"
         raise UsageError(f"a codec's export holds the feature encoder: {where}; give data.encoder=DIR")
     return Path(folder)
-
-
-def _degraded_cache(data: CodecData, cache: FeatureCache) -> FeatureCache | None:
-    """The second cache, if any; CheckpointError if it holds other clips."""
-    if not 0 <= data.degraded_share <= 1:
-        raise UsageError(f"data.degraded_share={data.degraded_share}: a share from 0 to 1")
-    return cache.degraded(data.degraded) if data.degraded else None

@@ -43,9 +43,8 @@ from gpa.models.speechop.diffusion_speechop import Choice
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
 from gpa.models.speechop.sizes_speechop import SIZES
 from gpa.train.arguments import TrainArgs
-from gpa.train.families.base import Loss
+from gpa.train.families.base import Loss, to_device
 from gpa.train.optim import OptimArgs
-from gpa.train.parallel import to_device
 
 if TYPE_CHECKING:
     from gpa.models.speechop.layers_speechop import CrossAttention

@@ -28,10 +28,9 @@ from gpa.data.augment import DegradeArgs, Degrader
 from gpa.data.feature_cache import FeatureCache
 from gpa.errors import UsageError
 from gpa.train.arguments import TrainArgs
-from gpa.train.families.base import Loss
+from gpa.train.families.base import Loss, to_device
 from gpa.train.families.reconstruction import contest, drawn
 from gpa.train.optim import OptimArgs
-from gpa.train.parallel import to_device
 
 MEASURED = 8  # batches from which the statistics of the latents are taken
 

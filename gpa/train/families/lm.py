@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gpa.data import rows, token_folder
 from gpa.data.row_plan import Budget, Position, RowPlan, RowStream
-from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, pack
+from gpa.data.rows import Clips, LMBatch, Noise, Row, RowBuilder, chosen, collate, joined, nearest, pack
 from gpa.data.token_folder import TokenSet, read_about
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
@@ -29,6 +29,7 @@ from gpa.models.gpa.modeling_gpa import (
     inference_network,
     load_backbone,
     new_backbone,
+    start_embeddings,
 )
 from gpa.prompt.formats import PublishedFormat, get_format
 from gpa.prompt.tasks import DEFAULT, TASKS, canonical_task
@@ -36,12 +37,11 @@ from gpa.text.tokenizer import TextTokenizer, copy_tokenizer
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.arguments import TrainArgs
-from gpa.train.families.base import Loss
+from gpa.train.families.base import Loss, to_device
 from gpa.train.families.speech_samples import SpeechSamples
 from gpa.train.families.validation import ValidateArgs, prepare
 from gpa.train.optim import OptimArgs
-from gpa.train.parallel import to_device
-from gpa.train.parts import CheckpointParts
+from gpa.train.parts import CheckpointParts, code_vectors
 from gpa.train.planning import Shape
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class LMData:
     max_ids: int = 640
     batch_ids: int = 4096
     noise: float = 0.0  # share of speech ids that are seen replaced by random ones
+    noise_near: int = 0  # these are drawn among so many codes whose vectors are nearest; 0: among all
     text_noise: float = 0.0  # the same of the pieces that recognition has just written
     drop_text: float = 0.0  # share of speech that is learnt without its text, for guidance of conversion
     pronunciations: str = ""  # dictionary of gpa.lab.pronunciation_list by which speech is asked for
@@ -156,9 +157,12 @@ class LMFamily:
         self.clips = joined(sets)
         dev = joined([chosen(part, part.held_out().tolist()) for part in sets])
         self.text = fmt.text_tokenizer
-        noise = Noise(recipe.data.noise, recipe.data.text_noise, recipe.data.drop_text, recipe.data.spelt)
+        self.parts = CheckpointParts.find(folder, self.init, recipe.codec) if recipe.export == WHOLE else None
+        d = recipe.data
+        near = self._neighbours(d.noise_near) if d.noise_near else None
+        noise = Noise(d.noise, d.text_noise, d.drop_text, d.spelt, near)
         dictionary = None
-        if path := recipe.data.pronunciations:
+        if path := d.pronunciations:
             from gpa.text.pronunciations import Pronunciations
 
             dictionary = Pronunciations.read(Path(path))
@@ -185,7 +189,6 @@ class LMFamily:
         self.train_rows, self.items, self.plan = at_hand.rows, at_hand.items, at_hand.batches
         folders = {"tokens": str(folder), "init": str(self.init or "")}
         self.validation = prepare(recipe.validate, self.dev, recipe.data.max_ids, **folders)
-        self.parts = CheckpointParts.find(folder, self.init, recipe.codec) if recipe.export == WHOLE else None
         asked = replace(recipe.validate, rows=recipe.validate.samples)
         self.spoken = SpeechSamples(prepare(asked, self.dev, recipe.data.max_ids, **folders), self.parts)
 
@@ -224,13 +227,20 @@ class LMFamily:
                 )
             return model
         model = new_backbone(self.recipe.model, self.vocab)
-        if self.parts is not None:
-            self._start_embeddings(model, self.parts.load()[0].code_vectors())
-        elif self.recipe.codec:
-            from gpa.codec import trained
-
-            self._start_embeddings(model, trained.load_network(Path(self.recipe.codec)).code_vectors())
+        if self._code_vectors is not None:
+            start_embeddings(model, self.vocab.semantic, self._code_vectors)
         return model
+
+    @cached_property
+    def _code_vectors(self) -> Tensor | None:
+        return code_vectors(self.parts, self.recipe.codec, self.vocab.semantic.size)
+
+    def _neighbours(self, count: int) -> np.ndarray:
+        if self._code_vectors is None or not 0 < count < len(self._code_vectors):
+            raise UsageError(
+                f"data.noise_near={count}: needs a known codec whose codes have vectors, and more codes"
+            )
+        return nearest(self._code_vectors, count)
 
     def _check_fingerprints(self, init: Path) -> None:
         """Ids of another codec or tokenizer than the model's own would be noise to it."""
@@ -238,22 +248,6 @@ class LMFamily:
         for folder in (*self.recipe.data.folders, *self.recipe.data.replayed):
             if known:
                 token_folder.check_fits(folder, known)
-
-    def _start_embeddings(self, model: Backbone, vectors: Tensor | None) -> None:
-        """Semantic ids start where the codec's code vectors (V, D) are: ids which sound alike start alike."""
-        block, width = self.vocab.semantic, model.config.hidden_size
-        if vectors is None:
-            return
-        if len(vectors) != block.size:
-            raise CheckpointError(
-                f"{self.recipe.codec}: {len(vectors)} codes, "
-                f"{self.recipe.data.tokens} was made with {block.size}"
-            )
-        with torch.no_grad():
-            vectors = (vectors - vectors.mean(0)) / vectors.std()
-            mix = torch.randn(vectors.shape[1], width) / vectors.shape[1] ** 0.5
-            rows = model.model.embed_tokens.weight[block.offset : block.offset + block.size]
-            rows.mul_(0.5).add_(vectors @ mix, alpha=model.config.initializer_range)
 
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
         return {"model": [p for p in module.parameters() if p.requires_grad]}

@@ -29,7 +29,7 @@ from gpa.prompt.tasks import IGNORE, TTS
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.arguments import TrainArgs
-from gpa.train.families.base import Loss
+from gpa.train.families.base import Loss, to_device
 from gpa.train.optim import OptimArgs
 
 if TYPE_CHECKING:
@@ -124,8 +124,6 @@ class PreferenceFamily:
         return value, {"loss": value.item(), **{name: part.mean().item() for name, part in told.items()}}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        from gpa.train.parallel import to_device  # here: the loop moves all other batches
-
         device = next(module.parameters()).device
         batches = (to_device(self._collate([pair]), device) for pair in self.dev)
         rows = [self._loss(module, batch)[1] for batch in batches]

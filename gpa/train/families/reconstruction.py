@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -58,12 +57,18 @@ def contest(
     metrics: dict[str, float],
     weights: tuple[float, float],
 ) -> Iterator[Loss]:
-    """The generator's loss with adversarial and matching parts (`weights`) added, then the critic's own."""
-    with torch.no_grad():
-        _, real_features = critic(real)
+    """The generator's loss with adversarial and matching parts (`weights`) added, then the critic's own.
+
+    Between the two only the generator steps, so what the critic makes of `real` serves both; the first
+    leaves its weights alone.
+    """
+    real_scores, real_features = critic(real)
+    critic.requires_grad_(False)
     scores, features = critic(ours)
-    adversarial, matching = generator_loss(scores), feature_matching(real_features, features)
+    critic.requires_grad_(True)
+    adversarial = generator_loss(scores)
+    matching = feature_matching([f.detach() for f in real_features], features)
     metrics |= {"adversarial": adversarial.item(), "matching": matching.item()}
     yield Loss("generator", loss + weights[0] * adversarial + weights[1] * matching, metrics)
-    value = discriminator_loss(critic(real)[0], critic(ours.detach())[0])
+    value = discriminator_loss(real_scores, critic(ours.detach())[0])
     yield Loss("discriminator", value, {"discriminator": value.item()})

@@ -35,10 +35,9 @@ from gpa.errors import DataError, UsageError
 from gpa.models.gpa import checkpoint_gpa as files
 from gpa.train import checkpoint
 from gpa.train.arguments import TrainArgs
-from gpa.train.families.base import Loss
+from gpa.train.families.base import Loss, to_device
 from gpa.train.families.reconstruction import drawn
 from gpa.train.optim import OptimArgs
-from gpa.train.parallel import to_device
 
 HELD_CROPS = 24  # on which is judged when to stop
 FILE = "voice.json"
