@@ -19,6 +19,7 @@ from gpa.cli import main as cli
 from gpa.data import preferences
 from gpa.data.preferences import Pair
 from gpa.errors import CheckpointError, DataError, UsageError
+from gpa.finetune import takes
 from gpa.finetune.takes import Take, choose
 from gpa.models.gpa import GPA
 from gpa.models.gpa.modeling_gpa import Backbone, load_backbone
@@ -91,11 +92,11 @@ def test_takes_are_those_of_tts(tiny: Path, family: PreferenceFamily) -> None:
     for pair in family.pairs:
         codes = model.vocab.semantic.codes(i for i in pair.better if i in model.vocab.semantic)
         first = 4 * int(pair.id.partition("-")[2])
-        takes = [
+        made = [
             model.tts(pair.text, voice=pair.voice, seed=(first + n) * SEED_STEP, max_new_tokens=400)
             for n in range(4)
         ]
-        same += codes in [take.tokens.tolist() for take in takes]
+        same += codes in [take.tokens.tolist() for take in made]
         voice = model.voices[pair.voice].codes
         assert list(pair.prompt) == model.processor.build("tts", text=pair.text, voice=voice)
         assert pair.better[-1] == model.vocab.stop
@@ -149,6 +150,47 @@ def test_no_pairs_no_folder(
     assert cli.main([*line, "--threads", "1", "-o", str(tmp_path / "out"), *more]) == code
     assert told in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
+def test_pairs_go_on_where_they_were_stopped(
+    tiny: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after three texts, a line cut: the same folder comes out, and nothing is said twice."""
+    (tmp_path / "texts.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
+    line = ["pairs", str(tmp_path / "texts.txt"), "--model", str(tiny), "--judge", "own", "--threads", "1"]
+    line += ["-o", str(tmp_path / "out")]
+    journal, judged = tmp_path / "out.unfinished.jsonl", takes._judged
+    said: list[str] = []
+
+    def judge(model: Any, judges: Any, part: Any, done: Any) -> Take:
+        said.append(part.id)
+        if len(set(said)) > stop:
+            raise KeyboardInterrupt
+        return judged(model, judges, part, done)
+
+    monkeypatch.setattr(takes, "_judged", judge)
+    stop = 3
+    assert cli.main(line) == 130
+    assert (
+        len(journal.read_text().splitlines()) == 1 + 1 + 3
+    )  # what was asked, a text that says nothing, three
+    with journal.open("a") as file:
+        file.write('{"id": "cut')
+    first, stop = set(said[:-1]), len(SENTENCES)
+    said.clear()
+    assert cli.main(line) == 0
+    assert not first & set(said) and len(first | set(said)) == len(SENTENCES) - 1
+    assert not journal.exists()
+    for name in (preferences.PAIRS, preferences.REJECTED):
+        rows = [sorted((folder / name).read_text().splitlines()) for folder in (pairs, tmp_path / "out")]
+        assert rows[0] == rows[1]
+
+
+def test_a_journal_of_another_question_is_dropped(tmp_path: Path) -> None:
+    journal = preferences.Journal(tmp_path / "journal", {"takes": 4})
+    journal.add(preferences.Rejected("1", "anna", "hello", "why"))
+    assert preferences.Journal(tmp_path / "journal", {"takes": 4}).rows == journal.rows
+    assert preferences.Journal(tmp_path / "journal", {"takes": 8}).rows == []
 
 
 # Loss -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gpa import config
+from gpa import config, disk
 from gpa.errors import CheckpointError, DataError, PromptError, UsageError, VocabError
 
 if TYPE_CHECKING:
@@ -83,6 +83,36 @@ class About:
     rejected: int
     kind: str = KIND
     version: int = VERSION
+
+
+class Journal:
+    """What was found so far, a text a line, so that a command that was stopped goes on where it was.
+
+    The first line says what was `asked`: lines of another question are dropped, and so is a last one that was
+    cut. Nothing is written before the first new row.
+    """
+
+    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
+        head = json.dumps(asked, sort_keys=True) + "\n"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        found = [line for line in lines[1:] if line.endswith("\n")] if lines[:1] == [head] else []
+        self.path, self._kept = path, [head, *found]
+        self.rows = [_pair_or_rejection(json.loads(line), str(path)) for line in found]
+
+    def add(self, row: Pair | Rejected) -> None:
+        """Keep one more row."""
+        line = json.dumps(asdict(row), ensure_ascii=False) + "\n"
+        if self._kept:
+            disk.write_text(self.path, "".join([*self._kept, line]))
+            self._kept = []
+        else:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        self.rows.append(row)
+
+
+def _pair_or_rejection(tree: dict[str, Any], where: str) -> Pair | Rejected:
+    return config.build(Pair, tree, where) if "better" in tree else config.build(Rejected, tree, where)
 
 
 def write(folder: Path, pairs: Iterable[Pair], rejected: Iterable[Rejected], about: About) -> None:

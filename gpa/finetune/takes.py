@@ -7,7 +7,7 @@ to its end before any that does not. Requests are those of `GPA.tts`: a model le
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,9 +53,16 @@ class _Part(NamedTuple):
 
 
 def pairs(
-    model: GPA, judges: Judges, texts: Sequence[str], args: TakeArgs, options: SpeechOptions
+    model: GPA,
+    judges: Judges,
+    texts: Sequence[str],
+    args: TakeArgs,
+    options: SpeechOptions,
+    known: Collection[str] = (),
 ) -> Iterator[Pair | Rejected]:
     """A pair, or why there is none, for each part of the texts; the model's voices take turns.
+
+    Parts whose ids are `known` are left out: what comes of the others is the same without them.
 
     UsageError for a model without voices, or for takes that are all the same.
     """
@@ -63,6 +70,8 @@ def pairs(
         raise UsageError("the model has no voices to speak in: add some by  gpa voice  or  gpa finetune")
     parts: list[_Part] = []
     for planned in _planned(model, texts, options):
+        if planned.id in known:
+            continue
         if isinstance(planned, Rejected):
             yield planned
         else:
