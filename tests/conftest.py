@@ -1,5 +1,6 @@
 """What many tests start from: one second of sound, in memory and as a file, and the repository root."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,13 @@ import pytest
 import soundfile
 
 RATE = 16000
+
+
+def pytest_configure() -> None:
+    """Commands that tests start can be interrupted, also where the tests run under nohup or behind `&`."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def speechlike(seconds: float = 1.0, rate: int = RATE, seed: int = 0) -> np.ndarray:

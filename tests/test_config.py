@@ -15,12 +15,14 @@ from gpa.train.families.codec import CodecRecipe
 from gpa.train.families.diffusion import DiffusionRecipe
 from gpa.train.families.latent import LatentRecipe
 from gpa.train.families.lm import LMRecipe
+from gpa.train.families.preference import PreferenceRecipe
 from gpa.train.families.text_tokenizer import TextRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(path for name in ("gpa", "speechop") for path in (ROOT / "recipes" / name).glob("*.yaml"))
 CLASSES: dict[str, type] = {
     "codec": CodecRecipe,
+    "dpo": PreferenceRecipe,
     "gpa": LMRecipe,
     "latent": LatentRecipe,
     "speechop": DiffusionRecipe,

@@ -21,8 +21,8 @@ NEEDS = {  # of README's recipes, what is missing in an empty folder
     "own": "tok",
     "adapter": "tok",
     "codec": "runs/features",
-    "codec_decoder": "runs/codec/export",
-    "mini": "runs/tokens",
+    "codec_refiner": "runs/codec/export",
+    "mini": "runs/segments",
 }
 
 

@@ -473,7 +473,7 @@ def test_what_the_encoder_hears_is_learnt_from(data: Path, tmp_path: Path) -> No
     torch.manual_seed(0)
     module = family.build()
     batch, values = family.batch(0), []
-    assert family._asr_feature_loss(module.codec, batch.wav, batch.wav) == 0
+    assert family._ear(batch.wav, batch.wav) == 0
     optimiser = torch.optim.Adam(module.codec.decoder.parameters(), 3e-3)
     for _ in range(8):
         loss = next(family.losses(module, batch, 0))
@@ -510,7 +510,7 @@ def test_envelopes_are_learnt_without_rendering(data: Path, tmp_path: Path) -> N
 
 def test_unusable_recipes_are_refused_by_name(data: Path, tmp_path: Path) -> None:
     for change, message in [
-        ({"kind": "vocoder"}, "recipe kind 'vocoder': choose one of codec, gpa, latent, speechop, text"),
+        ({"kind": "vocoder"}, "recipe kind 'vocoder': choose one of codec, dpo, gpa, latent, speechop, text"),
         ({"kind": None}, "recipe kind None"),
         ({"model": {"hidden_sizes": 3}}, r"model: unknown keys \['hidden_sizes'\]"),
         ({"train": {"steps": 0}}, "train.steps=0: at least 1"),
@@ -531,7 +531,7 @@ def test_missing_inputs_name_the_command_that_makes_them(data: Path, tmp_path: P
         go({**tree_of("gpa", data), "data": {"tokens": str(tmp_path)}}, tmp_path / "none")
     with pytest.raises(CheckpointError, match="no codec export.*gpa train recipes/gpa/"):
         trained.load_network(tmp_path)
-    with pytest.raises(CheckpointError, match="no codec export"):
+    with pytest.raises(CheckpointError, match="no codec, and no checkpoint with one"):
         go(tree_of("gpa", data, codec=str(tmp_path)), tmp_path / "gpa")
     with pytest.raises(CheckpointError, match="no codec export"):
         go(tree_of("codec", data, init=str(tmp_path), model={}), tmp_path / "codec")

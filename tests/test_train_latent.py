@@ -71,12 +71,12 @@ def test_features_are_read_when_they_are_asked_for(folder: Path) -> None:
 def test_losses_join_at_their_steps(folder: Path) -> None:
     late = {"render_from": 2, "rendered": 2, "adversarial_from": 4}
     made = family(folder, weights=late)
-    assert first_losses(made, 0)[1].keys() == {"pitch", "envelope", "kl"}
-    assert first_losses(made, 2)[1].keys() == {"pitch", "envelope", "kl", "mel"}
+    assert first_losses(made, 0)[1].keys() == {"frames", "pitch", "envelope", "kl"}
+    assert first_losses(made, 2)[1].keys() == {"frames", "pitch", "envelope", "kl", "mel"}
     names, found = first_losses(made, 4)
     assert names == ["generator", "discriminator"] and {"adversarial", "matching"} <= found.keys()
     istft = family(folder, model=ISTFT, weights=late)
-    assert first_losses(istft, 0)[1].keys() == {"kl", "mel"}
+    assert first_losses(istft, 0)[1].keys() == {"frames", "kl", "mel"}
 
 
 def test_what_a_recogniser_hears_can_be_learnt_from(folder: Path) -> None:

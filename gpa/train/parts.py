@@ -124,8 +124,9 @@ def code_vectors(parts: CheckpointParts | None, codec: str, codes: int) -> Tenso
 
     None if neither says; CheckpointError for a codec of other codes.
     """
-    loaded = parts.load()[0] if parts is not None else load_codec(codec) if codec else None
-    vectors = None if loaded is None else loaded.code_vectors()
+    if parts is None and codec:
+        parts = CheckpointParts(_codec_folder(codec))
+    vectors = parts.load()[0].code_vectors() if parts is not None else None
     if vectors is not None and len(vectors) != codes:
         raise CheckpointError(f"{codec}: {len(vectors)} codes, the rows were made with {codes}")
     return vectors
