@@ -23,6 +23,7 @@ from training import CODES, GLOBAL_IDS, TEXTS, VALUES, lm_tree, plain, story, wr
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
+datasets = pytest.importorskip("datasets")
 ROWS = 24
 
 
@@ -146,6 +147,14 @@ def test_two_ranks_see_different_rows_and_together_all(sharded: Path, shards: in
     assert set(whole.values()) == {1}
 
 
+def test_a_seed_has_an_order_of_its_own(sharded: Path) -> None:
+    """By the shards that come first: within a group rows are shuffled by the seed anyway."""
+    made = stream(family(sharded, 1))
+    streams = [RowStream([made.shards[0][0]], made.plan, 1, seed) for seed in range(6)]
+    first = {str(sorted(clip["id"] for clip in each.draw(0)[0].clips)) for each in streams}
+    assert len(first) > 1
+
+
 def test_an_epoch_has_an_order_of_its_own(sharded: Path) -> None:
     made = family(sharded, 1)
     orders: dict[int, list[str]] = {}
@@ -154,6 +163,25 @@ def test_an_epoch_has_an_order_of_its_own(sharded: Path) -> None:
         orders.setdefault(at.epoch, []).append(str(sorted(drawn(made, number))))
         number += 1
     assert len({tuple(order) for order in orders.values()}) == 3
+
+
+def test_many_shards_are_opened_as_one_table(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset for each file takes ten times as long."""
+    made: list[Any] = []
+    start = datasets.Dataset.__init__
+
+    def count(self: Any, *args: Any, **named: Any) -> None:
+        made.append(self)
+        start(self, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.Dataset, "__init__", count)
+        found = TokenSet.open(sharded)
+    assert len(made) == 1
+    files = [datasets.Dataset.from_file(str(path)) for path in sorted(sharded.glob("*.arrow"))]
+    joined = datasets.concatenate_datasets(files)
+    assert found.data.data.table.equals(joined.data.table) and found.data.features == joined.features
+    assert [end - first for first, end in found.shards] == list(map(len, files))
 
 
 def test_what_is_in_memory_are_the_shards_of_a_group(sharded: Path) -> None:

@@ -113,9 +113,9 @@ class TokenSet(Sequence[dict[str, Any]]):
         absent = [path.name for path in paths if not path.is_file()]
         if absent:
             raise CheckpointError(f"{folder}: {absent[0]} is missing; prepare it again:  {COMMAND} {folder}")
-        parts = [datasets.Dataset.from_file(str(path)) for path in paths]
+        parts = [datasets.table.MemoryMappedTable.from_file(str(path)) for path in paths]
         full = [part for part in parts if len(part)] or parts[:1]
-        data = datasets.concatenate_datasets(full) if len(full) > 1 else full[0]
+        data = datasets.Dataset(datasets.table.concat_tables(full))  # one: each hashes all that it is made of
         if len(data) != about["rows"]:
             raise CheckpointError(
                 f"{folder}: {len(data)} rows, {PREPARED} says {about['rows']}: prepare it again"
