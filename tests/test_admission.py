@@ -97,7 +97,7 @@ def until(true, seconds: float = 10) -> bool:
 
 def test_too_many_are_told_when_to_ask_again(model: GPA) -> None:
     """The official client does, and is served: it needs no more than our headers."""
-    with serving(model, requests=2, per_client=2) as server:
+    with serving(model, requests=2) as server:
         refused = []
 
         def note(response: httpx.Response) -> None:
@@ -116,7 +116,7 @@ def test_too_many_are_told_when_to_ask_again(model: GPA) -> None:
         for each in refused:
             assert int(each.headers["retry-after"]) >= 1 and float(each.headers["retry-after-ms"]) > 0
             assert each.headers["x-should-retry"] == "true"
-        assert server.settled()
+        assert server.left()
         assert numbers(server)["gpa_requests_in_flight{}"] == 0
 
 
@@ -131,9 +131,14 @@ def test_one_client_does_not_take_the_places_of_another(model: GPA) -> None:
             assert httpx.post(url, params={"text": "hello"}, headers=two).status_code == 200
             found = numbers(server, one)
             assert found["gpa_requests_in_flight{}"] == 1
+            assert until(lambda: numbers(server, one)["gpa_jobs{}"] == 1)
+            assert until(lambda: numbers(server, one)["gpa_slots_busy{}"] > 0)
             assert found[f"gpa_requests_total{{method=POST,route={SPEAK},status=429}}"] == 1
-        assert server.settled()
-        assert until(lambda: httpx.post(url, params={"text": "hello"}, headers=one).status_code == 200)
+        assert server.left()
+        found = numbers(server, one)
+        for each in ("requests_in_flight", "jobs", "queue", "slots_busy"):
+            assert found[f"gpa_{each}{{}}"] == 0, each
+        assert httpx.post(url, params={"text": "hello"}, headers=one).status_code == 200
 
 
 def test_keys(model: GPA, lines: list[dict], caplog: pytest.LogCaptureFixture) -> None:
@@ -213,6 +218,7 @@ def test_a_time_budget_grows_with_the_sound(model: GPA) -> None:
         assert told.status_code == 200 and '"code": "timeout"' in told.text.splitlines()[-2]
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.post(f"{server.url}/v1/test/events", params={"kind": "audio/pcm"})
+        assert server.left(), "who is late frees the place"
 
 
 def test_who_leaves_is_forgotten_although_the_route_does_not_look(model: GPA, lines: list[dict]) -> None:

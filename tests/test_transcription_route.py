@@ -239,12 +239,14 @@ def test_another_model_is_not_found(client: openai.OpenAI, wav: bytes) -> None:
 
 def test_uploads_are_bounded(client: openai.OpenAI, server: Served) -> None:
     """In bytes, and in the seconds that they decode to, which a few bytes may hold many of."""
-    assert refusal(client, bytes((1 << 20) + 1)) == (413, "file", "file_too_large")
-    bomb = written(np.zeros(21 * 16000, np.float32), form="FLAC")
+    full = written(np.zeros((1 << 19) - 22, np.float32), 32000)
+    assert len(full) == 1 << 20 and ask(client, full).text == ""
+    assert refusal(client, full + b"\0") == (413, "file", "file_too_large")
+    bomb = written(np.zeros(20 * 16000 + 1, np.float32), form="FLAC")
     assert len(bomb) < 10_000
     assert refusal(client, bomb) == (400, "file", "invalid_audio")
     assert refusal(client, bomb, stream=True) == (400, "file", "invalid_audio")
-    assert ask(client, written(np.zeros(19 * 16000, np.float32), form="FLAC")).text == ""
+    assert ask(client, written(np.zeros(20 * 16000, np.float32), form="FLAC")).text == ""
 
 
 def lying(seconds: int) -> bytes:
