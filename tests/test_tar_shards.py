@@ -107,7 +107,9 @@ def test_a_sample_without_sound_is_rejected_by_name(tiny: Path, tmp_path: Path) 
 
 
 def test_samples_without_text_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write(tmp_path / "s-000000.tar", [*sample(0), ("bare.wav", sound(1)), ("k.txt", b" "), ("k.wav", b"")])
+    path = write(
+        tmp_path / "s-000000.tar", [*sample(0), ("bare.wav", sound(1)), ("k.txt", b" "), ("k.wav", b"")]
+    )
     assert [bool(row["text"]) for row in tar_shards.read([path])] == [True, False, False]
     assert f"2 samples have no text and serve vc only, the first is {path}: bare" in caplog.text
 
