@@ -69,9 +69,7 @@ class Fsdp(Sharded):
         self.params = {names[id(p)]: shards[names[id(p)]] for p in params}
         optimizer: Any = make_optimizer(list(self.params.values()), self.module, self.optim)
         self.optimizer = optimizer
-        for (
-            p
-        ) in self.params.values():  # what AdamW would make at its first step: a checkpoint is read into it
+        for p in self.params.values():  # as at AdamW's first step: a checkpoint is read into it
             self.optimizer.state[p] = {"step": torch.tensor(0.0)}
             self.optimizer.state[p] |= {name: torch.zeros_like(p) for name in MOMENTS}
         return list(self.params.values())
@@ -118,9 +116,8 @@ class Fsdp(Sharded):
     def _tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by name: what this rank writes from and reads into."""
         held = reversed(self.module.state_dict(keep_vars=True).items())
-        tensors = dict(
-            {id(tensor): (f"module.{name}", tensor) for name, tensor in held}.values()
-        )  # tied ones once
+        once = {id(tensor): (f"module.{name}", tensor) for name, tensor in held}  # of tied names the first
+        tensors = dict(once.values())
         for name, p in self.params.items():
             tensors |= {f"{moment}.{name}": self.optimizer.state[p][moment] for moment in MOMENTS}
         if self.average:
