@@ -153,7 +153,7 @@ def test_the_name_loads_and_speaks_as_the_folder_does(reader: Reader) -> None:
     same = ("--seed", "1")
     code = reader.walk(tts, *same, "--offline", codes=(0, 6))  # so little training may end in silence
     assert not reader.hub.seen
-    local = tts.replace("owner/anna", "anna").replace("morning", "local")
+    local = tts.replace("owner/anna", "anna").replace("morning.wav", "local.wav")
     assert reader.walk(local, *same, codes=(0, 6)) == code
     sounds = [
         path.read_bytes() for name in ("morning", "local") if (path := reader.folder / f"{name}.wav").exists()
