@@ -191,6 +191,10 @@ def test_a_journal_of_another_question_is_dropped(tmp_path: Path) -> None:
     journal.add(preferences.Rejected("1", "anna", "hello", "why"))
     assert preferences.Journal(tmp_path / "journal", {"takes": 4}).rows == journal.rows
     assert preferences.Journal(tmp_path / "journal", {"takes": 8}).rows == []
+    with (tmp_path / "journal").open("a") as file:
+        file.write('{"id": \n')
+    with pytest.raises(DataError, match="journal:3: not valid JSON"):
+        preferences.Journal(tmp_path / "journal", {"takes": 4})
 
 
 # Loss -------------------------------------------------------------------------------------------------------

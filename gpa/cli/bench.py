@@ -78,9 +78,7 @@ without --audio the live codec is left out. a measurement takes minutes; let not
 
 def run_train(args: argparse.Namespace) -> None:
     """Measure training; UsageError for counts below 1."""
-    for name in ("rounds", "steps", "rows", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UsageError(f"--{name} {getattr(args, name)}: at least 1")
+    commands.at_least_one(args, "rounds", "steps", "rows", "threads")
     if args.warmup < 0:
         raise UsageError(f"--warmup {args.warmup}: at least 0")
     from gpa.bench import throughput, training
@@ -132,10 +130,7 @@ is open and until the end of the first step, seconds of a further step, and the 
 
 def run_data(args: argparse.Namespace) -> None:
     """Measure sizes of corpora; UsageError for counts below 1."""
-    for name in ("rows", "shard_rows", "shuffle_shards", "steps", "threads"):
-        given = getattr(args, name)
-        if any(each is not None and each < 1 for each in (given if name == "rows" else [given])):
-            raise UsageError(f"--{name.replace('_', '-')} {given}: at least 1")
+    commands.at_least_one(args, "rows", "shard_rows", "shuffle_shards", "steps", "threads")
     from gpa.bench import corpus_scale
 
     settings = corpus_scale.Settings(
@@ -148,9 +143,8 @@ def run_data(args: argparse.Namespace) -> None:
         offline=args.offline,
     )
     found = corpus_scale.measure(settings, commands.say)
-    print(
-        json.dumps(corpus_scale.tree(settings, found))
-        if args.json
-        else "\n".join(corpus_scale.lines(settings, found)),
-        flush=True,
-    )
+    if args.json:
+        text = json.dumps(corpus_scale.tree(settings, found))
+    else:
+        text = "\n".join(corpus_scale.lines(settings, found))
+    print(text, flush=True)

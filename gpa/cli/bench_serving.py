@@ -55,7 +55,7 @@ a shape of 0.3 B parameters takes minutes a round; let nothing else run meanwhil
 
 def run_decode(args: argparse.Namespace) -> None:
     """Measure decoding."""
-    _at_least_one(args, "ids", "prompt", "rounds", "threads", *(["batch"] if args.batch else []))
+    commands.at_least_one(args, "ids", "prompt", "rounds", "threads", *(["batch"] if args.batch else []))
     from gpa.bench import decode
 
     settings = decode.Settings(
@@ -108,7 +108,7 @@ how long a player would have to wait later on, real-time factors, CPU seconds an
 
 def run_stream(args: argparse.Namespace) -> None:
     """Measure speech, recognition and whole programs."""
-    _at_least_one(args, "streams", "sentences", "rounds", "threads", "max_new_tokens")
+    commands.at_least_one(args, "streams", "sentences", "rounds", "threads", "max_new_tokens")
     from gpa.bench import stream
 
     given = {name: getattr(args, name) for name in ("gamma", "lookahead", "max_new_tokens")}
@@ -156,7 +156,7 @@ the same. exits with 6 where a row leaks, a request ends in an error, or ids dif
 
 def run_load(args: argparse.Namespace) -> None:
     """Measure an engine under load."""
-    _at_least_one(args, "n", "rows", "threads")
+    commands.at_least_one(args, "n", "rows", "threads")
     if not 0 <= args.rate < float("inf") or args.checks < 0:
         raise UsageError("--rate and --checks: at least 0")
     from gpa.bench import load
@@ -203,7 +203,7 @@ the server's bound ask: nothing but 429 may refuse them. exits with 6 where it d
 
 def run_serve(args: argparse.Namespace) -> None:
     """Measure a server."""
-    _at_least_one(args, "streams", "runs", "bound", "threads", "max_new_tokens")
+    commands.at_least_one(args, "streams", "runs", "bound", "threads", "max_new_tokens")
     if not 0 < args.seconds < float("inf") or not 0 < args.patience < float("inf") or not 0 <= args.above:
         raise UsageError("--seconds and --patience: more than 0; --above: at least 0")
     commands.say(f"runs: {args.runs}, of {args.seconds:g} s, each on a server of its own")
@@ -255,14 +255,6 @@ def _machine(p: argparse.ArgumentParser, device: str, dtype: str) -> None:
 def _results(p: argparse.ArgumentParser) -> None:
     options.json(p, "print one JSON object: every figure and round, machine and settings")
     p.add_argument("--png", type=Path, metavar="FILE", help="also draw the figures into this file")
-
-
-def _at_least_one(args: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        given = getattr(args, name)
-        for value in given if isinstance(given, list) else [given]:
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} {value}: at least 1")
 
 
 def _show(args: argparse.Namespace, bench: ModuleType, tree: dict[str, Any]) -> None:

@@ -49,6 +49,15 @@ def say(message: str) -> None:
     print(f"gpa: {message}", file=sys.stderr)
 
 
+def at_least_one(args: argparse.Namespace, *names: str) -> None:
+    """UsageError for a count below 1 that is given, alone or in a list, naming its option."""
+    for name in names:
+        given = getattr(args, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: at least 1")
+
+
 def tts(args: argparse.Namespace) -> int:
     """Speak a text into a file; what could not be spoken is reported, and the exit code says so."""
     check_output(args)

@@ -89,7 +89,7 @@ class Journal:
     """What was found so far, a text a line, so that a command that was stopped goes on where it was.
 
     The first line says what was `asked`: lines of another question are dropped, and so is a last one that was
-    cut. Nothing is written before the first new row.
+    cut. Nothing is written before the first new row. DataError for a line that is damaged.
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
@@ -97,11 +97,11 @@ class Journal:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
         found = [line for line in lines[1:] if line.endswith("\n")] if lines[:1] == [head] else []
         self.path, self._kept = path, [head, *found]
-        self.rows = [_pair_or_rejection(json.loads(line), str(path)) for line in found]
+        self.rows = [_pair_or_rejection(line, f"{path}:{n}") for n, line in enumerate(found, 2)]
 
     def add(self, row: Pair | Rejected) -> None:
         """Keep one more row."""
-        line = json.dumps(asdict(row), ensure_ascii=False) + "\n"
+        line = _line(row)
         if self._kept:
             disk.write_text(self.path, "".join([*self._kept, line]))
             self._kept = []
@@ -111,15 +111,15 @@ class Journal:
         self.rows.append(row)
 
 
-def _pair_or_rejection(tree: dict[str, Any], where: str) -> Pair | Rejected:
-    return config.build(Pair, tree, where) if "better" in tree else config.build(Rejected, tree, where)
+def _pair_or_rejection(line: str, where: str) -> Pair | Rejected:
+    tree = _tree(line, where)
+    return _built(Pair, tree, where) if "better" in tree else _built(Rejected, tree, where)
 
 
 def write(folder: Path, pairs: Iterable[Pair], rejected: Iterable[Rejected], about: About) -> None:
     """Write the three files into a folder."""
     for name, rows in ((PAIRS, pairs), (REJECTED, rejected)):
-        lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-        (folder / name).write_text("".join(lines), encoding="utf-8")
+        (folder / name).write_text("".join(map(_line, rows)), encoding="utf-8")
     (folder / ABOUT).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
 
 
@@ -148,11 +148,7 @@ def read(folder: Path, fmt: Format, fingerprints: Mapping[str, str]) -> list[Pai
 
 
 def _pair(line: str, where: str, fmt: Format) -> Pair:
-    try:
-        tree = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON ({error})") from error
-    pair = _built(Pair, tree, where)
+    pair = _built(Pair, _tree(line, where), where)
     where = f"{where}, pair {pair.id!r}"
     for name in ("prompt", "better", "worse"):
         if strange := [i for i in getattr(pair, name) if not 0 <= i < fmt.vocab.size]:
@@ -166,6 +162,17 @@ def _pair(line: str, where: str, fmt: Format) -> Pair:
         why = "is the worse one" if said.finished else "does not come to its end"
         raise DataError(f"{where}, better: this take {why}, so none is better; {REMEDY}")
     return pair
+
+
+def _line(row: Pair | Rejected) -> str:
+    return json.dumps(asdict(row), ensure_ascii=False) + "\n"
+
+
+def _tree(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not valid JSON ({error})") from error
 
 
 def _built(cls: type[T], tree: Any, where: str) -> T:
