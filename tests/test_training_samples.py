@@ -130,12 +130,13 @@ def test_two_ranks_make_samples_once_and_go_on(recipe: Path, tmp_path: Path) -> 
     ]
 
 
-def test_a_codecs_run_is_heard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_codecs_run_is_heard(tmp_path: Path, precision: str) -> None:
     manifest, encoder = write_manifest(tmp_path), write_encoder(tmp_path / "encoder")
     feature_cache.main([str(manifest), "--encoder", str(encoder), "-o", str(tmp_path / "cache")])
     recipe = write_recipe(tmp_path / "codec.yaml", codec_tree(tmp_path / "cache"))
     for name, more in (("heard", ()), ("silent", ("validate.samples=0",))):
-        command.main([str(recipe), *more, "--run", str(tmp_path / name)])
+        command.main([str(recipe), *more, f"train.precision={precision}", "--run", str(tmp_path / name)])
     folder = tmp_path / "heard" / "samples" / "step-6"
     facts = json.loads((folder / "samples.json").read_text())
     assert facts.keys() == {"clip-0", "resynthesis-0"} and facts["resynthesis-0"]["scores"]["mel"] > 0
