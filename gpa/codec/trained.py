@@ -8,8 +8,6 @@ is a whole codec for `BiCodec.from_pretrained`. `load` reads exports without it,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +31,6 @@ from gpa.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     from gpa.codec.base import TokenCodec
 
-RENDER = ("sharpen", "voiced_to")  # settings of a decoder that need no training
 HEADS = "heads.safetensors"
 ENCODER = "features"  # of a whole codec: its feature encoder
 
@@ -68,25 +65,14 @@ def read_config(path: Path) -> BiCodecConfig:
 
 
 def settings_of(recipe: Mapping[str, Any]) -> BiCodecConfig:
-    """What a codec recipe means: `model` or the settings of `init`, with `new_parts` and `render` put in."""
+    """What a codec recipe means: `model` or the settings of `init`, with its `refiner` put in."""
     given = recipe["model"]
     sizes = BiCodecConfig.from_dict(dict(given)) if given else read_config(Path(recipe["init"]))
+    if not recipe.get("refiner"):
+        return sizes
     tree = sizes.to_dict()
-    for name, part in new_parts(recipe).items():
-        *outer, inner = name.split(".")
-        reduce(getitem, outer, tree)[inner] = part
-    if strange := sorted(set(recipe.get("render") or {}) - set(RENDER)):
-        raise UsageError(
-            f"render: {', '.join(strange)}: only {', '.join(RENDER)} leave the weights as they are"
-        )
-    tree["decoder"] = {**tree["decoder"], **(recipe.get("render") or {})}
+    tree["decoder"] = {**tree["decoder"], "refiner": dict(recipe["refiner"])}
     return BiCodecConfig.from_dict(tree)
-
-
-def new_parts(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Sizes of the parts that a codec recipe trains anew in place of those of `init`, by module name."""
-    named = {"decoder": "decoder", "speaker_encoder": "speaker_encoder", "refiner": "decoder.refiner"}
-    return {place: dict(recipe[name]) for name, place in named.items() if recipe.get(name)}
 
 
 def read_heads(path: Path) -> dict[str, dict[str, Tensor]]:

@@ -81,24 +81,15 @@ class CodecWeights:
 
 @dataclass(frozen=True)
 class CodecRecipe:
-    """A whole codec recipe; `freeze_ids` trains the decoder only: ids already extracted stay valid.
-
-    With `free_voice` the voice path learns nevertheless: voices have to be made anew.
-    """
+    """A whole codec recipe; `freeze_ids` trains the decoder only: ids already extracted stay valid."""
 
     data: CodecData
     model: dict[str, Any] = field(default_factory=dict)  # BiCodecConfig; empty: that of `init`
     kind: str = "codec"
     init: str = ""  # an exported codec folder to start from
-    decoder: dict[str, Any] = field(default_factory=dict)  # a new waveform decoder in place of that of `init`
-    speaker_encoder: dict[str, Any] = field(default_factory=dict)  # the same of the voice path
     refiner: dict[str, Any] = field(default_factory=dict)  # a new network after the source-filter decoder
-    render: dict[str, Any] = field(default_factory=dict)  # settings of the decoder that need no training
     freeze_ids: bool = False
-    free_voice: bool = False
-    freeze_envelopes: bool = False  # with freeze_ids: the refiner alone learns
     quantize_from: int = 0  # step at which the codebook starts, at the encoder's cluster centres
-    freeze_voice_from: int = -1  # step from which the global path stays as it is; negative: never
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
     weights: CodecWeights = field(default_factory=CodecWeights)
@@ -147,14 +138,7 @@ class CodecFamily:
             raise UsageError(
                 "a codec recipe needs the sizes in `model`, or an export to go on from in `init`"
             )
-        if recipe.free_voice and not recipe.freeze_ids:
-            raise UsageError("free_voice is an exception from freeze_ids; without it everything learns")
-        if recipe.freeze_envelopes and (recipe.free_voice or not recipe.freeze_ids):
-            raise UsageError("freeze_envelopes goes further than freeze_ids: set that, and no free_voice")
-        self.parts = trained.new_parts(vars(recipe))
         self.config = trained.settings_of(vars(recipe))
-        if recipe.freeze_envelopes and not self.config.decoder.refiner:
-            raise UsageError("freeze_envelopes leaves only a refiner to learn: give its sizes in `refiner`")
         if recipe.weights.asr_features and not recipe.data.encoder:
             raise UsageError("weights.asr_features needs the feature encoder's folder in data.encoder")
         self.cache = FeatureCache(recipe.data.cache)
@@ -186,10 +170,6 @@ class CodecFamily:
             self._measure_features(module.codec)
         return module
 
-    @property
-    def _frozen_voice(self) -> bool:
-        return self.recipe.freeze_ids and not self.recipe.free_voice
-
     def _start_from(self, module: CodecModule, export: Path) -> None:
         codec, heads = trained.load_network(export), trained.read_heads(export)
         if len(heads["speakers"]["bias"]) != len(self.speaker_names):
@@ -197,10 +177,11 @@ class CodecFamily:
                 f"{export}: was trained on {len(heads['speakers']['bias'])} speakers, this recipe has "
                 f"{len(self.speaker_names)}; keep data.cache and data.train"
             )
-        mine = module.codec.state_dict()
-        new = tuple(f"{name}." for name in self.parts)
-        old = {k: t for k, t in codec.state_dict().items() if not k.startswith(new)}
-        state = old | {k: t for k, t in mine.items() if k.startswith(new)}
+        state = codec.state_dict()
+        if self.recipe.refiner:
+            new = "decoder.refiner."
+            state = {k: t for k, t in state.items() if not k.startswith(new)}
+            state |= {k: t for k, t in module.codec.state_dict().items() if k.startswith(new)}
         hub.load_strict(module.codec, state, where=str(export))
         hub.load_strict(module.letters, heads["letters"], where=str(export / trained.HEADS))
         hub.load_strict(module.speakers, heads["speakers"], where=str(export / trained.HEADS))
@@ -224,12 +205,8 @@ class CodecFamily:
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
         assert isinstance(module, CodecModule)
         codec = module.codec
-        if self.recipe.freeze_envelopes:
-            trained = list(codec.get_submodule("decoder.refiner").parameters())
-        elif self.recipe.freeze_ids:
+        if self.recipe.freeze_ids:
             trained = [*codec.prenet.parameters(), *codec.decoder.parameters()]
-            if self.recipe.free_voice:
-                trained += [*codec.speaker_encoder.parameters(), *module.speakers.parameters()]
         else:
             trained = [*codec.parameters(), *module.letters.parameters(), *module.speakers.parameters()]
         groups = {"generator": trained}
@@ -290,9 +267,9 @@ class CodecFamily:
         w, codec = self.recipe.weights, module.codec
         if step >= self.recipe.quantize_from and not codec.quantizer.started:
             self._start_codebook(codec)
-        voice_frozen = self._frozen_voice or 0 <= self.recipe.freeze_voice_from <= step
-        codec.speaker_encoder.train(not voice_frozen).requires_grad_(not voice_frozen)
-        codec.quantizer.train(not self.recipe.freeze_ids)
+        learns = not self.recipe.freeze_ids
+        codec.speaker_encoder.train(learns).requires_grad_(learns)
+        codec.quantizer.train(learns)
         loss, metrics, wav = self._reconstruct(module, batch)
         metrics["frames"] = float(batch.frames.sum())
         metrics["positions"] = float(batch.features[:, 0].numel())
@@ -307,18 +284,15 @@ class CodecFamily:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recipe.freeze_ids):
             z_q, codes, vq = codec.quantizer(codec.latents(batch.features))
             ctc = self._ctc(module, z_q, batch)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_voice):
             speaker = codec.speaker_encoder(codec.mel(batch.reference))
             speaker_loss = self._speaker(module, speaker, batch)
         crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recipe.freeze_envelopes):
-            frames = codec.decoder(codec.condition(crop, speaker))
+        frames = codec.decoder(codec.condition(crop, speaker))
         sound, wav = self._sound(module, frames, batch)
         parts = {**sound, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
         metrics = {name: part.item() for name, part in parts.items()}
         metrics["used_codes"] = float(codes.unique().numel())
-        voice = {} if self._frozen_voice else {"speaker": speaker_loss}
-        trained = sound | voice if self.recipe.freeze_ids else parts
+        trained = sound if self.recipe.freeze_ids else parts
         loss = torch.stack([getattr(w, name) * part for name, part in trained.items()]).sum()
         return loss, metrics, wav
 
