@@ -288,7 +288,7 @@ class _Run:
     def _pass(self, name: str, paths: list[Path], make: Callable[[int, Any], None], *, shared: bool) -> None:
         """Make the missing files of this part; `shared` waits for everybody's."""
         size, total = self.job.shard_rows, self.source.size
-        with tqdm(total=total, desc=name, unit="row", dynamic_ncols=True, disable=self.part.hush()) as bar:
+        with tqdm(total=total, desc=name, unit="row", dynamic_ncols=True, **self.part.bar()) as bar:
             for k in self.part.shards(len(paths)):
                 if paths[k].exists():
                     bar.update(min(size, total - k * size))

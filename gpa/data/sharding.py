@@ -35,9 +35,9 @@ class Part:
         """Numbers of the shards to make, of `total`."""
         return range(self.index, total, self.count) if self.works else range(0)
 
-    def hush(self) -> bool | None:
-        """tqdm's `disable`: one bar for all processes, and only on a terminal."""
-        return None if self.is_main else True
+    def bar(self) -> dict[str, Any]:
+        """Options of tqdm: one bar for all processes, in a log twice a minute."""
+        return {"disable": not self.is_main, "mininterval": 0.1 if sys.stderr.isatty() else 30.0}
 
 
 @dataclass(frozen=True)
