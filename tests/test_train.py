@@ -693,6 +693,8 @@ def test_the_voice_path_meets_voices_of_nobody(data: Path, runs: dict[str, Path]
     (cache / "index.jsonl").write_text(index)
     run = go(tree, tmp_path / "run")
     before, after = (load_file(path / "export" / "model.safetensors") for path in (runs["codec"], run))
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved >= {"prenet", "decoder", "speaker_encoder"}
     heads = [trained.read_heads(path / "export") for path in (runs["codec"], run)]
     assert not same(heads[0]["speakers"], heads[1]["speakers"])  # as wide as before: nobody is no speaker
     average(runs["codec"] / "export", run / "export", 0.25, tmp_path / "mean")

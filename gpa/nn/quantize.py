@@ -72,7 +72,7 @@ class FactorizedVQ(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:  # (B, d, T) -> (B, T)
         """Index of the nearest row by cosine (both sides L2-normalised)."""
         rows = F.normalize(self.codebook.weight.float(), dim=1)  # (V, d)
-        z = F.normalize(z.transpose(1, 2).float(), dim=-1)  # (B, T, d); also where products are bf16
+        z = F.normalize(z.transpose(1, 2).float(), dim=-1)  # (B, T, d)
         # Squared distance, in the order of operations of the reference: ties of random weights break alike.
         with torch.autocast(z.device.type, enabled=False):  # rounded products would choose another row
             distance = (z * z).sum(-1, keepdim=True) - 2 * z @ rows.T + (rows * rows).sum(1)
@@ -108,7 +108,7 @@ class FactorizedVQ(nn.Module):
         """Training pass: quantised features with a straight-through gradient, codes (B, T), codebook +
         commitment loss.
         """
-        z = self.in_project(x).float()
+        z = self.in_project(x).float()  # also where products are bf16
         codes = self.nearest(z)
         if not self.started:
             return self.out_project(F.normalize(z, dim=1)), codes, z.new_zeros(())
