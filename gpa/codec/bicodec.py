@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,9 @@ from gpa.codec import margins, reference
 from gpa.codec.base import BLOCKS, AudioTokens, CodecSpec, Stream, TokenCodec
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
+from gpa.codec.ctc import CTC, CTCNetwork
 from gpa.codec.feature_encoder import (
+    FRAME,
     AnyFeatures,
     FeatureEncoder,
     StoredFeatures,
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
 BATCH = 8
 ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
+Part = TypeVar("Part", bound=torch.nn.Module)
 Ids = Sequence[int] | np.ndarray | Tensor
 Speaker = Voice | Ids | None
 # Constants of the mel that some files carry and others do not; ours are computed.
@@ -61,7 +64,11 @@ class BiCodec(TokenCodec):
     """A loaded BiCodec, ready to encode and decode; float32, because the nearest code moves with less."""
 
     def __init__(
-        self, model: BiCodecModel, features: AnyFeatures, device: str | torch.device = "cpu"
+        self,
+        model: BiCodecModel,
+        features: AnyFeatures,
+        device: str | torch.device = "cpu",
+        ctc: CTCNetwork | None = None,
     ) -> None:
         config = model.config
         if features.channels != config.encoder.input_channels:
@@ -73,6 +80,7 @@ class BiCodec(TokenCodec):
         self.config = config
         self.model = model.to(self.device, torch.float32).eval().requires_grad_(False)
         self._features = features if isinstance(features, StoredFeatures) else self._at_rest(features)
+        self.ctc = self._at_rest(ctc) if ctc else None  # hears letters, and changes neither ids nor sound
         self.precision = torch.float32  # of the files, which saving keeps
         self._fingerprints: dict[str, str] = {}
         self._adapted: dict[bytes, BiCodecModel] = {}  # by weights, the latest last
@@ -110,7 +118,8 @@ class BiCodec(TokenCodec):
         made = partial(BiCodecModel, config)
         model = hub.build_strict(made, state, ignore=_RECOMPUTED, where=str(folder))
         features = StoredFeatures(folder / (WAV2VEC2_FOLDER if published else "features"), config.features)
-        codec = cls(model, features, device)
+        ctc = CTCNetwork.from_pretrained(folder / CTC) if (folder / CTC).is_dir() else None
+        codec = cls(model, features, device, ctc)
         codec.precision = hub.stored_precision(state)
         return codec
 
@@ -120,6 +129,8 @@ class BiCodec(TokenCodec):
         state = half_where_it_fits(self.model.state_dict(), dtype)
         hub.write_model(path, state, {"model_type": "bicodec", **self.config.to_dict()})
         save_features(self.features, path / "features", dtype)
+        if self.ctc:
+            self.ctc.save_pretrained(path / CTC, dtype)
 
     @property
     def features(self) -> FeatureEncoder:
@@ -128,7 +139,7 @@ class BiCodec(TokenCodec):
             self._features = self._at_rest(self._features.build())
         return self._features
 
-    def _at_rest(self, features: FeatureEncoder) -> FeatureEncoder:
+    def _at_rest(self, features: Part) -> Part:
         return features.to(self.device, torch.float32).eval().requires_grad_(False)
 
     @property
@@ -194,6 +205,17 @@ class BiCodec(TokenCodec):
     def codes_batch(self, audios: Sequence[AudioLike]) -> list[np.ndarray]:
         """Semantic ids (T,) of clips, equal to those of each alone: nothing is padded."""
         return self._semantic([self._load(audio, None) for audio in audios])
+
+    @torch.inference_mode()
+    def letters(self, audio: AudioLike) -> np.ndarray | None:
+        """Log-probabilities (L, V) of letters, where the codec came with a CTC network."""
+        if self.ctc is None:
+            return None
+        wav = self._load(audio, None)
+        wav = np.pad(wav, (0, -len(wav) % (self.ctc.config.ratio * FRAME)))
+        heard = self.features(torch.from_numpy(wav)[None].to(self.device))
+        found: np.ndarray = self.ctc(heard)[0].cpu().numpy()
+        return found
 
     def voice_codes(self, audio: AudioLike) -> np.ndarray:
         """Global ids (G,)."""

@@ -7,25 +7,32 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpa.errors import UsageError
+from gpa.text.ctc_prefix import CLASSES, CTCPrefix
 from gpa.text.lexicon import END
 
 if TYPE_CHECKING:
+    from gpa.engine.request import Prior
     from gpa.text.bigrams import Wording
+
+BETWEEN = "\n"  # the states of two priors
 
 
 @dataclass(frozen=True)
 class SpellingSearch:
     """How recognition searches: `width` hypotheses (1: greedily, without a prior), `words` times the
-    prior's log-probability, and `letter` for every letter, without which short texts win.
+    prior's log-probability, `ctc` times that of the letters a codec hears, and `letter` for every letter,
+    without which short texts win.
     """
 
     width: int = 1
     words: float = 0.0
     letter: float = 0.0
+    ctc: float = 0.0
 
     def __post_init__(self) -> None:
-        good = self.width == int(self.width) >= 1 and math.isfinite(self.words) and math.isfinite(self.letter)
-        if not good or self.words < 0:
+        weights = (self.words, self.letter, self.ctc)
+        good = self.width == int(self.width) >= 1 and all(map(math.isfinite, weights))
+        if not good or self.words < 0 or self.ctc < 0:
             raise UsageError(f"{self}: a width of at least 1 and finite weights are needed")
 
 
@@ -50,3 +57,24 @@ class Spelling:
             else:
                 word += letter
         return score, before + END + word
+
+
+class Heard:
+    """A prior, and the letters that CTC hears in one recording; the state is that of the prior and the text so far."""
+
+    def __init__(self, ctc: CTCPrefix, weight: float, pieces: dict[int, str], prior: Prior | None) -> None:
+        """`pieces` are as for `Spelling`; what CTC has no class for, it has no opinion on."""
+        self.ctc, self.weight, self.pieces, self.prior = ctc, weight, pieces, prior
+
+    def __call__(self, state: str, token_id: int) -> tuple[float, str]:
+        """As for `Spelling`."""
+        before, _, text = state.partition(BETWEEN)
+        score, after = self.prior(before, token_id) if self.prior else (0.0, before)
+        piece = self.pieces.get(token_id)
+        if piece is None:
+            return score + self.weight * self.ctc.end(text), after + BETWEEN + text
+        for letter in piece.lower().replace("-", END):
+            if letter in CLASSES and not (letter == END and text[-1:] in ("", END)):
+                score += self.weight * self.ctc.log_prob(text, letter)
+                text += letter
+        return score, after + BETWEEN + text

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gpa.train.families.base import Family
 
 log = logging.getLogger(__name__)
-KINDS = ("codec", "dpo", "gpa", "latent", "speechop", "text", "voice")
+KINDS = ("codec", "ctc", "dpo", "gpa", "latent", "speechop", "text", "voice")
 
 
 def kind_of(name: Any) -> tuple[type[Any], Callable[[Any], Family] | None]:
@@ -28,6 +28,10 @@ def kind_of(name: Any) -> tuple[type[Any], Callable[[Any], Family] | None]:
         from gpa.train.families.codec import CodecFamily, CodecRecipe
 
         return CodecRecipe, CodecFamily
+    if name == "ctc":
+        from gpa.train.families.ctc import CTCFamily, CTCRecipe
+
+        return CTCRecipe, CTCFamily
     if name == "dpo":
         from gpa.train.families.preference import PreferenceFamily, PreferenceRecipe
 

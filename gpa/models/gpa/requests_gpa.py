@@ -52,7 +52,8 @@ def asr_requests(processor: GPAProcessor, options: TranscriptOptions) -> Callabl
         longest = processor.transcript_ids(len(part) / processor.codec.spec.sample_rate)
         rules = processor.rules("asr", budget(most, longest))
         ids = processor.build("asr", wav=part)
-        return Request(ids, rules, sampling, seed + number * SEED_STEP, beams=searched)
+        beams = processor.heard(searched, part) if searched else None
+        return Request(ids, rules, sampling, seed + number * SEED_STEP, beams=beams)
 
     return request
 
