@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from gpa.data.alignment import LETTERS, align, letter_targets, letters_of, piece_spans
+from gpa.data.alignment import align, piece_spans
+from gpa.text.letters import LETTERS, letter_targets, letters_of
 from gpa.text.tokenizer import TextTokenizer
 from training import write_tokens
 

@@ -16,10 +16,11 @@ from gpa.codec import trained
 from gpa.codec.bicodec import BiCodec
 from gpa.codec.losses import LetterHead
 from gpa.data import feature_cache
-from gpa.data.alignment import align, letter_targets
+from gpa.data.alignment import align
 from gpa.data.augmented_copies import AugmentedCopies
 from gpa.errors import CheckpointError, DataError, UsageError
 from gpa.models.gpa import GPA
+from gpa.text.letters import letter_targets
 from gpa.train import command
 from gpa.train.families.lm import LMFamily, LMRecipe
 from training import (

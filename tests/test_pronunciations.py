@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from conftest import speechlike
-from gpa.data.alignment import letters_of, piece_spans, respelt_letters
+from gpa.data.alignment import piece_spans, respelt_letters
 from gpa.errors import CheckpointError, PromptError, UsageError
 from gpa.lab import pronunciation_list as pronunciations
 from gpa.models.gpa import GPA
 from gpa.prompt.formats import InstructFormat
 from gpa.text import wordlist
+from gpa.text.letters import letters_of
 from gpa.text.normaliser import normalise_text
 from gpa.text.pronunciations import SYMBOLS, Pronunciations, Verbatim, of_cmudict, symbols
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpa.data.alignment import letters_of
 from gpa.errors import CheckpointError, UsageError
 from gpa.lab import segments
+from gpa.text.letters import letters_of
 from training import read_rows, write_rows
 
 TEXT = "He came in, well-known -- and sat down."  # the dashes spell nothing, the hyphen two words

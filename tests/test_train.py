@@ -42,6 +42,7 @@ from gpa.train.loop import step_seed, train
 from gpa.train.optim import Both, OptimArgs, Optimizer, learning_rate, make_optimizer
 from training import (
     codec_tree,
+    ctc_tree,
     latent_tree,
     lm_tree,
     story,
@@ -53,7 +54,7 @@ from training import (
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
-KINDS = ("codec", "gpa", "latent")
+KINDS = ("codec", "ctc", "gpa", "latent")
 HARMONIC = {"input_channel": 16, "channels": 16, "hidden": 32, "layers": 1, "bands": 12}  # a decoder
 SOUND: dict[str, Any] = {"freeze_ids": True, "model": {}, "refiner": {"dim": 8, "hidden": 16, "layers": 1}}
 
@@ -71,7 +72,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tree_of(kind: str, data: Path, **changes: Any) -> dict[str, Any]:
     if kind == "gpa":
         return lm_tree(data / "tokens", **changes)
-    return {"codec": codec_tree, "latent": latent_tree}[kind](data / "cache", **changes)
+    return {"codec": codec_tree, "ctc": ctc_tree, "latent": latent_tree}[kind](data / "cache", **changes)
 
 
 def go(tree: dict[str, Any], folder: Path, *overrides: str) -> Path:
@@ -119,7 +120,7 @@ def test_a_run_leaves_what_it_should(kind: str, runs: dict[str, Path]) -> None:
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert names == ["step-00000004.pt", "step-00000006.pt"]  # the two newest, nothing partial
     assert yaml.safe_load((run / "recipe.yaml").read_text())["kind"] == kind
-    expected = {"codec": {"heads.safetensors"}, "gpa": {"tokenizer.json"}, "latent": set()}[kind]
+    expected = {"codec": {"heads.safetensors"}, "gpa": {"tokenizer.json"}}.get(kind, set())
     assert {"config.json", "model.safetensors", *expected} <= {p.name for p in (run / "export").iterdir()}
 
 
@@ -264,7 +265,9 @@ def has_conversion(batch: Any) -> bool:
     return not isinstance(batch, LMBatch) or bool((batch.task == DEFAULT.index("vc")).any())
 
 
-@pytest.mark.parametrize(("kind", "name"), [("codec", "mel"), ("gpa", "vc"), ("latent", "mel")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("codec", "mel"), ("ctc", "ctc"), ("gpa", "vc"), ("latent", "mel")]
+)
 def test_one_batch_can_be_overfitted(kind: str, name: str, data: Path, tmp_path: Path) -> None:
     family, recipe = family_of(tree_of(kind, data))
 

@@ -13,7 +13,6 @@ from gpa import config
 from gpa.codec.kl import KLCodec, LatentConfig, LatentModel
 from gpa.data import diffusion_rows as data
 from gpa.data import feature_cache
-from gpa.data.alignment import letters_of
 from gpa.data.augment import DegradeArgs, Degrader
 from gpa.data.diffusion_rows import DiffusionBatch, Example, Pairs, SpeechLatents, collate
 from gpa.errors import CheckpointError, UsageError
@@ -22,6 +21,7 @@ from gpa.models.speechop.configuration_speechop import SpeechOpConfig
 from gpa.models.speechop.diffusion_speechop import Choice
 from gpa.models.speechop.layers_speechop import CrossAttention
 from gpa.models.speechop.modeling_speechop import SpeechOpModel
+from gpa.text.letters import letters_of
 from gpa.text.normaliser import normalise_text
 from gpa.train import metrics
 from gpa.train.families.base import Loss

@@ -13,13 +13,14 @@ from gpa import config
 from gpa.codec import load_codec, trained
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
 from gpa.codec.feature_encoder import load_features
-from gpa.data.alignment import letters_of, piece_spans
+from gpa.data.alignment import piece_spans
 from gpa.data.rows import LMBatch, Noise, Row, RowBuilder, collate, pack
 from gpa.errors import CheckpointError, UsageError
 from gpa.lab import merge
 from gpa.models.gpa.modeling_gpa import alignment_loss, new_backbone
 from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS
 from gpa.text.edit_distance import without_punctuation
+from gpa.text.letters import letters_of
 from gpa.text.lexicon import words_of
 from gpa.text.normaliser import normalise_text
 from gpa.text.pronunciations import Pronunciations

@@ -14,8 +14,8 @@ from conftest import speechlike
 from gpa import audio
 from gpa.codec.feature_encoder import WhisperFeatures, save_features
 from gpa.data import sequences, token_folder
-from gpa.data.alignment import letter_targets
 from gpa.prompt.vocab import Vocab
+from gpa.text.letters import letter_targets
 from gpa.text.tokenizer import build_tokenizer_json, train_sentencepiece
 from gpa.train import metrics
 from gpa.train.meter import SECONDS
@@ -152,6 +152,13 @@ def codec_tree(cache: Path, **changes: Any) -> dict[str, Any]:
     data = {"cache": str(cache), "dev_clips": 1, "batch_frames": 400, "crops": 4, "crop_ids": 8}
     tree: dict[str, Any] = {"kind": "codec", "data": {**data, "reference_frames": 30}, "model": CODEC}
     return {**tree, **_schedule(), **changes}
+
+
+def ctc_tree(cache: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe of letters as a mapping."""
+    sizes = {"input_channels": 16, "dim": 16, "hidden": 32, "layers": 1}
+    data = {"cache": str(cache), "dev": ["dev"], "batch_frames": 400, "mask_frames": 8}
+    return {"kind": "ctc", "data": data, "model": sizes, **_schedule(), **changes}
 
 
 def latent_tree(cache: Path, **changes: Any) -> dict[str, Any]:

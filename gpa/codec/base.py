@@ -136,7 +136,7 @@ class TokenCodec(ABC):
         return Stream(self.spec, DecodeAgain(self, voice), lookahead)
 
     def letters(self, audio: AudioLike) -> np.ndarray | None:
-        """Log-probabilities (L, V) of letters by CTC (gpa.codec.ctc), where the codec hears them; None elsewhere."""
+        """Log-probabilities (L, V) of letters by CTC, where the codec hears them; None elsewhere."""
         return None
 
     # Voices -----------------------------------------------------------------------------------------------

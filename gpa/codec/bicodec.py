@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,13 +23,11 @@ from torch import Tensor
 
 from gpa import audio as sound
 from gpa import hub
-from gpa.codec import margins, reference
+from gpa.codec import ctc, margins, reference
 from gpa.codec.base import BLOCKS, AudioTokens, CodecSpec, Stream, TokenCodec
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
-from gpa.codec.ctc import CTC, CTCNetwork
 from gpa.codec.feature_encoder import (
-    FRAME,
     AnyFeatures,
     FeatureEncoder,
     StoredFeatures,
@@ -53,7 +51,6 @@ logger = logging.getLogger(__name__)
 WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
 BATCH = 8
 ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
-Part = TypeVar("Part", bound=torch.nn.Module)
 Ids = Sequence[int] | np.ndarray | Tensor
 Speaker = Voice | Ids | None
 # Constants of the mel that some files carry and others do not; ours are computed.
@@ -64,11 +61,7 @@ class BiCodec(TokenCodec):
     """A loaded BiCodec, ready to encode and decode; float32, because the nearest code moves with less."""
 
     def __init__(
-        self,
-        model: BiCodecModel,
-        features: AnyFeatures,
-        device: str | torch.device = "cpu",
-        ctc: CTCNetwork | None = None,
+        self, model: BiCodecModel, features: AnyFeatures, device: str | torch.device = "cpu"
     ) -> None:
         config = model.config
         if features.channels != config.encoder.input_channels:
@@ -80,7 +73,7 @@ class BiCodec(TokenCodec):
         self.config = config
         self.model = model.to(self.device, torch.float32).eval().requires_grad_(False)
         self._features = features if isinstance(features, StoredFeatures) else self._at_rest(features)
-        self.ctc = self._at_rest(ctc) if ctc else None  # hears letters, and changes neither ids nor sound
+        self.ctc: ctc.CTCNetwork | None = None  # hears letters, and changes neither ids nor sound
         self.precision = torch.float32  # of the files, which saving keeps
         self._fingerprints: dict[str, str] = {}
         self._adapted: dict[bytes, BiCodecModel] = {}  # by weights, the latest last
@@ -108,8 +101,7 @@ class BiCodec(TokenCodec):
     ) -> BiCodec:
         """Load a directory or repository, of the published layout (config.yaml) or of ours (config.json).
 
-        Raises CheckpointError with a readable difference when a tensor is missing, unexpected or of another
-        shape.
+        CheckpointError, with a readable difference, if a tensor is missing, unexpected or of another shape.
         """
         folder = hub.resolve(path, revision, offline)
         published = (folder / "config.yaml").is_file()
@@ -118,8 +110,8 @@ class BiCodec(TokenCodec):
         made = partial(BiCodecModel, config)
         model = hub.build_strict(made, state, ignore=_RECOMPUTED, where=str(folder))
         features = StoredFeatures(folder / (WAV2VEC2_FOLDER if published else "features"), config.features)
-        ctc = CTCNetwork.from_pretrained(folder / CTC) if (folder / CTC).is_dir() else None
-        codec = cls(model, features, device, ctc)
+        codec = cls(model, features, device)
+        codec.ctc = ctc.found(folder / ctc.FOLDER, codec.device)
         codec.precision = hub.stored_precision(state)
         return codec
 
@@ -130,7 +122,7 @@ class BiCodec(TokenCodec):
         hub.write_model(path, state, {"model_type": "bicodec", **self.config.to_dict()})
         save_features(self.features, path / "features", dtype)
         if self.ctc:
-            self.ctc.save_pretrained(path / CTC, dtype)
+            self.ctc.save_pretrained(path / ctc.FOLDER, dtype)
 
     @property
     def features(self) -> FeatureEncoder:
@@ -139,7 +131,7 @@ class BiCodec(TokenCodec):
             self._features = self._at_rest(self._features.build())
         return self._features
 
-    def _at_rest(self, features: Part) -> Part:
+    def _at_rest(self, features: FeatureEncoder) -> FeatureEncoder:
         return features.to(self.device, torch.float32).eval().requires_grad_(False)
 
     @property
@@ -178,8 +170,7 @@ class BiCodec(TokenCodec):
     def encode_batch(self, audios: Sequence[AudioLike], *, rate: int | None = None) -> list[AudioTokens]:
         """`encode` of several clips, equal to that of each alone."""
         wavs = [self._load(audio, rate) for audio in audios]
-        semantic, global_ = self._semantic(wavs), self._global(wavs)
-        given = zip(wavs, semantic, global_, strict=True)
+        given = zip(wavs, self._semantic(wavs), self._global(wavs), strict=True)
         return [
             AudioTokens(ids[None], codes, timbre_of(self, [(wav, ids)], Voice(tuple(codes.tolist()))))
             for wav, ids, codes in given
@@ -206,16 +197,9 @@ class BiCodec(TokenCodec):
         """Semantic ids (T,) of clips, equal to those of each alone: nothing is padded."""
         return self._semantic([self._load(audio, None) for audio in audios])
 
-    @torch.inference_mode()
     def letters(self, audio: AudioLike) -> np.ndarray | None:
         """Log-probabilities (L, V) of letters, where the codec came with a CTC network."""
-        if self.ctc is None:
-            return None
-        wav = self._load(audio, None)
-        wav = np.pad(wav, (0, -len(wav) % (self.ctc.config.ratio * FRAME)))
-        heard = self.features(torch.from_numpy(wav)[None].to(self.device))
-        found: np.ndarray = self.ctc(heard)[0].cpu().numpy()
-        return found
+        return self.ctc.letters(self._load(audio, None), self.features) if self.ctc else None
 
     def voice_codes(self, audio: AudioLike) -> np.ndarray:
         """Global ids (G,)."""

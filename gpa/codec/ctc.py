@@ -1,4 +1,4 @@
-"""Letters of a recording by CTC (Graves et al. 2006): a small network beside the codec, on what its encoder hears.
+"""Letters of a recording by CTC (Graves et al. 2006): a small network on what the codec's encoder hears.
 
 Ids of a codec are rounded for speech and recognition alike; the encoder's states are not. Recognition weighs
 these letters together with the language model's (docs/models/gpa.md). Knows no language model.
@@ -9,33 +9,38 @@ these letters together with the language model's (docs/models/gpa.md). Knows no 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gpa import hub
-from gpa.codec.bicodec_config import BackboneConfig
-from gpa.codec.bicodec_model import Encoder
-from gpa.config import build
+from gpa.codec.feature_encoder import FRAME
+from gpa.config import Layers, Size, Within, build
 from gpa.errors import CheckpointError, UsageError
+from gpa.nn.convnext import VocosBackbone, sampling_stages
 
 KIND = "ctc"  # model_type of its config.json
-CTC = "ctc"  # folder of a codec that came with one
+FOLDER = "ctc"  # of a codec that came with a network
 BLANK_FIRST = 3.0  # bias of the blank: training starts on the all-blank plateau instead of sliding there
 
 
 @dataclass(frozen=True)
 class CTCConfig:
-    """Sizes: `out_channels` are the letters and the blank, which is class 0."""
+    """Sizes; `classes` are the letters and the blank, which is class 0."""
 
-    encoder: BackboneConfig
+    input_channels: Size
+    dim: Size
+    hidden: Size
+    layers: Layers
+    classes: Size = 29
+    ratio: Annotated[int, Within(1, 64)] = 2  # frames of features to one of letters
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "CTC config") -> CTCConfig:
@@ -44,11 +49,6 @@ class CTCConfig:
             return build(cls, {k: v for k, v in raw.items() if k != "model_type"}, "CTC config")
         except UsageError as error:
             raise CheckpointError(f"{where}: {error}") from error
-
-    @property
-    def ratio(self) -> int:
-        """Frames of features to one of letters."""
-        return math.prod(self.encoder.sample_ratios)
 
 
 class CTCNetwork(nn.Module):
@@ -59,11 +59,13 @@ class CTCNetwork(nn.Module):
 
     def __init__(self, config: CTCConfig) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.encoder)
-        nn.init.constant_(self.encoder.project.bias[:1].detach(), BLANK_FIRST)
-        self.register_buffer("feature_mean", torch.zeros(config.encoder.input_channels, 1))
-        self.register_buffer("feature_scale", torch.ones(config.encoder.input_channels, 1))
+        c = self.config = config
+        self.backbone = VocosBackbone(c.input_channels, c.dim, c.hidden, c.layers)
+        self.downsample = sampling_stages(c.dim, c.hidden, down=[c.ratio] if c.ratio > 1 else [])
+        self.project = nn.Linear(c.dim, c.classes)
+        nn.init.constant_(self.project.bias[:1].detach(), BLANK_FIRST)
+        self.register_buffer("feature_mean", torch.zeros(c.input_channels, 1))
+        self.register_buffer("feature_scale", torch.ones(c.input_channels, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.read(self.standardised(features))
@@ -74,7 +76,16 @@ class CTCNetwork(nn.Module):
 
     def read(self, x: Tensor) -> Tensor:
         """Log-probabilities (B, L, V) of standardised features (B, C, T)."""
-        return self.encoder(x).transpose(1, 2).float().log_softmax(-1)
+        x = self.downsample(self.backbone(x))
+        return self.project(x.transpose(1, 2)).float().log_softmax(-1)
+
+    @torch.inference_mode()
+    def letters(self, wav: np.ndarray, features: nn.Module) -> np.ndarray:
+        """Log-probabilities (L, V) of a waveform (S,) at 16 kHz, by the encoder that this was trained on."""
+        wav = np.pad(wav, (0, -len(wav) % (self.config.ratio * FRAME)))
+        heard = features(torch.from_numpy(wav)[None].to(self.feature_mean.device))
+        found: np.ndarray = self(heard)[0].cpu().numpy()
+        return found
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> CTCNetwork:
@@ -87,3 +98,10 @@ class CTCNetwork(nn.Module):
         """Write config.json and model.safetensors."""
         state = {name: tensor.to(dtype) for name, tensor in self.state_dict().items()}
         hub.write_model(Path(folder), state, {"model_type": KIND, **dataclasses.asdict(self.config)})
+
+
+def found(folder: Path, device: torch.device) -> CTCNetwork | None:
+    """The network in a folder, for inference; None if there is no such folder."""
+    if not folder.is_dir():
+        return None
+    return CTCNetwork.from_pretrained(folder).to(device).requires_grad_(False)

@@ -8,22 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpa.text.letters import letters_of
+
 if TYPE_CHECKING:
     from gpa.text.pronunciations import Respelt
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
-LETTERS = " abcdefghijklmnopqrstuvwxyz'"  # CTC classes 1..28; 0 is blank
-
-
-def letters_of(text: str) -> str:
-    """The part of a transcript that CTC spells: lower-case letters, apostrophes and single spaces."""
-    kept = "".join(c for c in text.lower().replace("-", " ") if c in LETTERS)
-    return " ".join(kept.split())
-
-
-def letter_targets(text: str) -> list[int]:
-    """CTC classes of a transcript."""
-    return [1 + LETTERS.index(c) for c in letters_of(text)]
 
 
 def align(log_probs: np.ndarray, targets: Sequence[int]) -> np.ndarray | None:

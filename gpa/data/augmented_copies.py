@@ -38,5 +38,4 @@ class AugmentedCopies:
         rng = np.random.default_rng((self.seed, number))
         warp = float(rng.uniform(*WARPS[rng.integers(len(WARPS))]))
         degraded = self.degrader.apply(wav, self.degrader.chain(number))
-        with torch.autocast("cpu", torch.bfloat16):  # half the time; what is degraded need not be exact
-            return self.features(torch.from_numpy(degraded)[None], warp)[0].float()
+        return self.features(torch.from_numpy(degraded)[None], warp)[0]

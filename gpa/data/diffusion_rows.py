@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from gpa import disk
 from gpa.codec.feature_encoder import FRAME
-from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans
+from gpa.data.alignment import frames_to_pieces, piece_spans
 from gpa.data.augment import Degrader, Pair
 from gpa.data.effects import RATE
 from gpa.data.feature_cache import FeatureCache
@@ -30,6 +30,7 @@ from gpa.models.speechop import diffusion_speechop
 from gpa.models.speechop.layers_speechop import Text
 from gpa.models.speechop.modeling_speechop import Conditions, Latents
 from gpa.models.speechop.text_speechop import text_ids
+from gpa.text.letters import letters_of
 from gpa.text.normaliser import normalise_text
 
 if TYPE_CHECKING:

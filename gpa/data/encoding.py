@@ -20,7 +20,7 @@ import torch
 from gpa import disk
 from gpa.codec import load_codec, trained
 from gpa.data import sequences
-from gpa.data.alignment import align, letter_targets
+from gpa.data.alignment import align
 from gpa.data.augmented_copies import AugmentedCopies
 from gpa.data.records import read_sentences
 from gpa.errors import GenerationError
@@ -29,6 +29,7 @@ from gpa.models.gpa.processing_gpa import GPAProcessor
 from gpa.prompt.attributes import ATTRIBUTES
 from gpa.prompt.tasks import DEFAULT, TASKS
 from gpa.prompt.vocab import Vocab
+from gpa.text.letters import letter_targets
 from gpa.text.normaliser import normalise_text
 from gpa.text.tokenizer import build_tokenizer_json, copy_tokenizer, train_sentencepiece
 

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from gpa.data import sequences
-from gpa.data.alignment import frames_to_pieces, letters_of, piece_spans, respelt_letters
+from gpa.data.alignment import frames_to_pieces, piece_spans, respelt_letters
 from gpa.data.instructions import Asked, InstructionArgs, Instructor
 from gpa.data.sequences import Sizes
 from gpa.errors import UsageError
 from gpa.prompt.formats import Example, Format, InstructFormat
 from gpa.prompt.tasks import DEFAULT, IGNORE
+from gpa.text.letters import letters_of
 
 if TYPE_CHECKING:
     from gpa.prompt.tasks import Task

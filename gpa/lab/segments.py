@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from gpa.data import sequences
-from gpa.data.alignment import letters_of
 from gpa.data.token_folder import TokenSet
 from gpa.errors import UsageError
+from gpa.text.letters import letters_of
 from gpa.text.tokenizer import copy_tokenizer
 
 log = logging.getLogger(__name__)

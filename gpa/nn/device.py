@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from gpa.errors import UsageError
@@ -47,3 +49,18 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device, stored: torch.dty
         raise UsageError(f"dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}")
     native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     return torch.bfloat16 if stored == torch.bfloat16 and native else torch.float32
+
+
+def bfloat16_slowdown(size: int = 384) -> float:
+    """How many times as long as in float32 a product takes this processor in bfloat16, by trying.
+
+    Below 1 on processors that have instructions for it; ten and more on others, where it is emulated.
+    """
+    took = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(size, size, dtype=dtype)
+        torch.mm(a, a)  # kernels are chosen
+        began = time.perf_counter()
+        torch.mm(a, a)
+        took[dtype] = time.perf_counter() - began
+    return took[torch.bfloat16] / took[torch.float32]

@@ -1,7 +1,7 @@
 """How likely a text begins a recording, by CTC: prefix scores for joint decoding.
 
-Joint CTC/attention decoding (Hori, Watanabe and Hershey 2017, section 3.3; prefix probabilities by Graves 2008): a
-language model that hears can skip and repeat words, CTC reads the sound from left to right and cannot.
+Joint CTC/attention decoding (Hori, Watanabe and Hershey 2017, section 3.3): a language model that hears can
+skip words and repeat them, CTC reads the sound from left to right and cannot.
 
     T frames   V classes, the blank is 0, then LETTERS
 """
@@ -12,14 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpa.data.alignment import LETTERS
-
-CLASSES = {letter: n for n, letter in enumerate(LETTERS, 1)}
+from gpa.text.letters import CLASSES
 
 
 class Paths(NamedTuple):
-    """Log-probabilities (T + 1,) of all paths that spell a text after so many frames, and end in a letter or a blank;
-    of all texts that begin with it; and what each class would make of that (V,).
+    """Log-probabilities: of all paths that spell a text after so many frames (T + 1,) and end in a letter or
+    a blank; of all texts that begin with it; of those that go on with each class (V,).
     """
 
     letter: np.ndarray

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpa.errors import UsageError
-from gpa.text.ctc_prefix import CLASSES, CTCPrefix
+from gpa.text.ctc_prefix import CTCPrefix
+from gpa.text.letters import CLASSES
 from gpa.text.lexicon import END
 
 if TYPE_CHECKING:
-    from gpa.engine.request import Prior
     from gpa.text.bigrams import Wording
 
+Prior = Callable[[str, int], tuple[float, str]]
 BETWEEN = "\n"  # the states of two priors
 
 
@@ -60,7 +62,7 @@ class Spelling:
 
 
 class Heard:
-    """A prior, and the letters that CTC hears in one recording; the state is that of the prior and the text so far."""
+    """A prior, and letters that CTC hears in one recording; the state is the prior's and the text so far."""
 
     def __init__(self, ctc: CTCPrefix, weight: float, pieces: dict[int, str], prior: Prior | None) -> None:
         """`pieces` are as for `Spelling`; what CTC has no class for, it has no opinion on."""
@@ -73,7 +75,10 @@ class Heard:
         piece = self.pieces.get(token_id)
         if piece is None:
             return score + self.weight * self.ctc.end(text), after + BETWEEN + text
-        for letter in piece.lower().replace("-", END):
+        spelt = piece.lower().replace("-", END)
+        if not spelt.strip(END) and text[-1:] in ("", END):
+            return -math.inf, state  # a second space would cost nothing
+        for letter in spelt:
             if letter in CLASSES and not (letter == END and text[-1:] in ("", END)):
                 score += self.weight * self.ctc.log_prob(text, letter)
                 text += letter

@@ -29,7 +29,7 @@ def kind_of(name: Any) -> tuple[type[Any], Callable[[Any], Family] | None]:
 
         return CodecRecipe, CodecFamily
     if name == "ctc":
-        from gpa.train.families.ctc import CTCFamily, CTCRecipe
+        from gpa.train.families.ctc_letters import CTCFamily, CTCRecipe
 
         return CTCRecipe, CTCFamily
     if name == "dpo":
@@ -103,6 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     with closing(launch.start(recipe.train, launched)) as parallel, ExitStack() as held:
         parallel.on_rank_zero(lambda: held.enter_context(disk.held(run, "run")))
         parallel.on_rank_zero(lambda: checkpoint.claim(run, recipe))
+        if slow := launch.slow_bfloat16(recipe.train, recipe.optim.name, parallel.device):
+            log.warning("%s", slow)
         data = parallel.on_rank_zero(lambda: environment.fingerprint(recipe.data))
         train(family, recipe.train, recipe.optim, run, parallel=parallel, about={"data": data})
         parallel.on_rank_zero(lambda: plot(run))

@@ -22,6 +22,7 @@ from torch import nn
 
 from gpa.errors import MissingExtraError, TrainingError, UsageError
 from gpa.nn import threads
+from gpa.nn.device import bfloat16_slowdown
 from gpa.train.parallel import Parallel, Ranks, Single
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gpa.train.sharded import Sharded
 
 log = logging.getLogger(__name__)
+SLOW = 2.0  # times as long in bfloat16 as in float32: it is emulated
 # Processes that a launcher counts, in variables that are no rank: MPI, PMI, and the present step of srun.
 COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
@@ -114,6 +116,21 @@ def start(args: TrainArgs, launched: Launched | None = None) -> Parallel:
     parallel = _kind(args)(args, device, environment.rank, environment.world)
     parallel.joined = joins
     return parallel
+
+
+def slow_bfloat16(args: TrainArgs, optimizer: str, device: torch.device) -> str | None:
+    """What to change where a recipe computes in bfloat16 and this processor only emulates it; else None.
+
+    torch's Muon orthogonalises in bfloat16 whatever the precision of the products is.
+    """
+    half = {"train.precision=fp32": args.precision == "bf16", "optim.name=adamw": optimizer == "muon"}
+    remedies = [remedy for remedy, wanted in half.items() if wanted]
+    if device.type != "cpu" or not remedies or (times := bfloat16_slowdown()) < SLOW:
+        return None
+    return (
+        f"bfloat16 takes this processor {times:.0f} times as long as float32; "
+        f"steps are faster with {' '.join(remedies)}"
+    )
 
 
 def _kind(args: TrainArgs) -> type[Ranks | Sharded]:

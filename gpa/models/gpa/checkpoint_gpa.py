@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from gpa import disk, hub
-from gpa.codec import load_codec
+from gpa.codec import ctc, load_codec
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
 from gpa.engine.network import Network
 from gpa.errors import CheckpointError
@@ -202,7 +202,9 @@ def write_checkpoint(  # noqa: PLR0913
 def _digests(folder: Path) -> list[str]:
     """SHA-256 of everything that outputs depend on, whatever the layout."""
     codec, glm = load_parts(folder, torch.device("cpu"))
-    lists = [hashlib.sha256(content).hexdigest() for _, content in sorted(read_text_files(folder).items())]
+    texts = [content for _, content in sorted(read_text_files(folder).items())]
+    letters = [path.read_bytes() for path in sorted((codec_folder(folder) / ctc.FOLDER).glob("*"))]
+    lists = [hashlib.sha256(content).hexdigest() for content in (*texts, *letters)]
     return [
         network_fingerprint(folder),
         codec.fingerprint(),

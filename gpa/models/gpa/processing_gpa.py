@@ -39,13 +39,12 @@ from gpa.prompt.vocab import Vocab
 from gpa.text import bigrams, lexicon, wordlist
 from gpa.text import pronunciations as pronounce
 from gpa.text.bigrams import Bigrams, Wording
-from gpa.text.ctc_prefix import CTCPrefix
 from gpa.text.lexicon import Lexicon
 from gpa.text.markup import pauses, without_markup
 from gpa.text.normaliser import normalise_text
 from gpa.text.pronunciations import Pronunciations, Verbatim
 from gpa.text.scripts import Sayable
-from gpa.text.spelling import Heard, Spelling
+from gpa.text.spelling import Spelling
 from gpa.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -219,16 +218,6 @@ class GPAProcessor(Budgets):
             return Beams(search.width)
         wording = self._wording_with(more) if more else self.wording
         return Beams(search.width, Spelling(wording, self.text_tokenizer.spellings, search))
-
-    def heard(self, beams: Beams, wav: np.ndarray) -> Beams:
-        """The same search, weighing the letters that the codec hears in a part (S,) of a recording."""
-        weight = self.config.beams.ctc
-        clip = (wav, self.codec.spec.sample_rate)
-        letters = self.codec.letters(clip) if weight and beams.width > 1 else None
-        if letters is None:
-            return beams
-        prior = Heard(CTCPrefix(letters), weight, self.text_tokenizer.spellings, beams.prior)
-        return beams._replace(prior=prior)
 
     def _wording_with(self, more: tuple[str, ...]) -> Wording:
         """With somebody's words as well; kept, since many recordings are asked with the same."""

@@ -10,10 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gpa.compose import GAMMA_LOGITS, Branch, Guided, Plan, Term, given
-from gpa.engine.request import Completion, Guidance, Request
+from gpa.engine.request import Beams, Completion, Guidance, Request
 from gpa.errors import UsageError
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.prompt.formats import Format, InstructFormat
+from gpa.text.ctc_prefix import CTCPrefix
+from gpa.text.spelling import Heard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,10 +54,20 @@ def asr_requests(processor: GPAProcessor, options: TranscriptOptions) -> Callabl
         longest = processor.transcript_ids(len(part) / processor.codec.spec.sample_rate)
         rules = processor.rules("asr", budget(most, longest))
         ids = processor.build("asr", wav=part)
-        beams = processor.heard(searched, part) if searched else None
+        beams = _heard(processor, searched, part) if searched else None
         return Request(ids, rules, sampling, seed + number * SEED_STEP, beams=beams)
 
     return request
+
+
+def _heard(processor: GPAProcessor, beams: Beams, part: np.ndarray) -> Beams:
+    """The same search, weighing the letters that the codec hears in a part (S,) of a recording."""
+    weight, codec = processor.config.beams.ctc, processor.codec
+    letters = codec.letters((part, codec.spec.sample_rate)) if weight else None
+    if letters is None:
+        return beams
+    prior = Heard(CTCPrefix(letters), weight, processor.text_tokenizer.spellings, beams.prior)
+    return beams._replace(prior=prior)
 
 
 def reading(

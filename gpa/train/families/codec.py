@@ -24,10 +24,10 @@ from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
 from gpa.codec.discriminators import DiscriminatorArgs, Discriminators
 from gpa.codec.feature_encoder import FRAME
 from gpa.codec.losses import ASRFeatureDistance, LetterHead, MelDistance
-from gpa.data.alignment import letter_targets
 from gpa.data.batches import BatchPlan
 from gpa.data.feature_cache import FeatureCache
 from gpa.errors import CheckpointError, UsageError
+from gpa.text.letters import letter_targets
 from gpa.train.arguments import TrainArgs
 from gpa.train.families.base import Loss, to_device
 from gpa.train.families.reconstruction import contest, drawn

@@ -1,4 +1,4 @@
-"""Training a CTC network on cached features: clean, degraded and invented readings of every clip.
+"""Training a CTC network on cached features: clean, degraded and invented copies of every clip.
 
 What is learnt by heart is the danger, with hours of speech instead of thousands: features are masked in
 stretches of time and by channels (SpecAugment, Park et al. 2019, on features instead of mel bands).
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa.codec.ctc import CTCConfig, CTCNetwork
-from gpa.data.alignment import LETTERS, letter_targets
 from gpa.data.batches import BatchPlan
 from gpa.data.feature_cache import FeatureCache
 from gpa.errors import UsageError
 from gpa.text.edit_distance import edits
+from gpa.text.letters import LETTERS, letter_targets, spelt, spelt_by
 from gpa.train.arguments import TrainArgs
 from gpa.train.families.base import Loss, to_device
 from gpa.train.optim import OptimArgs
@@ -67,7 +67,7 @@ class CTCRecipe:
 
 @dataclass
 class CTCBatch:
-    """Features (B, C, T) and their lengths; which times (B, 1, T) and channels (B, C, 1) of them are seen, 0 or 1;
+    """Features (B, C, T) and their lengths; which times (B, 1, T) and channels (B, C, 1) are seen, 1 or 0;
     the letters of all clips, joined.
     """
 
@@ -85,8 +85,8 @@ class CTCFamily:
     def __init__(self, recipe: CTCRecipe) -> None:
         self.recipe, data = recipe, recipe.data
         self.config = CTCConfig.from_dict(recipe.model)
-        if self.config.encoder.out_channels != len(LETTERS) + 1:
-            raise UsageError(f"model.encoder.out_channels: {len(LETTERS) + 1}, the letters and the blank")
+        if self.config.classes != len(LETTERS) + 1:
+            raise UsageError(f"model.classes: {len(LETTERS) + 1}, the letters and the blank")
         self.cache = FeatureCache(data.cache)
         self.degraded = self.cache.degraded(data.degraded) if data.degraded else None
         self.targets = {i: letter_targets(self._text(row)) for i, row in enumerate(self.cache.rows)}
@@ -123,9 +123,12 @@ class CTCFamily:
         """Rows as one batch; with a generator as in training, degraded and masked."""
         data, cache = self.recipe.data, self.cache
         frames = [cache.rows[i]["frames"] for i in rows]
-        size = self.config.encoder.input_channels
+        size = self.config.input_channels
         features = np.zeros((len(rows), max(frames), size), np.float32)
-        times, channels = np.zeros((len(rows), max(frames)), np.float32), np.ones((len(rows), size), np.float32)
+        times, channels = (
+            np.zeros((len(rows), max(frames)), np.float32),
+            np.ones((len(rows), size), np.float32),
+        )
         for n, (i, length) in enumerate(zip(rows, frames, strict=True)):
             heard = cache
             if rng and self.degraded and i < len(self.degraded) and rng.random() < data.degraded_share:
@@ -182,7 +185,7 @@ class CTCFamily:
             log_probs, lengths = self._log_probs(module, batch)
             count = len(self.targets[i])
             nats, letters = nats + self._ctc(log_probs, lengths, batch).item() * count, letters + count
-            said, heard = spelt(self.targets[i]), greedy(log_probs[0])
+            said, heard = spelt(self.targets[i]), spelt_by(log_probs[0].argmax(-1).tolist())
             for name, (a, b) in {"letters": (said, heard), "words": (said.split(), heard.split())}.items():
                 wrong[name][0] += edits(a, b)
                 wrong[name][1] += len(a)
@@ -192,14 +195,3 @@ class CTCFamily:
     def export(self, module: nn.Module, path: Path) -> None:
         assert isinstance(module, CTCNetwork)
         module.save_pretrained(path)
-
-
-def spelt(classes: list[int]) -> str:
-    """Letters of CTC classes."""
-    return "".join(LETTERS[c - 1] for c in classes if c)
-
-
-def greedy(log_probs: Tensor) -> str:
-    """The text of the likeliest path through (L, V)."""
-    path = log_probs.argmax(-1).unique_consecutive().tolist()
-    return " ".join(spelt(path).split())
