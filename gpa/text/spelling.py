@@ -76,7 +76,7 @@ class Heard:
         if piece is None:
             return score + self.weight * self.ctc.end(text), after + BETWEEN + text
         spelt = piece.lower().replace("-", END)
-        if not spelt.strip(END) and text[-1:] in ("", END):
+        if not spelt.strip(END) and state and text[-1:] in ("", END):
             return -math.inf, state  # a second space would cost nothing
         for letter in spelt:
             if letter in CLASSES and not (letter == END and text[-1:] in ("", END)):
