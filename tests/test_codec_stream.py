@@ -19,10 +19,12 @@ from gpa.codec.bicodec import BiCodec
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
 from gpa.codec.hf import HFCodec
+from gpa.codec.lookahead import bounded
 from gpa.codec.source_filter import Excitation
 from gpa.codec.voice import Voice
 from gpa.codec.waveform import WaveGenerator
 from gpa.errors import UsageError, VocabError
+from gpa.nn.convnext import FrameConv, SamplingBlock
 from gpa.nn.incremental import BlockDecoder, Each, Layer, Series
 from test_hf_codec import dac, encodec, encodec_config, filled, mimi
 
@@ -433,3 +435,21 @@ def test_what_a_voice_is(codecs: dict[str, TokenCodec], tmp_path: Path) -> None:
 def test_rates_of_codes() -> None:
     spec = CodecSpec("x", 16000, 320, 4, 32)
     assert (spec.frame_rate, spec.code_rate, spec.pattern.n_ids, spec.voice_size) == (50, 200, 128, 600)
+
+
+@pytest.mark.parametrize("up", [2, 3, 4])
+def test_what_hears_less_ahead_begins_as_if_the_future_stayed(up: int) -> None:
+    """On steady sound both are the same; frames too far ahead count as the last one that is heard."""
+    torch.manual_seed(0)
+    whole, less = (SamplingBlock(4, up=up, causal=causal).double() for causal in (False, True))
+    less.load_state_dict(whole.state_dict() | bounded(less, whole.state_dict()))
+    steady = torch.randn(1, 4, 1, dtype=torch.float64).expand(1, 4, 20)
+    middle = slice(5 * up, 15 * up)
+    torch.testing.assert_close(less(steady)[..., middle], whole(steady)[..., middle])
+    frame = FrameConv(3, 3, 1).double()
+    centred = FrameConv(3, 3).double()
+    frame.load_state_dict(centred.state_dict() | bounded(frame, centred.state_dict()))
+    x = torch.randn(1, 3, 20, dtype=torch.float64)
+    held = x.clone()
+    held[..., 12:] = x[..., 11:12]
+    torch.testing.assert_close(frame(x)[..., 10], centred(held)[..., 10])

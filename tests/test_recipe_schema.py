@@ -19,8 +19,6 @@ FREE = (
     "model",
     "tasks",
     "speaker_encoder",
-    "refiner",
-    "render",
 )  # mappings that the recipe's own code checks
 RECIPES = sorted(path for name in ("gpa", "speechop") for path in (ROOT / "recipes" / name).glob("*.yaml"))
 

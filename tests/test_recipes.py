@@ -32,7 +32,8 @@ TEXT = {**STACK, "kind": "bytes", "positions": "both"}
 SPEECHOP = {"dit": {**STACK, "layers": 3}, "encoder": STACK, "text": TEXT, "loss": {"normalise_peak": True}}
 SMALL = {  # of recipes that build a network
     "codec": ["model=" + json.dumps({**CODEC, "decoder": DECODER})],
-    "codec_refiner": ["refiner.dim=8", "refiner.hidden=16", "refiner.layers=1", "discriminators.channels=4"],
+    "codec_refiner": ["model.decoder.refiner={dim: 8, hidden: 16, layers: 1}", "discriminators.channels=4"],
+    "ctc": ["model={input_channels: 16, dim: 16, hidden: 32, layers: 1}", "data.dev=[dev]"],
     "mini": [f"model.{key}={json.dumps(value)}" for key, value in LM.items()],
     "latent": ["model=" + json.dumps(LATENT), "weights.render_from=0"],
     "tts": ["model=" + json.dumps(SPEECHOP)],
@@ -42,6 +43,7 @@ CHAIN = (
     "gpa/text",
     "gpa/codec",
     "gpa/codec_refiner",
+    "gpa/ctc",
     "gpa/mini",
     "speechop/latent",
     "speechop/latent_decoder",
@@ -53,6 +55,7 @@ CHAIN = (
 CUTS = {
     "text": ["vocab_size=300", "semantic=27", "speaker=16"],
     "codec": CROPS.split(),
+    "ctc": ["data.batch_frames=400"],
     "gpa": ["data.dev_rows=1"],
     "latent": ["data.dev_clips=1", "data.crops=4", "data.crop_latents=8", "weights.rendered=2"],
     "speechop": ["data.dev_clips=1", "data.batch_frames=200", "data.crop_s=0.8", "data.prompt_s=0.6"],

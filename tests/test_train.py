@@ -56,7 +56,8 @@ pytestmark = pytest.mark.usefixtures("threads_kept")
 pytest.importorskip("sentencepiece")
 KINDS = ("codec", "ctc", "gpa", "latent")
 HARMONIC = {"input_channel": 16, "channels": 16, "hidden": 32, "layers": 1, "bands": 12}  # a decoder
-SOUND: dict[str, Any] = {"freeze_ids": True, "model": {}, "refiner": {"dim": 8, "hidden": 16, "layers": 1}}
+REFINER = {"decoder": {"refiner": {"dim": 8, "hidden": 16, "layers": 1}}}
+SOUND: dict[str, Any] = {"freeze_ids": True, "model": REFINER}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpa import config, disk, hub
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
@@ -31,6 +31,7 @@ from gpa.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     from gpa.codec.base import TokenCodec
 
+Heads = dict[str, dict[str, Tensor]]
 HEADS = "heads.safetensors"
 ENCODER = "features"  # of a whole codec: its feature encoder
 
@@ -47,37 +48,44 @@ def load_encoder(folder: str | Path, config: BiCodecConfig) -> FeatureEncoder:
     return encoder
 
 
-def write(
-    network: BiCodecModel, heads: Mapping[str, nn.Module], folder: Path, encoder: FeatureEncoder | None = None
-) -> None:
-    """Write an export: the network, its feature encoder, and the heads that only training uses, by name."""
+def write(network: BiCodecModel, heads: Heads, folder: Path, encoder: FeatureEncoder | None = None) -> None:
+    """Write an export: the network, its feature encoder, and the heads that only training uses, if any."""
     hub.write_model(folder, network.state_dict(), network.config.to_dict())
-    state = {f"{name}.{key}": t for name, head in heads.items() for key, t in head.state_dict().items()}
-    with disk.room(folder):
-        save_file(state, folder / HEADS, metadata={"format": "pt"})
+    state = {f"{name}.{key}": tensor for name, head in heads.items() for key, tensor in head.items()}
+    if state:
+        with disk.room(folder):
+            save_file(state, folder / HEADS, metadata={"format": "pt"})
     if encoder is not None:
         save_features(encoder, folder / ENCODER, torch.float32)
 
 
 def read_config(path: Path) -> BiCodecConfig:
     """Sizes of an export; CheckpointError naming the command that makes one if there is none."""
-    return BiCodecConfig.from_dict(hub.read_json(_found(path, "config.json")))
+    _found(path, "config.json")
+    return BiCodecConfig.read(path)
 
 
 def settings_of(recipe: Mapping[str, Any]) -> BiCodecConfig:
-    """What a codec recipe means: `model` or the settings of `init`, with its `refiner` put in."""
-    given = recipe["model"]
-    sizes = BiCodecConfig.from_dict(dict(given)) if given else read_config(Path(recipe["init"]))
-    if not recipe.get("refiner"):
-        return sizes
-    tree = sizes.to_dict()
-    tree["decoder"] = {**tree["decoder"], "refiner": dict(recipe["refiner"])}
+    """What a codec recipe means: `model`, or the settings of `init` with what `model` says otherwise."""
+    tree = dict(recipe["model"])
+    if recipe["init"]:
+        tree = _changed(read_config(Path(recipe["init"])).to_dict(), tree)
     return BiCodecConfig.from_dict(tree)
 
 
-def read_heads(path: Path) -> dict[str, dict[str, Tensor]]:
-    """States of the heads of an export, by name."""
-    heads: dict[str, dict[str, Tensor]] = {}
+def _changed(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree with other values, section by section."""
+    found = dict(tree)
+    for name, value in changes.items():
+        inner = found.get(name)
+        both = isinstance(inner, dict) and isinstance(value, Mapping)
+        found[name] = _changed(inner, value) if both else value  # type: ignore[arg-type]
+    return found
+
+
+def read_heads(path: Path) -> Heads:
+    """States of the heads of an export, by name; CheckpointError if it has none."""
+    heads: Heads = {}
     for key, tensor in hub.read_state(_found(path, HEADS)).items():
         name, _, inner = key.partition(".")
         heads.setdefault(name, {})[inner] = tensor

@@ -23,6 +23,7 @@ from gpa.codec import trained
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
 from gpa.codec.discriminators import DiscriminatorArgs, Discriminators
 from gpa.codec.feature_encoder import FRAME
+from gpa.codec.lookahead import bounded
 from gpa.codec.losses import ASRFeatureDistance, LetterHead, MelDistance
 from gpa.data.batches import BatchPlan
 from gpa.data.feature_cache import FeatureCache
@@ -81,13 +82,15 @@ class CodecWeights:
 
 @dataclass(frozen=True)
 class CodecRecipe:
-    """A whole codec recipe; `freeze_ids` trains the decoder only: ids already extracted stay valid."""
+    """A whole codec recipe; `freeze_ids` trains the decoder only: ids already extracted stay valid.
+
+    An `init` whose decoder hears all of the future may be given a `lookahead` by `model`, or a new refiner.
+    """
 
     data: CodecData
-    model: dict[str, Any] = field(default_factory=dict)  # BiCodecConfig; empty: that of `init`
+    model: dict[str, Any] = field(default_factory=dict)  # BiCodecConfig; with `init` what of its is changed
     kind: str = "codec"
     init: str = ""  # an exported codec folder to start from
-    refiner: dict[str, Any] = field(default_factory=dict)  # a new network after the source-filter decoder
     freeze_ids: bool = False
     quantize_from: int = 0  # step at which the codebook starts, at the encoder's cluster centres
     train: TrainArgs = field(default_factory=TrainArgs)
@@ -98,13 +101,15 @@ class CodecRecipe:
 
 
 class CodecModule(nn.Module):
-    """The codec with its training-only heads."""
+    """The codec, with the heads that ids are learnt by (none where ids are frozen) and discriminators."""
 
     def __init__(self, config: BiCodecConfig, speakers: int, critic: DiscriminatorArgs | None) -> None:
         super().__init__()
         self.codec = BiCodecModel(config)
-        self.letters = LetterHead(config.quantizer.input_dim)
-        self.speakers = nn.Linear(config.speaker_encoder.out_dim, speakers)
+        self.heads = nn.ModuleDict()
+        if speakers:
+            self.heads["letters"] = LetterHead(config.quantizer.input_dim)
+            self.heads["speakers"] = nn.Linear(config.speaker_encoder.out_dim, speakers)
         self.mel_distance = MelDistance(config.sample_rate)
         self.discriminators = Discriminators(critic) if critic else None
 
@@ -162,7 +167,7 @@ class CodecFamily:
 
     def build(self) -> nn.Module:
         critic = self.recipe.discriminators if self.recipe.weights.adversarial_from >= 0 else None
-        module = CodecModule(self.config, len(self.speaker_names), critic)
+        module = CodecModule(self.config, 0 if self.recipe.freeze_ids else len(self.speaker_names), critic)
         if self.recipe.init:
             self._start_from(module, Path(self.recipe.init))
             return module
@@ -171,20 +176,24 @@ class CodecFamily:
         return module
 
     def _start_from(self, module: CodecModule, export: Path) -> None:
-        codec, heads = trained.load_network(export), trained.read_heads(export)
+        before, codec = trained.load_network(export), module.codec
+        state = {k: t for k, t in codec.state_dict().items() if k.startswith("decoder.refiner.")}
+        state |= before.state_dict()
+        for name in ("prenet", "decoder"):
+            ours, theirs = getattr(self.config, name), getattr(before.config, name)
+            if ours.lookahead is not None and theirs.lookahead is None:
+                state |= bounded(codec.get_submodule(name), state, f"{name}.")
+        hub.load_strict(codec, state, where=str(export))
+        if not module.heads:
+            return
+        heads = trained.read_heads(export)
         if len(heads["speakers"]["bias"]) != len(self.speaker_names):
             raise CheckpointError(
                 f"{export}: was trained on {len(heads['speakers']['bias'])} speakers, this recipe has "
                 f"{len(self.speaker_names)}; keep data.cache and data.train"
             )
-        state = codec.state_dict()
-        if self.recipe.refiner:
-            new = "decoder.refiner."
-            state = {k: t for k, t in state.items() if not k.startswith(new)}
-            state |= {k: t for k, t in module.codec.state_dict().items() if k.startswith(new)}
-        hub.load_strict(module.codec, state, where=str(export))
-        hub.load_strict(module.letters, heads["letters"], where=str(export / trained.HEADS))
-        hub.load_strict(module.speakers, heads["speakers"], where=str(export / trained.HEADS))
+        for name, head in module.heads.items():
+            hub.load_strict(head, heads[name], where=str(export / trained.HEADS))
 
     def _some_clips(self, count: int) -> list[int]:
         rng = np.random.default_rng(self.recipe.train.seed)
@@ -208,7 +217,7 @@ class CodecFamily:
         if self.recipe.freeze_ids:
             trained = [*codec.prenet.parameters(), *codec.decoder.parameters()]
         else:
-            trained = [*codec.parameters(), *module.letters.parameters(), *module.speakers.parameters()]
+            trained = [*codec.parameters(), *module.heads.parameters()]
         groups = {"generator": trained}
         if module.discriminators is not None:
             groups["discriminator"] = list(module.discriminators.parameters())
@@ -283,17 +292,17 @@ class CodecFamily:
         w, codec = self.recipe.weights, module.codec
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recipe.freeze_ids):
             z_q, codes, vq = codec.quantizer(codec.latents(batch.features))
-            ctc = self._ctc(module, z_q, batch)
             speaker = codec.speaker_encoder(codec.mel(batch.reference))
-            speaker_loss = self._speaker(module, speaker, batch)
         crop = z_q.transpose(1, 2)[batch.crop_row[:, None], batch.crop].transpose(1, 2)  # (R, D, n)
         frames = codec.decoder(codec.condition(crop, speaker))
         sound, wav = self._sound(module, frames, batch)
-        parts = {**sound, "ctc": ctc, "vq": vq, "speaker": speaker_loss}
+        parts = dict(sound)
+        if module.heads:
+            letters, speakers = self._ctc(module, z_q, batch), self._speaker(module, speaker, batch)
+            parts |= {"ctc": letters, "vq": vq, "speaker": speakers}
         metrics = {name: part.item() for name, part in parts.items()}
         metrics["used_codes"] = float(codes.unique().numel())
-        trained = sound if self.recipe.freeze_ids else parts
-        loss = torch.stack([getattr(w, name) * part for name, part in trained.items()]).sum()
+        loss = torch.stack([getattr(w, name) * part for name, part in parts.items()]).sum()
         return loss, metrics, wav
 
     def _sound(
@@ -321,14 +330,16 @@ class CodecFamily:
         known = batch.target_lengths > 0
         if not known.any():
             return z_q.new_zeros(())
-        logits = module.letters(z_q[known]).log_softmax(-1).transpose(0, 1)  # (T, B, V)
+        logits = module.heads["letters"](z_q[known]).log_softmax(-1).transpose(0, 1)  # (T, B, V)
         lengths, frames = batch.target_lengths[known], batch.frames[known] // self.ratio
         losses = F.ctc_loss(logits, batch.targets, frames, lengths, reduction="none", zero_infinity=True)
         return losses.sum() / lengths.sum()
 
     def _speaker(self, module: CodecModule, speaker: Tensor, batch: CodecBatch) -> Tensor:
         """Cross-entropy of the training speakers; a held-out clip's speaker may be unknown."""
-        total = F.cross_entropy(module.speakers(speaker), batch.speaker, ignore_index=-1, reduction="sum")
+        total = F.cross_entropy(
+            module.heads["speakers"](speaker), batch.speaker, ignore_index=-1, reduction="sum"
+        )
         return total / (batch.speaker >= 0).sum().clamp_min(1)
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -359,7 +370,10 @@ class CodecFamily:
 
     def export(self, module: nn.Module, path: Path) -> None:
         assert isinstance(module, CodecModule)
-        heads = {"letters": module.letters, "speakers": module.speakers}
+        heads = {name: dict(head.state_dict()) for name, head in module.heads.items()}
+        init = Path(self.recipe.init)
+        if self.recipe.freeze_ids and self.recipe.init and (init / trained.HEADS).is_file():
+            heads = trained.read_heads(init)  # ids that stay are spelt as before
         trained.write(module.codec, heads, path, trained.load_encoder(self.encoder, self.config))
 
 
