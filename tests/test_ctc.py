@@ -131,7 +131,8 @@ def test_recognition_weighs_letters_where_the_checkpoint_says_so(tiny: Path) -> 
     processor.config = replace(model.config, beams=SpellingSearch(4, ctc=0.5))
 
     def prior(**options: int) -> object:
-        beams = asr_requests(processor, options)(part, 0).beams  # type: ignore[arg-type]
+        letters = model.codec.letters((part, 16_000))
+        beams = asr_requests(processor, options)(part, 0, letters).beams  # type: ignore[arg-type]
         return beams.prior if beams else None
 
     assert prior() is None
@@ -143,6 +144,23 @@ def test_recognition_weighs_letters_where_the_checkpoint_says_so(tiny: Path) -> 
     assert prior(beams=1) is None
     processor.config = replace(processor.config, beams=SpellingSearch(4))
     assert prior() is None
+
+
+def test_sound_without_letters_is_no_speech(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretches with too few letters a second are skipped and never asked for; the others are surely speech."""
+    model = GPA.from_pretrained(tiny, device="cpu")
+    clip = (speechlike(1.6), 16_000)
+    few, many = said(("a", 2), ("", 38)), said(*(("ab"[n % 2], 2) for n in range(20)))
+    model.processor.config = replace(model.config, logprob_threshold=0.0, letters_threshold=4.0)
+    assert model.asr(clip).text == ""  # without letters the other threshold counts
+    monkeypatch.setattr(model.codec, "letters", lambda audio: few)
+    monkeypatch.setattr(model.codec, "codes_batch", lambda audios: pytest.fail("was asked for"))
+    silent = model.asr(clip)
+    assert silent.text == "" and silent.skipped == pytest.approx(1.6, abs=0.1)
+    monkeypatch.undo()
+    monkeypatch.setattr(model.codec, "letters", lambda audio: many)
+    (segment,) = model.asr(clip).segments
+    assert segment.no_speech_prob == pytest.approx(1 / (1 + math.exp(2 * (20 / 1.6 - 4))), rel=0.1)
 
 
 # The network -----------------------------------------------------------------------------------------------

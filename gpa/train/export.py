@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gpa.codec import load_codec
+from gpa.codec.bicodec import BiCodec
+from gpa.codec.ctc import CTCNetwork
 from gpa.config import load_yaml
 from gpa.engine.network import Network
 from gpa.errors import UsageError
@@ -91,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--features", type=Path, required=True, help="directory of the codec's feature encoder"
     )
+    parser.add_argument("--ctc", type=Path, help="export folder of a run of letters, for recognition")
     parser.add_argument(
         "--tokenizer", type=Path, help="directory with tokenizer.json (default: that of --lm)"
     )
@@ -108,9 +111,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --out (a README.md there stays)")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    codec = load_codec(args.codec, encoder=args.features)
+    if args.ctc:
+        if not isinstance(codec, BiCodec):
+            raise UsageError(f"--ctc: {args.codec} is no codec with a feature encoder, whose states it reads")
+        codec.ctc = CTCNetwork.from_pretrained(args.ctc)
     assemble(
         args.lm,
-        load_codec(args.codec, encoder=args.features),
+        codec,
         args.out,
         tokenizer=args.tokenizer,
         settings=load_yaml(args.settings) if args.settings else None,

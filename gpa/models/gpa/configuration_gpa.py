@@ -36,6 +36,7 @@ class GPAConfig:
     `beams` are how recognition searches, with the checkpoint's words and bigrams; what it writes with less
     than `logprob_threshold`, a mean over ids, is taken for no speech (None believes everything); where
     `spread_threshold` is given, attention on the audio that is less spread makes up for a lower one.
+    Where the codec hears letters, stretches with fewer than `letters_threshold` a second are none instead.
     `gamma` is how strongly a text guides its speech, for models that have learnt speech without text too
     (`data.drop_text` of a recipe). One that is `instructed` does what a wording alone says
     (`instructions.free` of a recipe): `GPA.run`. `conversion` is how a voice is converted unless asked
@@ -55,6 +56,7 @@ class GPAConfig:
     gamma: float = 0.0
     logprob_threshold: float | None = None
     spread_threshold: float | None = None
+    letters_threshold: float | None = None
     conversion: str = "lm"
     instructed: bool = False
     fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class GPAConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
             raise UsageError(f"gamma={self.gamma}: a finite number of at least 0 is needed")
-        for name in ("logprob_threshold", "spread_threshold"):
+        for name in ("logprob_threshold", "spread_threshold", "letters_threshold"):
             if (limit := getattr(self, name)) is not None and not math.isfinite(limit):
                 raise UsageError(f"{name}={limit}: a finite number or null is needed")
         if self.conversion not in CONVERSIONS:

@@ -22,6 +22,7 @@ from gpa.models.gpa.alignment_gpa import first_frames, letters, looked_up, sprea
 from gpa.models.gpa.longform_gpa import LongForm, step
 from gpa.models.gpa.outputs_gpa import Partial, Segment, Transcript, Word
 from gpa.models.gpa.requests_gpa import asr_requests, worst
+from gpa.text.letters import spelt_by
 
 if TYPE_CHECKING:
     from gpa.engine.base import Completer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 DECIDED = 24  # ids by which it is decided whether this is speech
 SOFTNESS = 0.1  # nats around the threshold between which no_speech_prob goes from 0.73 to 0.27
+SOFT_RATE = 0.5  # letters a second, likewise
 WEIGHT = 10.0  # nats that one unit of spread is worth
 
 
@@ -101,10 +103,24 @@ class Recognition(LongForm[Part, Partial]):
         if not (stretch.speech and may_be_speech(stretch.wav, self._processor.codec.spec.sample_rate)):
             self._skipped += len(stretch.wav)
             return None
-        part = Part(stretch, self._request(stretch.wav, self._begun))
+        letters = self._processor.codec.letters((stretch.wav, self._processor.codec.spec.sample_rate))
+        no_speech = self._unspelt(letters, stretch)
+        if no_speech is not None and no_speech > 0.5:
+            self._skipped += len(stretch.wav)
+            return None
+        part = Part(stretch, self._request(stretch.wav, self._begun, letters), no_speech=no_speech)
         part.handle = self._pending.ask(part.request, partial(self._made, part))
         self._begun += 1
         return part
+
+    def _unspelt(self, letters: np.ndarray | None, stretch: Stretch) -> float | None:
+        """How likely a stretch is no speech by the letters (L, V) in it, where that is how it is decided."""
+        least = self._processor.config.letters_threshold
+        if letters is None or least is None:
+            return None
+        seconds = len(stretch.wav) / self._processor.codec.spec.sample_rate
+        surplus = len(spelt_by(letters.argmax(-1).tolist())) / seconds - least
+        return 1 / (1 + math.exp(float(np.clip(surplus / SOFT_RATE, -50, 50))))
 
     def _made(self, part: Part, progress: Progress) -> None:
         part.completion = progress.completion
@@ -128,9 +144,11 @@ class Recognition(LongForm[Part, Partial]):
     def _decide(self, part: Part) -> None:
         """Whether this is speech: how sure the network is of the first ids, and how narrowly it looks."""
         config = self._processor.config
+        if part.no_speech is not None:
+            return
         if config.logprob_threshold is None:
             part.no_speech = 0.0
-        elif part.no_speech is None and (part.completion or len(part.ids) >= DECIDED):
+        elif part.completion or len(part.ids) >= DECIDED:
             shown, attention = self._shown(part, part.ids[:DECIDED])
             surplus = float(shown.log_probs.mean()) - config.logprob_threshold
             if config.spread_threshold is not None:

@@ -44,27 +44,27 @@ def tts_request(
     return Request(ids, rules, sampling, seed, guidance)
 
 
-def asr_requests(processor: GPAProcessor, options: TranscriptOptions) -> Callable[[np.ndarray, int], Request]:
-    """What makes the request of a part (S,) of a recording, by its number."""
+def asr_requests(
+    processor: GPAProcessor, options: TranscriptOptions
+) -> Callable[[np.ndarray, int, np.ndarray | None], Request]:
+    """What makes the request of a part (S,) of a recording, by its number and the letters heard in it."""
     sampling, seed, most = processor.sampling("asr", options)
     beams = processor.search(options.get("beams"), options.get("words", ()))
     searched = beams if sampling.plain and beams.width > 1 else None
 
-    def request(part: np.ndarray, number: int) -> Request:
+    def request(part: np.ndarray, number: int, letters: np.ndarray | None) -> Request:
         longest = processor.transcript_ids(len(part) / processor.codec.spec.sample_rate)
         rules = processor.rules("asr", budget(most, longest))
         ids = processor.build("asr", wav=part)
-        beams = _heard(processor, searched, part) if searched else None
+        beams = searched if searched is None or letters is None else _heard(processor, searched, letters)
         return Request(ids, rules, sampling, seed + number * SEED_STEP, beams=beams)
 
     return request
 
 
-def _heard(processor: GPAProcessor, beams: Beams, part: np.ndarray) -> Beams:
-    """The same search, weighing the letters that the codec hears in a part (S,) of a recording."""
-    weight, codec = processor.config.beams.ctc, processor.codec
-    letters = codec.letters((part, codec.spec.sample_rate)) if weight else None
-    if letters is None:
+def _heard(processor: GPAProcessor, beams: Beams, letters: np.ndarray) -> Beams:
+    """The same search, weighing letters (L, V) that the codec hears."""
+    if not (weight := processor.config.beams.ctc):
         return beams
     prior = Heard(CTCPrefix(letters), weight, processor.text_tokenizer.spellings, beams.prior)
     return beams._replace(prior=prior)
@@ -87,7 +87,8 @@ def reading(
                 done(" ".join(filter(None, (said[n] for n in range(len(parts))))))
 
     for n, part in enumerate(parts):
-        yield request(part, n), partial(take, n)
+        letters = processor.codec.letters((part, processor.codec.spec.sample_rate))
+        yield request(part, n, letters), partial(take, n)
 
 
 def heard(processor: GPAProcessor, done: Completion) -> str:
