@@ -147,7 +147,7 @@ def test_recognition_weighs_letters_where_the_checkpoint_says_so(tiny: Path) -> 
 
 
 def test_sound_without_letters_is_no_speech(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stretches with too few letters a second are skipped and never asked for; the others are surely speech."""
+    """Stretches with too few letters a second are skipped and not asked for; others are surely speech."""
     model = GPA.from_pretrained(tiny, device="cpu")
     clip = (speechlike(1.6), 16_000)
     few, many = said(("a", 2), ("", 38)), said(*(("ab"[n % 2], 2) for n in range(20)))

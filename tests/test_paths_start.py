@@ -22,6 +22,7 @@ NEEDS = {  # of README's recipes, what is missing in an empty folder
     "adapter": "tok",
     "codec": "runs/features",
     "codec_refiner": "runs/codec/export",
+    "ctc": "runs/features",
     "mini": "runs/segments",
 }
 

@@ -1,7 +1,7 @@
 """Letters of a recording by CTC (Graves et al. 2006): a small network on what the codec's encoder hears.
 
 Ids of a codec are rounded for speech and recognition alike; the encoder's states are not. Recognition weighs
-these letters together with the language model's (docs/models/gpa.md). Knows no language model.
+these letters together with the language model's (docs/recognition.md). Knows no language model.
 
     B clips   C feature channels   T frames of 20 ms   L letter frames   V letters and the blank
 """
