@@ -17,6 +17,7 @@ from gpa.codec.ctc import FOLDER, CTCConfig, CTCNetwork
 from gpa.engine.request import Beams, Request, Rules
 from gpa.engine.scheduler import Engine
 from gpa.errors import CheckpointError, UsageError
+from gpa.models.gpa.recognition_gpa import spelt_clearly
 from gpa.models.gpa.requests_gpa import asr_requests
 from gpa.text.ctc_prefix import CTCPrefix
 from gpa.text.letters import CLASSES, LETTERS, letter_targets, spelt_by
@@ -147,11 +148,11 @@ def test_recognition_weighs_letters_where_the_checkpoint_says_so(tiny: Path) -> 
 
 
 def test_sound_without_letters_is_no_speech(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stretches with too few letters a second are skipped and not asked for; others are surely speech."""
+    """Stretches with too few letters are skipped and not asked for; others are surely speech."""
     model = GPA.from_pretrained(tiny, device="cpu")
     clip = (speechlike(1.6), 16_000)
-    few, many = said(("a", 2), ("", 38)), said(*(("ab"[n % 2], 2) for n in range(20)))
-    model.processor.config = replace(model.config, logprob_threshold=0.0, letters_threshold=4.0)
+    few, many = np.log(0.9 * np.exp(said(("a", 2), ("", 38))) + 0.1 / 29), said(*((c, 2) for c in "ab" * 10))
+    model.processor.config = replace(model.config, logprob_threshold=0.0, letters_threshold=0.5)
     assert model.asr(clip).text == ""  # without letters the other threshold counts
     monkeypatch.setattr(model.codec, "letters", lambda audio: few)
     monkeypatch.setattr(model.codec, "codes_batch", lambda audios: pytest.fail("was asked for"))
@@ -160,7 +161,10 @@ def test_sound_without_letters_is_no_speech(tiny: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     monkeypatch.setattr(model.codec, "letters", lambda audio: many)
     (segment,) = model.asr(clip).segments
-    assert segment.no_speech_prob == pytest.approx(1 / (1 + math.exp(2 * (20 / 1.6 - 4))), rel=0.1)
+    assert segment.no_speech_prob == pytest.approx(1 / (1 + math.exp(20 / 1.6 - 0.5)), rel=0.2)
+    assert (
+        spelt_clearly(many, 1.6) > 12 > 1 > spelt_clearly(few, 1.6) > spelt_clearly(few[2:], 1.0) == -math.inf
+    )
 
 
 # The network -----------------------------------------------------------------------------------------------

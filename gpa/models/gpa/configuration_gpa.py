@@ -36,7 +36,7 @@ class GPAConfig:
     `beams` are how recognition searches, with the checkpoint's words and bigrams; what it writes with less
     than `logprob_threshold`, a mean over ids, is taken for no speech (None believes everything); where
     `spread_threshold` is given, attention on the audio that is less spread makes up for a lower one.
-    Where the codec hears letters, stretches with fewer than `letters_threshold` a second are none instead.
+    Where the codec hears letters, `letters_threshold` of them a second decide instead, by how clear they are.
     `gamma` is how strongly a text guides its speech, for models that have learnt speech without text too
     (`data.drop_text` of a recipe). One that is `instructed` does what a wording alone says
     (`instructions.free` of a recipe): `GPA.run`. `conversion` is how a voice is converted unless asked

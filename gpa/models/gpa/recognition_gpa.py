@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,6 @@ from gpa.models.gpa.alignment_gpa import first_frames, letters, looked_up, sprea
 from gpa.models.gpa.longform_gpa import LongForm, step
 from gpa.models.gpa.outputs_gpa import Partial, Segment, Transcript, Word
 from gpa.models.gpa.requests_gpa import asr_requests, worst
-from gpa.text.letters import spelt_by
 
 if TYPE_CHECKING:
     from gpa.engine.base import Completer
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 DECIDED = 24  # ids by which it is decided whether this is speech
 SOFTNESS = 0.1  # nats around the threshold between which no_speech_prob goes from 0.73 to 0.27
-SOFT_RATE = 0.5  # letters a second, likewise
+SOFT_RATE = 1.0  # letters a second, likewise
+UNSURE = 10.0  # letters a second that a nat of their mean log-probability is worth
 WEIGHT = 10.0  # nats that one unit of spread is worth
 
 
@@ -55,6 +56,14 @@ class Part:
     def rejected(self) -> bool:
         """Whether it is no speech."""
         return self.no_speech is not None and self.no_speech > 0.5
+
+
+def spelt_clearly(letters: np.ndarray, seconds: float) -> float:
+    """Letters a second on the likeliest path of (L, V), less `UNSURE` times how unsure they are."""
+    path = letters.argmax(-1).tolist()
+    runs = ((c, list(places)) for c, places in groupby(range(len(path)), path.__getitem__) if c)
+    peaks = [float(letters[places, c].max()) for c, places in runs]
+    return len(peaks) / seconds + UNSURE * sum(peaks) / len(peaks) if peaks else -math.inf
 
 
 class Recognition(LongForm[Part, Partial]):
@@ -119,7 +128,7 @@ class Recognition(LongForm[Part, Partial]):
         if letters is None or least is None:
             return None
         seconds = len(stretch.wav) / self._processor.codec.spec.sample_rate
-        surplus = len(spelt_by(letters.argmax(-1).tolist())) / seconds - least
+        surplus = spelt_clearly(letters, seconds) - least
         return 1 / (1 + math.exp(float(np.clip(surplus / SOFT_RATE, -50, 50))))
 
     def _made(self, part: Part, progress: Progress) -> None:
