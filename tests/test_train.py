@@ -33,7 +33,8 @@ from gpa.data.rows import LMBatch
 from gpa.errors import CheckpointError, DiskError, TrainingError, UsageError
 from gpa.lab.merge import average
 from gpa.prompt.tasks import DEFAULT
-from gpa.train import checkpoint, metrics
+from gpa.nn.device import bfloat16_slowdown
+from gpa.train import checkpoint, launch, metrics
 from gpa.train.arguments import TrainArgs
 from gpa.train.command import family_of, main
 from gpa.train.families.base import Family, Loss
@@ -770,3 +771,22 @@ def test_other_speakers_are_named(data: Path, runs: dict[str, Path], tmp_path: P
     tree["data"]["train"] = ["dev"]
     with pytest.raises(CheckpointError, match="2 speakers, this recipe has 1; keep data.cache"):
         go(tree, tmp_path)
+
+
+def test_bfloat16_that_is_only_emulated_is_said(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the keys that make steps faster, where a product in it takes twice as long; a GPU is not asked."""
+    assert bfloat16_slowdown(64) > 0
+    cpu, half = torch.device("cpu"), TrainArgs(precision="bf16")
+    monkeypatch.setattr(launch, "bfloat16_slowdown", lambda: 24.0)
+    said = launch.slow_bfloat16(half, "muon", cpu)
+    assert said and "24 times" in said and "train.precision=fp32 optim.name=adamw" in said
+    assert "precision" not in str(launch.slow_bfloat16(TrainArgs(), "muon", cpu))
+    assert launch.slow_bfloat16(TrainArgs(), "adamw", cpu) is None
+    assert launch.slow_bfloat16(half, "muon", torch.device("cuda")) is None
+    recipe = write_recipe(tmp_path / "recipe.yaml", ctc_tree(data / "cache"))
+    main([str(recipe), "--run", str(tmp_path / "run"), "train.precision=bf16", "train.steps=1"])
+    assert "optim.name=adamw" not in caplog.text and "train.precision=fp32" in caplog.text
+    monkeypatch.setattr(launch, "bfloat16_slowdown", lambda: 0.3)
+    assert launch.slow_bfloat16(half, "muon", cpu) is None

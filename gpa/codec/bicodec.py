@@ -301,7 +301,7 @@ class BiCodec(TokenCodec):
 
     def parameters(self) -> dict[str, int]:
         """Numbers of weights by part."""
-        parts = {"codec": self.model, "features": self.features}
+        parts = {"codec": self.model, "features": self.features, **({"ctc": self.ctc} if self.ctc else {})}
         return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
 
     def code_excess(self, audio: AudioLike, codes: np.ndarray) -> float:
