@@ -32,8 +32,8 @@ from gpa.data.feature_cache import FeatureCache
 from gpa.data.rows import LMBatch
 from gpa.errors import CheckpointError, DiskError, TrainingError, UsageError
 from gpa.lab.merge import average
-from gpa.prompt.tasks import DEFAULT
 from gpa.nn.device import bfloat16_slowdown
+from gpa.prompt.tasks import DEFAULT
 from gpa.train import checkpoint, launch, metrics
 from gpa.train.arguments import TrainArgs
 from gpa.train.command import family_of, main
