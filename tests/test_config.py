@@ -12,6 +12,7 @@ from gpa.codec.bicodec import BiCodecConfig
 from gpa.errors import UsageError
 from gpa.train.command import KINDS
 from gpa.train.families.codec import CodecRecipe
+from gpa.train.families.ctc_letters import CTCRecipe
 from gpa.train.families.diffusion import DiffusionRecipe
 from gpa.train.families.latent import LatentRecipe
 from gpa.train.families.lm import LMRecipe
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(path for name in ("gpa", "speechop") for path in (ROOT / "recipes" / name).glob("*.yaml"))
 CLASSES: dict[str, type] = {
     "codec": CodecRecipe,
+    "ctc": CTCRecipe,
     "dpo": PreferenceRecipe,
     "gpa": LMRecipe,
     "latent": LatentRecipe,
@@ -135,7 +137,7 @@ def test_shipped_recipes_parse_and_round_trip(path: Path) -> None:
     recipe = config.build(CLASSES[tree["kind"]], tree)
     assert config.build(type(recipe), yaml.safe_load(config.dump(recipe))) == recipe
     assert f"recipes/{path.relative_to(ROOT / 'recipes')}" in path.read_text(), "the header has the command"
-    if isinstance(recipe, CodecRecipe) and recipe.model:
+    if isinstance(recipe, CodecRecipe) and not recipe.init:
         sizes = BiCodecConfig.from_dict(recipe.model)
         assert BiCodecConfig.from_dict(sizes.to_dict()) == sizes
 

@@ -56,7 +56,7 @@ def test_the_plan_names_every_stage(tmp_path: Path) -> None:
     recipes = {path.stem for path in (ROOT / "recipes" / "gpa").glob("*.yaml")}
     others = {"adapter", "dpo", "encodec", "gpa_0_3b", "gpa_3b", "own", "text"}  # of no shipped model
     assert recipes - others <= set(made) and made[-2:] == ["gpa-mini", "eval"]
-    assert len(made) == len(set(made)) == 14
+    assert len(made) == len(set(made)) == 15
     commands = plan("gpa", tmp_path)
     for n, words in enumerate(commands):
         reads = {Path(word.partition("=")[2] or word) for word in words if "runs/" in word}

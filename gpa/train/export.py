@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gpa.codec import load_codec
-from gpa.codec.bicodec import BiCodec
 from gpa.codec.ctc import CTCNetwork
 from gpa.config import load_yaml
 from gpa.engine.network import Network
@@ -113,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     codec = load_codec(args.codec, encoder=args.features)
     if args.ctc:
-        if not isinstance(codec, BiCodec):
+        if not hasattr(codec, "ctc"):
             raise UsageError(f"--ctc: {args.codec} is no codec with a feature encoder, whose states it reads")
         codec.ctc = CTCNetwork.from_pretrained(args.ctc)
     assemble(
