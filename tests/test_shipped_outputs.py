@@ -1,4 +1,6 @@
-"""The shipped models give what they gave: ids to the last one, sound to 1e-5, every task, two seeds each.
+"""The shipped models give what they gave: ids to the last one, sound to 1e-4, every task, two seeds each.
+
+SpeechOp's sound is kept to 4e-3: its steps add up what processors without AVX-512 round otherwise.
 
 `python tests/test_shipped_outputs.py` records anew, which is a deliberate act: say in docs/log.md why the
 outputs had to change. Of each waveform every fifth sample is kept.
@@ -82,7 +84,8 @@ def test_outputs_are_the_recorded_ones(family: str, seed: int) -> None:
             assert value.tolist() == recorded[name].tolist(), name
         else:
             # What kernels round off a pitch adds up in the phase of the pulses.
-            np.testing.assert_allclose(value, recorded[name], rtol=0, atol=1e-4, err_msg=name)
+            atol = 4e-3 if family == "speechop" else 1e-4
+            np.testing.assert_allclose(value, recorded[name], rtol=0, atol=atol, err_msg=name)
 
 
 def record() -> None:
