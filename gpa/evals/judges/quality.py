@@ -54,11 +54,15 @@ class SecondQualityJudge:
 
     def __init__(self) -> None:
         """Load the weights inside the distillmos wheel; MissingExtraError where it is not installed."""
-        sys.modules.setdefault("torchaudio", ModuleType("torchaudio"))  # only its command line would call it
+        stub = ModuleType("torchaudio")  # only its command line would call it
+        sys.modules.setdefault("torchaudio", stub)
         try:
             from distillmos import sqa
         except ImportError as e:
             raise MissingExtraError(BY_HAND, "eval") from e
+        finally:  # transformers asks later whether torchaudio is installed
+            if sys.modules["torchaudio"] is stub:
+                del sys.modules["torchaudio"]
         with redirect_stdout(io.StringIO()):  # it prints where its weights are
             self._model = sqa.ConvTransformerSQAModel().eval()
         self.about = base.describe("quality", SECOND, "distillmos", [Path(sqa.DEFAULT_WEIGHTS_CHKPT)])
