@@ -132,15 +132,15 @@ def test_recognition_weighs_letters_where_the_checkpoint_says_so(tiny: Path) -> 
     processor.config = replace(model.config, beams=SpellingSearch(4, ctc=0.5))
 
     def prior(**options: int) -> object:
-        letters = model.codec.letters((part, 16_000))
-        beams = asr_requests(processor, options)(part, 0, letters).beams  # type: ignore[arg-type]
+        read = model.codec.codes_and_letters((part, 16_000))
+        beams = asr_requests(processor, options)(part, 0, *read).beams  # type: ignore[arg-type]
         return beams.prior if beams else None
 
     assert prior() is None
     model.codec.ctc = network()  # type: ignore[attr-defined]
     heard = prior()
     assert isinstance(heard, Heard) and heard.weight == 0.5
-    letters = model.codec.letters((part, 16_000))
+    _, letters = model.codec.codes_and_letters((part, 16_000))
     assert letters is not None and heard.ctc.end("") == pytest.approx(letters[:, 0].sum(), abs=1e-3)
     assert prior(beams=1) is None
     processor.config = replace(processor.config, beams=SpellingSearch(4))
@@ -154,12 +154,13 @@ def test_sound_without_letters_is_no_speech(tiny: Path, monkeypatch: pytest.Monk
     few, many = np.log(0.9 * np.exp(said(("a", 2), ("", 38))) + 0.1 / 29), said(*((c, 2) for c in "ab" * 10))
     model.processor.config = replace(model.config, logprob_threshold=0.0, letters_threshold=0.5)
     assert model.asr(clip).text == ""  # without letters the other threshold counts
-    monkeypatch.setattr(model.codec, "letters", lambda audio: few)
-    monkeypatch.setattr(model.codec, "codes_batch", lambda audios: pytest.fail("was asked for"))
+    codes = model.codec.codes(clip)
+    monkeypatch.setattr(model.codec, "codes_and_letters", lambda audio: (codes, few))
+    monkeypatch.setattr(model.processor, "build", lambda *a, **k: pytest.fail("was asked for"))
     silent = model.asr(clip)
     assert silent.text == "" and silent.skipped == pytest.approx(1.6, abs=0.1)
     monkeypatch.undo()
-    monkeypatch.setattr(model.codec, "letters", lambda audio: many)
+    monkeypatch.setattr(model.codec, "codes_and_letters", lambda audio: (codes, many))
     (segment,) = model.asr(clip).segments
     assert segment.no_speech_prob == pytest.approx(1 / (1 + math.exp(20 / 1.6 - 0.5)), rel=0.2)
     assert (
@@ -174,15 +175,16 @@ def test_a_codec_keeps_its_network(tiny: Path, tmp_path: Path) -> None:
     """Saved and loaded with the codec, in its precision; ids and fingerprint are the same without it."""
     model = GPA.from_pretrained(tiny, device="cpu")
     clip = (speechlike(1.3), 16_000)
-    assert model.codec.letters(clip) is None
+    assert model.codec.codes_and_letters(clip)[1] is None
     before, codes = model.codec.fingerprint(), model.codec.codes(clip)
     model.codec.ctc = network()
     out = model.save_pretrained(tmp_path / "out", codec_dtype=torch.float32)
     again = GPA.from_pretrained(out, device="cpu").codec
     assert again.fingerprint() == before and np.array_equal(again.codes(clip), codes)
-    found = again.letters(clip)
+    read, found = again.codes_and_letters(clip)
+    assert np.array_equal(read, codes)
     assert found.shape == (33, 29) and np.allclose(np.exp(found).sum(1), 1, atol=1e-4)
-    assert np.array_equal(found, model.codec.letters(clip))
+    assert np.array_equal(found, model.codec.codes_and_letters(clip)[1])
     assert not (out / "golden").exists()  # what it writes down is no longer what was recorded
 
 

@@ -26,6 +26,7 @@ RATE = 16000
 SAMPLES = 5 * RATE + 123
 ROOT = Path(__file__).resolve().parent.parent
 
+REFUSED = "truncated|is empty" if shutil.which("ffmpeg") else "truncated|is empty|needs ffmpeg"
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
 
@@ -80,7 +81,7 @@ def test_a_file_is_whole_or_refused_wherever_it_is_cut(form: str, subtype: str) 
     if subtype == "GSM610":  # libsndfile takes a pad byte for one more block, of noise
         assert len(whole) % 320 == 0 and len(whole) - SAMPLES < 320
     for share in (0.02, 0.3, 0.5, 0.77, 0.99):
-        with pytest.raises(AudioError, match="truncated|is empty|needs ffmpeg"):
+        with pytest.raises(AudioError, match=REFUSED):
             audio.load(data[: int(share * len(data))], rate)
     if form != "SDS":  # its packets are filled up
         with pytest.raises(AudioError, match="truncated"):

@@ -501,7 +501,10 @@ def test_envelopes_are_learnt_without_rendering(data: Path, tmp_path: Path) -> N
 
 def test_unusable_recipes_are_refused_by_name(data: Path, tmp_path: Path) -> None:
     for change, message in [
-        ({"kind": "vocoder"}, "recipe kind 'vocoder': choose one of codec, ctc, dpo, gpa, latent, speechop"),
+        (
+            {"kind": "vocoder"},
+            "recipe kind 'vocoder': choose one of codec, ctc, dpo, gpa, latent, speechop, text",
+        ),
         ({"kind": None}, "recipe kind None"),
         ({"model": {"hidden_sizes": 3}}, r"model: unknown keys \['hidden_sizes'\]"),
         ({"train": {"steps": 0}}, "train.steps=0: at least 1"),

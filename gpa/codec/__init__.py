@@ -19,12 +19,15 @@ __all__ = ["KINDS", "codec_kind", "load_codec"]
 def _bicodec(path: Path, options: dict[str, Any]) -> Any:
     from gpa.codec import trained
     from gpa.codec.bicodec import BiCodec
+    from gpa.codec.ctc import CTCNetwork
 
-    encoder = options.pop("encoder", "")
-    published = (path / "config.yaml").is_file()
-    if encoder or not (published or (path / trained.ENCODER).is_dir()):
-        return trained.load(path, encoder)
-    return BiCodec.from_pretrained(path, **options)
+    encoder, ctc = options.pop("encoder", ""), options.pop("ctc", "")
+    whole = (path / "config.yaml").is_file() or (path / trained.ENCODER).is_dir()
+    given = encoder or not whole
+    codec = trained.load(path, encoder) if given else BiCodec.from_pretrained(path, **options)
+    if ctc:
+        codec.ctc = CTCNetwork.from_pretrained(ctc).to(codec.device)
+    return codec
 
 
 def _glm4voice(path: Path, options: dict[str, Any]) -> Any:
@@ -69,7 +72,8 @@ def load_codec(
 
     `kind` is one of KINDS and is otherwise read from the config file (`codec_kind`); one that contradicts the
     config is refused. `options` that are set go to the class: `device`; `n_codebooks` and `bandwidth` for
-    transformers codecs; `encoder`, the folder of the feature encoder of a BiCodec's export without one.
+    transformers codecs; `encoder`, the folder of the feature encoder of a BiCodec's export without one, and
+    `ctc`, that of its letters.
     Raises CheckpointError, or UsageError for an unknown kind.
     """
     if kind is not None and kind not in KINDS:

@@ -135,9 +135,9 @@ class TokenCodec(ABC):
         """
         return Stream(self.spec, DecodeAgain(self, voice), lookahead)
 
-    def letters(self, audio: AudioLike) -> np.ndarray | None:
-        """Log-probabilities (L, V) of letters by CTC, where the codec hears them; None elsewhere."""
-        return None
+    def codes_and_letters(self, audio: AudioLike) -> tuple[np.ndarray, np.ndarray | None]:
+        """`codes`, and log-probabilities (L, V) of letters by CTC where the codec hears them."""
+        return self.codes(audio), None
 
     # Voices -----------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from gpa.codec import ctc, margins, reference
 from gpa.codec.base import BLOCKS, AudioTokens, CodecSpec, Stream, TokenCodec
 from gpa.codec.bicodec_config import BiCodecConfig
 from gpa.codec.bicodec_model import BiCodecModel
+from gpa.codec.by_length import by_length
 from gpa.codec.feature_encoder import (
     AnyFeatures,
     FeatureEncoder,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WAV2VEC2_FOLDER = "wav2vec2-large-xlsr-53"
-BATCH = 8
 ADAPTED = 4  # copies of the decoder that are kept, each for one adapted voice
 Ids = Sequence[int] | np.ndarray | Tensor
 Speaker = Voice | Ids | None
@@ -197,9 +197,12 @@ class BiCodec(TokenCodec):
         """Semantic ids (T,) of clips, equal to those of each alone: nothing is padded."""
         return self._semantic([self._load(audio, None) for audio in audios])
 
-    def letters(self, audio: AudioLike) -> np.ndarray | None:
-        """Log-probabilities (L, V) of letters, where the codec came with a CTC network."""
-        return self.ctc.letters(self._load(audio, None), self.features) if self.ctc else None
+    @torch.inference_mode()
+    def codes_and_letters(self, audio: AudioLike) -> tuple[np.ndarray, np.ndarray | None]:
+        """Semantic ids (T,), and letters (L, V) of the same states if the codec came with a CTC network."""
+        states = self._states(self._load(audio, None)[None])
+        codes = self.model.quantizer.encode(self.model.latents(states))[0].cpu().numpy().astype(np.int64)
+        return codes, self.ctc(states)[0].cpu().numpy() if self.ctc else None
 
     def voice_codes(self, audio: AudioLike) -> np.ndarray:
         """Global ids (G,)."""
@@ -247,14 +250,17 @@ class BiCodec(TokenCodec):
         samples = int(c.ref_segment_duration * c.sample_rate) // c.latent_hop_length * c.latent_hop_length
         return reference.reference_clip(self._leveled(wav), samples)
 
+    @torch.inference_mode()
     def latents(self, wavs: np.ndarray) -> Tensor:
         """Encoder output (B, D, T) before quantisation, of waveforms (B, S) of one length."""
+        return self.model.latents(self._states(wavs))
+
+    def _states(self, wavs: np.ndarray) -> Tensor:
         if self.config.features == "whisper":
             wavs = np.pad(wavs, ((0, 0), (0, -wavs.shape[1] % self.config.latent_hop_length)))
         else:  # wav2vec2 standardises again, so this only keeps the published order of operations
             wavs = np.stack([self._leveled(wav) for wav in wavs])
-        with torch.inference_mode():
-            return self.model.latents(self.features(torch.from_numpy(wavs).to(self.device)))
+        return self.features(torch.from_numpy(wavs).to(self.device))
 
     def _leveled(self, wav: np.ndarray) -> np.ndarray:
         return reference.normalise_loudness(wav) if self.config.volume_normalize else wav
@@ -263,11 +269,11 @@ class BiCodec(TokenCodec):
         return sound.load(audio, self.config.sample_rate, rate=rate)
 
     def _semantic(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return _by_length(wavs, lambda batch: self.model.quantizer.encode(self.latents(batch)))
+        return by_length(wavs, lambda batch: self.model.quantizer.encode(self.latents(batch)))
 
     def _global(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
         clips = [self.reference_clip(wav) for wav in wavs]
-        return _by_length(
+        return by_length(
             clips, lambda batch: self.model.encode_global(torch.from_numpy(batch).to(self.device))
         )
 
@@ -370,21 +376,6 @@ class BiCodec(TokenCodec):
         for old in list(self._adapted)[:-ADAPTED]:
             self._adapted.pop(old, None)
         return network, vector[None].to(self.device)
-
-
-def _by_length(wavs: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor]) -> list[np.ndarray]:
-    """Apply `encode` (B, S) -> (B, N) to groups of clips of one length; results in the order of the clips."""
-    out: dict[int, np.ndarray] = {}
-    groups: dict[int, list[int]] = {}
-    for i, wav in enumerate(wavs):
-        groups.setdefault(len(wav), []).append(i)
-    for members in groups.values():
-        for start in range(0, len(members), BATCH):
-            chosen = members[start : start + BATCH]
-            with torch.inference_mode():
-                ids = encode(np.stack([wavs[i] for i in chosen])).cpu().numpy().astype(np.int64)
-            out.update(zip(chosen, ids, strict=True))
-    return [out[i] for i in range(len(wavs))]
 
 
 def _flat(ids: Ids, name: str, size: int) -> np.ndarray:

@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import hub
-from gpa.codec.feature_encoder import FRAME
 from gpa.config import Layers, Size, Within, build
 from gpa.errors import CheckpointError, UsageError
 from gpa.nn.convnext import VocosBackbone, sampling_stages
@@ -29,6 +28,17 @@ from gpa.nn.convnext import VocosBackbone, sampling_stages
 KIND = "ctc"  # model_type of its config.json
 FOLDER = "ctc"  # of a codec that came with a network
 BLANK_FIRST = 3.0  # bias of the blank: training starts on the all-blank plateau instead of sliding there
+
+
+def letter_loss(log_probs: Tensor, frames: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """CTC loss in nats a letter, of log-probabilities (B, L, V); each clip has so many frames and targets.
+
+    A clip whose letters do not fit into its frames counts as nothing.
+    """
+    losses = F.ctc_loss(
+        log_probs.transpose(0, 1), targets, frames, counts, reduction="none", zero_infinity=True
+    )
+    return losses.sum() / counts.sum()
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,6 @@ class CTCNetwork(nn.Module):
         """Log-probabilities (B, L, V) of standardised features (B, C, T)."""
         x = self.downsample(self.backbone(x))
         return self.project(x.transpose(1, 2)).float().log_softmax(-1)
-
-    @torch.inference_mode()
-    def letters(self, wav: np.ndarray, features: nn.Module) -> np.ndarray:
-        """Log-probabilities (L, V) of a waveform (S,) at 16 kHz, by the encoder that this was trained on."""
-        wav = np.pad(wav, (0, -len(wav) % (self.config.ratio * FRAME)))
-        heard = features(torch.from_numpy(wav)[None].to(self.feature_mean.device))
-        found: np.ndarray = self(heard)[0].cpu().numpy()
-        return found
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> CTCNetwork:

@@ -10,13 +10,14 @@ import argparse
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from gpa import audio, disk, hub
@@ -157,6 +158,18 @@ class FeatureCache:
         """Encoder features of row i, (T, C) at 50 frames/s."""
         row = self.rows[i]
         return self._features[row["offset"] : row["offset"] + row["frames"]].astype(np.float32)
+
+    def heard(
+        self, i: int, degraded: FeatureCache | None, share: float, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Features of row i; as often as `share` says, those of a degraded copy if there is one of it."""
+        other = degraded if degraded and i < len(degraded) and rng.random() < share else self
+        return other.features(i)
+
+    def scaling(self, rows: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """By what the features of some rows are centred and scaled, (C, 1) each: mean, and 1 / deviation."""
+        x = np.concatenate([self.features(i) for i in rows])
+        return torch.from_numpy(x.mean(0))[:, None], torch.from_numpy(1 / x.std(0).clip(1e-3))[:, None]
 
     def wav(self, i: int, begin: int = 0, end: int | None = None) -> np.ndarray:
         """Samples of row i between two frames."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gpa.codec import load_codec
-from gpa.codec.ctc import CTCNetwork
 from gpa.config import load_yaml
 from gpa.engine.network import Network
 from gpa.errors import UsageError
@@ -110,14 +109,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --out (a README.md there stays)")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    codec = load_codec(args.codec, encoder=args.features)
-    if args.ctc:
-        if not hasattr(codec, "ctc"):
-            raise UsageError(f"--ctc: {args.codec} is no codec with a feature encoder, whose states it reads")
-        codec.ctc = CTCNetwork.from_pretrained(args.ctc)
     assemble(
         args.lm,
-        codec,
+        load_codec(args.codec, encoder=args.features, ctc=args.ctc),
         args.out,
         tokenizer=args.tokenizer,
         settings=load_yaml(args.settings) if args.settings else None,

@@ -159,19 +159,21 @@ class GPAProcessor(Budgets):
         task: str,
         *,
         wav: np.ndarray | None = None,
+        codes: np.ndarray | None = None,
         text: str | None = None,
         voice: Sequence[int] | None = None,
         instruction: str | None = None,
     ) -> list[int]:
         """The prompt for a waveform (S,), a text, a voice's codes; PromptError if it exceeds the context.
 
-        A text has its words' sounds where the checkpoint knows them.
+        `codes` are those of the waveform, where they are known. A text has its words' sounds where the
+        checkpoint knows them.
         """
         semantic = glm = None
         text = None if text is None else self.pronounced(_text(text))
         if wav is not None:
             clip = (wav, self.codec.spec.sample_rate)
-            semantic = self.codec.codes(clip).tolist()
+            semantic = (self.codec.codes(clip) if codes is None else codes).tolist()
             if self.glm and "glm" in self.format.layouts[task].blocks:
                 glm = self.glm.tokens(clip).tolist()
         ids = self.format.build(

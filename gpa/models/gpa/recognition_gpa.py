@@ -66,6 +66,11 @@ def spelt_clearly(letters: np.ndarray, seconds: float) -> float:
     return len(peaks) / seconds + UNSURE * sum(peaks) / len(peaks) if peaks else -math.inf
 
 
+def _doubt(surplus: float) -> float:
+    """Logistic: 0.5 for evidence at its threshold, less for more."""
+    return 1 / (1 + math.exp(float(np.clip(surplus, -50, 50))))
+
+
 class Recognition(LongForm[Part, Partial]):
     """One recording to be written down.
 
@@ -112,12 +117,13 @@ class Recognition(LongForm[Part, Partial]):
         if not (stretch.speech and may_be_speech(stretch.wav, self._processor.codec.spec.sample_rate)):
             self._skipped += len(stretch.wav)
             return None
-        letters = self._processor.codec.letters((stretch.wav, self._processor.codec.spec.sample_rate))
+        codec = self._processor.codec
+        codes, letters = codec.codes_and_letters((stretch.wav, codec.spec.sample_rate))
         no_speech = self._unspelt(letters, stretch)
         if no_speech is not None and no_speech > 0.5:
             self._skipped += len(stretch.wav)
             return None
-        part = Part(stretch, self._request(stretch.wav, self._begun, letters), no_speech=no_speech)
+        part = Part(stretch, self._request(stretch.wav, self._begun, codes, letters), no_speech=no_speech)
         part.handle = self._pending.ask(part.request, partial(self._made, part))
         self._begun += 1
         return part
@@ -128,8 +134,7 @@ class Recognition(LongForm[Part, Partial]):
         if letters is None or least is None:
             return None
         seconds = len(stretch.wav) / self._processor.codec.spec.sample_rate
-        surplus = spelt_clearly(letters, seconds) - least
-        return 1 / (1 + math.exp(float(np.clip(surplus / SOFT_RATE, -50, 50))))
+        return _doubt((spelt_clearly(letters, seconds) - least) / SOFT_RATE)
 
     def _made(self, part: Part, progress: Progress) -> None:
         part.completion = progress.completion
@@ -162,7 +167,7 @@ class Recognition(LongForm[Part, Partial]):
             surplus = float(shown.log_probs.mean()) - config.logprob_threshold
             if config.spread_threshold is not None:
                 surplus += WEIGHT * (config.spread_threshold - spread(attention))
-            part.no_speech = 1 / (1 + math.exp(float(np.clip(surplus / SOFTNESS, -50, 50))))
+            part.no_speech = _doubt(surplus / SOFTNESS)
 
     def _shown(self, part: Part, ids: list[int]) -> tuple[Evidence, np.ndarray]:
         """What the network shows of ids, and their attention (N, T) on frames."""

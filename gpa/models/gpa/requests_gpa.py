@@ -46,16 +46,16 @@ def tts_request(
 
 def asr_requests(
     processor: GPAProcessor, options: TranscriptOptions
-) -> Callable[[np.ndarray, int, np.ndarray | None], Request]:
-    """What makes the request of a part (S,) of a recording, by its number and the letters heard in it."""
+) -> Callable[[np.ndarray, int, np.ndarray, np.ndarray | None], Request]:
+    """What makes the request of a part (S,) of a recording, by its number, codes and letters."""
     sampling, seed, most = processor.sampling("asr", options)
     beams = processor.search(options.get("beams"), options.get("words", ()))
     searched = beams if sampling.plain and beams.width > 1 else None
 
-    def request(part: np.ndarray, number: int, letters: np.ndarray | None) -> Request:
+    def request(part: np.ndarray, number: int, codes: np.ndarray, letters: np.ndarray | None) -> Request:
         longest = processor.transcript_ids(len(part) / processor.codec.spec.sample_rate)
         rules = processor.rules("asr", budget(most, longest))
-        ids = processor.build("asr", wav=part)
+        ids = processor.build("asr", wav=part, codes=codes)
         beams = searched if searched is None or letters is None else _heard(processor, searched, letters)
         return Request(ids, rules, sampling, seed + number * SEED_STEP, beams=beams)
 
@@ -87,8 +87,8 @@ def reading(
                 done(" ".join(filter(None, (said[n] for n in range(len(parts))))))
 
     for n, part in enumerate(parts):
-        letters = processor.codec.letters((part, processor.codec.spec.sample_rate))
-        yield request(part, n, letters), partial(take, n)
+        read = processor.codec.codes_and_letters((part, processor.codec.spec.sample_rate))
+        yield request(part, n, *read), partial(take, n)
 
 
 def heard(processor: GPAProcessor, done: Completion) -> str:

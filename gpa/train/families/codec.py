@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gpa import hub
 from gpa.codec import trained
 from gpa.codec.bicodec import BiCodecConfig, BiCodecModel
+from gpa.codec.ctc import letter_loss
 from gpa.codec.discriminators import DiscriminatorArgs, Discriminators
 from gpa.codec.feature_encoder import FRAME
 from gpa.codec.lookahead import bounded
@@ -207,9 +208,9 @@ class CodecFamily:
 
     def _measure_features(self, codec: BiCodecModel) -> None:
         """Whisper's states hold a few huge constant channels; centred and scaled, every channel is heard."""
-        x = np.concatenate([self.cache.features(i) for i in self._some_clips(64)])
-        codec.get_buffer("feature_mean").copy_(torch.from_numpy(x.mean(0))[:, None])
-        codec.get_buffer("feature_scale").copy_(torch.from_numpy(1 / x.std(0).clip(1e-3))[:, None])
+        mean, scale = self.cache.scaling(self._some_clips(64))
+        codec.get_buffer("feature_mean").copy_(mean)
+        codec.get_buffer("feature_scale").copy_(scale)
 
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
         assert isinstance(module, CodecModule)
@@ -235,10 +236,7 @@ class CodecFamily:
         longest = max(cache.rows[i]["frames"] for i in rows)
         features = np.zeros((len(rows), longest, self.config.encoder.input_channels), np.float32)
         for n, i in enumerate(rows):
-            heard = cache
-            if degraded and i < len(degraded) and rng.random() < data.degraded_share:
-                heard = degraded
-            features[n, : cache.rows[i]["frames"]] = heard.features(i)
+            features[n, : cache.rows[i]["frames"]] = cache.heard(i, degraded, data.degraded_share, rng)
         targets = [letter_targets(cache.rows[i].get("text") or "") for i in rows]
         # Always as many: batch norm must not see two clips.
         crop_rows = np.resize(np.arange(len(rows)), data.crops)
@@ -330,10 +328,9 @@ class CodecFamily:
         known = batch.target_lengths > 0
         if not known.any():
             return z_q.new_zeros(())
-        logits = module.heads["letters"](z_q[known]).log_softmax(-1).transpose(0, 1)  # (T, B, V)
-        lengths, frames = batch.target_lengths[known], batch.frames[known] // self.ratio
-        losses = F.ctc_loss(logits, batch.targets, frames, lengths, reduction="none", zero_infinity=True)
-        return losses.sum() / lengths.sum()
+        log_probs = module.heads["letters"](z_q[known]).log_softmax(-1)
+        frames, counts = batch.frames[known] // self.ratio, batch.target_lengths[known]
+        return letter_loss(log_probs, frames, batch.targets, counts)
 
     def _speaker(self, module: CodecModule, speaker: Tensor, batch: CodecBatch) -> Tensor:
         """Cross-entropy of the training speakers; a held-out clip's speaker may be unknown."""

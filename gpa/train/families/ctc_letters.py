@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpa.codec.ctc import CTCConfig, CTCNetwork
+from gpa.codec.ctc import CTCConfig, CTCNetwork, letter_loss
+from gpa.config import Share
 from gpa.data.batches import BatchPlan
 from gpa.data.feature_cache import FeatureCache
 from gpa.errors import UsageError
@@ -38,7 +38,7 @@ class CTCData:
 
     cache: str
     degraded: str = ""
-    degraded_share: float = 0.5
+    degraded_share: Share = 0.5
     train: tuple[str, ...] = ("train", "train-notext", "train-synthetic", "invented")
     dev: tuple[str, ...] = ("dev-many",)
     machine_text: str = "text_whisper_tiny_en"
@@ -46,12 +46,7 @@ class CTCData:
     batch_frames: int = 3000
     masks: int = 4
     mask_frames: int = 30
-    mask_channels: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("degraded_share", "mask_channels"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"data.{name}={getattr(self, name)}: a share from 0 to 1")
+    mask_channels: Share = 0.1
 
 
 @dataclass(frozen=True)
@@ -107,9 +102,9 @@ class CTCFamily:
         network = CTCNetwork(self.config)
         rng = np.random.default_rng(self.recipe.train.seed)
         some = rng.choice(self.rows, min(64, len(self.rows)), replace=False)
-        x = np.concatenate([self.cache.features(int(i)) for i in some])
-        network.feature_mean.copy_(torch.from_numpy(x.mean(0))[:, None])
-        network.feature_scale.copy_(torch.from_numpy(1 / x.std(0).clip(1e-3))[:, None])
+        mean, scale = self.cache.scaling(map(int, some))
+        network.feature_mean.copy_(mean)
+        network.feature_scale.copy_(scale)
         return network
 
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -125,19 +120,16 @@ class CTCFamily:
         frames = [cache.rows[i]["frames"] for i in rows]
         size = self.config.input_channels
         features = np.zeros((len(rows), max(frames), size), np.float32)
-        times, channels = (
-            np.zeros((len(rows), max(frames)), np.float32),
-            np.ones((len(rows), size), np.float32),
-        )
+        times = np.zeros((len(rows), max(frames)), np.float32)
+        channels = np.ones((len(rows), size), np.float32)
         for n, (i, length) in enumerate(zip(rows, frames, strict=True)):
-            heard = cache
-            if rng and self.degraded and i < len(self.degraded) and rng.random() < data.degraded_share:
-                heard = self.degraded
-            features[n, :length] = heard.features(i)
             times[n, :length] = 1.0
-            if rng:
-                self._mask(times[n, :length], rng)
-                channels[n] = rng.random(size) >= data.mask_channels
+            if rng is None:
+                features[n, :length] = cache.features(i)
+                continue
+            features[n, :length] = cache.heard(i, self.degraded, data.degraded_share, rng)
+            self._mask(times[n, :length], rng)
+            channels[n] = rng.random(size) >= data.mask_channels
         return CTCBatch(
             features=torch.from_numpy(features).transpose(1, 2),
             frames=torch.tensor(frames),
@@ -162,17 +154,9 @@ class CTCFamily:
 
     def losses(self, module: nn.Module, batch: CTCBatch, step: int) -> Iterator[Loss]:
         log_probs, lengths = self._log_probs(module, batch)
-        loss = self._ctc(log_probs, lengths, batch)
+        loss = letter_loss(log_probs, lengths, batch.targets, batch.target_lengths)
         metrics = {"ctc": loss.item(), "frames": float(batch.frames.sum())}
         yield Loss("ctc", loss, {**metrics, "positions": float(batch.features[:, 0].numel())})
-
-    def _ctc(self, log_probs: Tensor, lengths: Tensor, batch: CTCBatch) -> Tensor:
-        """Nats a letter."""
-        targets, counts = batch.targets, batch.target_lengths
-        losses = F.ctc_loss(
-            log_probs.transpose(0, 1), targets, lengths, counts, reduction="none", zero_infinity=True
-        )
-        return losses.sum() / counts.sum()
 
     @torch.no_grad()
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -184,7 +168,8 @@ class CTCFamily:
             batch = to_device(self._collate([i]), device)
             log_probs, lengths = self._log_probs(module, batch)
             count = len(self.targets[i])
-            nats, letters = nats + self._ctc(log_probs, lengths, batch).item() * count, letters + count
+            loss = letter_loss(log_probs, lengths, batch.targets, batch.target_lengths)
+            nats, letters = nats + loss.item() * count, letters + count
             said, heard = spelt(self.targets[i]), spelt_by(log_probs[0].argmax(-1).tolist())
             for name, (a, b) in {"letters": (said, heard), "words": (said.split(), heard.split())}.items():
                 wrong[name][0] += edits(a, b)
