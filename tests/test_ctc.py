@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,22 @@ def test_a_codec_keeps_its_network(tiny: Path, tmp_path: Path) -> None:
     assert found.shape == (33, 29) and np.allclose(np.exp(found).sum(1), 1, atol=1e-4)
     assert np.array_equal(found, model.codec.codes_and_letters(clip)[1])
     assert not (out / "golden").exists()  # what it writes down is no longer what was recorded
+
+
+def test_a_checkpoint_notices_another_network_of_the_same_sizes(tiny: Path, tmp_path: Path) -> None:
+    """Exchanged, taken away, or come without being recorded: its letters would be other ones."""
+    model = GPA.from_pretrained(tiny, device="cpu")
+    bare = model.save_pretrained(tmp_path / "bare")
+    model.codec.ctc = network()
+    out = model.save_pretrained(tmp_path / "out")
+    GPA.from_pretrained(out, device="cpu")
+    network(seed=1).save_pretrained(out / "codec" / FOLDER)
+    with pytest.raises(CheckpointError, match="the ctc is not the one"):
+        GPA.from_pretrained(out, device="cpu")
+    shutil.move(out / "codec" / FOLDER, bare / "codec" / FOLDER)
+    for folder, message in ((out, "restore the original ctc"), (bare, "no fingerprint of ctc")):
+        with pytest.raises(CheckpointError, match=message):
+            GPA.from_pretrained(folder, device="cpu")
 
 
 def test_a_folder_of_another_network_is_refused(tmp_path: Path) -> None:

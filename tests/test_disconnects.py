@@ -114,11 +114,11 @@ async def live_sound(url: str, draw: random.Random) -> None:
     )
 
 
-Visit = Callable[[str, random.Random], Awaitable[None]]
-VISITS: tuple[Visit, ...] = (speech, speech, upload, live_text, live_sound)
+Client = Callable[[str, random.Random], Awaitable[None]]
+CALLS: tuple[Client, ...] = (speech, speech, upload, live_text, live_sound)
 
 
-def leave(url: str, numbers: range, visits: tuple[Visit, ...] = VISITS) -> None:
+def leave(url: str, numbers: range, clients: tuple[Client, ...] = CALLS) -> None:
     """So many clients, eight at a time."""
 
     async def everybody() -> None:
@@ -126,7 +126,7 @@ def leave(url: str, numbers: range, visits: tuple[Visit, ...] = VISITS) -> None:
 
         async def one(number: int) -> None:
             async with gate:
-                await visits[number % len(visits)](url, random.Random(number))
+                await clients[number % len(clients)](url, random.Random(number))
 
         await asyncio.gather(*map(one, numbers))
 
@@ -146,6 +146,11 @@ def resident() -> float:
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     return psutil.Process().memory_info().rss / 2**20
+
+
+def still_there() -> Counter[str]:
+    gc.collect()
+    return Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, OURS))
 
 
 def statuses(server: Served) -> Counter[str]:
@@ -175,8 +180,10 @@ def test_who_leaves_leaves_nothing_behind(server: Served) -> None:
     found = statuses(server)
     assert set(found) <= {"101", "200", "499"} and found["499"] > CLIENTS / 5
     assert grown < GROWTH, f"{grown:.1f} MiB more after {CLIENTS} clients that left"
-    kept = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, OURS))
-    assert max(kept.values(), default=0) <= 3, f"{kept} are still there"  # a thread's last one may be
+    end = time.monotonic() + 15  # uvicorn's timer holds what it would have kept alive, for 5 s
+    while max((kept := still_there()).values(), default=0) > 1 and time.monotonic() < end:
+        time.sleep(0.2)
+    assert max(kept.values(), default=0) <= 1, f"{kept} are still there"  # the thread's last job may be
     answer = httpx.post(f"{server.url}/v1/audio/speech", json={**SAY, "response_format": "pcm"})
     assert answer.status_code == 200 and len(answer.content) > 1000
 

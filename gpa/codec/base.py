@@ -110,6 +110,10 @@ class TokenCodec(ABC):
     def fingerprint(self) -> str:
         """SHA-256 of all that gives the codes their meaning and their sound."""
 
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of every part of its folder that a result depends on, by name."""
+        return {"codec": self.fingerprint()}
+
     @abstractmethod
     def save_pretrained(self, path: str | os.PathLike, dtype: dtype | None = None) -> None:
         """Write a directory that `load_codec` reads; `dtype` of the weights, None for that they have."""

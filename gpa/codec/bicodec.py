@@ -143,6 +143,11 @@ class BiCodec(TokenCodec):
         """SHA-256 over settings and weights as loaded, whatever the file layout."""
         return state_digest(stated(self.config), self.model.state_dict(), self._features.state_dict())
 
+    def fingerprints(self) -> dict[str, str]:
+        """`codec`, and `ctc` of the network that hears letters, if it came with one."""
+        letters = {"ctc": state_digest(stated(self.ctc.config), self.ctc.state_dict())} if self.ctc else {}
+        return {**super().fingerprints(), **letters}
+
     def voice_fingerprint(self) -> str:
         """SHA-256 over what gives global ids their meaning, rounded to half precision.
 

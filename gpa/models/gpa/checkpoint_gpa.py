@@ -187,7 +187,7 @@ def write_checkpoint(  # noqa: PLR0913
         for name, content in text_files.items():
             (temporary / name).write_bytes(content)
         codec.save_pretrained(temporary / CODEC, dtypes[1])
-        found = {**fingerprints, "codec": load_codec(temporary / CODEC).fingerprint()}
+        found = {**fingerprints, **load_codec(temporary / CODEC).fingerprints()}
         if glm is not None:
             glm.save_pretrained(temporary / GLM)
             found["glm"] = load_codec(temporary / GLM).fingerprint()

@@ -105,7 +105,7 @@ class GPAProcessor(Budgets):
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every part that has to match the language model."""
-        found = self.text_fingerprints() | {"codec": self.codec.fingerprint()}
+        found = self.text_fingerprints() | self.codec.fingerprints()
         return found | ({"glm": self.glm.fingerprint()} if self.glm else {})
 
     # Voices -----------------------------------------------------------------------------------------------
