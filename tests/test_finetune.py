@@ -21,6 +21,10 @@ from gpa.finetune import collect, comparison, estimate, replay
 from gpa.finetune.job import Job, finetune
 from gpa.models.gpa import GPA
 from gpa.models.gpa.modeling_gpa import inference_network, load_backbone
+from gpa.text import pronunciations
+from gpa.text.lexicon import words_of
+from gpa.text.normaliser import normalise_text
+from gpa.text.pronunciations import Pronunciations
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
 from gpa.train.families.lm import LMFamily, LMRecipe
@@ -99,6 +103,30 @@ def test_a_resumed_adapter_equals_an_uninterrupted_one(tokens: Path, base: Path,
     tree["train"] |= {"max_seconds": 0.0}
     again = trained(tree, tmp_path / "cut").state_dict()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_checkpoint_is_asked_for_speech_by_its_own_dictionary(
+    tokens: Path, base: Path, tmp_path: Path
+) -> None:
+    """In training as at inference; unless another one is stated, or it has none."""
+    own = shutil.copytree(base, tmp_path / "own")
+
+    def asked(start: Path, **data: str) -> tuple[str, str]:
+        """What a held-out row asks for, and the transcript."""
+        recipe = config.build(LMRecipe, adapter_tree(tokens, start, data={"tokens": str(tokens), **data}))
+        dev = LMFamily(recipe).dev
+        text = dev.fmt.parse(dev.row("tts", 0, np.random.default_rng(0)).ids.tolist()).text
+        return str(text), normalise_text(dev.clips[0]["text"])
+
+    text, transcript = asked(own)
+    assert text == transcript
+    words = words_of(transcript)
+    said, other = (Pronunciations(dict.fromkeys(words, sounds)) for sounds in ("K AE1 T", "D AO1 G"))
+    (own / pronunciations.FILE).write_bytes(said.content())
+    (tmp_path / "other").write_bytes(other.content())
+    assert asked(own)[0] == said.respelt(transcript).text != transcript
+    assert asked(own, pronunciations=str(tmp_path / "other"))[0] == other.respelt(transcript).text
+    assert asked(base)[0] == transcript
 
 
 def test_adapters_that_cannot_be_are_refused(tokens: Path, base: Path, tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from gpa.finetune import collect, comparison, estimate, replay
 from gpa.models.gpa import GPA
 from gpa.models.gpa import checkpoint_gpa as files
 from gpa.nn import threads as processor
-from gpa.text import pronunciations
 from gpa.train import adapters, metrics
 from gpa.train import command as trainer
 from gpa.train.families import speaker_adaptation as voices
@@ -273,7 +272,6 @@ def _recipe(job: Job, base: GPA) -> dict[str, Any]:
             "tokens": str(job.out / "tokens"),
             "replay": rehearsal,
             "replay_share": SHARE,
-            "pronunciations": str(base.path / pronunciations.FILE) if base.processor.pronunciations else "",
             "drop_text": 0.1 if base.config.gamma else 0.0,  # what guidance by a text is measured against
             "max_ids": longest,
             "batch_ids": max(job.batch_ids, longest),

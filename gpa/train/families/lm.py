@@ -33,6 +33,7 @@ from gpa.models.gpa.modeling_gpa import (
 )
 from gpa.prompt.formats import PublishedFormat, get_format
 from gpa.prompt.tasks import DEFAULT, TASKS, canonical_task
+from gpa.text import pronunciations as pronounce
 from gpa.text.tokenizer import TextTokenizer, copy_tokenizer
 from gpa.train import adapters
 from gpa.train.adapters import AdapterArgs
@@ -65,7 +66,7 @@ class LMData:
     noise_near: int = 0  # these are drawn among so many codes whose vectors are nearest; 0: among all
     text_noise: float = 0.0  # the same of the pieces that recognition has just written
     drop_text: float = 0.0  # share of speech that is learnt without its text, for guidance of conversion
-    pronunciations: str = ""  # dictionary of gpa.lab.pronunciation_list by which speech is asked for
+    pronunciations: str = ""  # dictionary by which speech is asked for; unset: that of `init`, if it has one
     spelt: float = 0.3  # share of texts that stay spelt nevertheless
     dev_rows: int = 64
     shuffle_shards: int = 0  # stream the shards, so many in memory at once and shuffled; 0: all rows
@@ -161,11 +162,8 @@ class LMFamily:
         d = recipe.data
         near = self._neighbours(d.noise_near) if d.noise_near else None
         noise = Noise(d.noise, d.text_noise, d.drop_text, d.spelt, near)
-        dictionary = None
-        if path := d.pronunciations:
-            from gpa.text.pronunciations import Pronunciations
-
-            dictionary = Pronunciations.read(Path(path))
+        path = _dictionary(d.pronunciations, self.init)
+        dictionary = pronounce.Pronunciations.read(path) if path else None
         self.dev = RowBuilder(dev, fmt, dictionary=dictionary)
         shares = {name: args.share or 0.0 for name, args in recipe.tasks.items()}
         budget = Budget(recipe.data.max_ids, recipe.data.batch_ids, recipe.train.seed, shares)
@@ -352,6 +350,12 @@ class LMFamily:
             instructed=r.instructions.free > 0,
             pronunciations=r.data.pronunciations,
         )
+
+
+def _dictionary(stated: str, init: Path | None) -> Path | None:
+    """The file by which speech is asked for, as afterwards: the one that is stated, or that of `init`."""
+    own = init / pronounce.FILE if init else None
+    return Path(stated) if stated else own if own and own.is_file() else None
 
 
 def _paths(names: str | tuple[str, ...]) -> tuple[Path, ...]:
