@@ -16,6 +16,7 @@ FROM_A_CORPUS = (
     "encodec",
     "gpa_0_3b",
     "gpa_3b",
+    "instruct",
     "own",
 )  # recipes that begin with a corpus of the user's
 

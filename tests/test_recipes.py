@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from conftest import speechlike
-from gpa import audio
+from gpa import GPA, audio
 from gpa.cli import main
 from gpa.data import feature_cache
 from gpa.text.pronunciations import Pronunciations
@@ -125,16 +125,24 @@ def test_the_header_runs(
         (site / "runs" / "speechop3").symlink_to("speechop2")
 
 
-def test_the_adapters_header_runs_on_the_shipped_model(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["adapter", "instruct"])
+def test_the_header_runs_on_the_shipped_model(
+    name: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("datasets")
     pytest.importorskip("peft")
+    for part in site.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    site = tmp_path
     monkeypatch.chdir(site)
     (site / "corpus").mkdir()
     rows = map(json.loads, (site / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
     kept = ({**row, "path": f"../{row['path']}", "split": "train", "licence": "CC0-1.0"} for row in rows)
     lines = "".join(json.dumps(row) + "\n" for row in kept if row["text"])
     (site / "corpus" / "manifest.jsonl").write_text(lines, encoding="utf-8")
-    first, second, *_ = commands(RECIPES / "gpa" / "adapter.yaml")
+    first, second, *_ = commands(RECIPES / "gpa" / f"{name}.yaml")
     assert main.main(shlex.split(first)[1:]) == 0
     assert main.main([*shlex.split(second)[1:], *SHORT.split()]) == 0
-    assert (site / "runs" / "adapter" / "export" / "adapter" / "adapter_model.safetensors").is_file()
+    export = site / "runs" / name / "export"
+    assert name != "adapter" or (export / "adapter" / "adapter_model.safetensors").is_file()
+    assert GPA.from_pretrained(export).config.instructed == (name == "instruct")
