@@ -22,9 +22,9 @@ from gpa.errors import DataError, GenerationError, UsageError
 from gpa.evals import report_file
 from gpa.evals.judges import all_judges as judges
 from gpa.evals.judges.base import FunctionJudge
-from gpa.evals.measurement import Bench
+from gpa.evals.measurement import Bench, Case
 from gpa.evals.report import Item
-from gpa.evals.restoration import distance, measure, orderings, systems
+from gpa.evals.restoration import distance, measure, orderings, restoration_table, systems
 from gpa.evals.restoration.noisy_clips import NoisyClips
 from gpa.evals.restoration.systems import Scene
 from gpa.evals.results_cache import ResultsCache
@@ -204,12 +204,32 @@ def test_every_row_is_made_judged_and_rated(whole: tuple[Scene, measure.Outcome,
     assert counts["tc-cfg"] == counts["itc"] == counts["gamma-3"] and counts["tc-cfg"] > 3
     assert all(counts[row] == counts[f"{row}-filtered"] for row in ("alone", "tc-cfg", "itc"))
     assert all(one[f"{row}-filtered"].values["mcd"] != one[row].values["mcd"] for row in ("alone", "tc-cfg"))
+    assert counts["usual"] == counts["alone"]
     assert counts["noisy"] is counts["codec"] is None and counts["steps-8"] > counts["tc-cfg"]
     assert "mcd" not in one["floor"].values and one["gating"].values["mcd"] == one["noisy"].values["mcd"]
     assert one["alone"].values.keys() >= {"mcd", "mos", "similarity", "to_recording"}
     assert one["transcript"].heard == "the rain" and one["itc"].seconds > one["transcript"].seconds
     assert one["itc-filtered"].seconds > one["transcript"].seconds
     assert "noise" in one["alone"].labels and "noise" not in one["codec"].labels
+
+
+def test_the_usual_row_is_what_enhance_does_unless_told_otherwise(
+    whole: tuple[Scene, measure.Outcome, str, Path],
+) -> None:
+    scene, _, text, _ = whole
+    noisy = (speechlike(2.0) + 0.05 * np.random.default_rng(0).normal(size=32000)).astype(np.float32)
+    (row,) = (row for row in systems.table_rows(scene) if row.name == systems.USUAL)
+    made = row.make(scene, Case("a", "the rain"), noisy)
+    expected = scene.op.enhance((noisy, 16000), steps=scene.steps, seed=scene.bench.seed)
+    assert np.array_equal(made.wav, expected.wav)
+    assert "clip by clip. gpa enhance: more in" in text
+
+
+def test_clips_are_counted_against_the_noisy_ones() -> None:
+    before = some("noisy", 2, 0.0, 4)
+    after = [*some("usual", 3, 0.0, 1), *some("usual", 1, 0.0, 3)[1:], *some("usual", 2, 0.0, 5)[3:]]
+    after[1].words = None  # nothing was heard
+    assert restoration_table.beside(before, after) == (1, 1, 3)
 
 
 def test_report_table_and_pictures(whole: tuple[Scene, measure.Outcome, str, Path]) -> None:

@@ -9,7 +9,7 @@ from gpa.evals import report
 from gpa.evals.restoration import orderings, systems
 
 if TYPE_CHECKING:
-    from gpa.evals.report import Summary
+    from gpa.evals.report import Item, Summary
     from gpa.evals.restoration.orderings import Claim, Found
     from gpa.evals.restoration.systems import Row, Scene
 
@@ -92,6 +92,7 @@ def _notes(scene: Scene, found: Found, sealed: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Transcript of ITC: our recogniser on the noisy clips, WER {heard.wer.percent()} %, "
         f"{heard.failed} failed.",
+        *_clip_by_clip(scene, found),
         scene.degrade.words(),
         f"Judges: {judges}. Text on both sides: {fixed['normaliser']}.",
     ]
@@ -103,6 +104,28 @@ def _notes(scene: Scene, found: Found, sealed: Mapping[str, Any]) -> list[str]:
         f"results {sealed['results_sha256'][:16]}, report {sealed['sha256'][:16]}."
     )
     return lines
+
+
+def _clip_by_clip(scene: Scene, found: Found) -> list[str]:
+    """In how many clips a row has more wrong words than the noisy recording, and in how many fewer."""
+    rows = [
+        row
+        for row in systems.table_rows(scene)
+        if row.name in (systems.USUAL, systems.FILTERED[systems.ALONE])
+    ]
+    said = []
+    for row in rows:
+        more, fewer, both = beside(found.get(systems.NOISY, ()), found.get(row.name, ()))
+        if both:
+            said.append(f"{row.title}: more in {more}, fewer in {fewer} of {both} clips")
+    return [f"Wrong words against noisy, clip by clip. {'; '.join(said)}."] if said else []
+
+
+def beside(before: Sequence[Item], after: Sequence[Item]) -> tuple[int, int, int]:
+    """Clips with more wrong words than before, with fewer, and all of which both are known."""
+    known = {item.id: item.words.errors for item in before if item.words}
+    gaps = [item.words.errors - known[item.id] for item in after if item.words and item.id in known]
+    return sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps), len(gaps)
 
 
 def _judge(about: Mapping[str, Any]) -> str:

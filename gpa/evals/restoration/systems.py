@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CLEAN, CODEC, NOISY, GATING = "floor", "codec", "noisy", "gating"
 ALONE, BASE, AVERAGE, GOLD, ITC = "alone", "base", "tc-avg", "tc-cfg", "itc"
+USUAL = "usual"  # what `gpa enhance` does unless it is told otherwise
 FILTERED = {row: f"{row}-filtered" for row in (ALONE, GOLD, ITC)}
 HEARD, SAME = "transcript", "gamma-0"  # not in the table: our recogniser's text; whether gamma 0 is `alone`
 GAMMA = 1.5  # the paper's, for a text that is right
@@ -90,6 +91,7 @@ def table_rows(scene: Scene) -> list[Row]:
         Row(AVERAGE, f"TC-Avg {share:g}", averaged(share)),
         Row(GOLD, f"TC-CFG {GAMMA:g} gold", guided(GAMMA)),
         Row(ITC, f"ITC {compose.gamma_asr:g}", itc()),
+        Row(USUAL, "gpa enhance", _usual),
         Row(FILTERED[ALONE], "alone, filtered", alone(filtered=True)),
         Row(FILTERED[GOLD], f"TC-CFG {GAMMA:g} gold, filtered", guided(GAMMA, filtered=True)),
         Row(FILTERED[ITC], f"ITC {compose.gamma_asr:g}, filtered", itc(filtered=True)),
@@ -186,6 +188,11 @@ def _enhanced(scene: Scene, wav: np.ndarray, text: str | None, steps: int = 0, *
         **more,
     }
     return scene.op.enhance((wav, SAMPLE_RATE), text, **settings)
+
+
+def _usual(scene: Scene, case: Case, wav: np.ndarray) -> Made:
+    """As a user has it who gives no option."""
+    return _sound(scene.op.enhance((wav, SAMPLE_RATE), steps=scene.steps, seed=scene.bench.seed))
 
 
 def alone(filtered: bool = False) -> Make:
