@@ -282,6 +282,7 @@ class Parrot:
     """A model that says what it is told, leaves out a word here and there, and fails at `refuses`."""
 
     voices = {"s0": None}
+    config = SimpleNamespace(instructed=False, max_audio_seconds=30.0, max_text_chars=400)
 
     def __init__(self, refuses: Sequence[str] = (), breaks_after: int = 10**9) -> None:
         self.refuses, self.left = refuses, breaks_after
@@ -415,6 +416,25 @@ def test_items_hold_what_every_judge_found(sound: Path) -> None:
         assert item.values["similarity"] > 0.99 > item.values["to_source"]
     assert {item.values["similarity"] > 0.9 for item in suites.run("tts", ready)} == {True}
     assert not suites.run("asr", ready)[0].values
+
+
+def test_instructions_are_given_with_what_one_pass_takes(sound: Path) -> None:
+    """A longer recording would be refused, and count as a wording that was not understood."""
+    every = suites.conversions(set_up(sound), 0)
+    (seconds,) = {float(case.source["duration"]) for case in every if case.source}
+    letters = sorted({len(case.text) for case in every})
+    assert len(letters) > 1
+
+    def some(longest: float, chars: int, n: int = 0) -> list[str]:
+        model: Any = Parrot()
+        model.config = SimpleNamespace(max_audio_seconds=longest, max_text_chars=chars)
+        return [case.id for case in suites.brief_conversions(set_up(sound, model), n)]
+
+    assert some(seconds, letters[-1]) == [case.id for case in every]
+    assert some(seconds, letters[0]) == [case.id for case in every if len(case.text) == letters[0]]
+    assert some(seconds, letters[-1], 2) == [case.id for case in every[:2]]
+    with pytest.raises(UsageError, match=r"no clip of at most 3.9 s .* choose another --split"):
+        some(seconds - 0.1, letters[-1])
 
 
 def test_a_failed_item_is_the_worst_of_everything(sound: Path) -> None:

@@ -100,6 +100,23 @@ def conversions(bench: Bench, n: int) -> list[Case]:
     return found
 
 
+def brief_conversions(bench: Bench, n: int) -> list[Case]:
+    """Those of recordings and texts that the model takes in one pass: longer ones `run` refuses."""
+    limits = bench.need_model().config
+    seconds, chars = limits.max_audio_seconds, limits.max_text_chars
+    found = [
+        case
+        for case in conversions(bench, 0)
+        if float((case.source or {})["duration"]) <= seconds and len(case.text) <= chars
+    ]
+    if not found:
+        raise UsageError(
+            f"split {bench.split!r} has no clip of at most {seconds:g} s and {chars} characters, the most "
+            "that the model takes in one pass: choose another --split"
+        )
+    return found[: n or None]
+
+
 def _itself(bench: Bench, case: Case, wav: np.ndarray) -> Made:
     return Made(wav)
 
@@ -167,8 +184,8 @@ MINI: dict[str, Suite] = {
 INSTRUCTIONS = "instructions"  # not for every model
 FURTHER: dict[str, Suite] = {
     INSTRUCTIONS: Suite(
-        "instructions in held-out wordings, without a task's token", conversions, instructed.follow, "model",
-        reads=True,
+        "instructions in held-out wordings, without a task's token", brief_conversions, instructed.follow,
+        "model", reads=True,
     ),
 }  # fmt: skip
 BASELINES: dict[str, Suite] = {
