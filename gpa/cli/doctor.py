@@ -3,6 +3,7 @@
 Knows the machine only: no checkpoint is read and nothing is downloaded. The report is made to be pasted.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -285,7 +286,8 @@ def _extra(extra: str, modules: Sequence[str]) -> Iterator[Check]:
         yield Check(f"[{extra}]", None, f"not installed: {install} (lacks {', '.join(missing)})")
         return
     for name in modules:
-        import_module(name)
+        with contextlib.redirect_stdout(sys.stderr):  # deepspeed says on stdout that it found no GPU
+            import_module(name)
     used = USES[extra]() if extra in USES else "imported"
     yield Check(f"[{extra}]", True, f"installed: {used} ({', '.join(modules)})", fix)
 
