@@ -54,16 +54,8 @@ def test_the_plan_names_every_stage(tmp_path: Path) -> None:
     """In an order in which every stage finds what it reads."""
     made = outputs(plan("gpa", tmp_path))
     recipes = {path.stem for path in (ROOT / "recipes" / "gpa").glob("*.yaml")}
-    others = {
-        "adapter",
-        "dpo",
-        "encodec",
-        "gpa_0_3b",
-        "gpa_3b",
-        "instruct",
-        "own",
-        "text",
-    }  # of no shipped model
+    # of no shipped model
+    others = {"adapter", "dpo", "encodec", "gpa_0_3b", "gpa_3b", "instruct", "own", "text"}
     assert recipes - others <= set(made) and made[-2:] == ["gpa-mini", "eval"]
     assert len(made) == len(set(made)) == 15
     commands = plan("gpa", tmp_path)
