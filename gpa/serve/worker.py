@@ -172,10 +172,7 @@ class Worker:
 
     def _run(self) -> None:
         while self._listen():
-            for job in list(self.jobs):
-                self._guarded(job, self._serve)
-            if self.engine.busy:
-                self._step()
+            self._turn()
         for job in list(self.jobs):
             job.hand(GenerationError("the server stops"))
             self._end(job)
@@ -190,6 +187,13 @@ class Worker:
             command()
             idle = False
         return True
+
+    def _turn(self) -> None:
+        """Each job, then the engine; on its own, as a thread that waits holds no job."""
+        for job in list(self.jobs):
+            self._guarded(job, self._serve)
+        if self.engine.busy:
+            self._step()
 
     def _ready(self, job: Job) -> bool:
         """Whether something can be done for a job without the engine."""
