@@ -381,3 +381,16 @@ def test_public_names() -> None:
     assert set(gpa.__all__) <= set(dir(gpa)) and all(getattr(gpa, name) is not None for name in gpa.__all__)
     with pytest.raises(AttributeError, match="gpa.*nothing"):
         _ = gpa.nothing
+
+
+def test_a_bar_in_a_log_is_a_line_now_and_then() -> None:
+    code = """
+import time
+from gpa.cli import main
+with main._talk_on_stderr(False):
+    from tqdm import tqdm
+    for _ in tqdm(range(50)):
+        time.sleep(0.02)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "50/50" in done.stderr and done.stderr.count("it/s") <= 2
