@@ -110,6 +110,25 @@ def test_a_cached_pass_is_a_pass_over_everything(form: Form) -> None:
         torch.testing.assert_close(found[1], ours.logits([*sequences[2], 12])[-1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("read", [1, 2])
+def test_rows_that_share_a_prompt_exchange_what_follows_it(read: int) -> None:
+    """So many rows have read it, and go on each in its own way; the third begins with a copy, or has read too."""
+    ours = network(head_dim=16)
+    ready, prompt = PackedNetwork(ours), IDS[:7]
+    cache = Cache(ready)
+    rows = cache.take(3)
+    with torch.inference_mode():
+        for row in rows[:read]:
+            logits(ready, prompt, cache.prompted(row, len(prompt)))
+        cache.copy([rows[0]] * 2, rows[1:], len(prompt))
+        sequences = [[*prompt, i] for i in (1, 2, 3)]
+        logits(ready, [1, 2, 3], cache.extended(rows))
+        cache.copy([rows[2], rows[0], rows[2]], rows, len(prompt))
+        sequences = [[*sequences[n], i] for n, i in ((2, 4), (0, 5), (2, 6))]
+        for row, ids in zip(logits(ready, [4, 5, 6], cache.extended(rows)), sequences, strict=True):
+            torch.testing.assert_close(row, ours.logits(ids)[-1], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

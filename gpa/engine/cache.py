@@ -79,15 +79,19 @@ class Cache:
         """How many rows there are, free ones between others included, once so many more are taken."""
         return max(len(self.lengths), self.used + count)
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Let each target row hold what its source row held, all at once."""
+    def copy(self, sources: Sequence[int], targets: Sequence[int], shared: int = 0) -> None:
+        """Let each target row hold what its source row held, all at once.
+
+        The first `shared` positions are the same in all of them that have so many: a prompt.
+        """
         moved = [pair for pair in zip(sources, targets, strict=True) if pair[0] != pair[1]]
         if not moved:
             return
         old, new = (list(rows) for rows in zip(*moved, strict=True))
         lengths = [self.lengths[row] for row in old]
+        changed = slice(shared if min(self.lengths[row] for row in new) >= shared else 0, max(lengths))
         for buffer in (*self.keys, *self.values):
-            buffer[new, :, : max(lengths)] = buffer[old, :, : max(lengths)]
+            buffer[new, :, changed] = buffer[old, :, changed]
         for row, length in zip(new, lengths, strict=True):
             self.lengths[row] = length
 

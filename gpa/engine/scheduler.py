@@ -212,7 +212,8 @@ class Engine(Completer):
     def _continue(self, job: Job) -> int:
         """Let the rows of a request hold what its next ids continue; how many rows those are."""
         parents = [job.rows[parent] for _, parent in job.decoder.following]
-        self.cache.copy(parents, job.rows[: len(parents)])
+        prompts = job.decoder.prompts
+        self.cache.copy(parents, job.rows[: len(parents)], len(prompts[0]) if len(prompts) == 1 else 0)
         return len(parents)
 
     def _logits(self, jobs: Sequence[Job], hidden: Sequence[Tensor]) -> Iterator[tuple[Job, np.ndarray]]:
