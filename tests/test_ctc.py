@@ -20,6 +20,7 @@ from gpa.engine.scheduler import Engine
 from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.recognition_gpa import spelt_clearly
 from gpa.models.gpa.requests_gpa import asr_requests
+from gpa.text import ctc_prefix
 from gpa.text.ctc_prefix import CTCPrefix
 from gpa.text.letters import CLASSES, LETTERS, letter_targets, spelt_by
 from gpa.text.spelling import Heard, SpellingSearch
@@ -70,6 +71,20 @@ def test_prefix_scores_are_sums_over_all_paths(frames: int) -> None:
         assert score == pytest.approx(math.log(begun[text]), abs=1e-9)
         if text == text.rstrip() and whole[text]:
             assert score + prefix.end(text) == pytest.approx(math.log(whole[text]), abs=1e-9)
+
+
+def test_frames_far_behind_the_likeliest_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow twin sums over all frames, of a text that is said and of one that is not."""
+    scores = 3 * np.random.default_rng(0).normal(size=(300, len(LETTERS) + 1))
+    scores[np.arange(0, 300, 3), np.arange(0, 300, 3) % 27] += 12
+    spelt = spelt_by(scores.argmax(-1).tolist())
+    found = []
+    for far in (ctc_prefix.FAR, np.inf):
+        monkeypatch.setattr(ctc_prefix, "FAR", far)
+        prefix = CTCPrefix(log_softmax(scores))
+        texts = [text[:n] for text in (spelt, "not said") for n in range(len(text))]
+        found.append([prefix.log_prob(text, letter) for text in texts for letter in LETTERS])
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-9)
 
 
 def test_a_letter_twice_needs_a_blank_between() -> None:

@@ -15,6 +15,9 @@ import numpy as np
 from gpa.text.letters import CLASSES
 
 
+FAR = 60.0  # nats behind the likeliest frame: from there on no path adds to a sum
+
+
 class Paths(NamedTuple):
     """Log-probabilities: of all paths that spell a text after so many frames (T + 1,) and end in a letter or
     a blank; of all texts that begin with it; of those that go on with each class (V,).
@@ -72,9 +75,14 @@ class CTCPrefix:
         return blank if text and CLASSES[text[-1]] == c else np.logaddexp(letter, blank)
 
     def _paths_of(self, text: str, letter: np.ndarray, blank: np.ndarray, prefix: float) -> Paths:
-        begun = np.logaddexp(letter, blank)[:-1, None] + self._log_probs
-        following = np.logaddexp.reduce(begun, 0) if len(begun) else np.full(begun.shape[1], -np.inf)
-        if text and len(begun):
+        ended = np.logaddexp(letter, blank)[:-1]
+        near = np.flatnonzero(ended > ended.max(initial=-np.inf) - FAR)
+        if not len(near):
+            return Paths(letter, blank, prefix, np.full(self._log_probs.shape[1], -np.inf))
+        frames = slice(near[0], near[-1] + 1)
+        log_probs = self._log_probs[frames]
+        following = np.logaddexp.reduce(ended[frames, None] + log_probs, 0)
+        if text:
             c = CLASSES[text[-1]]
-            following[c] = np.logaddexp.reduce(blank[:-1] + self._log_probs[:, c])
+            following[c] = np.logaddexp.reduce(blank[frames] + log_probs[:, c])
         return Paths(letter, blank, prefix, following)
