@@ -112,7 +112,7 @@ def test_a_cached_pass_is_a_pass_over_everything(form: Form) -> None:
 
 @pytest.mark.parametrize("read", [1, 2])
 def test_rows_that_share_a_prompt_exchange_what_follows_it(read: int) -> None:
-    """So many rows have read it, and go on each in its own way; the third begins with a copy, or has read too."""
+    """So many rows have read it and go on each in its own way; the others begin with a copy."""
     ours = network(head_dim=16)
     ready, prompt = PackedNetwork(ours), IDS[:7]
     cache = Cache(ready)

@@ -14,7 +14,6 @@ import numpy as np
 
 from gpa.text.letters import CLASSES
 
-
 FAR = 60.0  # nats behind the likeliest frame: from there on no path adds to a sum
 
 
