@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import yaml
 from conftest import speechlike
 from gpa import GPA, Speech, Transcript, audio
 from gpa.data.token_folder import TokenSet
+from gpa.engine.request import Completion, Request
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.evals import instructed, suites
 from gpa.evals.measurement import Bench, Case
@@ -169,6 +172,31 @@ def test_what_cannot_be_done_is_refused_with_its_reason(
     with pytest.raises(UsageError, match="has not learnt to follow instructions alone"):
         untaught.run("transcribe this", audio=clip)
     assert suites.lacking(suites.INSTRUCTIONS, Bench(site, untaught)).startswith("the model has not learnt")
+
+
+def test_speech_that_fails_is_tried_once_more_and_never_handed_out(
+    model: GPA, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two drawn takes the first does not end; one that is not drawn has no second."""
+    given = {"text": TEXTS[0], "voice": site / "corpus" / "0.wav"}
+    seeds, complete, failing = list[int](), model.complete, [True]
+
+    def completed(requests: Sequence[Request]) -> list[Completion]:
+        done = complete(requests)
+        if requests[0].rules.max_new == 1:  # which block the model opens
+            return done
+        seeds.append(requests[0].seed)
+        return [replace(each, finish_reason="length") for each in done] if failing.pop() else done
+
+    monkeypatch.setattr(model, "complete", completed)
+    failing = [False, True]
+    assert isinstance(model.run("read this", seed=5, temperature=0.01, **given), Speech)
+    assert seeds == [5, 6]
+    failing = [True]
+    with pytest.raises(GenerationError, match="does not come to an end; give another seed"):
+        model.run("read this", temperature=0, **given)
+    failing = [True]  # as long as it was asked for
+    assert isinstance(model.run("read this", temperature=0, max_new_tokens=9, **given), Speech)
 
 
 def test_the_suite_measures_what_was_learnt(model: GPA, site: Path) -> None:

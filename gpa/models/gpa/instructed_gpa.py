@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.models.gpa.outputs_gpa import Speech, Transcript
+from gpa.models.gpa.segmentation_gpa import unspoken
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from gpa.prompt.formats import InstructFormat
     from gpa.prompt.tasks import Task
 
+TAKES = 2  # of speech, where the first fails
 SLACK = 2.0  # seconds of speech beyond the usual, for pauses
 SLOWER = 2  # times as long as usual speech and transcripts: slow speech, spelled words
 
@@ -103,19 +106,33 @@ class Instructed(ABC):
         sampling, seed, asked = processor.sampling(task.name, options)
         ids = [*question.ids, fmt.vocab.control[f"start_{kind}"]]
         most = budget(asked, min(_most(processor, task, question), processor.context - len(ids)))
-        done = self.complete([Request(ids, processor.rules(task.name, most), sampling, seed)])[0]
-        if task.writes:
-            tokens = processor.text_ids(done)
-            said = processor.text_tokenizer.decode(tokens).strip()
-            return Transcript(said, np.array(tokens, np.int64), done.finish_reason, duration=question.seconds)
-        codes = np.array(processor.codes(done), np.int64)
-        if not len(codes) or question.voice is None:
-            state = "a voice is needed for speech" if len(codes) else "the model produced no speech"
-            raise GenerationError(f"{state}: give another voice, or another seed")
-        rate = processor.codec.spec.sample_rate
-        limiter = Limiter(rate)
-        wav = [limiter.push(processor.sound(codes, question.voice)), limiter.finish()]
-        return Speech(np.concatenate(wav), rate, codes, done.finish_reason)
+        least = 0 if task.reads_speech or asked else processor.spoken_ids(question.text)[0]
+        request = Request(ids, processor.rules(task.name, most, min(least, most)), sampling, seed)
+        if not task.writes:
+            return self._spoken(question, request, bool(asked))
+        done = self.complete([request])[0]
+        tokens = processor.text_ids(done)
+        said = processor.text_tokenizer.decode(tokens).strip()
+        return Transcript(said, np.array(tokens, np.int64), done.finish_reason, duration=question.seconds)
+
+    def _spoken(self, question: Question, request: Request, limited: bool) -> Speech:
+        """Speech that may be what was asked for, of two takes where they are drawn."""
+        if question.voice is None:
+            raise GenerationError("a voice is needed for speech: give one")
+        rate, why = self.processor.codec.spec.sample_rate, ""
+        for take in range(TAKES if request.sampling.temperature > 0 else 1):
+            done = self.complete([replace(request, seed=request.seed + take)])[0]
+            codes = np.array(self.processor.codes(done), np.int64)
+            wav = self._sound(codes, question.voice)
+            if not (why := unspoken(done.finish_reason, wav, rate, question.text, limited)):
+                return Speech(wav, rate, codes, done.finish_reason)
+        raise GenerationError(f"no speech: {why}; give another seed, or another voice")
+
+    def _sound(self, codes: np.ndarray, voice: Voice) -> np.ndarray:
+        """The sound (S,) of codes (L,), limited; none of none."""
+        limiter = Limiter(self.processor.codec.spec.sample_rate)
+        parts = [limiter.push(self.processor.sound(codes, voice))] if len(codes) else []
+        return np.concatenate([*parts, limiter.finish()])
 
 
 def _question(

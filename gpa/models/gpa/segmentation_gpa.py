@@ -186,6 +186,22 @@ def least_seconds(text: str) -> float:
     return sum(not c.isspace() for c in text) / FASTEST_AUDIBLE
 
 
+def unspoken(reason: str | None, wav: np.ndarray, sample_rate: int, text: str, limited: bool = False) -> str:
+    """Why sound (S,) that ended for a reason is no speech of a text, "" if it may be; `limited` was cut short
+    by whoever asked for it.
+    """
+    if not len(wav):
+        return "nothing was said"
+    if reason == "loop":
+        return "it repeats itself without end"
+    if limited:
+        return ""
+    if reason == "length":
+        return "it does not come to an end"
+    sound, least = audible_seconds(wav, sample_rate), least_seconds(text)
+    return "" if sound >= least else f"{sound:.1f} s of sound, at least {least:.1f} are needed"
+
+
 def speech_seconds(text: str) -> tuple[float, float]:
     """The least and the most seconds that speaking the text can take."""
     dense = sum(c.isdigit() or ord(c) > 0x2E7F for c in text)

@@ -23,7 +23,7 @@ from gpa.models.gpa.alignment_gpa import first_frames, letters, looked_up, word_
 from gpa.models.gpa.longform_gpa import Pending
 from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech, Word
 from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
-from gpa.models.gpa.segmentation_gpa import Passage, audible_range, audible_seconds, least_seconds
+from gpa.models.gpa.segmentation_gpa import Passage, audible_range, unspoken
 from gpa.prompt.tasks import ASR, TTS
 from gpa.text.edit_distance import edits, without_punctuation, words
 
@@ -232,18 +232,10 @@ class Utterance:
 
     def _fault(self, part: Part, take: Take) -> str:
         """Why a complete take is no speech of its text, "" if it may be."""
-        reason = take.completion and take.completion.finish_reason
-        if not len(take.tokens):
-            return "nothing was said"
-        if reason == "loop":
-            return "it repeats itself without end"
-        if self._options.get("max_new_tokens"):  # as long as it was asked for
-            return ""
-        if reason == "length":
-            return "it does not come to an end"
-        sound = audible_seconds(take.wav, self._processor.codec.spec.sample_rate)
-        least = least_seconds(part.passage.text)
-        return "" if sound >= least else f"{sound:.1f} s of sound, at least {least:.1f} are needed"
+        reason = take.completion.finish_reason if take.completion else None
+        rate = self._processor.codec.spec.sample_rate
+        limited = bool(self._options.get("max_new_tokens"))  # as long as it was asked for
+        return unspoken(reason, take.wav, rate, part.passage.text, limited)
 
     def _read(self, part: Part, take: Take, read: str) -> None:
         """Compare a take with its text, once it is known what it says."""
