@@ -258,9 +258,9 @@ written.
 def _run(sub: Any) -> None:
     p = options.command(
         sub, "run", commands.run, "do what an instruction says", """\
-  gpa run "Transcribe this in capitals." --audio note.wav --model MODEL
-  gpa run "Read this slowly." --text "The rain has stopped." -o rain.wav --model MODEL
-  gpa run "Say it in this voice, and keep the pitch." --audio note.wav --voice me.json --model MODEL
+  gpa run "Transcribe this in capitals." --audio note.wav
+  gpa run "Read this slowly." --text "The rain has stopped." -o rain.wav
+  gpa run "Say it in this voice, and keep the pitch." --audio note.wav --voice me.json
 
 the instruction alone decides what comes out: a transcript is printed, speech is written to -o and its path
 printed. a model follows instructions if it was trained with some of its rows by the wording alone, says
