@@ -69,13 +69,13 @@ def apart(text: str, other: str) -> int:
 @pytest.mark.skipif(not (ROOT / "gpa/assets/gpa-mini").is_dir(), reason="the shipped model is not here")
 def test_readme_as_printed(tmp_path: Path) -> None:
     user = Newcomer(tmp_path)
-    (shell, four), (_, more), (language, snippet) = blocks()
+    (shell, five), (_, more), (language, snippet) = blocks()
     assert (shell, language) == ("bash", "python")
-    first = user.block(shell, four)
-    spoken = re.search(r'gpa tts "(.+?)"', four)
-    wav, heard, voice, converted = first.stdout.splitlines()
+    first = user.block(shell, five)
+    spoken = re.search(r'gpa tts "(.+?)"', five)
+    wav, heard, voice, converted, asked = first.stdout.splitlines()
     assert spoken and apart(heard, spoken[1]) <= 1, heard
-    assert [wav, voice, converted] == re.findall(r" -o (\S+)", four)
+    assert [wav, voice, converted, asked] == re.findall(r" -o (\S+)", five)
     assert [line for line in first.stderr.splitlines() if line.startswith("gpa: mode codec: ")]
     assert "No problems found." in user.block(shell, more).stdout
     said = re.search(r'model.tts\("(.+?)"', snippet)
