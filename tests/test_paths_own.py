@@ -99,13 +99,12 @@ def test_sentences_learnt_by_heart_come_back_as_text_and_as_sound(
     ):
         done = run(tmp_path, command)
         assert done.returncode == 0, done.stderr
-    text, model = clips[0].with_suffix(".txt").read_text(), "--model runs/own/export"
+    text, model = clips[1].with_suffix(".txt").read_text(), "--model runs/own/export"
     wanted = words(text)
-    assert words(run(tmp_path, f"gpa asr {clips[0]} {model}").stdout) == wanted
+    assert words(run(tmp_path, f"gpa asr {clips[1]} {model}").stdout) == wanted
     spoken = run(tmp_path, f'gpa tts "{text}" {model} --voice alloy -o said.wav')
     assert spoken.returncode == 0 and "ended by length" not in spoken.stderr, spoken.stderr
-    heard = words(run(tmp_path, "gpa asr said.wav").stdout)
-    assert edits(" ".join(wanted), " ".join(heard)) <= 0.4 * len(" ".join(wanted)), heard  # letters
+    assert edits(wanted, words(run(tmp_path, "gpa asr said.wav").stdout)) <= 0.4 * len(wanted)
 
 
 def test_embeddings_start_where_the_codes_are(walked: tuple[Path, dict[str, str]]) -> None:

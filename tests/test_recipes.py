@@ -15,6 +15,7 @@ from conftest import speechlike
 from gpa import GPA, audio
 from gpa.cli import main
 from gpa.data import feature_cache
+from gpa.models.gpa.checkpoint_gpa import SHIPPED
 from gpa.text.pronunciations import Pronunciations
 from gpa.train import command as training
 from headers import FROM_A_CORPUS, ROOT, commands
@@ -140,9 +141,16 @@ def test_the_header_runs_on_the_shipped_model(
     kept = ({**row, "path": f"../{row['path']}", "split": "train", "licence": "CC0-1.0"} for row in rows)
     lines = "".join(json.dumps(row) + "\n" for row in kept if row["text"])
     (site / "corpus" / "manifest.jsonl").write_text(lines, encoding="utf-8")
+    (site / "plain").mkdir()  # gpa-mini, as if it followed no instructions
+    for part in (SHIPPED / "gpa-mini").iterdir():
+        if part.name != "gpa.json":
+            (site / "plain" / part.name).symlink_to(part)
+    settings = json.loads((SHIPPED / "gpa-mini" / "gpa.json").read_text(encoding="utf-8"))
+    (site / "plain" / "gpa.json").write_text(json.dumps({**settings, "instructed": False}), encoding="utf-8")
     first, second, *_ = commands(RECIPES / "gpa" / f"{name}.yaml")
+    second = second.replace("init=gpa-mini", "init=plain")
     assert main.main(shlex.split(first)[1:]) == 0
     assert main.main([*shlex.split(second)[1:], *SHORT.split()]) == 0
     export = site / "runs" / name / "export"
     assert name != "adapter" or (export / "adapter" / "adapter_model.safetensors").is_file()
-    assert GPA.from_pretrained(export).config.instructed  # as gpa-mini is, and stays
+    assert GPA.from_pretrained(export).config.instructed == (name == "instruct")
