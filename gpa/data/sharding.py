@@ -36,8 +36,8 @@ class Part:
         return range(self.index, total, self.count) if self.works else range(0)
 
     def bar(self) -> dict[str, Any]:
-        """Options of tqdm: one bar for all processes, in a log twice a minute."""
-        return {"disable": not self.is_main, "mininterval": 0.1 if sys.stderr.isatty() else 30.0}
+        """Options of tqdm: one bar for all processes."""
+        return {"disable": not self.is_main}
 
 
 @dataclass(frozen=True)

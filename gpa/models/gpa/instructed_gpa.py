@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from gpa.codec.limiter import Limiter
+from gpa.codec.limiter import limited
 from gpa.config import check_options
 from gpa.engine.request import Completion, Request, Rules
 from gpa.errors import GenerationError, PromptError, UsageError
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.models.gpa.outputs_gpa import Speech, Transcript
-from gpa.models.gpa.segmentation_gpa import unspoken
+from gpa.models.gpa.segmentation_gpa import TRIES, unspoken
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from gpa.prompt.formats import InstructFormat
     from gpa.prompt.tasks import Task
 
-TAKES = 2  # of speech, where the first fails
 SLACK = 2.0  # seconds of speech beyond the usual, for pauses
 SLOWER = 2  # times as long as usual speech and transcripts: slow speech, spelled words
 
@@ -115,24 +114,22 @@ class Instructed(ABC):
         said = processor.text_tokenizer.decode(tokens).strip()
         return Transcript(said, np.array(tokens, np.int64), done.finish_reason, duration=question.seconds)
 
-    def _spoken(self, question: Question, request: Request, limited: bool) -> Speech:
-        """Speech that may be what was asked for, of two takes where they are drawn."""
+    def _spoken(self, question: Question, request: Request, cut: bool) -> Speech:
+        """Speech that may be what was asked for, or another take of it; `cut` where its length was given."""
         if question.voice is None:
             raise GenerationError("a voice is needed for speech: give one")
         rate, why = self.processor.codec.spec.sample_rate, ""
-        for take in range(TAKES if request.sampling.temperature > 0 else 1):
+        for take in range(TRIES if request.sampling.temperature > 0 else 1):
             done = self.complete([replace(request, seed=request.seed + take)])[0]
             codes = np.array(self.processor.codes(done), np.int64)
-            wav = self._sound(codes, question.voice)
-            if not (why := unspoken(done.finish_reason, wav, rate, question.text, limited)):
+            wav = (
+                limited(self.processor.sound(codes, question.voice), rate)
+                if len(codes)
+                else np.zeros(0, np.float32)
+            )
+            if not (why := unspoken(done.finish_reason, wav, rate, question.text, cut)):
                 return Speech(wav, rate, codes, done.finish_reason)
         raise GenerationError(f"no speech: {why}; give another seed, or another voice")
-
-    def _sound(self, codes: np.ndarray, voice: Voice) -> np.ndarray:
-        """The sound (S,) of codes (L,), limited; none of none."""
-        limiter = Limiter(self.processor.codec.spec.sample_rate)
-        parts = [limiter.push(self.processor.sound(codes, voice))] if len(codes) else []
-        return np.concatenate([*parts, limiter.finish()])
 
 
 def _question(

@@ -23,6 +23,7 @@ _FRAME = 0.02  # seconds; energy is looked at in frames of this length
 _TAIL = 0.5  # seconds; no piece is shorter
 SECONDS_PER_CHAR, SECONDS_PER_GLYPH = 0.2, 0.6  # slow speech: Latin letters; ideographs and digits
 FASTEST = 60.0  # characters per second that nobody reaches
+TRIES = 2  # of speech that fails
 FASTEST_AUDIBLE = 40.0  # per second without pauses; gpa-mini says 14 to 25
 SILENCE, QUIET = 1e-3, 0.03  # root mean square: of full scale; of the loudest frame
 
@@ -186,15 +187,15 @@ def least_seconds(text: str) -> float:
     return sum(not c.isspace() for c in text) / FASTEST_AUDIBLE
 
 
-def unspoken(reason: str | None, wav: np.ndarray, sample_rate: int, text: str, limited: bool = False) -> str:
-    """Why sound (S,) that ended for a reason is no speech of a text, "" if it may be; `limited` was cut short
-    by whoever asked for it.
+def unspoken(reason: str | None, wav: np.ndarray, sample_rate: int, text: str, cut: bool = False) -> str:
+    """Why sound (S,) that ended for a reason is no speech of a text, "" if it may be; `cut` where
+    its length was given.
     """
     if not len(wav):
         return "nothing was said"
     if reason == "loop":
         return "it repeats itself without end"
-    if limited:
+    if cut:
         return ""
     if reason == "length":
         return "it does not come to an end"

@@ -23,7 +23,7 @@ from gpa.models.gpa.alignment_gpa import first_frames, letters, looked_up, word_
 from gpa.models.gpa.longform_gpa import Pending
 from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech, Word
 from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
-from gpa.models.gpa.segmentation_gpa import Passage, audible_range, unspoken
+from gpa.models.gpa.segmentation_gpa import TRIES, Passage, audible_range, unspoken
 from gpa.prompt.tasks import ASR, TTS
 from gpa.text.edit_distance import edits, without_punctuation, words
 
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 PARTS = 8  # of one text at a time
 PAUSE, LONGEST = 0.2, 60.0  # seconds after a sentence, at most
-TRIES = 2
 TAKE_STEP = 15_485_863  # between the seeds of the takes of one part
 WRONG = 0.7  # share of wrong words with which a take that was read back has failed
 
@@ -234,8 +233,8 @@ class Utterance:
         """Why a complete take is no speech of its text, "" if it may be."""
         reason = take.completion.finish_reason if take.completion else None
         rate = self._processor.codec.spec.sample_rate
-        limited = bool(self._options.get("max_new_tokens"))  # as long as it was asked for
-        return unspoken(reason, take.wav, rate, part.passage.text, limited)
+        cut = bool(self._options.get("max_new_tokens"))  # as long as it was asked for
+        return unspoken(reason, take.wav, rate, part.passage.text, cut)
 
     def _read(self, part: Part, take: Take, read: str) -> None:
         """Compare a take with its text, once it is known what it says."""
