@@ -11,7 +11,7 @@ from gpa.data.encoding import quietest
 from gpa.data.rows import Row
 from gpa.errors import PromptError, UsageError
 from gpa.evals.instructed import MEASURES, Answer
-from gpa.prompt.attributes import ATTRIBUTES, Attribute
+from gpa.prompt.attributes import ATTRIBUTES, Attribute, written_as
 from gpa.prompt.tasks import DEFAULT, IGNORE, TASKS
 from gpa.text.normaliser import normalise_text
 from gpa.train.families.lm import LMFamily, LMRecipe
@@ -46,6 +46,22 @@ def rows(family: LMFamily, task: str, each: int = 40) -> list[tuple[int, Row, An
     rng, made = np.random.default_rng(0), family.train_rows
     drawn = [(i, made.row(task, i, rng)) for i in range(len(made.clips)) for _ in range(each)]
     return [(i, row, made.fmt.parse(row.ids.tolist())) for i, row in drawn]
+
+
+@pytest.mark.parametrize(
+    ("draft", "form"),
+    [
+        ("the rein in spain stais", "the rain in spain stays"),
+        ("THE REIN IN SPAIN STAIS", "THE RAIN IN SPAIN STAYS"),
+        ("t h e, r e i n, i n, s p a i n, s t e y s", "t h e, r a i n, i n, s p a i n, s t a y s"),
+        ("the rein in", "the rain in"),
+        ("a word", None),
+        ("T H E, R A I N, I N, S P A I N", None),
+        ("", None),
+    ],
+)
+def test_words_take_the_form_of_a_draft(draft: str, form: str | None) -> None:
+    assert written_as(draft, "the rain in spain stays") == form
 
 
 # The tables -------------------------------------------------------------------------------------------------

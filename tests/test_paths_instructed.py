@@ -115,6 +115,27 @@ def test_capitals_come_where_they_are_asked_for_and_nowhere_else(model: GPA, sit
         assert str(model.run(wording, audio=clip)) == TEXTS[n]
 
 
+def test_a_transcript_has_the_form_of_the_draft_and_the_words_of_asr(
+    model: GPA, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words near the draft replace its own, far ones do not; drawn and cut transcripts are the draft."""
+    clip, heard = site / "corpus" / "2.wav", Transcript("", np.zeros(0, np.int64), "stop")
+    said = dict[str, str]()
+    monkeypatch.setattr(model, "asr", lambda audio: replace(heard, text=said["asr"]))
+    for said["asr"], capitals in (("a hazy fox", "A HAZY FOX"), ("nobody knows", TEXTS[2].upper())):
+        made = model.run("transcribe this in capitals", audio=clip)
+        assert isinstance(made, Transcript) and made.text == capitals
+        assert model.processor.text_tokenizer.decode(made.tokens).strip() == capitals
+    said["asr"] = "a hazy fox"
+    assert str(model.run("transcribe this", audio=clip)) == "a hazy fox"
+    assert str(model.run("transcribe this", audio=clip, temperature=0.01)) == TEXTS[2]
+    assert len(model.run("transcribe this", audio=clip, max_new_tokens=2).tokens) == 2
+    heard = replace(heard, finish_reason="no speech")
+    said["asr"] = ""
+    made = model.run("transcribe this", audio=clip)
+    assert isinstance(made, Transcript) and (made.text, made.finish_reason) == ("", "no speech")
+
+
 @pytest.mark.parametrize("n", range(3))
 def test_the_pause_is_there_where_it_is_asked_for_and_nowhere_else(model: GPA, site: Path, n: int) -> None:
     """Ids of silence come first, 0.5 s or more of them; then the clip that was learnt."""

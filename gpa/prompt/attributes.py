@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from gpa.errors import PromptError
 from gpa.prompt.tasks import ASR, TASKS, TTS, VC
+from gpa.text.edit_distance import edits
 from gpa.text.pronunciations import Verbatim
 
 FIRST_WORDS = 3
+STRAY = 0.5  # share of edits from which a draft is in no form that is known
 
 
 @dataclass(frozen=True)
@@ -137,3 +139,14 @@ def add(attribute: Attribute) -> Attribute:
         raise PromptError(f"attribute {attribute.name} stands in the table already")
     ATTRIBUTES[attribute.name] = attribute
     return attribute
+
+
+def written_as(draft: str, words: str) -> str | None:
+    """Words in the form of a draft: as they are, or as an attribute writes them, whichever is nearest.
+
+    None where no form comes near: more than `STRAY` of its characters would have to be edited.
+    """
+    forms = [words, *(str(each.written(words)) for each in ATTRIBUTES.values() if each.written)]
+    share = {form: edits(draft, form) / max(len(draft), len(form), 1) for form in forms}
+    nearest = min(share, key=lambda form: share[form])
+    return nearest if share[nearest] <= STRAY else None

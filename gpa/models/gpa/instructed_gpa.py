@@ -1,7 +1,8 @@
 """What an instruction alone makes of sound, text and a voice: speech, or a transcript.
 
 The prompt (`InstructFormat.ask`) has neither a task's token nor an opened output block. The model opens the
-block itself, free to choose any id; what may follow are the ids that are legal in it.
+block itself, free to choose any id; what may follow are the ids that are legal in it. A transcript is drafted
+so, and says by its form what was asked for; its words are those that `asr` finds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.models.gpa.outputs_gpa import Speech, Transcript
 from gpa.models.gpa.segmentation_gpa import TRIES, unspoken
+from gpa.prompt.attributes import written_as
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -36,9 +38,10 @@ SLOWER = 2  # times as long as usual speech and transcripts: slow speech, spelle
 
 
 class Question(NamedTuple):
-    """A prompt that asks, the seconds of sound and the text in it, and the voice that an answer has."""
+    """A prompt that asks, the sound (S,) and the text in it, and the voice that an answer has."""
 
     ids: list[int]
+    wav: np.ndarray
     seconds: float
     text: str
     voice: Voice | None
@@ -52,6 +55,10 @@ class Instructed(ABC):
     @abstractmethod
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of requests, as one batch."""
+
+    @abstractmethod
+    def asr(self, audio: Any) -> Any:
+        """The `Transcript` of a recording."""
 
     def run(
         self,
@@ -109,10 +116,21 @@ class Instructed(ABC):
         request = Request(ids, processor.rules(task.name, most, min(least, most)), sampling, seed)
         if not task.writes:
             return self._spoken(question, request, bool(asked))
-        done = self.complete([request])[0]
+        return self._written(question, request, searched=sampling.plain and not asked)
+
+    def _written(self, question: Question, request: Request, searched: bool) -> Transcript:
+        """What the model writes freely; `searched` in its form, with the words of `asr`, if they fit it."""
+        processor, done = self.processor, self.complete([request])[0]
         tokens = processor.text_ids(done)
-        said = processor.text_tokenizer.decode(tokens).strip()
-        return Transcript(said, np.array(tokens, np.int64), done.finish_reason, duration=question.seconds)
+        draft = processor.text_tokenizer.decode(tokens).strip()
+        if searched:
+            heard: Transcript = self.asr((question.wav, processor.codec.spec.sample_rate))
+            said = written_as(draft, heard.text)
+            if said == heard.text or not heard.text:
+                return heard
+            if said is not None:
+                draft, tokens = said, processor.text_tokenizer.encode(said)
+        return Transcript(draft, np.array(tokens, np.int64), done.finish_reason, duration=question.seconds)
 
     def _spoken(self, question: Question, request: Request, cut: bool) -> Speech:
         """Speech that may be what was asked for, or another take of it; `cut` where its length was given."""
@@ -148,7 +166,7 @@ def _question(
     if text or voice is not None or processor.voices:
         speaker = processor.resolve_voice(voice)
     given: dict[str, Any] = {} if speaker is None else {"global": speaker.codes}
-    seconds = 0.0
+    wav, seconds = np.zeros(0, np.float32), 0.0
     if audio is not None:
         rate = processor.codec.spec.sample_rate
         wav = processor.hear(audio, "the audio")
@@ -161,7 +179,7 @@ def _question(
         given["content"] = processor.pronounced(text)
     ids = fmt.ask(wording, given, tasks)
     _check_length(len(ids), processor.context - 2, "ids of prompt", "gpa tts, asr or vc")
-    return Question(ids, seconds, text or "", speaker)
+    return Question(ids, wav, seconds, text or "", speaker)
 
 
 def _format(processor: GPAProcessor) -> InstructFormat:
