@@ -26,7 +26,7 @@ def test_a_tool_gets_its_own_words() -> None:
 
 def test_a_tool_that_there_is_not() -> None:
     done = run(lab("nosuch"), ROOT, fails=True)
-    assert done.returncode == UsageError.exit_code and "known: bigram_list" in done.stderr
+    assert done.returncode == UsageError.exit_code and "known: ngram_list" in done.stderr
 
 
 def test_a_reader_that_has_gone_ends_it_quietly() -> None:

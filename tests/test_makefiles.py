@@ -30,7 +30,7 @@ pytestmark = [
 pytest.importorskip("datasets")
 pytest.importorskip("sentencepiece")
 LOOSE = "--licence CC0-1.0 --max-rejected 1 --max-rate 99 --max-dense-rate 99 --min-rate 0".split()
-FOLDERS = ("DATA", "WHISPER", "TEXTS", "CMUDICT", "SYMSPELL")
+FOLDERS = ("DATA", "WHISPER", "TEXTS", "CMUDICT", "SPHINX")
 
 
 def plan(family: str, site: Path, *goals: str) -> list[list[str]]:
@@ -80,7 +80,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the variables name: six clips, an encoder, texts, lists, and what Flite has read aloud."""
     site = tmp_path_factory.mktemp("site")
     speech = site / "DATA" / "speech"
-    for folder in (speech, site / "DATA" / "text", site / "runs", site / "CMUDICT", site / "SYMSPELL"):
+    for folder in (speech, site / "DATA" / "text", site / "runs", site / "CMUDICT", site / "SPHINX"):
         folder.mkdir(parents=True)
     manifest = write_manifest(speech)
     write_encoder(site / "WHISPER")
@@ -102,10 +102,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         audio.save(site / "DATA" / name / "0.wav", sound, 16_000)
         (site / "DATA" / name / "manifest.json").write_text('[{"path": "0.wav"}]')
     (site / "CMUDICT" / "cmudict.dict").write_text("fox F AA1 K S\n")
-    (site / "SYMSPELL" / "frequency_bigramdictionary_en_243_342.txt").write_text("the fox 9\n")
-    (site / "SYMSPELL" / "frequency_dictionary_en_82_765.txt").write_text("the 20\nfox 9\n")
-    for folder in ("CMUDICT", "SYMSPELL"):
-        (site / folder / "LICENSE").write_text("free\n")
+    model = site / "SPHINX/pocketsphinx/model/en-us"
+    licences = site / "SPHINX/pocketsphinx-5.1.dist-info/licenses"
+    for folder in (model, licences):
+        folder.mkdir(parents=True)
+    (model / "en-us.lm.bin").write_text("\\1-grams:\n-1 fox\n-1 the\n\\2-grams:\n-0.3 the fox\n")
+    for folder in (site / "CMUDICT", licences):
+        (folder / "LICENSE").write_text("free\n")
     return site
 
 

@@ -80,7 +80,7 @@ def test_the_export_is_whole_and_of_this_corpus(walked: tuple[Path, dict[str, st
     assert model.config.max_text_chars == max(40, *(len(row["text"]) for row in trained))
     card = (export / "README.md").read_text(encoding="utf-8")
     assert "- CC0-1.0: 36" in card and "After 12 steps" in card and "| eval/tts |" in card
-    lists = ("words.txt", "bigrams.txt.xz", "pronunciations.txt.xz")  # of gpa-mini, which this is not
+    lists = ("words.txt", "ngrams.txt.xz", "pronunciations.txt.xz")  # of gpa-mini, which this is not
     assert not any((export / name).exists() for name in lists)
 
 

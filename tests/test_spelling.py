@@ -7,8 +7,8 @@ import pytest
 from gpa.engine.request import Beams, Request, Rules
 from gpa.engine.scheduler import Engine
 from gpa.errors import UsageError
-from gpa.text.bigrams import Bigrams, Wording
 from gpa.text.lexicon import Lexicon
+from gpa.text.ngrams import NGrams, Wording
 from gpa.text.spelling import Spelling, SpellingSearch
 from networks import network
 
@@ -16,8 +16,8 @@ STOP, PROMPT = 55, [1, 2, 3, 40, 50]
 LEGAL = (range(10, 13), range(STOP, STOP + 1))
 
 
-def words(counts: dict[str, int], bigrams: dict[str, dict[str, float]] | None = None) -> Wording:
-    return Wording(Lexicon(counts), Bigrams.of_shares(bigrams or {}))
+def words(counts: dict[str, int], ngrams: dict[str, dict[str, float]] | None = None) -> Wording:
+    return Wording(Lexicon(counts), NGrams.of_shares(ngrams or {}))
 
 
 def searched(rules: Rules, width: int, prior: Spelling | None = None) -> list[int]:
@@ -36,7 +36,7 @@ def test_a_prior_decides() -> None:
 
 def test_spelling_scores_words() -> None:
     """Letter by letter through pieces of several letters; a space after a space ends no word."""
-    wording = words({"ab": 3, "b": 1}, {"ab": {"b": 0.25}})
+    wording = words({"ab": 3, "b": 1}, {"ab": {"b": 0.25}, "b ab": {"b": 0.5}})
     spelling = Spelling(
         wording, {1: "a", 2: "b", 3: " ab", 4: " "}, SpellingSearch(4, words=0.5, letter=0.25)
     )
@@ -44,9 +44,11 @@ def test_spelling_scores_words() -> None:
     second, state = spelling(state, 2)
     third, state = spelling(state, 3)
     assert state == "ab ab"
+    assert spelling("b ab ab", 99)[1] == "ab ab "  # two words are kept
+    assert spelling("b ab ", 2)[0] == pytest.approx(0.5 * wording.log_prob("b ab", "", "b") + 0.25)
     spelt = [("", "", "a"), ("", "a", "b"), ("", "ab", " "), ("ab", "", "a"), ("ab", "a", "b")]
     assert first + second + third == pytest.approx(0.5 * sum(wording.log_prob(*s) for s in spelt) + 5 * 0.25)
-    assert spelling("b ab", 99) == (pytest.approx(0.5 * wording.log_prob("b", "ab", " ")), "ab ")
+    assert spelling("b ab", 99) == (pytest.approx(0.5 * wording.log_prob("b", "ab", " ")), "b ab ")
     assert spelling("ab ", 4) == (0.25, "ab ")
     assert spelling("", 4) == (0.25, " ")
 

@@ -161,7 +161,7 @@ def test_voices_are_shipped_with_a_timbre_or_without(mini: GPA, timbres: bool, t
     path = assemble(MINI, mini.codec, tmp_path / "out", voices=voices, timbres=timbres)
     found, wanted = Voice.load(path / "voices" / "eve.json"), mini.voice(voices["eve"], name="eve")
     assert found.codes == wanted.codes and found.timbre == (wanted.timbre if timbres else None)
-    with pytest.raises(UsageError, match=r"lists \['wordz'\]: known are words, bigrams"):
+    with pytest.raises(UsageError, match=r"lists \['wordz'\]: known are words, ngrams"):
         assemble(MINI, mini.codec, tmp_path / "no", lists={"wordz": MINI / "words.txt"})
 
 

@@ -11,7 +11,7 @@ from gpa.errors import UsageError, exit_code
 
 log = logging.getLogger(__name__)
 TOOLS = {
-    "bigram_list": "counts of pairs of words, as a list that recognition weighs by",
+    "ngram_list": "an n-gram model, as a list that recognition weighs by",
     "export_speechop": "the export of a SpeechOp run as a checkpoint that people load",
     "merge": "the weighted mean of two exported networks",
     "pronunciation_list": "CMU's dictionary as a list by which speech is asked for",

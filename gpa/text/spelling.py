@@ -13,9 +13,10 @@ from gpa.text.letters import CLASSES
 from gpa.text.lexicon import END
 
 if TYPE_CHECKING:
-    from gpa.text.bigrams import Wording
+    from gpa.text.ngrams import Wording
 
 Prior = Callable[[str, int], tuple[float, str]]
+BEFORE = 2  # words that the next one depends on
 BETWEEN = "\n"  # the states of two priors
 
 
@@ -39,7 +40,7 @@ class SpellingSearch:
 
 
 class Spelling:
-    """Words as a prior on text ids; the state is the word before and the word so far. Other ids end one."""
+    """Words as a prior on text ids; the state are the words before and the word so far. Other ids end one."""
 
     def __init__(self, wording: Wording, pieces: dict[int, str], search: SpellingSearch) -> None:
         """`pieces` are the text ids and what they spell, spaces included."""
@@ -47,7 +48,7 @@ class Spelling:
 
     def __call__(self, state: str, token_id: int) -> tuple[float, str]:
         """What the id adds to a hypothesis' score in a state, and the state after it; "" is the first."""
-        before, _, word = state.partition(END)
+        before, _, word = state.rpartition(END)
         piece = self.pieces.get(token_id)
         spelt = END if piece is None else piece
         score = 0.0 if piece is None else self.search.letter * len(piece)
@@ -55,7 +56,7 @@ class Spelling:
             if word or letter != END:  # a space after a space ends no word
                 score += self.search.words * self.wording.log_prob(before, word, letter)
             if letter == END:
-                before, word = word or before, ""
+                before, word = END.join([*before.split(), word][-BEFORE:]) if word else before, ""
             else:
                 word += letter
         return score, before + END + word

@@ -1,7 +1,7 @@
 """Files of words: plain ones, which people write, and those that somebody else's work is in.
 
 The latter are lines of text below its licence, compressed: what a checkpoint carries of a dictionary
-(`gpa.text.pronunciations`) and of counts (`gpa.text.bigrams`).
+(`gpa.text.pronunciations`) and of counts (`gpa.text.ngrams`).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.outputs_gpa import Voice
 from gpa.models.gpa.verify_gpa import record
 from gpa.prompt.tasks import DEFAULT, TASKS
-from gpa.text import bigrams, lexicon
+from gpa.text import lexicon, ngrams
 from gpa.text import pronunciations as pronounce
 from gpa.text.spelling import SpellingSearch
 from gpa.train import model_card
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 GOLDEN, GOLDEN_SECONDS = 2, 2.0  # recorded clips, and how long they should be
 CHOICE = 1000  # rows that they are chosen from
-LISTS = (lexicon.FILE, bigrams.FILE, pronounce.FILE)
+LISTS = (lexicon.FILE, ngrams.FILE, pronounce.FILE)
 SPOKEN = "It is a fine day."  # where a corpus has no text
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gpa.audio import AudioLike
     from gpa.codec.base import TokenCodec
 
-LISTS = ("words", "bigrams", "pronunciations")  # files that a processor takes, in this order
+LISTS = ("words", "ngrams", "pronunciations")  # files that a processor takes, in this order
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def assemble(  # noqa: PLR0913
     decoder has learnt may sound cleaner without. Voices and golden outputs are made by the checkpoint as
     stored, in `dtype`, so they are what a user's computer gives. `golden` are (clip, text) pairs, two or
     more, or none. `lists` are files by name: "words" of gpa.lab.word_list, which recognition spells by,
-    "bigrams" of gpa.lab.bigram_list, by which it puts them together, "pronunciations" of
+    "ngrams" of gpa.lab.ngram_list, by which it puts them together, "pronunciations" of
     gpa.lab.pronunciation_list, by which speech is asked for.
     """
     config = GPAConfig.from_dict({"version": VERSION, "format": "instruct", **(settings or {})}, "settings")
@@ -66,7 +66,7 @@ def assemble(  # noqa: PLR0913
     lists, processor = lists or {}, model.processor
     if strange := sorted(set(lists) - set(LISTS)):
         raise UsageError(f"lists {strange}: known are {', '.join(LISTS)}")
-    takes = (processor.take_words, processor.take_bigrams, processor.take_pronunciations)
+    takes = (processor.take_words, processor.take_ngrams, processor.take_pronunciations)
     for name, take in zip(LISTS, takes, strict=True):
         if name in lists:
             take(lists[name])
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         "--golden", action="append", default=[], metavar="CLIP=TEXT", help="outputs to record, two or more"
     )
     parser.add_argument("--words", type=Path, help="list of gpa.lab.word_list, for recognition")
-    parser.add_argument("--bigrams", type=Path, help="of gpa.lab.bigram_list, for recognition")
+    parser.add_argument("--ngrams", type=Path, help="of gpa.lab.ngram_list, for recognition")
     parser.add_argument("--pronunciations", type=Path, help="of gpa.lab.pronunciation_list, for speech")
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"))
     parser.add_argument("--out", type=Path, required=True)

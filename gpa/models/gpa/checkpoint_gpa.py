@@ -25,7 +25,7 @@ from gpa.engine.network import Network
 from gpa.errors import CheckpointError
 from gpa.models.gpa.configuration_gpa import FILE, GPAConfig
 from gpa.models.gpa.outputs_gpa import Voice
-from gpa.text import bigrams, lexicon, pronunciations
+from gpa.text import lexicon, ngrams, pronunciations
 
 if TYPE_CHECKING:
     from gpa.codec.base import LinguisticTokenizer, TokenCodec
@@ -44,7 +44,7 @@ TEXT_FILES = (
     "merges.txt",
     "chat_template.jinja",
     lexicon.FILE,
-    bigrams.FILE,
+    ngrams.FILE,
     pronunciations.FILE,
 )
 
@@ -138,6 +138,8 @@ def load_voices(folder: Path) -> dict[str, Voice]:
 def read_text_files(folder: Path) -> dict[str, bytes]:
     """The files of the text side, to be written unchanged; CheckpointError without a tokenizer.json."""
     found = {name: (folder / name).read_bytes() for name in TEXT_FILES if (folder / name).is_file()}
+    if (before := folder / ngrams.BEFORE_IT).is_file():
+        found.setdefault(ngrams.FILE, before.read_bytes())
     if "tokenizer.json" not in found:
         raise CheckpointError(f"{folder}: no tokenizer.json")
     return found

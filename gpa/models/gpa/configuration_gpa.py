@@ -33,7 +33,7 @@ class GPAConfig:
     control tokens and no others. `sampling` is by task, and what it leaves out is the table's.
     `max_audio_seconds` and `max_text_chars` are what one pass takes; longer input is split. A model that
     `keeps_timing` was trained on conversions as long as their source; it makes them so, give or take.
-    `beams` are how recognition searches, with the checkpoint's words and bigrams; what it writes with less
+    `beams` are how recognition searches, with the checkpoint's words and n-grams; what it writes with less
     than `logprob_threshold`, a mean over ids, is taken for no speech (None believes everything); where
     `spread_threshold` is given, attention on the audio that is less spread makes up for a lower one.
     Where the codec hears letters, `letters_threshold` of them a second decide instead, by how clear they are.

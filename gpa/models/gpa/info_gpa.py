@@ -48,7 +48,7 @@ def describe(network: Network, processor: GPAProcessor, path: Path | None) -> di
         "conversion": config.conversion,
         "instructed": config.instructed,
         "words": len(p.lexicon),
-        "bigrams": len(p.bigrams),
+        "ngrams": len(p.ngrams),
         "pronunciations": len(p.pronunciations),
         "voices": sorted(p.voices),
         "about": dict(config.about),

@@ -57,7 +57,7 @@ class SpeechOptions(SamplingOptions, total=False):
 class TranscriptOptions(SamplingOptions, total=False):
     """Of `asr`. `beams` hypotheses are searched at temperature 0; 1 is greedy.
 
-    The checkpoint's words and bigrams help, and so do `words`, names that may be said.
+    The checkpoint's words and n-grams help, and so do `words`, names that may be said.
     """
 
     beams: int | None

@@ -36,11 +36,11 @@ from gpa.models.gpa.segmentation_gpa import (
 from gpa.prompt.formats import get_format
 from gpa.prompt.tasks import ASR, SPEECH_INPUTS, TTS, VC, Parsed, Task
 from gpa.prompt.vocab import Vocab
-from gpa.text import bigrams, lexicon, wordlist
+from gpa.text import lexicon, ngrams, wordlist
 from gpa.text import pronunciations as pronounce
-from gpa.text.bigrams import Bigrams, Wording
 from gpa.text.lexicon import Lexicon
 from gpa.text.markup import pauses, without_markup
+from gpa.text.ngrams import NGrams, Wording
 from gpa.text.normaliser import normalise_text
 from gpa.text.pronunciations import Pronunciations, Verbatim
 from gpa.text.scripts import Sayable
@@ -225,7 +225,7 @@ class GPAProcessor(Budgets):
         """With somebody's words as well; kept, since many recordings are asked with the same."""
         found = self._added.get(more)
         if found is None:  # another thread may put its own words there meanwhile
-            found = Wording(self.lexicon.with_words(more), self.bigrams)
+            found = Wording(self.lexicon.with_words(more), self.ngrams)
             self._added = {more: found}
         return found
 
@@ -240,21 +240,21 @@ class GPAProcessor(Budgets):
         self._take(path, lexicon.FILE, _lexicon)
 
     @cached_property
-    def bigrams(self) -> Bigrams:
+    def ngrams(self) -> NGrams:
         """Which words follow which, for recognition; nothing for most checkpoints."""
-        content = self.text_files.get(bigrams.FILE)
-        return Bigrams.parse(content, bigrams.FILE) if content else Bigrams({})
+        content = self.text_files.get(ngrams.FILE)
+        return NGrams.parse(content, ngrams.FILE) if content else NGrams()
 
-    def take_bigrams(self, path: Path) -> None:
+    def take_ngrams(self, path: Path) -> None:
         """Take a file as the checkpoint's; CheckpointError for a file that is none, or without words.txt."""
         if not self.lexicon:
-            raise CheckpointError(f"{path}: bigrams join a list of words, {lexicon.FILE}: it is needed, too")
-        self._take(path, bigrams.FILE, Bigrams.parse)
+            raise CheckpointError(f"{path}: n-grams join a list of words, {lexicon.FILE}: it is needed, too")
+        self._take(path, ngrams.FILE, NGrams.parse)
 
     @cached_property
     def wording(self) -> Wording:
         """What recognition knows of words, and of which follow which."""
-        return Wording(self.lexicon, self.bigrams)
+        return Wording(self.lexicon, self.ngrams)
 
     def _take(self, path: Path, name: str, parse: Callable[[bytes, str], Any]) -> None:
         """Take a file that `parse` accepts as one of the text side; what was made of these is made anew."""
@@ -262,7 +262,7 @@ class GPAProcessor(Budgets):
         parse(content, str(path))
         self.text_files[name] = content
         self._added = {}
-        for made in ("lexicon", "bigrams", "pronunciations", "wording"):
+        for made in ("lexicon", "ngrams", "pronunciations", "wording"):
             vars(self).pop(made, None)
 
     def sound(self, codes: np.ndarray, voice: Voice) -> np.ndarray:
