@@ -20,6 +20,7 @@ SHARES = {
     "said": {"the": 0.25, "they": 0.125, "to": 0.06},
     "is": {"said": 0.5, "to": 0.5, "a": 0.25},
     "he said": {"they": 0.5},
+    "said 'em": {"all": 0.5},  # sorted before "said 2 the"
 }
 
 
@@ -73,7 +74,7 @@ def test_files_come_back(tmp_path: Path) -> None:
     again = NGrams.read(path)
     assert (again.lines, again.notice) == (made.lines, made.notice)
     assert again.content() == made.content()
-    assert again.lines == ["he said 1 they", "is 1 said to 2 a", "said 2 the 3 they 4 to"]
+    assert again.lines == ["he said 1 they", "is 1 said to 2 a", "said 'em 1 all", "said 2 the 3 they 4 to"]
     assert not NGrams.parse(NGrams().content(), "none") and not NGrams.of_shares({"rare": {}})
     assert again.after("said") and not any(map(again.after, ("he", "sai", "said 2", "she said", "z")))
 
@@ -247,9 +248,9 @@ def test_a_checkpoint_carries_them(tiny: Path, tmp_path: Path) -> None:
         assert asked(model, words).ngrams.after("said")["the"] == 0.25
     model.save_pretrained(tmp_path / "out")
     again = GPA.from_pretrained(tmp_path / "out", device="cpu")
-    assert again.info()["ngrams"] == 3 and again.processor.ngrams.after("said")["the"] == 0.25
+    assert again.info()["ngrams"] == 4 and again.processor.ngrams.after("said")["the"] == 0.25
     (tmp_path / "out" / "ngrams.txt.xz").rename(tmp_path / "out" / "bigrams.txt.xz")  # as it once was
-    assert GPA.from_pretrained(tmp_path / "out", device="cpu").info()["ngrams"] == 3
+    assert GPA.from_pretrained(tmp_path / "out", device="cpu").info()["ngrams"] == 4
     (tmp_path / "broken").write_bytes(b"said 3 the")
     with pytest.raises(CheckpointError, match="no compressed list of words"):
         model.processor.take_ngrams(tmp_path / "broken")

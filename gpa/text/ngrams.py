@@ -73,8 +73,8 @@ class NGrams:
         return len(self.lines)
 
     def _line(self, before: str) -> str:
-        """The line of some words, "" if there is none; numbers come before words."""
-        at = bisect_left(self.lines, before + END)
+        """The line of some words, "" if there is none: where its number would be, between "'" and "a"."""
+        at = bisect_left(self.lines, before + END + "0")
         line = self.lines[at] if at < len(self.lines) else ""
         return line if line.startswith(before + END) and line[len(before) + 1].isdigit() else ""
 
