@@ -106,7 +106,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     licences = site / "SPHINX/pocketsphinx-5.1.dist-info/licenses"
     for folder in (model, licences):
         folder.mkdir(parents=True)
-    (model / "en-us.lm.bin").write_text("\\1-grams:\n-1 fox\n-1 the\n\\2-grams:\n-0.3 the fox\n")
+    (model / "en-us.lm.bin").write_text("\\1-grams:\n-1 fox\n-1 the\n\\2-grams:\n-0.3 the fox\n\\end\\\n")
     for folder in (site / "CMUDICT", licences):
         (folder / "LICENSE").write_text("free\n")
     return site

@@ -119,13 +119,21 @@ def test_a_transcript_has_the_form_of_the_draft_and_the_words_of_asr(
     model: GPA, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Words near the draft replace its own, far ones do not; drawn and cut transcripts are the draft."""
-    clip, heard = site / "corpus" / "2.wav", Transcript("", np.zeros(0, np.int64), "stop")
+    clip = site / "corpus" / "2.wav"
+    heard = Transcript("", np.zeros(0, np.int64), "asr's", language="english")
     said = dict[str, str]()
-    monkeypatch.setattr(model, "asr", lambda audio: replace(heard, text=said["asr"]))
+
+    def asr(given: tuple[np.ndarray, int]) -> Transcript:
+        assert given[1] == RATE and len(given[0]) == len(audio.load(clip, RATE))
+        return replace(heard, text=said["asr"])
+
+    monkeypatch.setattr(model, "asr", asr)
     for said["asr"], capitals in (("a hazy fox", "A HAZY FOX"), ("nobody knows", TEXTS[2].upper())):
         made = model.run("transcribe this in capitals", audio=clip)
         assert isinstance(made, Transcript) and made.text == capitals
         assert model.processor.text_tokenizer.decode(made.tokens).strip() == capitals
+        about = ("asr's", "english") if "HAZY" in capitals else ("stop", "")
+        assert (made.finish_reason, made.language) == about
     said["asr"] = "a hazy fox"
     assert str(model.run("transcribe this", audio=clip)) == "a hazy fox"
     assert str(model.run("transcribe this", audio=clip, temperature=0.01)) == TEXTS[2]

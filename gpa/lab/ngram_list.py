@@ -27,6 +27,7 @@ LEAST = 3e-8  # nats a word that an n-gram must tell beyond a shorter one
 MAGIC = b"Trie Language Model"  # begins PocketSphinx's file
 BINS = 1 << 16  # of its rounded logarithms
 BASE = 1.0001  # of these
+ROUNDED = 1e-3  # by which a probability of 1 may be off
 
 Shares = dict[str, dict[str, float]]  # how often words follow others: "he said", "said", or "" for all text
 
@@ -39,7 +40,7 @@ def read(path: Path) -> Shares:
         raise UsageError(f"{path}: {error.strerror}") from error
     try:
         found = gathered(of_sphinx(content) if content.startswith(MAGIC) else of_arpa(content.decode()))
-    except (ValueError, IndexError, struct.error) as error:
+    except (ArithmeticError, ValueError, IndexError, struct.error) as error:
         raise UsageError(f"{path}: neither an ARPA model nor PocketSphinx's: {error}") from error
     if not found.keys() - {""}:
         raise UsageError(f"{path}: no n-grams of two words or more, or no words before them")
@@ -47,25 +48,36 @@ def read(path: Path) -> Shares:
 
 
 def gathered(ngrams: Iterable[tuple[list[str], float]]) -> Shares:
-    """N-grams and their probabilities, by the words before the last one; what is no word is left out."""
+    """N-grams and their probabilities, by the words before the last one; what is no word is left out.
+
+    Of several spellings of a word ("The" and "the") the likeliest counts. ValueError for what is no
+    probability.
+    """
     found: Shares = {}
     plain: dict[str, bool] = {}
     for words, share in ngrams:
-        if all(plain.setdefault(word, words_of(word) == [word]) for word in words):
+        if not 0 <= share <= 1 + ROUNDED:
+            raise ValueError(f"{' '.join(words)!r:.40} has a probability of {share:.3g}")
+        if share and all(plain.setdefault(word, words_of(word) == [word]) for word in words):
             *before, last = words
-            found.setdefault(" ".join(before), {})[last] = share
+            following = found.setdefault(" ".join(before), {})
+            following[last] = max(share, following.get(last, 0.0))
     return found
 
 
 def of_arpa(text: str) -> Iterator[tuple[list[str], float]]:
     """N-grams of a text file: sections of lines of a decimal logarithm, words, and perhaps a back-off."""
-    order = 0
-    for line in text.splitlines():
+    lines, order = text.splitlines(), 0
+    if "\\end\\" not in lines[-5:]:
+        raise ValueError("it does not end as such a file does")
+    for line in lines:
         if line.startswith("\\"):
             number = line[1:].partition("-grams:")[0]
             order = int(number) if number.isdigit() else 0
         elif 0 < order <= BEFORE + 1 and line.strip():
             value, *words = line.lower().split()
+            if len(words) < order:
+                raise ValueError(f"{line!r:.60} is no n-gram of {order} words")
             yield words[:order], 10.0 ** float(value)
 
 
@@ -141,7 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args(argv)
     licence = wordlist.read_text(args.licence)
-    shares = telling(read(args.model), args.least)
+    if not (shares := telling(read(args.model), args.least)):
+        raise UsageError(f"{args.model}: no n-gram of it tells more than {args.least} nats a word")
     ngrams = NGrams.of_shares(shares, SOURCE.format(name=args.model.name) + licence)
     disk.write_bytes(args.out, ngrams.content())
     print(f"{sum(map(len, shares.values()))} n-grams behind {len(shares)} words or pairs")

@@ -35,6 +35,7 @@ class NGrams:
     def __init__(self, lines: Iterable[str] = (), notice: str = "") -> None:
         """`lines` are those of a file; one is read when it is asked for."""
         self.lines, self.notice = sorted(lines), notice
+        self.followers = lru_cache(READ)(lambda before: Followers(self.after(before)))
 
     @classmethod
     def of_shares(cls, shares: Mapping[str, Mapping[str, float]], notice: str = "") -> NGrams:
@@ -97,7 +98,6 @@ class Wording:
     def __init__(self, lexicon: Lexicon, ngrams: NGrams) -> None:
         self.lexicon, self.ngrams = lexicon, ngrams
         self._begun = lru_cache(KEPT)(self._begins)
-        self._followers = lru_cache(READ)(lambda before: _Followers(self.ngrams.after(before)))
 
     def log_prob(self, before: str, prefix: str, letter: str) -> float:
         """Of a letter, or `END`, after the letters of a word so far and the words `before`, two at most."""
@@ -109,11 +109,11 @@ class Wording:
             return 0.0
         if not before:
             return sum(self.lexicon.log_prob(prefix[:n], letter) for n, letter in enumerate(prefix))
-        followers, fewer = self._followers(before), before.partition(END)[2]
+        followers, fewer = self.ngrams.followers(before), before.partition(END)[2]
         return _log_sum(followers.share(prefix), math.log1p(-followers.total) + self._begun(fewer, prefix))
 
 
-class _Followers:
+class Followers:
     """Shares of the words after others, summed over those that begin alike."""
 
     def __init__(self, shares: Mapping[str, float]) -> None:

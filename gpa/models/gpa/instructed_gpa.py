@@ -7,6 +7,7 @@ so, and says by its form what was asked for; its words are those that `asr` find
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ import numpy as np
 from gpa.codec.limiter import limited
 from gpa.config import check_options
 from gpa.engine.request import Completion, Request, Rules
-from gpa.errors import GenerationError, PromptError, UsageError
+from gpa.errors import AudioWarning, GenerationError, PromptError, UsageError
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.models.gpa.outputs_gpa import Speech, Transcript
@@ -72,9 +73,10 @@ class Instructed(ABC):
         """Do what an instruction says with audio or text: "transcribe this in capitals", "read this slowly".
 
         The instruction alone decides, and the result is typed by what came out. `voice` is the first shipped
-        one unless given. One pass: longer input is for `tts`, `asr` and `vc`. UsageError for a model that has
-        not learnt it (`instructions.free` of a recipe), PromptError for input that is missing or too long,
-        GenerationError where the model opens no block, or says nothing.
+        one unless given. A transcript has the words of `asr`, unless it is drawn or cut. Longer input than a
+        pass takes is for `tts`, `asr` and `vc`. UsageError for a model that has not learnt it
+        (`instructions.free` of a recipe), PromptError for input that is missing or too long, GenerationError
+        where the model opens no block, or says nothing.
         """
         check_options(options, SamplingOptions)
         question = _question(self.processor, instruction, (), audio, text, voice)
@@ -120,17 +122,28 @@ class Instructed(ABC):
 
     def _written(self, question: Question, request: Request, searched: bool) -> Transcript:
         """What the model writes freely; `searched` in its form, with the words of `asr`, if they fit it."""
+        heard = self._heard(question.wav) if searched else None
+        if heard and not heard.text:
+            return heard
         processor, done = self.processor, self.complete([request])[0]
         tokens = processor.text_ids(done)
         draft = processor.text_tokenizer.decode(tokens).strip()
-        if searched:
-            heard: Transcript = self.asr((question.wav, processor.codec.spec.sample_rate))
-            said = written_as(draft, heard.text)
-            if said == heard.text or not heard.text:
-                return heard
-            if said is not None:
-                draft, tokens = said, processor.text_tokenizer.encode(said)
-        return Transcript(draft, np.array(tokens, np.int64), done.finish_reason, duration=question.seconds)
+        said = written_as(draft, heard.text) if heard else None
+        if heard is None or said is None:
+            return Transcript(
+                draft, np.array(tokens, np.int64), done.finish_reason, duration=question.seconds
+            )
+        if said == heard.text:
+            return heard
+        ids = np.array(processor.text_tokenizer.encode(said), np.int64)
+        return replace(heard, text=said, tokens=ids, segments=())
+
+    def _heard(self, wav: np.ndarray) -> Transcript:
+        """What `asr` writes of sound (S,), whose faults were told when it came."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AudioWarning)
+            heard: Transcript = self.asr((wav, self.processor.codec.spec.sample_rate))
+        return heard
 
     def _spoken(self, question: Question, request: Request, cut: bool) -> Speech:
         """Speech that may be what was asked for, or another take of it; `cut` where its length was given."""
