@@ -14,7 +14,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 
 from gpa.errors import CheckpointError
@@ -23,7 +23,7 @@ from gpa.text.lexicon import END, LAST, Lexicon
 
 FILE = "ngrams.txt.xz"
 BEFORE_IT = "bigrams.txt.xz"  # its name while pairs were all there was
-_LINE = re.compile(r"[a-z']+( [a-z']+)?( \d{1,3}( [a-z']+)+)+", re.ASCII)
+_LINE = re.compile(r"[a-z']+(?: [a-z']+)?(?: \d{1,3}(?: [a-z']+)+)+", re.ASCII)
 MOST = 0.95  # of the probability behind words that n-grams may take
 KEPT = 1 << 16  # probabilities that are remembered
 READ = 1 << 12  # lists of followers, likewise
@@ -54,11 +54,10 @@ class NGrams:
     def parse(cls, content: bytes, where: str) -> NGrams:
         """Content of a file; CheckpointError, naming `where`, for anything else."""
         lines, notice = wordlist.unpack(content, where)
-        for number, line in enumerate(lines, 1):
-            if not _LINE.fullmatch(line):
-                raise CheckpointError(
-                    f"{where}, line {number}: {line!r:.40}: a word or two and what follows are needed"
-                )
+        if (good := sum(1 for _ in takewhile(_LINE.fullmatch, lines))) < len(lines):
+            raise CheckpointError(
+                f"{where}, line {good + 1}: {lines[good]!r:.40}: a word or two and what follows are needed"
+            )
         return cls(lines, notice)
 
     @classmethod
