@@ -26,6 +26,7 @@ class Service:
 
     def __init__(self, model: GPA, settings: Settings, voices: Library, enhancer: SpeechOp | None = None):
         self.model, self.settings, self.enhancer = model, settings, enhancer
+        model.processor.search()  # reads its lists now, not when somebody waits
         self.worker = Worker(model.engine())
         self.pool = ThreadPoolExecutor(2, "gpa-pool")  # sound that is read or encoded, voices
         self.enhancing = ThreadPoolExecutor(1, "gpa-enhance")  # takes long, and holds up nobody else
