@@ -264,6 +264,26 @@ def test_clips_without_letters_are_left_out_and_machines_are_read(tmp_path: Path
     assert family.targets[3] == letter_targets("we shook") and 3 in family.rows
 
 
+def test_training_goes_on_from_an_export(tmp_path: Path) -> None:
+    """Its sizes, weights and scaling are kept, whatever the clips; sizes beside it would be ignored."""
+    from gpa.data import feature_cache
+
+    manifest, encoder = write_manifest(tmp_path), write_encoder(tmp_path / "encoder")
+    feature_cache.main([str(manifest), "--encoder", str(encoder), "-o", str(tmp_path / "cache")])
+    tree = ctc_tree(tmp_path / "cache")
+    before = network()
+    before.feature_mean += 3.0
+    before.save_pretrained(tmp_path / "export")
+    for wrong in ({**tree, "init": str(tmp_path / "export")}, {**tree, "model": {}}):
+        with pytest.raises(UsageError, match="sizes in `model`, or a network"):
+            family_of(wrong)
+    family, _ = family_of({**tree, "model": {}, "init": str(tmp_path / "export")})
+    module = family.build()
+    assert module.training and all(p.requires_grad for p in module.parameters())
+    after = module.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.state_dict().items())
+
+
 def test_paths_are_spelt() -> None:
     path = [0, *map(CLASSES.get, " hh"), 0, *map(CLASSES.get, "e  lll"), 0, *map(CLASSES.get, "lo ")]
     assert spelt_by(path) == "he llo"  # type: ignore[arg-type]

@@ -54,8 +54,9 @@ class CTCRecipe:
     """Letters from the features that a codec's encoder gives."""
 
     data: CTCData
-    model: dict[str, Any]  # CTCConfig
+    model: dict[str, Any] = field(default_factory=dict)  # CTCConfig; empty: that of `init`
     kind: str = "ctc"
+    init: str = ""  # an exported network to start from: an export, or codec/ctc of a checkpoint
     train: TrainArgs = field(default_factory=TrainArgs)
     optim: OptimArgs = field(default_factory=OptimArgs)
 
@@ -79,7 +80,9 @@ class CTCFamily:
 
     def __init__(self, recipe: CTCRecipe) -> None:
         self.recipe, data = recipe, recipe.data
-        self.config = CTCConfig.from_dict(recipe.model)
+        if bool(recipe.model) == bool(recipe.init):
+            raise UsageError("a ctc recipe needs the sizes in `model`, or a network to go on from in `init`")
+        self.config = self._start().config if recipe.init else CTCConfig.from_dict(recipe.model)
         if self.config.classes != len(LETTERS) + 1:
             raise UsageError(f"model.classes: {len(LETTERS) + 1}, the letters and the blank")
         self.cache = FeatureCache(data.cache)
@@ -99,6 +102,8 @@ class CTCFamily:
         return [i for i, n in frames.items() if n <= most and 0 < len(self.targets[i]) <= n // ratio]
 
     def build(self) -> nn.Module:
+        if self.recipe.init:
+            return self._start()
         network = CTCNetwork(self.config)
         rng = np.random.default_rng(self.recipe.train.seed)
         some = rng.choice(self.rows, min(64, len(self.rows)), replace=False)
@@ -106,6 +111,9 @@ class CTCFamily:
         network.feature_mean.copy_(mean)
         network.feature_scale.copy_(scale)
         return network
+
+    def _start(self) -> CTCNetwork:
+        return CTCNetwork.from_pretrained(self.recipe.init).train()
 
     def parameters(self, module: nn.Module) -> dict[str, list[nn.Parameter]]:
         return {"ctc": list(module.parameters())}
