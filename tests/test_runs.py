@@ -132,6 +132,37 @@ def test_all_ranks_stop_at_the_step_at_which_one_was_asked(
     assert int(path.stem[5:]) == last and not left(run)
 
 
+GROUP_IN_USE = """
+import builtins, os, runpy, torch
+from pathlib import Path
+import torch.distributed as dist
+from gpa.train import command
+
+def main():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    builtins.kept = dist.group.WORLD  # as DeepSpeed keeps it
+    dist.all_reduce(torch.ones(1))
+    for thread in Path("/proc/self/task").iterdir():
+        if "gloo_runloop" in (thread / "comm").read_text():  # it comes after whatever else there is to do
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+    for _ in range(20000):
+        dist.broadcast(torch.ones(100), 0, async_op=True)
+    dist.destroy_process_group()
+    print("done")
+
+command.main = main
+runpy.run_module("gpa.train", run_name="__main__")
+"""
+
+
+def test_a_rank_that_is_done_is_not_aborted_by_what_still_holds_its_group() -> None:
+    """By "terminate called without an active exception", as happened after the last step under ZeRO-3."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "RANK": "0"}
+    command = [sys.executable, "-c", GROUP_IN_USE]
+    done = subprocess.run(command, env=env, cwd=HERE.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "done\n", done.stderr
+
+
 def test_a_job_that_runs_out_of_time_saves_and_is_queued_again(recipe: Path, tmp_path: Path) -> None:
     """The batch script of recipes/launch, which Slurm sends a signal; scontrol takes notes."""
     run, told = tmp_path / "run", tmp_path / "told"

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from typing import NoReturn
 
 from gpa.errors import GPAError, Stopped
 from gpa.train import signals
@@ -29,5 +30,19 @@ def _command() -> int:
     return 0
 
 
+def _leave(code: int) -> NoReturn:
+    """End this process; among others of a run without the interpreter's end.
+
+    DeepSpeed holds its groups of processes for good. A thread of gloo that lets go of a tensor while the
+    interpreter ends is ended within C++, which aborts the process: a run that was done looks failed.
+    """
+    if "RANK" in os.environ:  # as launchers set it
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(_command())
+    _leave(_command())
