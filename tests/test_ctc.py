@@ -71,6 +71,7 @@ def test_prefix_scores_are_sums_over_all_paths(frames: int) -> None:
         assert score == pytest.approx(math.log(begun[text]), abs=1e-9)
         if text == text.rstrip() and whole[text]:
             assert score + prefix.end(text) == pytest.approx(math.log(whole[text]), abs=1e-9)
+            assert prefix.whole(text) == pytest.approx(math.log(whole[text]), abs=1e-9)
 
 
 def test_frames_far_behind_the_likeliest_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

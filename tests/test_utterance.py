@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -30,6 +31,7 @@ from gpa.models.gpa.outputs_gpa import Chunk, Speech
 from gpa.models.gpa.requests_gpa import SEED_STEP
 from gpa.models.gpa.segmentation_gpa import audible_range, audible_seconds, passages
 from gpa.models.gpa.utterance_gpa import PARTS, TAKE_STEP, Take, Utterance
+from gpa.text.letters import letter_targets
 
 SENTENCE = "the quick brown fox jumps over the lazy dog, and how are you today, my dear old friend?"
 LONG = "\n\n".join(f"{SENTENCE} {SENTENCE} {SENTENCE}" for _ in range(5))  # 15 parts
@@ -409,18 +411,39 @@ def test_what_cannot_be_asked(model: GPA) -> None:
 # The self-check ---------------------------------------------------------------------------------------------
 
 
-def test_the_take_whose_text_is_likeliest_is_kept(mini: GPA) -> None:
-    """Candidates with seeds of their own, and of them the one whose sound says the text most clearly."""
-    best = mini.tts(OPEN, "alloy", best_of=3)
-    takes = [mini.tts(OPEN, "alloy", seed=n * TAKE_STEP) for n in range(3)]
-    target = mini.processor.text_tokenizer.encode("she opened the door and looked out into the garden")
-    ids = [*target, mini.vocab.control["end_content"]]
-    scores = []
-    for take in takes:
-        prompt = mini.prompt("asr", audio=(take.wav, take.sample_rate))
-        rows = torch.log_softmax(mini.network.logits([*prompt, *ids]), -1)[len(prompt) - 1 :]
-        scores.append(sum(float(row[i]) for row, i in zip(rows, ids, strict=False)))
-    assert len(set(scores)) == 3
+SAID = "she opened the door and looked out into the garden"
+
+
+def by_letters(mini: GPA, take: Speech) -> float:
+    """By torch's own CTC."""
+    _, letters = mini.codec.codes_and_letters((take.wav, take.sample_rate))
+    assert letters is not None
+    lengths = torch.tensor([len(letters)]), torch.tensor([len(SAID)])
+    target = torch.tensor([letter_targets(SAID)])
+    loss = torch.nn.functional.ctc_loss(torch.from_numpy(letters)[:, None], target, *lengths, reduction="sum")
+    return -float(loss)
+
+
+def by_the_network(mini: GPA, take: Speech) -> float:
+    ids = [*mini.processor.text_tokenizer.encode(SAID), mini.vocab.control["end_content"]]
+    prompt = mini.prompt("asr", audio=(take.wav, take.sample_rate))
+    rows = torch.log_softmax(mini.network.logits([*prompt, *ids]), -1)[len(prompt) - 1 :]
+    return sum(float(row[i]) for row, i in zip(rows, ids, strict=False))
+
+
+@pytest.mark.parametrize("score", [by_letters, by_the_network])
+def test_the_take_whose_text_is_likeliest_is_kept(
+    score: Callable[[GPA, Speech], float], mini: GPA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates with seeds of their own, and of them the one whose sound says the text most clearly: by the
+    letters that the codec hears, and where it hears none, to the network.
+    """
+    if score is by_the_network:
+        monkeypatch.setattr(mini.codec, "ctc", None)
+    best = mini.tts(OPEN, "alloy", best_of=4, seed=1)
+    takes = [mini.tts(OPEN, "alloy", seed=1 + n * TAKE_STEP) for n in range(4)]
+    scores = [score(mini, take) for take in takes]
+    assert len(set(scores)) == 4 and np.argmax(scores) > 0
     same(best, takes[int(np.argmax(scores))])
 
 
@@ -463,6 +486,26 @@ def test_a_stream_into_a_file_has_true_sizes_in_the_end(
     assert all(np.array_equal(each, found[0]) and len(each) > 16000 for each in found)
     assert Path("a.wav").stat().st_size == 44 + 2 * len(found[0])
     assert Path("a.wav").read_bytes()[40:44] == (2 * len(found[0])).to_bytes(4, "little")
+
+
+def test_a_file_gets_as_many_takes_as_the_checkpoint_says(
+    tiny: Path, model: GPA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One where speech is heard while it is made, where all takes are the same, and where that is asked for."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, "model")
+    settings = json.loads(Path("model/gpa.json").read_text())
+    Path("model/gpa.json").write_text(json.dumps(settings | {"takes": 3}))
+    for more, options in (
+        ([], {"best_of": 3}),
+        (["--stream"], {}),
+        (["--best-of", "1"], {}),
+        (["--temperature", "0"], {"temperature": 0.0}),
+    ):
+        assert main(["tts", LONG, "--model", "model", *BRIEF, "-o", "o.wav", *more]) == 0
+        made, _ = soundfile.read("o.wav", dtype="int16")
+        expected = model.tts(LONG, "anna", **SHORT, **options)  # type: ignore[call-overload]
+        np.testing.assert_array_equal(made, audio.pcm16(expected.wav))
 
 
 def test_a_reader_that_goes_ends_the_stream_quietly(tiny: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Mode = Literal["lm", "codec"]
+Make = Callable[["Bench", "Case", np.ndarray], "Made"]
 
 
 def clips(bench: Bench, n: int) -> list[Case]:
@@ -137,9 +138,16 @@ def bits_per_second(spec: CodecSpec, tokens: AudioTokens) -> float:
     return (books * frames * math.log2(spec.codebook_size) + constant) / (frames / spec.frame_rate)
 
 
-def _speak(bench: Bench, case: Case, wav: np.ndarray) -> Made:
-    speech = bench.need_model().tts(case.text, voice=case.voice, seed=bench.seed)
-    return Made(speech.wav, speech.sample_rate, stopped=speech.finish_reason == "stop")
+def _speaker(*, best: bool = False) -> Make:
+    """Says a text once, or as often as the checkpoint says and keeps the best."""
+
+    def speak(bench: Bench, case: Case, wav: np.ndarray) -> Made:
+        model = bench.need_model()
+        takes = model.config.takes if best else 1
+        speech = model.tts(case.text, voice=case.voice, seed=bench.seed, best_of=takes)
+        return Made(speech.wav, speech.sample_rate, stopped=speech.finish_reason == "stop")
+
+    return speak
 
 
 def _recognise(bench: Bench, case: Case, wav: np.ndarray) -> Made:
@@ -151,7 +159,7 @@ def _overhear(bench: Bench, case: Case, wav: np.ndarray) -> Made:
     return Made(text=bench.need_model().asr((wav, SAMPLE_RATE)).text)
 
 
-def _converter(mode: Mode) -> Callable[[Bench, Case, np.ndarray], Made]:
+def _converter(mode: Mode) -> Make:
     def convert(bench: Bench, case: Case, wav: np.ndarray) -> Made:
         options: dict[str, Any] = {"mode": mode} if mode == "codec" else {"mode": mode, "seed": bench.seed}
         speech = bench.need_model().vc((wav, SAMPLE_RATE), voice=case.voice, **options)
@@ -165,9 +173,9 @@ NOISE = "asr-noise"  # needs no speech: a folder of one's own does
 MINI: dict[str, Suite] = {
     "floor": Suite("the recordings themselves", clips, _itself),
     "codec": Suite("recordings encoded and decoded", clips, _resynthesise, "codec"),
-    "tts": Suite("unseen sentences in the shipped voices", spoken, _speak, "model", stops=True),
+    "tts": Suite("unseen sentences in the shipped voices", spoken, _speaker(), "model", stops=True),
     "tts-clip": Suite(
-        "unseen sentences in the voice of a clip", spoken_from_clips, _speak, "model", stops=True
+        "unseen sentences in the voice of a clip", spoken_from_clips, _speaker(), "model", stops=True
     ),
     "asr": Suite(
         "recordings written down by the model", clips, _recognise, "model", stops=True, reads=True
@@ -187,6 +195,12 @@ FURTHER: dict[str, Suite] = {
         "instructions in held-out wordings, without a task's token", brief_conversions, instructed.follow,
         "model", reads=True,
     ),
+    "tts-best": Suite(
+        "the sentences of tts, of several takes the best", spoken, _speaker(best=True), "model", stops=True
+    ),
+    "tts-clip-best": Suite(
+        "those of tts-clip likewise", spoken_from_clips, _speaker(best=True), "model", stops=True
+    ),
 }  # fmt: skip
 BASELINES: dict[str, Suite] = {
     "tts-espeak-ng": baselines.suite(baselines.ESPEAK, spoken_unvoiced),
@@ -198,7 +212,7 @@ BASELINES: dict[str, Suite] = {
 SUITES = MINI | FURTHER | BASELINES
 # Items of a full run, and of a quick one. Sentences are short, so there are more of them.
 FULL = dict.fromkeys(SUITES, 40) | {"asr": 60, "asr-pocketsphinx": 60, NOISE: 100}
-FULL |= dict.fromkeys(("tts", "tts-clip", "tts-espeak-ng", "tts-flite"), 80)
+FULL |= dict.fromkeys(("tts", "tts-clip", "tts-best", "tts-clip-best", "tts-espeak-ng", "tts-flite"), 80)
 QUICK = dict.fromkeys(SUITES, 4)
 # Which suites are about the same cases, so that a report can say which of two is better: ours, the peer.
 PEERS = (
@@ -206,6 +220,9 @@ PEERS = (
     ("codec", "codec-codec2"),
     ("tts", "tts-espeak-ng"),
     ("tts", "tts-flite"),
+    ("tts-best", "tts"),
+    ("tts-best", "tts-flite"),
+    ("tts-clip-best", "tts-clip"),
     ("asr", "asr-pocketsphinx"),
     ("vc-lm", "vc-codec"),
 )

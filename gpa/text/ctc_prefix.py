@@ -45,8 +45,12 @@ class CTCPrefix:
 
     def end(self, text: str) -> float:
         """Log-probability that the recording ends with the text, a space at its end aside."""
-        whole = self._known(text.rstrip())
-        return float(np.logaddexp(whole.letter[-1], whole.blank[-1])) - self._known(text).prefix
+        return self.whole(text.rstrip()) - self._known(text).prefix
+
+    def whole(self, text: str) -> float:
+        """Log-probability that the recording says the text and nothing else."""
+        paths = self._known(text)
+        return float(np.logaddexp(paths.letter[-1], paths.blank[-1]))
 
     def _known(self, text: str) -> Paths:
         if text not in self._paths:

@@ -37,6 +37,7 @@ class GPAConfig:
     than `logprob_threshold`, a mean over ids, is taken for no speech (None believes everything); where
     `spread_threshold` is given, attention on the audio that is less spread makes up for a lower one.
     Where the codec hears letters, `letters_threshold` of them a second decide instead, by how clear they are.
+    `takes` of each part are made where speech goes into a file as a whole (`gpa tts`), and the best is kept.
     `gamma` is how strongly a text guides its speech, for models that have learnt speech without text too
     (`data.drop_text` of a recipe). One that is `instructed` does what a wording alone says
     (`instructions.free` of a recipe): `GPA.run`. `conversion` is how a voice is converted unless asked
@@ -53,6 +54,7 @@ class GPAConfig:
     tasks: tuple[str, ...] = DEFAULT
     sampling: Mapping[str, Sampling] = field(default_factory=dict)
     beams: SpellingSearch = SpellingSearch()
+    takes: int = 1
     gamma: float = 0.0
     logprob_threshold: float | None = None
     spread_threshold: float | None = None
@@ -65,6 +67,8 @@ class GPAConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
             raise UsageError(f"gamma={self.gamma}: a finite number of at least 0 is needed")
+        if self.takes < 1:
+            raise UsageError(f"takes={self.takes}: at least 1 is needed")
         for name in ("logprob_threshold", "spread_threshold", "letters_threshold"):
             if (limit := getattr(self, name)) is not None and not math.isfinite(limit):
                 raise UsageError(f"{name}={limit}: a finite number or null is needed")

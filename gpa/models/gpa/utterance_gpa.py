@@ -25,7 +25,9 @@ from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech, Word
 from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
 from gpa.models.gpa.segmentation_gpa import TRIES, Passage, audible_range, unspoken
 from gpa.prompt.tasks import ASR, TTS
+from gpa.text.ctc_prefix import CTCPrefix
 from gpa.text.edit_distance import edits, without_punctuation, words
+from gpa.text.letters import letters_of
 
 if TYPE_CHECKING:
     from gpa.codec.base import Stream
@@ -222,8 +224,13 @@ class Utterance:
         return None
 
     def _likelihood(self, part: Part, evidence: Read, take: Take) -> float:
-        """How likely the text is to the model's own recognition of a take, in nats."""
+        """How likely the text is, given the sound of a take, in nats: by the letters that the codec hears,
+        else to the model's own recognition.
+        """
         processor, text = self._processor, part.passage.text
+        _, heard = processor.codec.codes_and_letters((take.wav, processor.codec.spec.sample_rate))
+        if heard is not None:
+            return CTCPrefix(heard).whole(letters_of(text))
         prompt = processor.build(ASR.name, wav=take.wav)
         said = processor.text_tokenizer.encode(without_punctuation(text))
         target = [*said, processor.vocab.control["end_content"]]
