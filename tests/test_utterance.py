@@ -491,7 +491,7 @@ def test_a_stream_into_a_file_has_true_sizes_in_the_end(
 def test_a_file_gets_as_many_takes_as_the_checkpoint_says(
     tiny: Path, model: GPA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One where speech is heard while it is made, where all takes are the same, and where that is asked for."""
+    """One where speech is heard as it is made, where all takes are the same, where one is asked for."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny, "model")
     settings = json.loads(Path("model/gpa.json").read_text())

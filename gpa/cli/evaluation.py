@@ -43,7 +43,7 @@ def add(sub: Any) -> None:
     options.which(p)
     what = p.add_argument_group("what is measured")
     what.add_argument("--suite", nargs="+", default=["mini"], metavar="NAME", help="mini (floor codec tts"
-        " tts-clip asr asr-noise vc-lm vc-codec) or some of it, tts-best, tts-clip-best, instructions")  # fmt: skip
+        " tts-clip asr asr-noise vc-lm vc-codec) or some, tts-best, tts-clip-best, instructions")  # fmt: skip
     what.add_argument("--baselines", action="store_true",
         help="also espeak-ng, flite, pocketsphinx, Opus and Codec2 on the same items")  # fmt: skip
     what.add_argument("--data", metavar="DIR", help="data folder (default: GPA_DATA)")

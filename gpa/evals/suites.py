@@ -143,8 +143,8 @@ def _speaker(*, best: bool = False) -> Make:
 
     def speak(bench: Bench, case: Case, wav: np.ndarray) -> Made:
         model = bench.need_model()
-        takes = model.config.takes if best else 1
-        speech = model.tts(case.text, voice=case.voice, seed=bench.seed, best_of=takes)
+        options: dict[str, Any] = {"best_of": model.config.takes} if best else {}
+        speech = model.tts(case.text, voice=case.voice, seed=bench.seed, **options)
         return Made(speech.wav, speech.sample_rate, stopped=speech.finish_reason == "stop")
 
     return speak

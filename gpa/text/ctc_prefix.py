@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpa.text.letters import CLASSES
+from gpa.text.letters import CLASSES, letters_of
 
 FAR = 60.0  # nats behind the likeliest frame: from there on no path adds to a sum
 
@@ -48,7 +48,7 @@ class CTCPrefix:
         return self.whole(text.rstrip()) - self._known(text).prefix
 
     def whole(self, text: str) -> float:
-        """Log-probability that the recording says the text and nothing else."""
+        """Log-probability that the recording says the text, and nothing else."""
         paths = self._known(text)
         return float(np.logaddexp(paths.letter[-1], paths.blank[-1]))
 
@@ -89,3 +89,8 @@ class CTCPrefix:
             c = CLASSES[text[-1]]
             following[c] = np.logaddexp.reduce(blank[frames] + log_probs[:, c])
         return Paths(letter, blank, prefix, following)
+
+
+def log_likelihood(log_probs: np.ndarray, text: str) -> float:
+    """Of a transcript, given letters (T, V) that were heard."""
+    return CTCPrefix(log_probs).whole(letters_of(text))

@@ -25,18 +25,17 @@ from gpa.models.gpa.outputs_gpa import Chunk, Failure, Speech, Word
 from gpa.models.gpa.requests_gpa import SEED_STEP, reading, tts_request
 from gpa.models.gpa.segmentation_gpa import TRIES, Passage, audible_range, unspoken
 from gpa.prompt.tasks import ASR, TTS
-from gpa.text.ctc_prefix import CTCPrefix
+from gpa.text.ctc_prefix import log_likelihood
 from gpa.text.edit_distance import edits, without_punctuation, words
-from gpa.text.letters import letters_of
 
 if TYPE_CHECKING:
     from gpa.codec.base import Stream
-    from gpa.codec.voice import Voice
     from gpa.engine.base import Completer
     from gpa.engine.request import Completion
     from gpa.engine.scheduler import Progress
     from gpa.models.gpa.alignment_gpa import Read
     from gpa.models.gpa.options_gpa import SpeechOptions
+    from gpa.models.gpa.outputs_gpa import Voice
     from gpa.models.gpa.processing_gpa import GPAProcessor
 
 logger = logging.getLogger(__name__)
@@ -228,10 +227,10 @@ class Utterance:
         else to the model's own recognition.
         """
         processor, text = self._processor, part.passage.text
-        _, heard = processor.codec.codes_and_letters((take.wav, processor.codec.spec.sample_rate))
+        codes, heard = processor.codec.codes_and_letters((take.wav, processor.codec.spec.sample_rate))
         if heard is not None:
-            return CTCPrefix(heard).whole(letters_of(text))
-        prompt = processor.build(ASR.name, wav=take.wav)
+            return log_likelihood(heard, text)
+        prompt = processor.build(ASR.name, wav=take.wav, codes=codes)
         said = processor.text_tokenizer.encode(without_punctuation(text))
         target = [*said, processor.vocab.control["end_content"]]
         return float(evidence(prompt, target, [0]).log_probs.sum())
