@@ -109,9 +109,10 @@ def test_a_space_at_the_end_costs_what_it_is_not() -> None:
 
 def test_letters_are_weighed_beside_another_prior() -> None:
     """Case and hyphens are CTC's spaces and letters; spaces count once; what it has no class for is free."""
-    ctc = CTCPrefix(said(("a", 2), (" ", 1), ("b", 2)))
+    letters = said(("a", 2), (" ", 1), ("b", 2))
+    ctc = CTCPrefix(letters)
     pieces = {1: "A", 2: "-B", 3: "7", 4: "  "}
-    heard = Heard(ctc, 2.0, pieces, lambda state, i: (0.5, state + str(i)))
+    heard = Heard(letters, 2.0, pieces, lambda state, i: (0.5, state + str(i)))
     first, state = heard("", 1)
     assert first == pytest.approx(0.5 + 2 * ctc.log_prob("", "a")) and state == "1\na"
     second, state = heard(state, 2)
@@ -120,7 +121,7 @@ def test_letters_are_weighed_beside_another_prior() -> None:
     assert heard("", 4) == (0.5, "4\n")  # a text may begin with one
     assert heard("\na ", 4)[0] == heard("4\n", 4)[0] == -math.inf  # or a search would write spaces for ever
     assert heard(state, 99)[0] == pytest.approx(0.5 + 2 * ctc.end("a b"))
-    assert Heard(ctc, 1.0, pieces, None)("", 1)[0] == pytest.approx(ctc.log_prob("", "a"))
+    assert Heard(letters, 1.0, pieces, None)("", 1)[0] == pytest.approx(ctc.log_prob("", "a"))
 
 
 @pytest.mark.parametrize("ctc", [-1.0, math.nan])
@@ -133,13 +134,13 @@ def test_a_search_writes_what_is_clearly_heard() -> None:
     """Beside a random language model clear letters win; with a weight of nothing they change nothing."""
     pieces = {10: "a", 11: "b", 12: " "}
     rules = Rules(max_new=8, stop=frozenset({STOP}), legal=(range(10, 13), range(STOP, STOP + 1)))
-    ctc = CTCPrefix(said(("b", 2), ("a", 1), (" ", 1), ("a", 1), ("", 1), ("a", 1)))
+    letters = said(("b", 2), ("a", 1), (" ", 1), ("a", 1), ("", 1), ("a", 1))
 
     def searched(prior: Heard | None) -> list[int]:
         return Engine(networks.network()).generate([Request([1, 2, 3], rules, beams=Beams(4, prior))])[0].ids
 
-    assert searched(Heard(ctc, 5.0, pieces, None)) == [11, 10, 12, 10, 10, STOP]
-    assert searched(Heard(ctc, 0.0, pieces, None)) == searched(None) != [11, 10, 12, 10, 10, STOP]
+    assert searched(Heard(letters, 5.0, pieces, None)) == [11, 10, 12, 10, 10, STOP]
+    assert searched(Heard(letters, 0.0, pieces, None)) == searched(None) != [11, 10, 12, 10, 10, STOP]
 
 
 def test_recognition_weighs_letters_where_the_checkpoint_says_so(tiny: Path) -> None:

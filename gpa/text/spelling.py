@@ -13,6 +13,8 @@ from gpa.text.letters import CLASSES
 from gpa.text.lexicon import END
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gpa.text.ngrams import Wording
 
 Prior = Callable[[str, int], tuple[float, str]]
@@ -65,9 +67,13 @@ class Spelling:
 class Heard:
     """A prior, and letters that CTC hears in one recording; the state is the prior's and the text so far."""
 
-    def __init__(self, ctc: CTCPrefix, weight: float, pieces: dict[int, str], prior: Prior | None) -> None:
-        """`pieces` are as for `Spelling`; what CTC has no class for, it has no opinion on."""
-        self.ctc, self.weight, self.pieces, self.prior = ctc, weight, pieces, prior
+    def __init__(
+        self, letters: np.ndarray, weight: float, pieces: dict[int, str], prior: Prior | None
+    ) -> None:
+        """Of log-probabilities (L, V) of letters; `pieces` are as for `Spelling`; what CTC has no class for,
+        it has no opinion on.
+        """
+        self.ctc, self.weight, self.pieces, self.prior = CTCPrefix(letters), weight, pieces, prior
 
     def __call__(self, state: str, token_id: int) -> tuple[float, str]:
         """As for `Spelling`."""

@@ -24,12 +24,12 @@ from gpa.prompt.tasks import ASR, VC
 from gpa.text.normaliser import normalise_text
 
 if TYPE_CHECKING:
+    from gpa.codec.voice import Voice
     from gpa.engine.base import Completer
     from gpa.engine.request import Completion
     from gpa.engine.scheduler import Progress
     from gpa.models.gpa.activity_gpa import Stretch
     from gpa.models.gpa.options_gpa import ConversionOptions
-    from gpa.models.gpa.outputs_gpa import Voice
     from gpa.models.gpa.processing_gpa import GPAProcessor
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from gpa.engine.request import Beams, Completion, Guidance, Request
 from gpa.errors import UsageError
 from gpa.models.gpa.budgets_gpa import budget
 from gpa.prompt.formats import Format, InstructFormat
-from gpa.text.ctc_prefix import CTCPrefix
 from gpa.text.spelling import Heard
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def _heard(processor: GPAProcessor, beams: Beams, letters: np.ndarray) -> Beams:
     """The same search, weighing letters (L, V) that the codec hears."""
     if not (weight := processor.config.beams.ctc):
         return beams
-    prior = Heard(CTCPrefix(letters), weight, processor.text_tokenizer.spellings, beams.prior)
+    prior = Heard(letters, weight, processor.text_tokenizer.spellings, beams.prior)
     return beams._replace(prior=prior)
 
 
