@@ -21,7 +21,7 @@ from gpa.errors import CheckpointError, UsageError
 from gpa.models.gpa.recognition_gpa import spelt_clearly
 from gpa.models.gpa.requests_gpa import asr_requests
 from gpa.text import ctc_prefix
-from gpa.text.ctc_prefix import CTCPrefix
+from gpa.text.ctc_prefix import CTCPrefix, log_likelihood
 from gpa.text.letters import CLASSES, LETTERS, letter_targets, spelt_by
 from gpa.text.spelling import Heard, SpellingSearch
 from gpa.train.command import family_of
@@ -97,6 +97,13 @@ def test_a_letter_twice_needs_a_blank_between() -> None:
 def test_sound_without_a_frame_ends_at_once() -> None:
     empty = CTCPrefix(np.zeros((0, len(LETTERS) + 1)))
     assert empty.end("") == 0.0 and empty.log_prob("", "a") == -math.inf
+
+
+def test_a_text_of_any_length_has_a_likelihood_and_one_of_other_letters_has_none() -> None:
+    text = "ab " * 400
+    heard = said(*((letter, 1) for letter in text.strip()))
+    assert log_likelihood(heard, text) == pytest.approx(0.0, abs=2)
+    assert log_likelihood(heard, "Привет!") is None
 
 
 def test_a_space_at_the_end_costs_what_it_is_not() -> None:
@@ -276,9 +283,12 @@ def test_training_goes_on_from_an_export(tmp_path: Path) -> None:
     before = network()
     before.feature_mean += 3.0
     before.save_pretrained(tmp_path / "export")
-    for wrong in ({**tree, "init": str(tmp_path / "export")}, {**tree, "model": {}}):
-        with pytest.raises(UsageError, match="sizes in `model`, or a network"):
-            family_of(wrong)
+    for wrong, why in (
+        ({"init": str(tmp_path / "export")}, "add model={}"),
+        ({"model": {}}, "sizes in `model`"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            family_of({**tree, **wrong})
     family, _ = family_of({**tree, "model": {}, "init": str(tmp_path / "export")})
     module = family.build()
     assert module.training and all(p.requires_grad for p in module.parameters())

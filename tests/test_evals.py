@@ -286,7 +286,8 @@ class Parrot:
 
     def __init__(self, refuses: Sequence[str] = (), breaks_after: int = 10**9) -> None:
         self.refuses, self.left = refuses, breaks_after
-        self.codec = self
+        self.codec, self.takes = self, list[int]()
+        self.processor = SimpleNamespace(takes=lambda options: 4)
         self.spec = SimpleNamespace(
             sample_rate=16000, frame_rate=2, n_global=0, codebook_size=8, name="parrot"
         )
@@ -303,7 +304,8 @@ class Parrot:
             wav=say(" ".join(kept), voice), sample_rate=16000, finish_reason="stop", text=" ".join(kept)
         )
 
-    def tts(self, text: str, voice: Any, seed: int = 0) -> Any:
+    def tts(self, text: str, voice: Any, seed: int = 0, best_of: int = 1) -> Any:
+        self.takes += [best_of]
         return self._say(text, 0.1)
 
     def vc(self, source: Any, voice: Path, mode: str, seed: int = 0) -> Any:
@@ -435,6 +437,16 @@ def test_instructions_are_given_with_what_one_pass_takes(sound: Path) -> None:
     assert some(seconds, letters[-1], 2) == [case.id for case in every[:2]]
     with pytest.raises(UsageError, match=r"no clip of at most 3.9 s .* choose another --split"):
         some(seconds - 0.1, letters[-1])
+
+
+def test_the_best_of_several_takes_is_a_suite_of_its_own(sound: Path) -> None:
+    """As many as the checkpoint says, of the sentences and voices of the suite with one."""
+    for name, takes in (("tts", 1), ("tts-best", 4), ("tts-clip", 1), ("tts-clip-best", 4)):
+        model = Parrot()
+        found = suites.run(name, set_up(sound, model, n=3))
+        assert model.takes == [takes] * 3 and [item.id for item in found] == [
+            case.id for case in suites.SUITES["tts"].cases(set_up(sound), 3)
+        ]
 
 
 def test_a_failed_item_is_the_worst_of_everything(sound: Path) -> None:

@@ -116,6 +116,16 @@ def test_suites_can_be_left_out(out: Path, tmp_path: Path) -> None:
         make(out, tmp_path / "page", "--without", "nothing")
 
 
+def test_a_suite_with_a_further_peer_is_shown_too(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ITEMS, "tts-best", ITEMS["tts"])
+    shown = make(write_evaluation(tmp_path / "out"), tmp_path / "page", "-k", "3")
+    assert [line for line in shown.splitlines() if line.startswith("## ")] == [
+        line for line in (page / "index.md").read_text().splitlines() if line.startswith("## ")
+    ]
+
+
 # Recordings -------------------------------------------------------------------------------------------------
 
 

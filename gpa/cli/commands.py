@@ -66,7 +66,7 @@ def tts(args: argparse.Namespace) -> int:
     model = load(args)
     given = {name: getattr(args, name) for name in ("pause", "best_of", "verify", "lookahead", "gamma")}
     options = {name: value for name, value in given.items() if value is not None}
-    options.setdefault("best_of", _takes(args, model))
+    options.setdefault("best_of", 1 if args.stream else model.processor.takes(sampling(args)))
     began = time.perf_counter()
     how = True if args.stream else "parts"
     chunks = model.tts(text, voice=args.voice, stream=how, pronunciations=said, **options, **sampling(args))
@@ -76,14 +76,6 @@ def tts(args: argparse.Namespace) -> int:
     for failure in speech.failures:
         say(f"error: missing at {failure.seconds:.1f} s: {failure.reason}")
     return GenerationError.exit_code if speech.failures else 0
-
-
-def _takes(args: argparse.Namespace, model: Any) -> int:
-    """How many takes of a part: as the checkpoint says, but one where speech is heard while it is made, or
-    where all takes would be the same.
-    """
-    drawn = model.processor.sampling("tts", sampling(args))[0].temperature > 0
-    return 1 if args.stream or not drawn else model.config.takes
 
 
 def _spoken(args: argparse.Namespace, chunks: Iterable[Chunk], rate: int, bar: bool) -> tuple[Speech, float]:

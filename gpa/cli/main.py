@@ -153,7 +153,7 @@ says what is missing, and the exit code is 6. where nothing could be spoken ther
     )  # fmt: skip
     p.add_argument("text", help="what to say; - reads it from standard input")
     options.voice(p)
-    p.add_argument("--stream", action="store_true", help="hand out the sound while it is made")
+    p.add_argument("--stream", action="store_true", help="hand out the sound while it is made: one take")
     p.add_argument(
         "--lookahead",
         type=int,

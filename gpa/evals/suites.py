@@ -143,7 +143,7 @@ def _speaker(*, best: bool = False) -> Make:
 
     def speak(bench: Bench, case: Case, wav: np.ndarray) -> Made:
         model = bench.need_model()
-        options: dict[str, Any] = {"best_of": model.config.takes} if best else {}
+        options: dict[str, Any] = {"best_of": model.processor.takes({})} if best else {}
         speech = model.tts(case.text, voice=case.voice, seed=bench.seed, **options)
         return Made(speech.wav, speech.sample_rate, stopped=speech.finish_reason == "stop")
 

@@ -49,6 +49,8 @@ class CTCPrefix:
 
     def whole(self, text: str) -> float:
         """Log-probability that the recording says the text, and nothing else."""
+        for n in range(len(text)):  # each from the one before it: no recursion, however long
+            self._known(text[:n])
         paths = self._known(text)
         return float(np.logaddexp(paths.letter[-1], paths.blank[-1]))
 
@@ -91,6 +93,7 @@ class CTCPrefix:
         return Paths(letter, blank, prefix, following)
 
 
-def log_likelihood(log_probs: np.ndarray, text: str) -> float:
-    """Of a transcript, given letters (T, V) that were heard."""
-    return CTCPrefix(log_probs).whole(letters_of(text))
+def log_likelihood(log_probs: np.ndarray, text: str) -> float | None:
+    """Of a transcript, given letters (T, V) that were heard; None for one in other letters than these."""
+    spelt = letters_of(text)
+    return CTCPrefix(log_probs).whole(spelt) if spelt else None

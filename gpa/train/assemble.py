@@ -104,6 +104,7 @@ def _settings(
         max_text_chars=min(GPAConfig.max_text_chars, max(40, statistics.characters)),
         keeps_timing=not statistics.converted,
         beams=SpellingSearch(),
+        takes=1,
         gamma=1.0 if facts.guided else 0.0,
     )
 

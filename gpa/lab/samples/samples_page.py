@@ -222,9 +222,10 @@ def groups(
         raise UsageError(f"--without {strange[0]}: the report has {', '.join(report['items'])}")
     known = _items(folder, report)
     there = [name for name in known if name != RECORDINGS and name not in without]
-    peers = {a: [b for first, b in suites.PEERS if first == a and b in there] for a in there}
+    mini = [name for name in there if name in suites.MINI]
+    peers = {a: [b for first, b in suites.PEERS if first == a and b in there] for a in mini}
     taken = {b for found in peers.values() for b in found}
-    ours = [name for name in there if name in suites.MINI and name not in taken]
+    ours = [name for name in mini if name not in taken]
     if not ours:
         raise UsageError(f"{folder}: the report has no suite of ours to show; run gpa eval with a model")
     return [_chosen({suite: known[suite] for suite in (name, *peers[name])}, k, seed) for name in ours]

@@ -45,6 +45,7 @@ def describe(network: Network, processor: GPAProcessor, path: Path | None) -> di
         },
         "max_audio_seconds": config.max_audio_seconds,
         "max_text_chars": config.max_text_chars,
+        "takes": config.takes,
         "conversion": config.conversion,
         "instructed": config.instructed,
         "words": len(p.lexicon),

@@ -38,10 +38,11 @@ class SpeechOptions(SamplingOptions, total=False):
     The text guides with strength `gamma`; 0 is off, and faster. `pronunciations` say how words sound,
     `{"tomato": "T AH0 M AA1 T OW0"}`, in the phones of the CMU Pronouncing Dictionary.
 
-    `best_of` takes of each part are made, and the one is kept in which the model's own recognition finds the
-    text likeliest. `verify` has that one read back: a part with more than 70 % of its words wrong is spoken
-    once more, then fails. `lookahead` is how many frames of codes the decoder waits for before it draws a
-    frame: less than the codec's own right context (None) begins sooner, and sounds slightly different.
+    `best_of` takes of each part are made, and the one is kept that says the text most clearly: by the letters
+    that the codec hears, else to the model's own recognition. `verify` has that one read back: a part with
+    more than 70 % of its words wrong is spoken once more, then fails. `lookahead` is how many frames of codes
+    the decoder waits for before it draws a frame: less than the codec's own right context (None) begins
+    sooner, and sounds slightly different.
     With `word_times` chunks of a stream have the `words` of the parts that they end.
     """
 

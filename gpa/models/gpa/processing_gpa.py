@@ -290,6 +290,10 @@ class GPAProcessor(Budgets):
         sampling = self.config.sampling[self.format.task(task).name].updated(**changes)  # type: ignore[arg-type]
         return sampling, options.get("seed") or 0, options.get("max_new_tokens")
 
+    def takes(self, options: SamplingOptions) -> int:
+        """How many takes of speech unless asked: the checkpoint's, or 1 where all would be the same."""
+        return self.config.takes if self.sampling(TTS.name, options)[0].temperature > 0 else 1
+
     # Limits and budgets -----------------------------------------------------------------------------------
 
     def passages(

@@ -122,7 +122,7 @@ class Utterance:
     ) -> None:
         """PromptError for text that says nothing or does not fit, UsageError for unfit options.
 
-        `evidence` of the network is what `best_of` chooses by.
+        `evidence` of the network is what `best_of` chooses by where the codec hears no letters.
         """
         self._pending = Pending(engine)
         self._processor, self._evidence, self._voice, self._options = processor, evidence, voice, options
@@ -228,8 +228,9 @@ class Utterance:
         """
         processor, text = self._processor, part.passage.text
         codes, heard = processor.codec.codes_and_letters((take.wav, processor.codec.spec.sample_rate))
-        if heard is not None:
-            return log_likelihood(heard, text)
+        clear = None if heard is None else log_likelihood(heard, text)
+        if clear is not None:
+            return clear
         prompt = processor.build(ASR.name, wav=take.wav, codes=codes)
         said = processor.text_tokenizer.encode(without_punctuation(text))
         target = [*said, processor.vocab.control["end_content"]]

@@ -80,11 +80,13 @@ class CTCFamily:
 
     def __init__(self, recipe: CTCRecipe) -> None:
         self.recipe, data = recipe, recipe.data
-        if bool(recipe.model) == bool(recipe.init):
+        if recipe.model and recipe.init:
+            raise UsageError("init: its network brings its own sizes; add model={}")
+        if not recipe.model and not recipe.init:
             raise UsageError("a ctc recipe needs the sizes in `model`, or a network to go on from in `init`")
         self.config = self._start().config if recipe.init else CTCConfig.from_dict(recipe.model)
         if self.config.classes != len(LETTERS) + 1:
-            raise UsageError(f"model.classes: {len(LETTERS) + 1}, the letters and the blank")
+            raise UsageError(f"classes: {len(LETTERS) + 1}, the letters and the blank")
         self.cache = FeatureCache(data.cache)
         self.degraded = self.cache.degraded(data.degraded) if data.degraded else None
         self.targets = {i: letter_targets(self._text(row)) for i, row in enumerate(self.cache.rows)}
