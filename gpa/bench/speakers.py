@@ -271,25 +271,14 @@ class Program:
 def programs(asked: Asked, kokoro: Path | None) -> dict[str, Program]:
     """`gpa tts` and what somebody would use instead."""
     model = ["--model", asked.model, "--threads", str(asked.threads), "--device", asked.device]
-    one = ["--best-of", "1"]  # as streams, and the other programs
     more = [
         word for name, value in asked.options.items() for word in (f"--{name.replace('_', '-')}", str(value))
     ]
+    more += ["--best-of", "1"]  # as streams, and the other programs
     return {
         "gpa": Program(
             "gpa tts",
-            lambda text, out: [
-                sys.executable,
-                "-m",
-                "gpa",
-                TTS.name,
-                text,
-                "-o",
-                str(out),
-                *one,
-                *model,
-                *more,
-            ],
+            lambda text, out: [sys.executable, "-m", "gpa", TTS.name, text, "-o", str(out), *model, *more],
         ),
         "espeak": Program(
             "espeak-ng",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpa import audio
-from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Suite
+from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Make, Suite
 from gpa.evals.programs import TIMEOUT, call
 
 NARROW = 8_000  # Hz, of Codec2
@@ -30,7 +30,7 @@ class Baseline:
     """One of them: what it is, whether it is there, and how it makes one case."""
 
     about: str
-    make: Callable[[Bench, Case, np.ndarray], Made]
+    make: Make
     missing: Callable[[], str]
     version: Callable[[], str]
     reads: bool = False
@@ -74,7 +74,7 @@ def program_version(*command: str) -> Callable[[], str]:
     return version
 
 
-def _speaker(*command: str) -> Callable[[Bench, Case, np.ndarray], Made]:
+def _speaker(*command: str) -> Make:
     """A program that speaks a text file; the words IN and OUT of `command` become files."""
 
     def make(bench: Bench, case: Case, wav: np.ndarray) -> Made:

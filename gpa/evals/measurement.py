@@ -157,6 +157,9 @@ class Bench:
         return self.need_model().codec
 
 
+Make = Callable[[Bench, Case, np.ndarray], Made]
+
+
 @dataclass(frozen=True)
 class Suite:
     """`cases(bench, n)` are the items; `make(bench, case, wav)` does one.
@@ -168,7 +171,7 @@ class Suite:
 
     about: str
     cases: Callable[[Bench, int], list[Case]]
-    make: Callable[[Bench, Case, np.ndarray], Made]
+    make: Make
     needs: str = ""
     stops: bool = False
     converts: bool = False

@@ -6,7 +6,7 @@ The first k cases of a run over n are those of a run over k, so a quick run is t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gpa.errors import UsageError
 from gpa.evals import baselines, instructed, items
-from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Suite, measure
+from gpa.evals.measurement import SAMPLE_RATE, Bench, Case, Made, Make, Suite, measure
 
 if TYPE_CHECKING:
     from gpa.codec.base import AudioTokens, CodecSpec
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Mode = Literal["lm", "codec"]
-Make = Callable[["Bench", "Case", np.ndarray], "Made"]
 
 
 def clips(bench: Bench, n: int) -> list[Case]:

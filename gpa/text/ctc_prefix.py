@@ -49,18 +49,20 @@ class CTCPrefix:
 
     def whole(self, text: str) -> float:
         """Log-probability that the recording says the text, and nothing else."""
-        for n in range(len(text)):  # each from the one before it: no recursion, however long
-            self._known(text[:n])
         paths = self._known(text)
         return float(np.logaddexp(paths.letter[-1], paths.blank[-1]))
 
     def _known(self, text: str) -> Paths:
-        if text not in self._paths:
-            self._paths[text] = self._extended(text[:-1], text[-1])
+        """Made from those of the longest beginning that is known."""
+        known = len(text)
+        while text[:known] not in self._paths:
+            known -= 1
+        for n in range(known, len(text)):
+            self._paths[text[: n + 1]] = self._extended(text[:n], text[n])
         return self._paths[text]
 
     def _extended(self, text: str, letter: str) -> Paths:
-        before, c = self._known(text), CLASSES[letter]
+        before, c = self._paths[text], CLASSES[letter]
         begun = self._entered(before.letter, before.blank, text, c)
         spelt = self._run(begun, c)
         return self._paths_of(text + letter, spelt, self._run(spelt, 0), float(before.following[c]))
