@@ -21,7 +21,7 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 
-from gpa.errors import GPAError, UsageError
+from gpa.errors import CheckpointError, GPAError, UsageError
 
 T = TypeVar("T")
 MOST_BYTES = 64 << 20  # of a JSON file; the largest are tokenizers, some 20 MB
@@ -205,6 +205,20 @@ def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
     return cls(
         **{name: _convert(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in raw.items()}
     )
+
+
+def build_stored(cls: type[T], raw: dict[str, Any], file: str, section: str = "") -> T:
+    """`build`, of what a checkpoint's file holds: CheckpointError that names the file."""
+    try:
+        return build(cls, raw, section)
+    except UsageError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def require(condition: bool, message: str) -> None:
+    """UsageError with a message where a condition fails."""
+    if not condition:
+        raise UsageError(message)
 
 
 def _required(f: dataclasses.Field) -> bool:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import WhisperConfig
 
 from conftest import speechlike
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
@@ -13,6 +12,7 @@ from gpa.models.gpa import GPA
 from gpa.models.gpa.configuration_gpa import GPAConfig
 from gpa.models.gpa.modeling_gpa import inference_network, new_backbone
 from gpa.models.gpa.verify_gpa import record
+from gpa.nn.whisper_encoder import WhisperConfig
 from gpa.prompt.vocab import Vocab
 from gpa.text.normaliser import normalise_text
 from gpa.text.tokenizer import build_tokenizer_json, train_sentencepiece

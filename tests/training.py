@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import WhisperConfig
 
 from conftest import speechlike
 from gpa import audio
 from gpa.codec.feature_encoder import WhisperFeatures, save_features
 from gpa.data import sequences, token_folder
+from gpa.nn.whisper_encoder import WhisperConfig
 from gpa.prompt.vocab import Vocab
 from gpa.text.letters import letter_targets
 from gpa.text.tokenizer import build_tokenizer_json, train_sentencepiece

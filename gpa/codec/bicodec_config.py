@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from gpa import hub
-from gpa.config import Layers, Rate, Size, Within, build, read_yaml
+from gpa.config import Layers, Rate, Size, Within, build, read_yaml, require
 from gpa.errors import CheckpointError, UsageError
 
 Ratio = Annotated[int, Within(1, 64)]
@@ -212,9 +212,3 @@ def _section(value: Any) -> Any:
         return value
     require(value.get("fsq_num_quantizers", 1) == 1, "fsq_num_quantizers other than 1 is not implemented")
     return {name: setting for name, setting in value.items() if name not in _IGNORED}
-
-
-def require(condition: bool, message: str) -> None:
-    """UsageError with a message where a condition fails."""
-    if not condition:
-        raise UsageError(message)

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import hub
-from gpa.config import Layers, Size, Within, build
-from gpa.errors import CheckpointError, UsageError
+from gpa.config import Layers, Size, Within, build_stored
 from gpa.nn.convnext import VocosBackbone, sampling_stages
 
 KIND = "ctc"  # model_type of its config.json
@@ -55,10 +54,7 @@ class CTCConfig:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "CTC config") -> CTCConfig:
         """Typed; CheckpointError for a key or value that this code does not implement."""
-        try:
-            return build(cls, {k: v for k, v in raw.items() if k != "model_type"}, "CTC config")
-        except UsageError as error:
-            raise CheckpointError(f"{where}: {error}") from error
+        return build_stored(cls, {k: v for k, v in raw.items() if k != "model_type"}, where, "CTC config")
 
 
 class CTCNetwork(nn.Module):

@@ -6,9 +6,9 @@ a Whisper encoder (gpa-mini). Neither knows quantisers or tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import hub
+from gpa.config import build_stored
 from gpa.errors import CheckpointError
 from gpa.nn.mel import mel_filters
+from gpa.nn.whisper_encoder import WhisperConfig, WhisperEncoder, sinusoids
 
-if TYPE_CHECKING:  # transformers takes seconds to import, which speech in a stored voice has no use for
-    from transformers import Wav2Vec2Config, WhisperConfig
+if TYPE_CHECKING:  # transformers takes seconds to import, which gpa-mini has no use for
+    from transformers import Wav2Vec2Config
 
 C = TypeVar("C")
 POSITIONS = "embed_positions.weight"  # of Whisper: sinusoids, which an encoder without them begins with
@@ -79,8 +81,6 @@ class WhisperFeatures(nn.Module):
     max_samples = 480_000  # the encoder has 1500 positions of 20 ms
 
     def __init__(self, config: WhisperConfig, tap: int = 2) -> None:
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
         super().__init__()
         self.encoder = WhisperEncoder(config)
         self.tap = tap
@@ -112,16 +112,9 @@ class WhisperFeatures(nn.Module):
     def _window(self, wav: Tensor, warp: float) -> Tensor:
         n = wav.shape[-1]
         wav = F.pad(wav, (0, max(0, 640 - n)))  # reflect padding of the STFT needs more than 200 samples
-        encoder = self.encoder
-        x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(self.log_mel(wav, warp))))).transpose(1, 2)  # (B, T, D)
-        x = x + encoder.embed_positions.weight[: x.shape[1]]
-        early = x
-        for i, layer in enumerate(encoder.layers):
-            out = layer(x, None)
-            x = out[0] if isinstance(out, tuple) else out
-            if i + 1 == self.tap:
-                early = x
-        both = torch.cat([F.layer_norm(early, early.shape[-1:]), encoder.layer_norm(x)], -1)
+        states = self.encoder(self.log_mel(wav, warp))
+        early, last = states[min(self.tap, len(states) - 1)], self.encoder.layer_norm(states[-1])
+        both = torch.cat([F.layer_norm(early, early.shape[-1:]), last], -1)
         return both.transpose(1, 2)[..., : n // FRAME]
 
 
@@ -130,11 +123,10 @@ FeatureEncoder = Wav2Vec2Features | WhisperFeatures
 
 def load_whisper_features(path: str | Path) -> WhisperFeatures:
     """Whisper encoder from a plain transformers directory (`WhisperEncoder`), in float32."""
-    from transformers import WhisperConfig
-
     path, state = Path(path), _read_whisper(Path(path))
     raw, where = hub.read_json(path / "config.json"), str(path / "config.json")
-    config = library_config(WhisperConfig, raw, where)
+    names = {field.name for field in dataclasses.fields(WhisperConfig)}  # other keys are of its decoder
+    config = build_stored(WhisperConfig, {name: raw[name] for name in names & set(raw)}, where)
     with hub.sizes_checked(state, str(path)):
         features = WhisperFeatures(config)
     hub.load_strict(features.encoder, state, optional=(POSITIONS,), where=str(path))
@@ -143,13 +135,6 @@ def load_whisper_features(path: str | Path) -> WhisperFeatures:
 
 def _read_whisper(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("encoder."): tensor for name, tensor in hub.read_state(path).items()}
-
-
-def sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's positions (length, width), by transformers' order of operations: they are in fingerprints."""
-    speeds = torch.exp(-(math.log(10_000) / (width // 2 - 1)) * torch.arange(width // 2).float())
-    angles = torch.arange(length).float().view(-1, 1) * speeds.view(1, -1)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def load_wav2vec2_features(path: str | Path) -> Wav2Vec2Features:
@@ -264,11 +249,14 @@ AnyFeatures = FeatureEncoder | StoredFeatures
 
 def save_features(features: FeatureEncoder, path: str | Path, dtype: torch.dtype) -> None:
     """Write config.json and model.safetensors; what `load_features` reads."""
-    module = features.model if isinstance(features, Wav2Vec2Features) else features.encoder
-    state = half_where_it_fits(module.state_dict(), dtype)
+    if isinstance(features, Wav2Vec2Features):
+        state, config = features.model.state_dict(), features.model.config.to_diff_dict()
+    else:
+        state, config = features.encoder.state_dict(), features.encoder.config.to_dict()
+    state = half_where_it_fits(state, dtype)
     if isinstance(features, WhisperFeatures) and _rounding(features) == 0:
         del state[POSITIONS]  # a megabyte that can be computed
-    hub.write_model(Path(path), state, module.config.to_diff_dict())
+    hub.write_model(Path(path), state, config)
 
 
 def restore_positions(features: FeatureEncoder) -> None:

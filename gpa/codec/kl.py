@@ -29,7 +29,7 @@ from gpa.codec.bicodec_config import BackboneConfig, Bands, Hop, WaveConfig
 from gpa.codec.bicodec_model import Decoder, Encoder, wave_decoder
 from gpa.codec.feature_encoder import half_where_it_fits, state_digest
 from gpa.codec.losses import MelDistance
-from gpa.config import Rate, Size, Within, build, stated
+from gpa.config import Rate, Size, Within, build_stored, require, stated
 from gpa.errors import AudioError, CheckpointError, UsageError
 
 KIND = "latent"  # model_type of its config.json
@@ -63,9 +63,12 @@ class LatentConfig:
 
     def __post_init__(self) -> None:
         step = self.mel_window // 4
-        _require(self.mel_window % 4 == 0 and self.frame % step == 0, "frame is a multiple of mel_window / 4")
-        _require(self.hop_length % self.frame == 0, "hop_length is a multiple of frame")
-        _require((self.bands > 0) != (self.n_fft > 0), "one of bands and n_fft is given")
+        require(
+            self.mel_window % 4 == 0 and self.frame % step == 0,
+            "latent codec: frame is a multiple of mel_window / 4",
+        )
+        require(self.hop_length % self.frame == 0, "latent codec: hop_length is a multiple of frame")
+        require((self.bands > 0) != (self.n_fft > 0), "latent codec: one of bands and n_fft is given")
 
     @property
     def joined(self) -> int:
@@ -81,20 +84,11 @@ class LatentConfig:
     @classmethod
     def from_dict(cls, raw: dict[str, Any], where: str = "config.json") -> LatentConfig:
         """Typed content of config.json; CheckpointError for unknown or impossible settings."""
-        raw = {key: value for key, value in raw.items() if key != "model_type"}
-        try:
-            return build(cls, raw)
-        except UsageError as error:
-            raise CheckpointError(f"{where}: {error}") from error
+        return build_stored(cls, {key: value for key, value in raw.items() if key != "model_type"}, where)
 
     def to_dict(self) -> dict[str, Any]:
         """Inverse of `from_dict`."""
         return {"model_type": KIND, **dataclasses.asdict(self)}
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(f"latent codec: {message}")
 
 
 class LatentModel(nn.Module):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpa import hub
-from gpa.config import Layers, Size, Within, build, shown
+from gpa.config import Layers, Size, Within, build_stored, shown
 from gpa.engine.onnx_network import OnnxNetwork, is_exact
 from gpa.engine.packed import Forward, PackedNetwork
 from gpa.errors import CheckpointError, PromptError, UsageError
@@ -72,12 +72,8 @@ class Sizes:
         given = {**config, **{name: value for name, value in rope.items() if name == "rope_theta"}}
         if given.get("num_key_value_heads") is None:
             given["num_key_value_heads"] = given.get("num_attention_heads")
-        try:
-            return build(
-                cls, {name: given[name] for name in cls.__dataclass_fields__ if name in given}, "sizes"
-            )
-        except UsageError as error:
-            raise CheckpointError(f"{where}: {error}") from error
+        sizes = {name: given[name] for name in cls.__dataclass_fields__ if name in given}
+        return build_stored(cls, sizes, where, "sizes")
 
 
 class Norm(nn.Module):

@@ -98,10 +98,7 @@ class GPAConfig:
         raw = dict(raw)
         if (version := raw.pop("version", None)) != VERSION:
             raise CheckpointError(f"{where}: version {version!r}; this release reads version {VERSION}")
-        try:
-            return config.build(cls, raw, "settings")
-        except UsageError as error:
-            raise CheckpointError(f"{where}: {error}") from error
+        return config.build_stored(cls, raw, where, "settings")
 
     def write(self, folder: Path) -> None:
         """Write gpa.json, the inverse of `read`."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from gpa import hub
-from gpa.config import Layers, Rate, Share, Size, Within, build
-from gpa.errors import CheckpointError, UsageError
+from gpa.config import Layers, Rate, Share, Size, Within, build, build_stored, require
+from gpa.errors import CheckpointError
 from gpa.models.speechop.sizes_speechop import SIZES
 
 FILE = "speechop.json"
@@ -24,13 +24,8 @@ TTS = "tts"  # speaks a text; the other tasks edit speech
 TASKS = (TTS, "enhance", "iso_fg", "iso_bg", "spk_sep", "match")
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
-
-
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, f"{name}: {value!r}; choose one of {', '.join(allowed)}")
+    require(value in allowed, f"{name}: {value!r}; choose one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class Stack:
 
     def __post_init__(self) -> None:
         whole = self.width % self.heads == 0 and self.width // self.heads % 2 == 0
-        _require(whole, f"width {self.width} is not {self.heads} heads of an even size")
+        require(whole, f"width {self.width} is not {self.heads} heads of an even size")
         _one_of("adaln", self.adaln, ("ffn", "both"))
 
 
@@ -97,7 +92,7 @@ class ASRFeatureSettings:
     def __post_init__(self) -> None:
         _one_of("asr_features.kind", self.kind, ("none", "whisper"))
         given = bool(self.weights) and self.channels > 0
-        _require(
+        require(
             given == (self.kind != "none"), "asr_features: weights and channels go with a kind, none without"
         )
 
@@ -138,8 +133,8 @@ class Schedule:
     t_edge: float = 1e-4
 
     def __post_init__(self) -> None:
-        _require(self.shift > 0 < self.lambda_max, "schedule: shift and lambda_max are positive")
-        _require(0 < self.t_edge < 0.5, "schedule.t_edge lies between 0 and 0.5")
+        require(self.shift > 0 < self.lambda_max, "schedule: shift and lambda_max are positive")
+        require(0 < self.t_edge < 0.5, "schedule.t_edge lies between 0 and 0.5")
 
 
 @dataclass(frozen=True)
@@ -185,7 +180,7 @@ class Inpaint:
     concentration: float = 5.0
 
     def __post_init__(self) -> None:
-        _require(self.concentration > 2, "inpaint.concentration is above 2, or the Beta law has no mode")
+        require(self.concentration > 2, "inpaint.concentration is above 2, or the Beta law has no mode")
 
 
 @dataclass(frozen=True)
@@ -203,7 +198,7 @@ class Sampler:
     def __post_init__(self) -> None:
         _one_of("sampler.name", self.name, ("sde_dpmpp_2m", "ode_dpmpp_2m", "ddim"))
         rising = len(self.lambda_range) == 2 and self.lambda_range[0] < self.lambda_range[1]
-        _require(rising, "sampler.lambda_range is two rising numbers")
+        require(rising, "sampler.lambda_range is two rising numbers")
 
 
 @dataclass(frozen=True)
@@ -225,7 +220,7 @@ class Compose:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            _require(not math.isnan(value), f"compose.{name} is not a number")
+            require(not math.isnan(value), f"compose.{name} is not a number")
 
 
 @dataclass(frozen=True)
@@ -262,7 +257,7 @@ class Filter:
     def __post_init__(self) -> None:
         for task in self.tasks:
             _one_of("filter.tasks", task, ("enhance", "spk_sep", "iso_fg", "iso_bg"))
-        _require(self.frames % 2 == 1 and self.power > 0, "filter: an odd number of frames, power above 0")
+        require(self.frames % 2 == 1 and self.power > 0, "filter: an odd number of frames, power above 0")
 
 
 @dataclass(frozen=True)
@@ -276,12 +271,12 @@ class Tasks:
     weights: dict[str, float] = field(default_factory=_WEIGHTS.copy)
 
     def __post_init__(self) -> None:
-        _require("tts" in self.names, "tasks.names has no tts, which every composition needs")
-        _require(len(set(self.names)) == len(self.names), f"tasks.names: {self.names} repeats a name")
+        require("tts" in self.names, "tasks.names has no tts, which every composition needs")
+        require(len(set(self.names)) == len(self.names), f"tasks.names: {self.names} repeats a name")
         known = all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in self.weights.values())
-        _require(known, f"tasks.weights: {self.weights} are not all numbers from 0 on")
+        require(known, f"tasks.weights: {self.weights} are not all numbers from 0 on")
         strange = sorted(set(self.weights) - set(self.names))
-        _require(not strange, f"tasks.weights: unknown tasks {strange}; known: {sorted(self.names)}")
+        require(not strange, f"tasks.weights: unknown tasks {strange}; known: {sorted(self.names)}")
 
     def index(self, task: str) -> int:
         """Row of a task's embedding; UsageError lists the known tasks."""
@@ -341,10 +336,7 @@ class SpeechOpConfig:
         raw = dict(raw)
         if (version := raw.pop("version", None)) != VERSION:
             raise CheckpointError(f"{where}: version {version!r}; this release reads version {VERSION}")
-        try:
-            return build(cls, raw)
-        except UsageError as error:
-            raise CheckpointError(f"{where}: {error}") from error
+        return build_stored(cls, raw, where)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain content, the inverse of `from_dict`."""
