@@ -18,7 +18,7 @@ from gpa.errors import CheckpointError
 
 FILE = "words.txt"
 END = " "  # of a word, after its last letter
-LETTERS = 27  # a to z and the apostrophe; with the end 28 things can follow
+FOLLOWING = "abcdefghijklmnopqrstuvwxyz'" + END  # all that can come next
 LAST = "~"  # sorts behind every letter
 RARITY = 2000  # a word that a user adds
 LISTED = 1  # the count of a word that is known and was never counted
@@ -45,7 +45,7 @@ class Lexicon:
         weights = sorted({**dict.fromkeys(self.listed, LISTED), **self.counts}.items())
         self._words = [word + END for word, _ in weights]  # sorted: "a " comes before "ab "
         self._sums = [0, *accumulate(weight for _, weight in weights)]
-        self._near: dict[str, Counter[str]] = {}
+        self._runs: dict[str, int] = {}  # of letters, anywhere in a word
         self._known: dict[str, dict[str, float]] = {}
 
     @classmethod
@@ -93,7 +93,7 @@ class Lexicon:
     def _following(self, prefix: str) -> dict[str, float]:
         """Log-probability of every letter that was seen after a prefix; "" is any other letter."""
         share: dict[str, float] = {}
-        rest = 1 / (LETTERS + 1)
+        rest = 1 / len(FOLLOWING)
         orders: list[Mapping[str, float]] = [self._from(prefix)]
         orders[:0] = (self._after(prefix[len(prefix) - n :]) for n in range(min(NEAR + 1, len(prefix))))
         for counts in orders:
@@ -117,12 +117,13 @@ class Lexicon:
             low = after
         return found
 
-    def _after(self, letters: str) -> Counter[str]:
-        """Which letters follow some letters anywhere in a word."""
-        if not self._near:
+    def _after(self, letters: str) -> dict[str, int]:
+        """Which letters follow some letters anywhere in a word, and how often."""
+        if not self._runs:
             for word, count in self.counts.items():
                 spelt = word + END
-                for n in range(NEAR + 1):
-                    for i in range(n, len(spelt)):
-                        self._near.setdefault(spelt[i - n : i], Counter())[spelt[i]] += count
-        return self._near.get(letters, Counter())
+                for n in range(1, NEAR + 2):
+                    for i in range(len(spelt) - n + 1):
+                        run = spelt[i : i + n]
+                        self._runs[run] = self._runs.get(run, 0) + count
+        return {c: self._runs[letters + c] for c in FOLLOWING if letters + c in self._runs}
