@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import difflib
 import json
 import math
 import reprlib
@@ -198,7 +199,9 @@ def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted((key for key in raw if key not in fields), key=str)
     if unknown:
-        raise UsageError(f"{where or 'recipe'}: unknown keys {shown(unknown)}; known: {sorted(fields)}")
+        near = difflib.get_close_matches(str(unknown[0]), fields, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{where or 'recipe'}: unknown keys {shown(unknown)}; known: {sorted(fields)}{hint}")
     missing = [n for n, f in fields.items() if n not in raw and _required(f)]
     if missing:
         raise UsageError(f"{where or 'recipe'}: missing keys {missing}")
@@ -207,7 +210,7 @@ def build(cls: type[T], raw: dict[str, Any], where: str = "") -> T:
     )
 
 
-def build_stored(cls: type[T], raw: dict[str, Any], file: str, section: str = "") -> T:
+def build_stored(cls: type[T], raw: dict[str, Any], file: str, section: str = "settings") -> T:
     """`build`, of what a checkpoint's file holds: CheckpointError that names the file."""
     try:
         return build(cls, raw, section)

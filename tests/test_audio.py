@@ -275,6 +275,9 @@ def test_silence_clipping_and_short_references_warn(second: np.ndarray) -> None:
     ):
         with pytest.warns(AudioWarning, match=message):
             audio.check_speech(np.asarray(wav, np.float32), RATE, name="clip.wav")
+    for nothing in (np.zeros(96_000), 1e-4 * np.tile(second, 6)):  # no voice is in it
+        with pytest.raises(AudioError, match="clip.wav is silent"):
+            check_reference(np.asarray(nothing, np.float32), RATE, name="clip.wav")
     with pytest.warns(AudioWarning, match="only 1.0 s") as seen:
         check_reference(second, RATE, name="clip.wav")
     assert seen[0].filename == __file__

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -17,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 import gpa
 from conftest import speechlike
 from gpa.cli import commands, main
-from gpa.errors import AudioError, CheckpointError, PromptError, UsageError
+from gpa.cli.sound_out import destination
+from gpa.errors import AudioError, CheckpointError, PromptError, Stopped, UsageError
 
 COMMANDS = (
     "tts",
@@ -323,6 +325,34 @@ def test_a_place_that_cannot_be_written(shell: Shell) -> None:
 # Manners ----------------------------------------------------------------------------------------------------
 
 PLAIN = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "OMP_NUM_THREADS": "1"}
+
+
+def test_transcripts_of_several_files_go_into_a_folder(shell: Shell) -> None:
+    """Not into one that is named like a file; and no transcript is a document."""
+    assert shell("asr", "in.wav", "ref.wav", "-o", "subs.srt", *BRIEF) == 2
+    assert "2 files need a folder" in complaint(shell) and not Path("subs.srt").exists()
+    assert shell("asr", "in.wav", "-o", "in.docx", *BRIEF) == 2
+    assert "in.docx: a transcript is .txt" in complaint(shell) and not Path("in.docx").exists()
+    assert shell("asr", "in.wav", "ref.wav", "-o", "subs", "--format", "srt", *BRIEF) == 0
+    assert {path.name for path in Path("subs").iterdir()} == {"in.srt", "ref.srt"}
+
+
+def test_options_of_the_language_model_need_it(shell: Shell) -> None:
+    assert shell("finetune", "--voice", ".", "--plan", "--steps", "5", "--lr", "0.1") == 2
+    assert "--steps, --lr: for the language model, with --adapt-lm" in complaint(shell)
+
+
+def test_a_stream_that_is_stopped_keeps_what_was_heard(tmp_path: Path) -> None:
+    """With its true size in the header; a file that nothing was said into is gone."""
+    for blocks in (2, 0):
+        with pytest.raises(Stopped), destination(str(tmp_path / "o.wav"), 16_000, stream=True) as write:
+            for _ in range(blocks):
+                write(np.full(8000, 0.5, np.float32))
+            raise Stopped(signal.SIGINT)
+        if blocks:
+            wav, _ = soundfile.read(tmp_path / "o.wav")
+            assert len(wav) == 16_000
+    assert not (tmp_path / "o.wav").exists()
 
 
 def test_warnings_are_lines_on_stderr(shell: Shell) -> None:

@@ -75,6 +75,21 @@ def test_a_finished_stage_is_not_repeated(tmp_path: Path) -> None:
     assert outputs(plan("gpa", tmp_path, "features")) == ["features_degraded"]
 
 
+def test_what_is_not_there_is_said_before_anything_begins(site: Path, tmp_path: Path) -> None:
+    """A text that the fifth stage reads ends the first call; a stage that reads none of it goes on."""
+    begun = tmp_path / "begun"
+    given = [
+        f"WORK={tmp_path}",
+        *(f"{name}={site / name}" for name in ("DATA", "WHISPER", "CMUDICT", "SPHINX")),
+    ]
+    line = ["make", "-C", str(ROOT / "recipes/gpa"), *given, f"PYTHON=touch {begun};", f"GPA=touch {begun};"]
+    ended = subprocess.run(line, capture_output=True, text=True)
+    assert ended.returncode and not begun.exists()
+    assert f"{tmp_path}/TEXTS/moby-dick/data/data.txt is not there: recipes/data/README.md" in ended.stderr
+    subprocess.run([*line, "features"], capture_output=True, text=True)
+    assert begun.exists()
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the variables name: six clips, an encoder, texts, lists, and what Flite has read aloud."""

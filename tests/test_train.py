@@ -378,6 +378,21 @@ def test_another_recipe_does_not_resume(data: Path, runs: dict[str, Path], tmp_p
     assert last_step(run) == 3
 
 
+def test_other_data_in_the_same_folder_do_not_resume(data: Path, tmp_path: Path) -> None:
+    tokens = shutil.copytree(data / "tokens", tmp_path / "tokens")
+    recipe, run = write_recipe(tmp_path / "recipe.yaml", lm_tree(tokens)), tmp_path / "run"
+    line = [str(recipe), "--run", str(run)]
+    main([*line, "train.steps=1"])
+    (tokens / ".hidden").write_text("of a file manager")
+    main([*line, "train.steps=2"])
+    (tokens / "more.txt").write_text("rows")
+    with pytest.raises(CheckpointError, match="other content of data.tokens: bring it back"):
+        main([*line, "train.steps=3"])
+    assert last_step(run) == 2
+    shutil.rmtree(run / "checkpoints")  # nothing is left that was learnt
+    main([*line, "train.steps=1"])
+
+
 def test_a_setting_newer_than_the_run_does_not_stop_it(tmp_path: Path, data: Path) -> None:
     run = go(tree_of("gpa", data), tmp_path, "train.steps=1")
     saved = yaml.safe_load((run / "recipe.yaml").read_text())

@@ -10,12 +10,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpa.audio.arrays import MAX_CHANNELS, as_wave, check_speech
+    from gpa.audio.arrays import MAX_CHANNELS, as_wave, check_speech, is_silent
     from gpa.audio.decoding import END_SLACK, MIN_SECONDS, SAMPLE_RATE, AudioLike, blocks, load, seconds
     from gpa.audio.saving import FORMATS, WavStream, pcm16, save, to_bytes, writing
 
 __all__ = ["AudioLike", "END_SLACK", "FORMATS", "MAX_CHANNELS", "MIN_SECONDS", "SAMPLE_RATE", "WavStream"]
-__all__ += ["as_wave", "blocks", "check_speech", "load", "pcm16", "save", "seconds", "to_bytes", "writing"]
+__all__ += [
+    "as_wave",
+    "blocks",
+    "check_speech",
+    "is_silent",
+    "load",
+    "pcm16",
+    "save",
+    "seconds",
+    "to_bytes",
+    "writing",
+]
 
 
 if not TYPE_CHECKING:  # with it mypy would take any name for one of this module

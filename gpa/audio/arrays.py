@@ -128,12 +128,18 @@ def as_wave(wav: np.ndarray, what: str) -> np.ndarray:
     return array.astype(np.float64)
 
 
+def is_silent(wav: np.ndarray, sample_rate: int) -> bool:
+    """Whether the loudest 20 ms of float (S,) are below -60 dB of full scale."""
+    x = as_wave(wav, "is_silent")
+    frame = max(1, min(len(x), round(0.02 * sample_rate)))
+    power = np.square(x[: len(x) // frame * frame]).reshape(-1, frame).mean(axis=1)  # (S,) -> (frames,)
+    return bool(power.max() < _SILENCE**2)
+
+
 def check_speech(wav: np.ndarray, sample_rate: int, *, name: str = "the audio", stacklevel: int = 2) -> None:
     """Warn (AudioWarning) when float32 (S,) is silent, or clipped in more than one sample of a thousand."""
     x = as_wave(wav, "check_speech")
-    frame = max(1, min(len(x), round(0.02 * sample_rate)))
-    power = np.square(x[: len(x) // frame * frame]).reshape(-1, frame).mean(axis=1)  # (S,) -> (frames,)
-    if power.max() < _SILENCE**2:
+    if is_silent(x, sample_rate):
         message = f"{name} is silent (loudest 20 ms below -60 dB): check the microphone or the channel"
         warnings.warn(message, AudioWarning, stacklevel=stacklevel)
     share = float(np.mean(np.abs(x) >= _CLIP_LEVEL))

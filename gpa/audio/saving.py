@@ -81,7 +81,13 @@ class WavStream:
 
     def __init__(self, file: BinaryIO, sample_rate: int) -> None:
         self._file, self._rate, self._size = file, checked_rate(sample_rate, "sample_rate"), 0
+        self._begin = file.tell() if file.seekable() else None
         self._put(self._header(0xFFFFFFFF))
+
+    @property
+    def seconds(self) -> float:
+        """What was written so far."""
+        return self._size / 2 / self._rate
 
     def write(self, wav: np.ndarray) -> None:
         """Append float (S,)."""
@@ -89,8 +95,8 @@ class WavStream:
 
     def close(self) -> None:
         """Say how long it became, if that is still possible."""
-        if self._file.seekable():
-            self._file.seek(-self._size - _HEADER.size, os.SEEK_CUR)
+        if self._begin is not None:
+            self._file.seek(self._begin)
             self._put(self._header(self._size))
             self._file.seek(self._size, os.SEEK_CUR)
 

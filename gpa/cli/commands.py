@@ -38,8 +38,9 @@ CONVERTED = {
     "lm": "mode lm: the language model spoke it anew (--mode codec only exchanges the voice)",
 }
 
+OF_THE_LM = ("replay", "rank", "steps", "lr", "batch_ids")  # options of gpa finetune --adapt-lm
 FINETUNE = (
-    *("name", "voice_rank", "voice_steps", "adapt_lm", "replay", "rank", "steps", "lr", "batch_ids"),
+    *("name", "voice_rank", "voice_steps", "adapt_lm", *OF_THE_LM),
     *("items", "judge", "transcriber", "limit", "licence", "seed", "threads", "device", "offline"),
 )
 
@@ -134,6 +135,8 @@ def run(args: argparse.Namespace) -> None:
         print_json({"text": made.text, **fields(made), "took": round(took, 3)})
     else:
         print(made.text)
+        if made.finish_reason == "no speech":
+            say(f"no speech in {made.duration:.1f} s of sound (silence, noise or music)")
 
 
 def voice(args: argparse.Namespace) -> None:
@@ -230,7 +233,10 @@ def finetune(args: argparse.Namespace) -> int:
     from gpa.finetune.job import finetune as run
 
     small_talk.disable_progress_bar()  # of every loading of weights
-    given = {name: getattr(args, name) for name in FINETUNE}
+    given = {name: getattr(args, name) for name in FINETUNE if getattr(args, name) is not None}
+    alone = [f"--{name.replace('_', '-')}" for name in OF_THE_LM if name in given and not args.adapt_lm]
+    if alone:
+        raise UsageError(f"{', '.join(alone)}: for the language model, with --adapt-lm; see --voice-steps")
     out = args.output or Path("runs") / f"voice-{given['name'] or args.voice.resolve().stem}"
     outcome = run(Job(args.voice, out, args.model, **given), say, only_plan=args.plan)
     if outcome is None:

@@ -21,7 +21,8 @@ def destination(output: str, sample_rate: int, stream: bool = False) -> Iterator
     """A function that takes sound (S,) for `output`, a path or - for a WAV on standard output.
 
     A `stream` is there to be heard from the first sample on; all else appears whole or not at all, with the
-    true sizes in its header. What an error interrupts leaves no file.
+    true sizes in its header. What an error interrupts leaves no file; of a stream that somebody stops, what
+    was heard is kept.
     """
     if output == "-":
         with _piped(sample_rate, stream) as write:
@@ -52,10 +53,14 @@ def _growing(path: Path, sample_rate: int) -> Iterator[Write]:
     except OSError as error:
         raise AudioError(f"{path} cannot be written ({error.strerror}): choose another place") from error
     with file:
+        wav = audio.WavStream(file, sample_rate)
         try:
-            wav = audio.WavStream(file, sample_rate)
             yield wav.write
             wav.close()
-        except BaseException:
-            path.unlink(missing_ok=True)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and wav.seconds:
+                wav.close()
+                print(f"gpa: {path} keeps {wav.seconds:.1f} s", file=sys.stderr)
+            else:
+                path.unlink(missing_ok=True)
             raise

@@ -55,7 +55,16 @@ def outputs(args: argparse.Namespace) -> list[Path | None]:
     folder = target is not None and (several or target.is_dir() or str(args.output).endswith("/"))
     if args.format is None:
         known = {suffix: name for name, suffix in reversed(SUFFIXES.items())}
-        args.format = "text" if target is None or folder else known.get(target.suffix.lower(), "text")
+        suffix = "" if target is None or folder else target.suffix.lower()
+        if suffix and suffix not in known:
+            raise UsageError(
+                f"{target}: a transcript is {', '.join(dict.fromkeys(SUFFIXES.values()))}; or choose a --format"
+            )
+        args.format = known.get(suffix, "text")
+    if several and target and target.suffix.lower() in SUFFIXES.values() and not target.is_dir():
+        raise UsageError(
+            f"{len(args.audio)} files need a folder, and {target} is none; --format says the form"
+        )
     if args.json and (target or args.format != "text"):
         raise UsageError("--json has its own form on standard output: choose it, or --format and -o")
     if args.stream and (args.json or target or several or args.format != "text"):

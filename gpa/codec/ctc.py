@@ -52,9 +52,9 @@ class CTCConfig:
     ratio: Annotated[int, Within(1, 64)] = 2  # frames of features to one of letters
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], where: str = "CTC config") -> CTCConfig:
+    def from_dict(cls, raw: Mapping[str, Any], where: str = "config.json") -> CTCConfig:
         """Typed; CheckpointError for a key or value that this code does not implement."""
-        return build_stored(cls, {k: v for k, v in raw.items() if k != "model_type"}, where, "CTC config")
+        return build_stored(cls, {k: v for k, v in raw.items() if k != "model_type"}, where)
 
 
 class CTCNetwork(nn.Module):

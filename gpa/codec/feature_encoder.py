@@ -78,12 +78,12 @@ class WhisperFeatures(nn.Module):
 
     filters: Tensor
     window: Tensor
-    max_samples = 480_000  # the encoder has 1500 positions of 20 ms
 
     def __init__(self, config: WhisperConfig, tap: int = 2) -> None:
         super().__init__()
         self.encoder = WhisperEncoder(config)
-        self.tap = tap
+        self.tap = min(tap, config.encoder_layers)
+        self.max_samples = config.max_source_positions * FRAME  # 30 s of Whisper's own
         self.channels = 2 * config.d_model
         filters = mel_filters(201, config.num_mel_bins, 0.0, 8000.0, 16_000)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)  # (201, M)
@@ -113,7 +113,7 @@ class WhisperFeatures(nn.Module):
         n = wav.shape[-1]
         wav = F.pad(wav, (0, max(0, 640 - n)))  # reflect padding of the STFT needs more than 200 samples
         states = self.encoder(self.log_mel(wav, warp))
-        early, last = states[min(self.tap, len(states) - 1)], self.encoder.layer_norm(states[-1])
+        early, last = states[self.tap], self.encoder.layer_norm(states[-1])
         both = torch.cat([F.layer_norm(early, early.shape[-1:]), last], -1)
         return both.transpose(1, 2)[..., : n // FRAME]
 
@@ -125,6 +125,8 @@ def load_whisper_features(path: str | Path) -> WhisperFeatures:
     """Whisper encoder from a plain transformers directory (`WhisperEncoder`), in float32."""
     path, state = Path(path), _read_whisper(Path(path))
     raw, where = hub.read_json(path / "config.json"), str(path / "config.json")
+    if (found := raw.get("model_type", "whisper")) != "whisper":
+        raise CheckpointError(f"{where}: model_type {found!r:.80}, a Whisper encoder is needed")
     names = {field.name for field in dataclasses.fields(WhisperConfig)}  # other keys are of its decoder
     config = build_stored(WhisperConfig, {name: raw[name] for name in names & set(raw)}, where)
     with hub.sizes_checked(state, str(path)):

@@ -26,8 +26,8 @@ from gpa import disk, hub
 from gpa.audio import AudioLike, load
 from gpa.codec.base import CodecSpec
 from gpa.codec.feature_encoder import state_digest
-from gpa.config import Rate, Size, Within, build
-from gpa.errors import CheckpointError, UsageError
+from gpa.config import Rate, Size, Within, build_stored
+from gpa.errors import CheckpointError
 from gpa.nn.mel import mel_filters
 
 # Behaviours this file implements; any other value of these keys is refused by name.
@@ -98,10 +98,7 @@ class GLM4VoiceConfig:
             if key.startswith(_FAMILIES) and key not in known | _TRAINING_KEYS | set(_ENCODER_RULES):
                 raise CheckpointError(f"{model_file}: {key} = {model[key]!r} is not implemented")
         source: dict[str, Any] = {**model, **{key: feature.get(key) for key in _FEATURE_SIZES}}
-        try:
-            config = build(cls, {key: source[key] for key in known if key in source}, "sizes")
-        except UsageError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+        config = build_stored(cls, {key: source[key] for key in known if key in source}, str(path), "sizes")
         if feature.get("feature_size", model["num_mel_bins"]) != model["num_mel_bins"]:
             raise CheckpointError(f"{feature_file}: feature_size differs from num_mel_bins of config.json")
         config._check(model_file)

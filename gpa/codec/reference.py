@@ -42,7 +42,11 @@ def reference_clip(wav: np.ndarray, n_samples: int) -> np.ndarray:
 
 
 def check_reference(wav: np.ndarray, sample_rate: int, *, name: str = "the reference") -> None:
-    """Warn (AudioWarning) when a voice reference, float32 (S,), is silent, clipped, or under 3 s."""
+    """AudioError for a silent voice reference, float32 (S,); AudioWarning for one clipped, or under 3 s."""
+    if audio.is_silent(wav, sample_rate):
+        raise AudioError(
+            f"{name} is silent (loudest 20 ms below -60 dB): a voice is taken of speech, 3 to 6 s"
+        )
     audio.check_speech(wav, sample_rate, name=name, stacklevel=3)
     seconds = len(wav) / sample_rate
     if seconds < REFERENCE_SECONDS:

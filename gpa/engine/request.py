@@ -33,15 +33,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = {
-            "temperature": 0 <= self.temperature < math.inf,
-            "top_k": self.top_k >= 0 and self.top_k == int(self.top_k),
-            "top_p": 0 < self.top_p <= 1,
-            "repetition_penalty": 0 < self.repetition_penalty < math.inf,
-            "penalty_window": self.penalty_window >= 0,
+            "temperature": (0 <= self.temperature < math.inf, "a finite number from 0 on"),
+            "top_k": (self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number from 0 on"),
+            "top_p": (0 < self.top_p <= 1, "a number above 0, at most 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a finite number above 0"),
+            "penalty_window": (self.penalty_window >= 0, "a whole number from 0 on"),
         }
-        for name, good in checks.items():
+        for name, (good, needed) in checks.items():
             if not good:
-                raise UsageError(f"{name}={getattr(self, name)!r} is out of range")
+                raise UsageError(f"{name}={getattr(self, name)!r} is out of range: {needed} is needed")
 
     @property
     def plain(self) -> bool:

@@ -39,7 +39,9 @@ class WhisperConfig:
                 raise UsageError(f"{name} {size}: at least 1 is needed")
         width, heads = self.d_model, self.encoder_attention_heads
         if width % 2 or width < 4 or width % heads:
-            raise UsageError(f"d_model {width}: an even number from 4 on, of encoder_attention_heads {heads}")
+            raise UsageError(
+                f"d_model {width}: an even multiple of {heads} (encoder_attention_heads) from 4 on"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """What transformers reads as well."""
@@ -66,7 +68,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
         scale = (x.shape[-1] // self.heads) ** -0.5  # applied before the product, as Whisper's own code does
         projected = (self.q_proj(x) * scale, self.k_proj(x), self.v_proj(x))
-        q, k, v = (split_heads(each, self.heads).contiguous() for each in projected)
+        q, k, v = (
+            split_heads(each, self.heads).contiguous() for each in projected
+        )  # as transformers: bit by bit
         return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, scale=1.0)))
 
 

@@ -104,7 +104,7 @@ class Library(Mapping[str, "Voice"]):
         if not (0 < len(name) <= 64 and name.isprintable() and name == name.strip() and "/" not in name):
             raise UsageError("a voice's name has 1 to 64 printable characters, and no slash")
         if name in self:
-            raise UsageError(f"there is a voice {name!r} already: choose another name, or delete it")
+            raise UsageError(f"there is a voice {name!r} already: choose another name")
         if len(self._about) >= MOST:
             raise UsageError(f"{MOST} voices are registered, the limit: delete one")
 

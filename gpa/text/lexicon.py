@@ -12,6 +12,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from itertools import accumulate
 
 from gpa.errors import CheckpointError
@@ -45,7 +46,6 @@ class Lexicon:
         weights = sorted({**dict.fromkeys(self.listed, LISTED), **self.counts}.items())
         self._words = [word + END for word, _ in weights]  # sorted: "a " comes before "ab "
         self._sums = [0, *accumulate(weight for _, weight in weights)]
-        self._runs: dict[str, int] = {}  # of letters, anywhere in a word
         self._known: dict[str, dict[str, float]] = {}
 
     @classmethod
@@ -119,11 +119,16 @@ class Lexicon:
 
     def _after(self, letters: str) -> dict[str, int]:
         """Which letters follow some letters anywhere in a word, and how often."""
-        if not self._runs:
-            for word, count in self.counts.items():
-                spelt = word + END
-                for n in range(1, NEAR + 2):
-                    for i in range(len(spelt) - n + 1):
-                        run = spelt[i : i + n]
-                        self._runs[run] = self._runs.get(run, 0) + count
         return {c: self._runs[letters + c] for c in FOLLOWING if letters + c in self._runs}
+
+    @cached_property
+    def _runs(self) -> dict[str, int]:
+        """How often letters stand in a row anywhere in a word, up to `NEAR` and the one that follows."""
+        runs: dict[str, int] = {}
+        for word, count in self.counts.items():
+            spelt = word + END
+            for n in range(1, NEAR + 2):
+                for i in range(len(spelt) - n + 1):
+                    run = spelt[i : i + n]
+                    runs[run] = runs.get(run, 0) + count
+        return runs

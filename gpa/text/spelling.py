@@ -36,9 +36,12 @@ class SpellingSearch:
 
     def __post_init__(self) -> None:
         weights = (self.words, self.letter, self.ctc)
-        good = self.width == int(self.width) >= 1 and all(map(math.isfinite, weights))
-        if not good or self.words < 0 or self.ctc < 0:
-            raise UsageError(f"{self}: a width of at least 1 and finite weights are needed")
+        if not self.width == int(self.width) >= 1:
+            raise UsageError(
+                f"beams={self.width}: a width of at least 1 is needed; 1 writes what is likeliest"
+            )
+        if not all(map(math.isfinite, weights)) or self.words < 0 or self.ctc < 0:
+            raise UsageError(f"{self}: finite weights are needed, words and ctc of at least 0")
 
 
 class Spelling:

@@ -63,15 +63,15 @@ class Seekable(Protocol):
         ...
 
 
-def claim(run: Path, recipe: Any) -> None:
-    """Write the resolved recipe (a dataclass) to run/recipe.yaml.
+def claim(run: Path, recipe: Any) -> bool:
+    """Write the resolved recipe (a dataclass) to run/recipe.yaml; whether the run goes on from a checkpoint.
 
     CheckpointError if the folder holds checkpoints and its recipe is damaged, edited or missing, or another
     one, whose keys it names; `FREE` ones may differ.
     """
     path = run / "recipe.yaml"
     text = config.dump(recipe)
-    if found(run) or found(run, shards=True):
+    if begun := bool(found(run) or found(run, shards=True)):
         saved, ours = _flat(_recipe(path)), _flat(yaml.safe_load(text))
         # A key that the saved recipe lacks is newer than it, and was then what its default is now.
         changed = sorted(k for k in saved.keys() | ours.keys() if k in saved and saved[k] != ours.get(k))
@@ -82,6 +82,7 @@ def claim(run: Path, recipe: Any) -> None:
                 f"{run}: holds checkpoints of another recipe: {was}; give the old values or a new --run"
             )
     disk.write_bytes(path, sealed(text.rstrip("\n").encode()))
+    return begun
 
 
 def _recipe(path: Path) -> Any:

@@ -102,10 +102,11 @@ def main(argv: list[str] | None = None) -> None:
         return print(*dry_run.lines(family, recipe, launched.world), sep="\n")
     with closing(launch.start(recipe.train, launched)) as parallel, ExitStack() as held:
         parallel.on_rank_zero(lambda: held.enter_context(disk.held(run, "run")))
-        parallel.on_rank_zero(lambda: checkpoint.claim(run, recipe))
+        begun = parallel.on_rank_zero(lambda: checkpoint.claim(run, recipe))
         if slow := launch.slow_bfloat16(recipe.train, recipe.optim.name, parallel.device):
             log.warning("%s", slow)
         data = parallel.on_rank_zero(lambda: environment.fingerprint(recipe.data))
+        parallel.on_rank_zero(lambda: environment.check_data(run, data) if begun else None)
         train(family, recipe.train, recipe.optim, run, parallel=parallel, about={"data": data})
         parallel.on_rank_zero(lambda: plot(run))
 

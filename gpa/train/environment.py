@@ -19,6 +19,25 @@ EDGE = 1 << 20  # of a large file the first and last MiB are hashed, with its si
 
 def record(run: Path, step: int, facts: dict[str, Any]) -> None:
     """Add this start, at `step`, to RUN/environment.json: `facts` of the caller, versions, commit, host."""
+    starts = _starts(run)
+    versions = {name: version for name in LIBRARIES if (version := _version(name))}
+    machine = {"host": platform.node(), "platform": platform.platform(), "python": platform.python_version()}
+    starts.append({"step": step, **facts, "commit": _commit(), "versions": versions, **machine})
+    disk.write_text(run / "environment.json", json.dumps(starts, indent=1) + "\n")
+
+
+def check_data(run: Path, data: dict[str, str]) -> None:
+    """CheckpointError where a run that has checkpoints began with other content of a file or folder."""
+    seen = [start["data"] for start in _starts(run) if isinstance(start, dict) and start.get("data")]
+    if changed := sorted(key for key, found in data.items() if seen and seen[-1].get(key, found) != found):
+        names = ", ".join(f"data.{key}" for key in changed)
+        raise CheckpointError(
+            f"{run}: its checkpoints were trained on other content of {names}: bring it back, or give a new "
+            "--run (init=RUN/export starts from what was learnt)"
+        )
+
+
+def _starts(run: Path) -> list[Any]:
     path = run / "environment.json"
     try:
         starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
@@ -26,10 +45,7 @@ def record(run: Path, step: int, facts: dict[str, Any]) -> None:
         starts = None
     if not isinstance(starts, list):
         raise CheckpointError(f"{path}: damaged; it tells of earlier starts: bring it back, or delete it")
-    versions = {name: version for name in LIBRARIES if (version := _version(name))}
-    machine = {"host": platform.node(), "platform": platform.platform(), "python": platform.python_version()}
-    starts.append({"step": step, **facts, "commit": _commit(), "versions": versions, **machine})
-    disk.write_text(path, json.dumps(starts, indent=1) + "\n")
+    return starts
 
 
 def _version(name: str) -> str:
@@ -58,7 +74,8 @@ def fingerprint(section: Any) -> dict[str, str]:
 
 def _hash(path: Path) -> str:
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    files = sorted(files) if path.is_dir() else [path]
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode())

@@ -129,7 +129,7 @@ def slow_bfloat16(args: TrainArgs, optimizer: str, device: torch.device) -> str 
         return None
     return (
         f"bfloat16 takes this processor {times:.0f} times as long as float32; "
-        f"steps are faster with {' '.join(remedies)}"
+        f"steps are faster with {' '.join(remedies)}, in a new --run"
     )
 
 

@@ -126,7 +126,7 @@ class GPAProcessor(Budgets):
             return self.voices[voice]
         if isinstance(voice, (str, os.PathLike)):
             path = Path(voice)
-            if not path.exists():
+            if not path.exists() or path.is_dir():
                 raise UsageError(f"no voice and no file {str(voice)!r}: {self._voice_help()}")
             if path.suffix.lower() == ".json":
                 return self.codec.checked(Voice.load(path))
