@@ -330,9 +330,12 @@ PLAIN = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent),
 def test_transcripts_of_several_files_go_into_a_folder(shell: Shell) -> None:
     """Not into one that is named like a file; and no transcript is a document."""
     assert shell("asr", "in.wav", "ref.wav", "-o", "subs.srt", *BRIEF) == 2
-    assert "2 files need a folder" in complaint(shell) and not Path("subs.srt").exists()
+    assert "2 files need a folder: subs.srt is none" in complaint(shell) and not Path("subs.srt").exists()
     assert shell("asr", "in.wav", "-o", "in.docx", *BRIEF) == 2
-    assert "in.docx: a transcript is .txt" in complaint(shell) and not Path("in.docx").exists()
+    assert (
+        "in.docx: a transcript is .json, .srt, .txt, .vtt" in complaint(shell)
+        and not Path("in.docx").exists()
+    )
     assert shell("asr", "in.wav", "ref.wav", "-o", "subs", "--format", "srt", *BRIEF) == 0
     assert {path.name for path in Path("subs").iterdir()} == {"in.srt", "ref.srt"}
 

@@ -234,7 +234,7 @@ def _vc(sub: Any) -> None:
 
 the codec exchanges the voice and keeps words and timing; the language model speaks anew. the default is
 what measured better for the checkpoint, and is said. a transcript, or --itc for the model's own, guides the
-words of the language model; it and the options of generation choose --mode lm. prints the path of the file
+words of the language model; it and the options of generation, but for --seed, choose --mode lm. prints the path of the file
 written.
 """
     )  # fmt: skip

@@ -54,17 +54,9 @@ def outputs(args: argparse.Namespace) -> list[Path | None]:
     readable_name(str(target))
     folder = target is not None and (several or target.is_dir() or str(args.output).endswith("/"))
     if args.format is None:
-        known = {suffix: name for name, suffix in reversed(SUFFIXES.items())}
-        suffix = "" if target is None or folder else target.suffix.lower()
-        if suffix and suffix not in known:
-            raise UsageError(
-                f"{target}: a transcript is {', '.join(dict.fromkeys(SUFFIXES.values()))}; or choose a --format"
-            )
-        args.format = known.get(suffix, "text")
+        args.format = _format_of(None if folder else target)
     if several and target and target.suffix.lower() in SUFFIXES.values() and not target.is_dir():
-        raise UsageError(
-            f"{len(args.audio)} files need a folder, and {target} is none; --format says the form"
-        )
+        raise UsageError(f"{len(args.audio)} files need a folder: {target} is none; --format says the form")
     if args.json and (target or args.format != "text"):
         raise UsageError("--json has its own form on standard output: choose it, or --format and -o")
     if args.stream and (args.json or target or several or args.format != "text"):
@@ -80,6 +72,15 @@ def outputs(args: argparse.Namespace) -> list[Path | None]:
     if twice := sorted({str(place) for place in places if places.count(place) > 1}):
         raise UsageError(f"two recordings would be written to {twice[0]}: rename one, or use two folders")
     return list(places)
+
+
+def _format_of(target: Path | None) -> str:
+    """The format that a file's suffix asks for; UsageError for one that no transcript has."""
+    known = {suffix: name for name, suffix in reversed(SUFFIXES.items())}
+    suffix = target.suffix.lower() if target else ""
+    if suffix and suffix not in known:
+        raise UsageError(f"{target}: a transcript is {', '.join(sorted(known))}; or choose a --format")
+    return known.get(suffix, "text")
 
 
 def _streamed(model: Any, path: str, given: dict[str, Any]) -> None:

@@ -55,7 +55,9 @@ def model_name(service: Service) -> str:
 def check_model(service: Service, asked: str | None) -> None:
     """404 for a model that is not here; none, its own name and the usual ones are the one that is."""
     if asked and asked != model_name(service) and asked not in ALIASES:
-        what = f"there is no model {asked!r}: this server has {model_name(service)!r}"
+        what = (
+            f"there is no model {asked!r} for speech and transcripts: this server has {model_name(service)!r}"
+        )
         raise Failure(404, what, "model", "model_not_found")
 
 

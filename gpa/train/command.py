@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         parallel.on_rank_zero(lambda: environment.check_data(run, data) if begun else None)
         train(family, recipe.train, recipe.optim, run, parallel=parallel, about={"data": data})
         parallel.on_rank_zero(lambda: plot(run))
+        parallel.on_rank_zero(lambda: print(run / "export", flush=True))
 
 
 def _text(tree: dict[str, Any], run: Path, dry: bool) -> None:
