@@ -234,8 +234,8 @@ def _vc(sub: Any) -> None:
 
 the codec exchanges the voice and keeps words and timing; the language model speaks anew. the default is
 what measured better for the checkpoint, and is said. a transcript, or --itc for the model's own, guides the
-words of the language model; it and the options of generation, but for --seed, choose --mode lm. prints the path of the file
-written.
+words of the language model; it and the options of generation, but for --seed, choose --mode lm. prints the
+path of the file written.
 """
     )  # fmt: skip
     p.add_argument("audio", help="what to convert; - reads standard input")
