@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers.models.whisper import modeling_whisper
 from transformers.models.whisper.configuration_whisper import WhisperConfig as LibraryConfig
 
-from gpa.codec.feature_encoder import load_whisper_features, save_features
+from gpa.codec.feature_encoder import WhisperFeatures, load_whisper_features, save_features
 from gpa.errors import CheckpointError
 from gpa.models.gpa import GPA
 from gpa.nn.whisper_encoder import WhisperConfig, WhisperEncoder
@@ -49,8 +49,8 @@ def test_every_state_is_that_of_transformers(frames: int) -> None:
 
 def test_a_clip_of_full_length_is_what_transformers_makes_of_it() -> None:
     """Their `forward`, not only their layers: 1500 frames of the encoder that is shipped."""
-    features = GPA.from_pretrained("gpa-mini", device="cpu").codec.features
-    ours = getattr(features, "encoder", None) or features.build().encoder
+    folder = GPA.from_pretrained("gpa-mini", device="cpu").path / "codec" / "features"
+    ours = load_whisper_features(folder).encoder
     library = modeling_whisper.WhisperEncoder(LibraryConfig(**ours.config.to_dict())).eval()
     library.load_state_dict(ours.state_dict())
     mel = torch.randn(1, 80, 3000)
@@ -72,7 +72,13 @@ def test_what_is_saved_is_read_by_both(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"encoder_attention_heads": 5}, {"d_model": 7}, {"activation_function": "relu"}, {"num_mel_bins": 0}],
+    [
+        {"encoder_attention_heads": 5},
+        {"d_model": 7},
+        {"activation_function": "relu"},
+        {"num_mel_bins": 0},
+        {"model_type": "wav2vec2"},
+    ],
 )
 def test_sizes_that_no_encoder_has_are_refused(wrong: dict, tmp_path: Path) -> None:
     modeling_whisper.WhisperEncoder(LibraryConfig(**SIZES)).save_pretrained(tmp_path)
@@ -80,3 +86,12 @@ def test_sizes_that_no_encoder_has_are_refused(wrong: dict, tmp_path: Path) -> N
     file.write_text(json.dumps({**json.loads(file.read_text()), **wrong}))
     with pytest.raises(CheckpointError, match=next(iter(wrong))):
         load_whisper_features(tmp_path)
+
+
+def test_sound_longer_than_its_positions_is_heard_in_windows() -> None:
+    features = WhisperFeatures(WhisperConfig(**SIZES, max_source_positions=50)).eval()
+    wav = torch.randn(1, 3 * 16_000)
+    with torch.no_grad():
+        heard = features(wav)
+        assert heard.shape == (1, 2 * SIZES["d_model"], 150)
+        assert torch.equal(heard[..., 50:100], features(wav[:, 16_000:32_000]))
