@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from gpa import audio
-from gpa.cli import main
+from gpa.cli import evaluation, main
 from gpa.errors import GenerationError, MissingExtraError, UsageError
 from gpa.evals import (
     baselines,
@@ -116,6 +116,18 @@ def test_too_few_sentences_is_an_error_not_a_shorter_test(data: Path) -> None:
     """The part of a training sentence is found out late, and must not silently shrink the test."""
     with pytest.raises(UsageError, match="unseen sentences"):
         items.unseen_sentences(data, items.training_texts(ROWS), 7, seed=0)
+
+
+def test_texts_that_were_seen_are_read_from_any_manifest(tmp_path: Path) -> None:
+    """Speech without words, or with a machine's, is in the manifest that gpa-mini is made of."""
+    manifest = tmp_path / "manifest.jsonl"
+    rows = [{"text": "One."}, {"text": None}, {"text": None, "text_whisper_tiny_en": "Two."}, {"text": ""}]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluation._seen(manifest) == ["One.", "Two."]
+    for wrong in ('{"words": "no text"}', '["text"]', '{"text": 5}', "{"):
+        manifest.write_text(wrong + "\n")
+        with pytest.raises(UsageError, match="lines of JSON with a text are needed"):
+            evaluation._seen(manifest)
 
 
 def test_pairs_cross_speakers_and_stay_held_out() -> None:
