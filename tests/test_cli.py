@@ -340,9 +340,11 @@ def test_transcripts_of_several_files_go_into_a_folder(shell: Shell) -> None:
     assert {path.name for path in Path("subs").iterdir()} == {"in.srt", "ref.srt"}
 
 
-def test_options_of_the_language_model_need_it(shell: Shell) -> None:
-    assert shell("finetune", "--voice", ".", "--plan", "--steps", "5", "--lr", "0.1") == 2
-    assert "--steps, --lr: for the language model, with --adapt-lm" in complaint(shell)
+def test_options_of_the_language_model_are_said_to_need_it(shell: Shell) -> None:
+    shell("finetune", "--voice", "nowhere", "--plan", "--steps", "5", "--lr", "0.1")
+    assert "gpa: --steps, --lr: without --adapt-lm for nothing" in shell.err
+    shell("finetune", "--voice", "nowhere", "--plan", "--steps", "5", "--adapt-lm")
+    assert "for nothing" not in shell.err
 
 
 def test_a_stream_that_is_stopped_keeps_what_was_heard(tmp_path: Path) -> None:

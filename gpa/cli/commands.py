@@ -236,7 +236,7 @@ def finetune(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in FINETUNE if getattr(args, name) is not None}
     alone = [f"--{name.replace('_', '-')}" for name in OF_THE_LM if name in given and not args.adapt_lm]
     if alone:
-        raise UsageError(f"{', '.join(alone)}: for the language model, with --adapt-lm; see --voice-steps")
+        say(f"{', '.join(alone)}: without --adapt-lm for nothing; --voice-steps is for the voice")
     out = args.output or Path("runs") / f"voice-{given['name'] or args.voice.resolve().stem}"
     outcome = run(Job(args.voice, out, args.model, **given), say, only_plan=args.plan)
     if outcome is None:

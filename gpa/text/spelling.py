@@ -41,7 +41,7 @@ class SpellingSearch:
                 f"beams={self.width}: a width of at least 1 is needed; 1 writes what is likeliest"
             )
         if not all(map(math.isfinite, weights)) or self.words < 0 or self.ctc < 0:
-            raise UsageError(f"{self}: finite weights are needed, words and ctc of at least 0")
+            raise UsageError(f"{self}: a width of at least 1 and finite weights are needed")
 
 
 class Spelling:
