@@ -306,7 +306,7 @@ def test_words_help_a_transcript(ours: GPA, clip: tuple[np.ndarray, int], tmp_pa
     kept = ours.save_pretrained(tmp_path / "kept")
     (kept / "words.txt").write_text("hello 3\nthere 1\n")
     strong = json.loads((kept / "gpa.json").read_text()) | {
-        "beams": {"width": 6, "words": 40.0, "letter": 40.0}
+        "beams": {"width": 6, "words": 40.0, "letter": 0.0}
     }
     (kept / "gpa.json").write_text(json.dumps(strong))
     model = GPA.from_pretrained(kept)

@@ -50,7 +50,7 @@ RECIPE: dict[str, Any] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
     "weights": {"alignment": 0},
-    "train": {"steps": 360, "save_every": 360, "eval_every": 360, "log_every": 60, "threads": 1},
+    "train": {"steps": 240, "save_every": 240, "eval_every": 240, "log_every": 60, "threads": 1},
     "optim": {"name": "muon", "lr": 5e-3, "warmup": 10, "beta1": 0.9, "beta2": 0.98},
 }
 

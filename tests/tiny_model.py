@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.models.whisper.configuration_whisper import WhisperConfig as LibraryConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from conftest import speechlike
 from gpa.codec.bicodec import BiCodec, BiCodecConfig, BiCodecModel
@@ -62,13 +64,20 @@ SIZES = {
 }
 
 
+def random_features(**sizes: int) -> WhisperFeatures:
+    """A small Whisper encoder as transformers starts one, which is quieter than torch's own start."""
+    sizes = {"encoder_layers": 2, "encoder_attention_heads": 2, "num_mel_bins": 80, **sizes}
+    start = WhisperEncoder(LibraryConfig(**sizes)).state_dict()
+    features = WhisperFeatures(WhisperConfig(**sizes))
+    features.encoder.load_state_dict(start)
+    return features.eval()
+
+
 def tiny_codec() -> BiCodec:
     """A codec of 25 ids/s and 64 semantic codes, four global codes of 16 values."""
     torch.manual_seed(0)
-    whisper = WhisperConfig(
-        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=80
-    )
-    return BiCodec(BiCodecModel(BiCodecConfig.from_dict(CODEC)), WhisperFeatures(whisper).eval())
+    model = BiCodecModel(BiCodecConfig.from_dict(CODEC))
+    return BiCodec(model, random_features(d_model=16, encoder_ffn_dim=32))
 
 
 def write_tiny_model(folder: Path) -> Path:

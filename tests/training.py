@@ -11,14 +11,14 @@ import yaml
 
 from conftest import speechlike
 from gpa import audio
-from gpa.codec.feature_encoder import WhisperFeatures, save_features
+from gpa.codec.feature_encoder import save_features
 from gpa.data import sequences, token_folder
-from gpa.nn.whisper_encoder import WhisperConfig
 from gpa.prompt.vocab import Vocab
 from gpa.text.letters import letter_targets
 from gpa.text.tokenizer import build_tokenizer_json, train_sentencepiece
 from gpa.train import metrics
 from gpa.train.meter import SECONDS
+from tiny_model import random_features
 
 TEXTS = [
     "hello world.",
@@ -87,9 +87,8 @@ LM = {
 
 def write_encoder(folder: Path, seed: int = 0) -> Path:
     """A Whisper encoder with random weights, 8 wide."""
-    sizes = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 80}
     torch.manual_seed(seed)
-    save_features(WhisperFeatures(WhisperConfig(d_model=8, **sizes)), folder, torch.float32)
+    save_features(random_features(d_model=8, encoder_ffn_dim=16), folder, torch.float32)
     return folder
 
 
