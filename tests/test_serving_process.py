@@ -124,7 +124,8 @@ def test_a_signal_lets_requests_end_and_takes_no_new_ones(tiny: Path, tmp_path: 
     assert server.returncode == 0, errors
     said = [json.loads(line) for line in out.splitlines()]
     spoken = [line for line in said if line["path"] == "/v1/test/speak"]
-    assert [line["status"] for line in spoken] == [503, 503, 200] and spoken[-1]["bytes_out"] == size
+    spoken.sort(key=lambda line: line["status"])  # what is made may end before the late one is refused
+    assert [line["status"] for line in spoken] == [200, 503, 503] and spoken[0]["bytes_out"] == size
 
 
 def test_a_drain_has_an_end(tiny: Path, tmp_path: Path) -> None:
