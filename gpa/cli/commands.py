@@ -23,7 +23,7 @@ from gpa.models.gpa.options_gpa import SamplingOptions
 from gpa.text.wordlist import read_text
 
 if TYPE_CHECKING:
-    from gpa.models.gpa.outputs_gpa import Chunk, Speech
+    from gpa.models.gpa.outputs_gpa import Chunk, Speech, Transcript
 
 LONG = 400  # characters of a text that takes long enough for a progress bar
 DEFAULT_MODEL = "gpa-mini"
@@ -48,6 +48,11 @@ FINETUNE = (
 def say(message: str) -> None:
     """One remark on stderr."""
     print(f"gpa: {message}", file=sys.stderr)
+
+
+def without_speech(found: Transcript) -> str:
+    """What to say of a transcript of no words."""
+    return f"no speech in {found.duration:.1f} s of sound (silence, noise or music)"
 
 
 def at_least_one(args: argparse.Namespace, *names: str) -> None:
@@ -136,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         print(made.text)
         if made.finish_reason == "no speech":
-            say(f"no speech in {made.duration:.1f} s of sound (silence, noise or music)")
+            say(without_speech(made))
 
 
 def voice(args: argparse.Namespace) -> None:

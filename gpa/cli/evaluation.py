@@ -195,10 +195,13 @@ def _codec(args: argparse.Namespace) -> Any:
 
 def _seen(path: Path) -> list[str]:
     """Texts of a manifest or of pairs, machine transcripts included; a row of speech alone has none."""
+    from gpa.evals import items
+
     try:
         rows = [json.loads(line) for line in read_text(path).splitlines()]
-        texts = [text for row in rows for text in (row["text"], row.get("text_whisper_tiny_en")) if text]
-        return [text.strip() for text in texts]
+        if not all("text" in row for row in rows):
+            raise LookupError("text")
+        return [text.strip() for text in items.texts_of(rows)]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"--seen {path}: lines of JSON with a text are needed ({error!r})") from error
 

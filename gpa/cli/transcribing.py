@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpa.audio.opening import readable_name
-from gpa.cli.commands import fields, load, print_json, sampling, say, sound_of
+from gpa.cli.commands import fields, load, print_json, sampling, say, sound_of, without_speech
 from gpa.errors import GPAError, UsageError
 from gpa.models.gpa.subtitles_gpa import FORMATS, SUFFIXES, verbose
 from gpa.text.wordlist import read_text
@@ -101,7 +101,7 @@ def _name(path: str) -> str:
 def _deliver(args: argparse.Namespace, path: str, place: Path | None, found: Transcript, took: float) -> None:
     name = _name(path)
     if not found.segments:
-        say(f"{name}: no speech in {found.duration:.1f} s of sound (silence, noise or music)")
+        say(f"{name}: {without_speech(found)}")
     elif found.skipped >= SAID:
         say(f"{name}: skipped {found.skipped:.1f} of {found.duration:.1f} s without speech")
     if args.json:

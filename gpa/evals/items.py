@@ -208,7 +208,12 @@ def text_key(text: str) -> str:
 
 def training_texts(rows: Iterable[Row]) -> list[str]:
     """Every text that was trained on, machine transcripts included."""
-    texts = ((row.get("text"), row.get("text_whisper_tiny_en")) for row in rows if is_training(row))
+    return texts_of(filter(is_training, rows))
+
+
+def texts_of(rows: Iterable[Row]) -> list[str]:
+    """Every text of rows, machine transcripts included."""
+    texts = ((row.get("text"), row.get("text_whisper_tiny_en")) for row in rows)
     return [text for both in texts for text in both if text]
 
 

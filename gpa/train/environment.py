@@ -74,8 +74,8 @@ def fingerprint(section: Any) -> dict[str, str]:
 
 def _hash(path: Path) -> str:
     digest = hashlib.sha256()
-    files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    files = sorted(files) if path.is_dir() else [path]
+    inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = inside if path.is_dir() else [path]
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode())

@@ -98,7 +98,7 @@ class GPAConfig:
         raw = dict(raw)
         if (version := raw.pop("version", None)) != VERSION:
             raise CheckpointError(f"{where}: version {version!r}; this release reads version {VERSION}")
-        return config.build_stored(cls, raw, where, "settings")
+        return config.build_stored(cls, raw, where)
 
     def write(self, folder: Path) -> None:
         """Write gpa.json, the inverse of `read`."""
