@@ -124,15 +124,28 @@ FeatureEncoder = Wav2Vec2Features | WhisperFeatures
 def load_whisper_features(path: str | Path) -> WhisperFeatures:
     """Whisper encoder from a plain transformers directory (`WhisperEncoder`), in float32."""
     path, state = Path(path), _read_whisper(Path(path))
-    raw, where = hub.read_json(path / "config.json"), str(path / "config.json")
-    if (found := raw.get("model_type", "whisper")) != "whisper":
-        raise CheckpointError(f"{where}: model_type {found!r:.80}, a Whisper encoder is needed")
-    names = {field.name for field in dataclasses.fields(WhisperConfig)}  # other keys are of its decoder
-    config = build_stored(WhisperConfig, {name: raw[name] for name in names & set(raw)}, where)
+    config = _whisper_config(path / "config.json")
     with hub.sizes_checked(state, str(path)):
         features = WhisperFeatures(config)
     hub.load_strict(features.encoder, state, optional=(POSITIONS,), where=str(path))
     return features.eval()
+
+
+def _whisper_config(file: Path) -> WhisperConfig:
+    raw, where = hub.read_json(file), str(file)
+    if (found := raw.get("model_type", "whisper")) != "whisper":
+        raise CheckpointError(f"{where}: model_type {found!r:.80}, a Whisper encoder is needed")
+    names = {field.name for field in dataclasses.fields(WhisperConfig)}  # other keys are of its decoder
+    config = build_stored(WhisperConfig, {name: raw[name] for name in names & set(raw)}, where)
+    for name, size in dataclasses.asdict(config).items():
+        if isinstance(size, int) and size < 1:
+            raise CheckpointError(f"{where}: {name} {size}, at least 1 is needed")
+    width, heads = config.d_model, config.encoder_attention_heads
+    if width % 2 or width < 4 or width % heads:
+        raise CheckpointError(
+            f"{where}: d_model {width} is no even multiple, from 4 on, of encoder_attention_heads {heads}"
+        )
+    return config
 
 
 def _read_whisper(path: Path) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from gpa.codec.feature_encoder import state_digest
 from gpa.config import Rate, Size, Within, build_stored
 from gpa.errors import CheckpointError
 from gpa.nn.mel import mel_filters
+from gpa.nn.whisper_encoder import EncoderLayer
 
 # Behaviours this file implements; any other value of these keys is refused by name.
 _ENCODER_RULES: dict[str, Any] = {
@@ -142,44 +143,6 @@ def _refuse(found: dict[str, Any], rules: dict[str, Any], where: Path) -> None:
             raise CheckpointError(f"{where}: {key} = {found[key]!r} is not implemented, only {value!r}")
 
 
-class Attention(nn.Module):
-    """Multi-head attention of Whisper: keys without bias, scale Dh^-0.5."""
-
-    def __init__(self, width: int, n_head: int) -> None:
-        super().__init__()
-        self.n_head = n_head
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # (B, T, D), (B, 1, T, T)
-        """Attend where `mask` is True."""
-        split = (*x.shape[:2], self.n_head, -1)
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (p(x).view(split).transpose(1, 2) for p in projections)  # (B, H, T, Dh)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(y.transpose(1, 2).reshape(x.shape))  # (B, T, D)
-
-
-class Layer(nn.Module):
-    """Pre-norm transformer layer with exact GELU."""
-
-    def __init__(self, config: GLM4VoiceConfig) -> None:
-        super().__init__()
-        width = config.d_model
-        self.self_attn = Attention(width, config.encoder_attention_heads)
-        self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, config.encoder_ffn_dim)
-        self.fc2 = nn.Linear(config.encoder_ffn_dim, width)
-        self.final_layer_norm = nn.LayerNorm(width)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # (B, T, D)
-        """One layer, shape kept."""
-        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
-
-
 def block_mask(n_frames: Tensor, length: int, block: int) -> Tensor:
     """Who may attend to whom: keys up to the query or in its block, and inside the clip.
 
@@ -200,7 +163,8 @@ class GLM4VoiceEncoder(nn.Module):
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, 3)
         self.conv2 = nn.Conv1d(width, width, 3, stride=2)
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.quantize_position))
+        sizes = (width, config.encoder_attention_heads, config.encoder_ffn_dim)
+        self.layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.quantize_position))
         self.codebook = nn.Embedding(config.quantize_vocab_size, width)
         self.embed_positions2 = nn.Embedding(config.max_source_positions // pool, width)
 

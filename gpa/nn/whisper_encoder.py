@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpa.errors import UsageError
 from gpa.nn.attention import merge_heads, split_heads
 
 
@@ -32,16 +31,6 @@ class WhisperConfig:
     num_mel_bins: int = 80
     max_source_positions: int = 1500
     activation_function: Literal["gelu"] = "gelu"
-
-    def __post_init__(self) -> None:
-        for name, size in dataclasses.asdict(self).items():
-            if isinstance(size, int) and size < 1:
-                raise UsageError(f"{name} {size}: at least 1 is needed")
-        width, heads = self.d_model, self.encoder_attention_heads
-        if width % 2 or width < 4 or width % heads:
-            raise UsageError(
-                f"d_model {width}: an even multiple of {heads} (encoder_attention_heads) from 4 on"
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """What transformers reads as well."""
@@ -65,31 +54,29 @@ class SelfAttention(nn.Module):
         self.k_proj = nn.Linear(width, width, bias=False)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Of (B, T, D), the same; where a mask (B, 1, T, T) is True a frame is heard."""
         scale = (x.shape[-1] // self.heads) ** -0.5  # applied before the product, as Whisper's own code does
         projected = (self.q_proj(x) * scale, self.k_proj(x), self.v_proj(x))
-        q, k, v = (
-            split_heads(each, self.heads).contiguous() for each in projected
-        )  # as transformers: bit by bit
-        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, scale=1.0)))
+        # in rows of their own, as in transformers: the kernels then give the same bits
+        q, k, v = (split_heads(each, self.heads).contiguous() for each in projected)
+        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)))
 
 
 class EncoderLayer(nn.Module):
     """Attention, then a feed-forward network, each on a normalised copy and added."""
 
-    def __init__(self, config: WhisperConfig) -> None:
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        width = config.d_model
-        self.self_attn = SelfAttention(width, config.encoder_attention_heads)
+        self.self_attn = SelfAttention(width, heads)
         self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1, self.fc2 = (
-            nn.Linear(width, config.encoder_ffn_dim),
-            nn.Linear(config.encoder_ffn_dim, width),
-        )
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.self_attn_layer_norm(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One layer, shape kept."""
+        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 
@@ -104,7 +91,8 @@ class WhisperEncoder(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(positions, width).requires_grad_(False)
         self.embed_positions.weight.data.copy_(sinusoids(positions, width))
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        sizes = (width, config.encoder_attention_heads, config.encoder_ffn_dim)
+        self.layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(width)
 
     def forward(self, mel: Tensor) -> list[Tensor]:
